@@ -1,0 +1,61 @@
+"""vidfuse: fuse the predictions of several video classifiers into the best single one that can be defended.
+
+Every name below loads its module on first use (PEP 562), so that `import vidfuse` costs next to nothing and
+needs no numpy, scipy, scikit-learn, torch or timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("errors", "metrics", "networks", "training", "video")
+_HOME = {
+    "BordaCount": "vidfuse.fusion.voting",
+    "Calibrated": "vidfuse.fusion.calibration",
+    "DynamicPool": "vidfuse.fusion.dynamic",
+    "Ensemble": "vidfuse.ensemble",
+    "GreedyPool": "vidfuse.fusion.selection.greedy",
+    "LinearPool": "vidfuse.fusion.pools",
+    "LogLinearPool": "vidfuse.fusion.pools",
+    "LogitStack": "vidfuse.cache.stack",
+    "MajorityVote": "vidfuse.fusion.voting",
+    "Recipe": "vidfuse.recipe",
+    "StackedPool": "vidfuse.fusion.stacking",
+    "SubsetPool": "vidfuse.fusion.selection.subsets",
+    "TemperatureScaling": "vidfuse.fusion.calibration",
+    "VectorScaling": "vidfuse.fusion.calibration",
+    "compare": "vidfuse.fusion.selection.honest",
+    "diversity": "vidfuse.fusion.selection.contribution",
+    "extract": "vidfuse.training.extract",
+    "honest_score": "vidfuse.fusion.selection.honest",
+    "leaderboard": "vidfuse.report.tables",
+    "leave_one_out": "vidfuse.fusion.selection.contribution",
+    "load_recipe": "vidfuse.recipe",
+    "load_stack": "vidfuse.cache.store",
+    "read_predictions": "vidfuse.cache.importers",
+    "reduce_views": "vidfuse.fusion.views",
+    "scorers": "vidfuse.metrics",
+    "search_subsets": "vidfuse.fusion.selection.subsets",
+    "shapley_values": "vidfuse.fusion.selection.contribution",
+    "write_report": "vidfuse.report.html",
+    "write_submission": "vidfuse.video.vipriors",
+}
+
+__all__ = sorted([*_HOME, *_SUBMODULES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vidfuse.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'vidfuse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
