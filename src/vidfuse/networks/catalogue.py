@@ -1,0 +1,247 @@
+"""Every network by name: what it is, and how to build it.
+
+A name is ``architecture.source``; the source says whose published checkpoints load into it. A name without a source
+is the paper's network as vidfuse trains it, and a ``_tiny`` one is a small preset for a CPU.
+
+A network is one module of this package and one line a variant in the table below. The module exposes
+
+- ``PRESETS``: its catalogue names, each with a frozen configuration,
+- ``build(config, num_classes)``: a `vidfuse.networks.layers.VideoNetwork`,
+- ``convert(state_dict, source, config)``: a published state dict, renamed to the module's own layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import importlib
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from vidfuse.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidfuse.networks.layers import VideoNetwork
+
+__all__ = ["NetworkInfo", "convert_state_dict", "create", "import_network_module", "info", "load_checkpoint", "names"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkInfo:
+    """What a catalogue name stands for.
+
+    Attributes:
+        name: The catalogue name.
+        source: Whose layout and checkpoints it follows; ``"vidfuse"`` for a name without a source.
+        paper: Where the architecture comes from.
+        frames: Frames in a clip.
+        interval: Distance of neighbouring frames in the video, in frames.
+        size: Height and width of a training crop, in pixels.
+        mean: Mean of each channel (RGB, on a scale of 0 to 1) that the clips are normalised with.
+        std: Standard deviation of each channel, likewise.
+        classes: Classes of the published checkpoint, and the default of `create`.
+        parameters: Number of parameters with that many classes.
+        gmacs: Multiply-adds of convolutions and matrix products for one clip of that size, in 10⁹.
+        top1: Published top-1 accuracy of the checkpoint in per cent, or None.
+        licence: Licence that the checkpoint was published under, or ``"unknown"``.
+    """
+
+    name: str
+    source: str
+    paper: str
+    frames: int
+    interval: int
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: int
+    parameters: int
+    gmacs: float
+    top1: float | None
+    licence: str
+
+
+_Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
+_IMAGENET: Final[_Norm] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: Final[_Norm] = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
+_CENTRED: Final[_Norm] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_KINETICS: Final[_Norm] = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+
+_SLOWFAST: Final = ("slowfast", "Feichtenhofer, Fan, Malik, He. SlowFast Networks for Video Recognition. ICCV 2019")
+_R2PLUS1D: Final = ("r2plus1d", "Tran et al. A Closer Look at Spatiotemporal Convolutions. CVPR 2018")
+_X3D: Final = ("x3d", "Feichtenhofer. X3D: Expanding Architectures for Efficient Video Recognition. CVPR 2020")
+_SWIN: Final = ("swin", "Liu et al. Video Swin Transformer. CVPR 2022")
+_TIMESFORMER: Final = ("timesformer", "Bertasius, Wang, Torresani. Is Space-Time Attention All You Need? ICML 2021")
+_TIN: Final = ("tin", "Shao, Qian, Liu. Temporal Interlacing Network. AAAI 2020")
+_TPN: Final = ("tpn", "Yang et al. Temporal Pyramid Network for Action Recognition. CVPR 2020")
+
+_Row = tuple[tuple[str, str], int, int, int, _Norm, int, int, float, float | None, str]
+
+# name: ((module, paper), frames, interval, size, normalisation, classes, parameters, GMACs, top-1, licence)
+_TABLE: Final[Mapping[str, _Row]] = {
+    "x3d_tiny": (_X3D, 8, 2, 64, _HALF, 15, 1, 1.0, None, "none"),
+    "x3d_xs": (_X3D, 4, 12, 160, _HALF, 400, 3_794_322, 0.605, None, "none"),
+    "x3d_s": (_X3D, 13, 6, 160, _HALF, 400, 3_794_322, 1.96, None, "none"),
+    "x3d_m": (_X3D, 16, 5, 224, _HALF, 400, 3_794_322, 4.732, None, "none"),
+    "x3d_l": (_X3D, 16, 5, 312, _HALF, 400, 1, 18.37, None, "none"),
+    "x3d_s.mmaction2": (_X3D, 13, 6, 160, _HALF, 400, 3_794_322, 1.96, 73.3, "unknown"),
+    "x3d_m.mmaction2": (_X3D, 16, 5, 224, _HALF, 400, 3_794_322, 4.732, 76.4, "unknown"),
+    "x3d_s.pyslowfast": (_X3D, 13, 6, 160, _HALF, 400, 3_794_322, 1.96, 73.5, "unknown"),
+    "x3d_m.pyslowfast": (_X3D, 16, 5, 224, _HALF, 400, 3_794_322, 4.732, 76.2, "unknown"),
+    "x3d_l.pyslowfast": (_X3D, 16, 5, 312, _HALF, 400, 1, 18.37, 77.5, "unknown"),
+    "x3d_xs.pytorchvideo": (_X3D, 4, 12, 160, _HALF, 400, 3_794_274, 0.605, 69.12, "unknown"),
+    "x3d_s.pytorchvideo": (_X3D, 13, 6, 160, _HALF, 400, 3_794_274, 1.96, 73.33, "unknown"),
+    "x3d_m.pytorchvideo": (_X3D, 16, 5, 224, _HALF, 400, 3_794_274, 4.732, 75.94, "unknown"),
+    "x3d_l.pytorchvideo": (_X3D, 16, 5, 312, _HALF, 400, 1, 18.37, 77.44, "unknown"),
+}
+
+
+def import_network_module(module: str) -> ModuleType:
+    """Import a module of this package; a missing torch, timm or einops is an error that names the extra.
+
+    Raises:
+        MissingExtraError: an optional dependency is not installed.
+    """
+    try:
+        return importlib.import_module(f"vidfuse.networks.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"torch", "timm", "einops"}:
+            raise MissingExtraError(f"vidfuse.networks.{module}", "networks") from error
+        raise
+
+
+def names(pattern: str = "*") -> list[str]:
+    """List the catalogue names that match a shell pattern, sorted.
+
+    Example:
+        >>> names("x3d_m*")
+        ['x3d_m', 'x3d_m.mmaction2', 'x3d_m.pyslowfast', 'x3d_m.pytorchvideo']
+    """
+    return sorted(fnmatch.filter(_TABLE, pattern))
+
+
+def info(name: str) -> NetworkInfo:
+    """Say what a catalogue name stands for: input, normalisation, size, cost, published accuracy.
+
+    Raises:
+        InputError: there is no such name.
+
+    Example:
+        >>> info("x3d_m.pytorchvideo").parameters
+        3794274
+    """
+    if name not in _TABLE:
+        near = difflib.get_close_matches(name, _TABLE, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "vidfuse.networks.names() lists them"
+        raise InputError(f"expected the name of a network, got {name!r}; {hint}")
+    (_, paper), frames, interval, size, (mean, std), classes, parameters, gmacs, top1, licence = _TABLE[name]
+    return NetworkInfo(
+        name, _source(name), paper, frames, interval, size, mean, std, classes, parameters, gmacs, top1, licence
+    )
+
+
+def create(
+    name: str,
+    num_classes: int | None = None,
+    checkpoint: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    *,
+    replace_classifier: bool = False,
+    **overrides: Any,
+) -> VideoNetwork:
+    """Build a network by name, with random weights or with those of a checkpoint.
+
+    Args:
+        name: A catalogue name, ``architecture.source``.
+        num_classes: K; by default that of the published checkpoint.
+        checkpoint: A file (``.pth``, ``.pyth``, ``.pt``, ``.safetensors``) or a state dict, in the source's layout
+            or in vidfuse's.
+        replace_classifier: Accept a checkpoint of another class count, and leave the classifier as initialised.
+        overrides: Fields of the network's configuration to set, such as ``dropout=0.2``.
+
+    Returns:
+        A module that takes clips ``(N, 3, T, H, W)`` and returns logits ``(N, K)``, in training mode.
+
+    Raises:
+        InputError: no such name or field; or the checkpoint's keys or shapes are not the network's.
+        MissingExtraError: torch, timm or einops is not installed.
+
+    Example:
+        >>> create("x3d_tiny", num_classes=5).num_features
+        256
+    """
+    network, config = _resolve(name)
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(set(overrides) - known):
+        raise InputError(f"{name} has no setting {', '.join(unknown)}; its settings are {', '.join(sorted(known))}")
+    classes = info(name).classes if num_classes is None else num_classes
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
+        raise InputError(f"expected num_classes to be an integer of at least 2, got {classes!r}")
+    model: VideoNetwork = network.build(dataclasses.replace(config, **overrides), classes)
+    model.name = name
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, replace_classifier=replace_classifier)
+    return model
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Rename a published state dict to vidfuse's layout of that network.
+
+    Wrappers (``state_dict``, ``model_state``, …) and prefixes (``module.``) are taken off, and integer buffers
+    that carry no weights are dropped. A state dict that is in vidfuse's layout already is returned as it is.
+
+    Args:
+        state_dict: The checkpoint's keys and tensors.
+        name: The catalogue name whose source it comes from.
+
+    Returns:
+        Keys and tensors that ``create(name).load_state_dict`` takes. Keys that no rule knows are kept as they are,
+        so that a strict load names them.
+
+    Raises:
+        InputError: there is no such name, or there is no state dict in what was passed.
+    """
+    checkpoints = import_network_module("checkpoints")
+    network, config = _resolve(name)
+    weights: dict[str, Tensor] = checkpoints.unwrap(state_dict)
+    source = _source(name)
+    if source == "vidfuse" or any(key.startswith("classifier.") for key in weights):
+        return weights
+    converted: dict[str, Tensor] = network.convert(weights, source, config)
+    return converted
+
+
+def load_checkpoint(
+    model: VideoNetwork,
+    checkpoint: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    replace_classifier: bool = False,
+) -> None:
+    """Load a checkpoint into a network that `create` built, all of it or nothing.
+
+    Args:
+        model: The network; its ``name`` says which layouts to expect.
+        checkpoint: A file or a state dict, as for `create`.
+        replace_classifier: Accept a checkpoint of another class count, and leave the classifier as it is.
+
+    Raises:
+        InputError: a list of the missing, unexpected and misshapen keys; nothing was loaded.
+    """
+    checkpoints = import_network_module("checkpoints")
+    state_dict = checkpoints.read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    converted = convert_state_dict(state_dict, model.name)
+    checkpoints.load_strictly(model, converted, replace_classifier=replace_classifier)
+
+
+def _source(name: str) -> str:
+    return name.partition(".")[2] or "vidfuse"
+
+
+def _resolve(name: str) -> tuple[ModuleType, Any]:
+    info(name)
+    network = import_network_module(_TABLE[name][0][0])
+    return network, network.PRESETS[name]

@@ -1,0 +1,158 @@
+"""Reading checkpoints: every published wrapper and file kind, arrays only, strict unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+import pickle  # only for the class of its error: nothing is unpickled here  # noqa: S403
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vidfuse.errors import InputError
+
+__all__ = ["Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
+
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+"""Pairs of a regular expression and its replacement, as `re.sub` takes them."""
+
+_WRAPPERS: Final = ("state_dict", "model_state", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema")
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.")
+# Buffers that are counted or computed, not learned.
+_IGNORED: Final = ("num_batches_tracked", "relative_position_index")
+_LISTED: Final = 20
+
+
+def _numpy_globals() -> list[Any]:
+    """Return what pickled NumPy arrays and scalars are made of; checkpoints often keep their metrics as such."""
+    core = getattr(np, "_core", None) or np.core
+    dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}
+    return [np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar, *dtypes]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state dict of a ``.pth``, ``.pyth``, ``.pt`` or ``.safetensors`` file, on the CPU.
+
+    Nothing but tensors, arrays and plain containers is ever unpickled. A wrapper (``state_dict``, ``model_state``,
+    ``model``, …) and a common prefix (``module.``) are taken off.
+
+    Args:
+        path: The file. Its content, not its suffix, tells safetensors from pickle.
+
+    Raises:
+        InputError: no such file; or it holds no state dict; or it needs objects to be unpickled (they are named).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"expected a checkpoint file, but there is none at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return unwrap(load_file(path))
+        with torch.serialization.safe_globals(_numpy_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"class ([\w.]+)", str(error))
+        if refused:
+            what = f"it needs {', '.join(dict.fromkeys(refused))}, which is neither an array nor a plain container"
+        else:
+            what = "it is not a checkpoint of tensors"
+        raise InputError(
+            f"{path} was not read, and nothing of it was executed: {what}; save its state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a readable checkpoint: {error}") from error
+    try:
+        return unwrap(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def unwrap(content: Any) -> dict[str, Tensor]:
+    """Find the state dict in what a checkpoint holds, without wrappers, common prefixes and counters.
+
+    Raises:
+        InputError: there is no mapping of names to tensors in it.
+
+    Example:
+        >>> weight = torch.zeros(2)
+        >>> list(unwrap({"epoch": 3, "model_state": {"module.fc.weight": weight}}))
+        ['fc.weight']
+    """
+    seen: list[str] = []
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            seen = [str(key) for key in content]
+            break
+        content = content[inner]
+    if not isinstance(content, Mapping) or seen or not content:
+        found = f"keys {', '.join(seen[:_LISTED])}" if seen else f"an object of type {type(content).__name__}"
+        raise InputError(f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}")
+    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return {key: value for key, value in weights.items() if not key.endswith(_IGNORED)}
+
+
+def rename(state_dict: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    """Apply every rule, in order, to every key.
+
+    Example:
+        >>> rename({"head.projection.weight": torch.zeros(1)}, [(r"^head[.]projection", "classifier")])
+        {'classifier.weight': tensor([0.])}
+    """
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    renamed: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        for pattern, replacement in compiled:
+            key = pattern.sub(replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace_classifier: bool = False) -> None:
+    """Load weights into a model if every key and shape agrees, and else change nothing.
+
+    Args:
+        model: A network whose classifier is named ``classifier``.
+        state_dict: Weights in the model's own layout.
+        replace_classifier: Leave the model's classifier as it is where the checkpoint's has another class count.
+
+    Raises:
+        InputError: a list of the missing, unexpected and misshapen keys.
+    """
+    wanted = {key: value for key, value in model.state_dict().items() if not key.endswith(_IGNORED)}
+    given = dict(state_dict)
+    if replace_classifier:
+        for key in [key for key in wanted if key.startswith("classifier.")]:
+            if key not in given or given[key].shape[1:] == wanted[key].shape[1:]:
+                given[key] = given.get(key, wanted[key])
+                if given[key].shape != wanted[key].shape:
+                    given[key] = wanted[key]
+    missing = [key for key in wanted if key not in given]
+    unexpected = [key for key in given if key not in wanted]
+    misshapen = [
+        f"{key} (expected {tuple(wanted[key].shape)}, got {tuple(given[key].shape)})"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}" + (" …" if len(keys) > _LISTED else "")
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        name = getattr(model, "name", "") or type(model).__name__
+        advice = ""
+        if not missing and not unexpected and all(item.startswith("classifier.") for item in misshapen):
+            advice = (
+                "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"
+            )
+        raise InputError(f"the checkpoint does not fit {name}, nothing was loaded: {'; '.join(problems)}{advice}")
+    model.load_state_dict(given, strict=False)

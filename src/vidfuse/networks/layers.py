@@ -1,0 +1,246 @@
+"""What at least two of the networks share: the common interface, and the blocks of the 3D residual networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from vidfuse.errors import InputError
+
+__all__ = [
+    "Bottleneck",
+    "ConvNorm",
+    "VideoNetwork",
+    "combine_windows",
+    "fold_batch_norm",
+    "init_convolutions",
+    "pool_windows",
+]
+
+Triple = tuple[int, int, int]
+
+
+class VideoNetwork(nn.Module):
+    """What every network of the catalogue can do; a subclass writes `stages`, and `head` where it has its own.
+
+    Args:
+        num_features: Width of what the classifier sees.
+        num_classes: K.
+        dropout: Probability that a feature is dropped before the classifier.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.name = type(self).__name__
+        self.num_features = num_features
+        self.grad_checkpointing = False
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(num_features, num_classes)
+
+    def stages(self, clips: Tensor) -> list[Tensor]:
+        """Return the feature map after each stage, ``(N, C, T, H, W)``, finest first.
+
+        Args:
+            clips: ``(N, 3, T, H, W)``, floating point, normalised as the network's `info` says.
+
+        Raises:
+            InputError: another number of axes or channels, too few frames, too few pixels.
+        """
+        raise InputError(f"{self.name} has no stages")
+
+    def head(self, features: Tensor) -> Tensor:
+        """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""
+        return self.classifier(self.dropout(features.mean(dim=(2, 3, 4))))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return logits ``(N, K)`` for clips ``(N, 3, T, H, W)``; raises as `stages` does."""
+        return self.head(self.stages(clips)[-1])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a freshly initialised one of `num_classes` classes."""
+        old = self.classifier.weight
+        self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Apply blocks in turn, checkpointing each one's activations if that is switched on."""
+        for block in blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def check_clips(self, clips: Tensor, *, frames: int = 1, frames_step: int = 1, size: int = 1) -> None:
+        """Refuse clips that the network cannot take.
+
+        Args:
+            clips: What the caller passed.
+            frames: The fewest frames; with `frames_step`, the number must also be a multiple of that.
+            frames_step: See `frames`.
+            size: The smallest height and width.
+
+        Raises:
+            InputError: says what is expected and what came.
+        """
+        step = f" and a multiple of {frames_step} frames" if frames_step > 1 else ""
+        expected = (
+            f"{self.name} expects floating-point clips (N, 3, T, H, W) of at least {frames} frames{step},"
+            f" {size} pixels high and wide"
+        )
+        got = f"got {str(clips.dtype).removeprefix('torch.')} {tuple(clips.shape)}"
+        if clips.ndim != 5 or clips.shape[1] != 3:
+            hint = "; swap axes 1 and 2" if clips.ndim == 5 and clips.shape[2] == 3 else ""
+            raise InputError(f"{expected}; {got}{hint}")
+        if not clips.is_floating_point():
+            raise InputError(f"{expected}; {got}: scale and normalise them first")
+        if clips.shape[2] < frames or clips.shape[2] % frames_step or min(clips.shape[3:]) < size:
+            raise InputError(f"{expected}; {got}")
+
+
+class ConvNorm(nn.Module):
+    """A 3D convolution without bias, batch normalisation, and a ReLU where asked for; padded to keep the extent.
+
+    Args:
+        width_in: Channels in.
+        width_out: Channels out.
+        kernel: Extents (T, H, W).
+        stride: Strides (T, H, W).
+        groups: Groups of the convolution.
+        eps: Of the normalisation; None leaves it out.
+        relu: Whether a ReLU follows.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        kernel: Triple = (1, 1, 1),
+        stride: Triple = (1, 1, 1),
+        *,
+        groups: int = 1,
+        eps: float | None = 1e-5,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(width_in, width_out, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.Identity() if eps is None else nn.BatchNorm3d(width_out, eps=eps)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return functional.relu_(x) if self.relu else x
+
+
+class Bottleneck(nn.Module):
+    """A residual block of 1×1, 3×3 and 1×1 convolutions whose first may reach over time (SlowFast, Table 1).
+
+    Args:
+        width_in: Channels in.
+        width: Channels of the inner convolutions.
+        width_out: Channels out.
+        temporal_kernel: Extent in time of the first convolution.
+        stride: Stride in space, taken by the 3×3 convolution.
+    """
+
+    def __init__(self, width_in: int, width: int, width_out: int, *, temporal_kernel: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        strides = (1, stride, stride)
+        self.conv1 = ConvNorm(width_in, width, (temporal_kernel, 1, 1))
+        self.conv2 = ConvNorm(width, width, (1, 3, 3), strides)
+        self.conv3 = ConvNorm(width, width_out, relu=False)
+        same = stride == 1 and width_in == width_out
+        self.shortcut = None if same else ConvNorm(width_in, width_out, stride=strides, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = x if self.shortcut is None else self.shortcut(x)
+        return functional.relu_(self.conv3(self.conv2(self.conv1(x))).add_(short))
+
+
+def pool_windows(x: Tensor, window: int | None) -> Tensor:
+    """Average a map over time and over every spatial window, as fully convolutional testing does.
+
+    Args:
+        x: ``(N, C, T, H, W)``.
+        window: Height and width of the window, which slides by 1; None, or at least the map's, averages over all.
+
+    Returns:
+        ``(N, P, C)``, P the number of windows.
+    """
+    x = x.mean(dim=2)
+    if window is None or window >= min(x.shape[2:]):
+        return x.mean(dim=(2, 3))[:, None]
+    return functional.avg_pool2d(x, window, stride=1).flatten(2).transpose(1, 2)
+
+
+def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
+    """Average the logits ``(N, P, K)`` of P windows to ``(N, K)``, or their probabilities, returned as logarithms."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    if not probabilities:
+        return logits.mean(dim=1)
+    return functional.log_softmax(logits, dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
+
+
+def init_convolutions(model: nn.Module) -> None:
+    """Initialise as residual networks are: He et al. (2015) with fan-out, unit norms, a small classifier."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Fold each batch normalisation into the convolution before it, in place: ``w ← w·γ/σ``, ``b ← β − μ·γ/σ``.
+
+    The model must be in eval mode and computes the same logits afterwards, up to rounding, with fewer passes over memory. It
+    cannot be trained on, nor can checkpoints be loaded into it.
+
+    Args:
+        model: Any of the networks; also one that holds pairs ``conv1``, ``bn1`` or a convolution and a
+            normalisation that follow each other in an ``nn.Sequential``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: the model is in training mode.
+    """
+    if model.training:
+        raise InputError("expected a model in eval mode, got one in training mode; call model.eval() first")
+    for parent in list(model.modules()):
+        children = dict(parent.named_children())
+        pairs: list[tuple[str, str]] = []
+        if isinstance(parent, ConvNorm):
+            pairs = [("conv", "norm")]
+        elif isinstance(parent, nn.Sequential):
+            keys = list(children)
+            pairs = list(zip(keys, keys[1:], strict=False))
+        else:
+            pairs = [(key, f"bn{key[4:]}") for key in children if key.startswith("conv")]
+        for conv_key, norm_key in pairs:
+            conv, norm = children.get(conv_key), children.get(norm_key)
+            if isinstance(conv, _CONVOLUTIONS) and isinstance(norm, _NORMS):
+                setattr(parent, conv_key, torch.nn.utils.fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_key, nn.Identity())
+    return model
