@@ -4,11 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-seeds test lint clean
+BASE := .venv-base
+BASE_STAMP := $(BASE)/.installed
+
+.PHONY: demo demo-seeds test lint test-base clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(BASE_STAMP): pyproject.toml constraints.txt
+	test -x $(BASE)/bin/python || $(PYTHON) -m venv $(BASE)
+	$(BASE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 demo: $(STAMP)
@@ -22,8 +30,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The base install must work where torch is not: the demo that needs none runs in an environment that has none.
+test-base: $(BASE_STAMP)
+	! $(BASE)/bin/python -c 'import torch' 2>/dev/null
+	$(BASE)/bin/vidfuse demo --out runs/base-demo
+
+test: lint test-base
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BASE) runs
