@@ -6,7 +6,6 @@ Every network takes clips ``(N, 3, T, H, W)`` and returns logits ``(N, K)``; `cr
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 _HOME = {

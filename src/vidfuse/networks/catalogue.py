@@ -84,6 +84,15 @@ _Row = tuple[tuple[str, str], int, int, int, _Norm, int, int, float, float | Non
 
 # name: ((module, paper), frames, interval, size, normalisation, classes, parameters, GMACs, top-1, licence)
 _TABLE: Final[Mapping[str, _Row]] = {
+    "r2plus1d_tiny": (_R2PLUS1D, 8, 2, 64, _KINETICS, 15, 1, 1.0, None, "none"),
+    "r2plus1d_r18": (_R2PLUS1D, 16, 2, 112, _KINETICS, 400, 31_505_325, 40.519, None, "none"),
+    "r2plus1d_r34_8x8": (_R2PLUS1D, 8, 8, 224, _IMAGENET, 400, 63_759_281, 40.561, None, "none"),
+    "r2plus1d_r34_32x2": (_R2PLUS1D, 32, 2, 224, _IMAGENET, 400, 63_759_281, 162.2, None, "none"),
+    "r2plus1d_r50": (_R2PLUS1D, 16, 4, 224, _HALF, 400, 1, 58.0, None, "none"),
+    "r2plus1d_r18.torchvision": (_R2PLUS1D, 16, 2, 112, _KINETICS, 400, 31_505_325, 40.519, 67.463, "unknown"),
+    "r2plus1d_r34_8x8.mmaction2": (_R2PLUS1D, 8, 8, 224, _IMAGENET, 400, 63_759_281, 40.561, 69.76, "unknown"),
+    "r2plus1d_r34_32x2.mmaction2": (_R2PLUS1D, 32, 2, 224, _IMAGENET, 400, 63_759_281, 162.2, 75.46, "unknown"),
+    "r2plus1d_r50.pytorchvideo": (_R2PLUS1D, 16, 4, 224, _HALF, 400, 1, 58.0, 76.01, "unknown"),
     "x3d_tiny": (_X3D, 8, 2, 64, _HALF, 15, 1, 1.0, None, "none"),
     "x3d_xs": (_X3D, 4, 12, 160, _HALF, 400, 3_794_322, 0.605, None, "none"),
     "x3d_s": (_X3D, 13, 6, 160, _HALF, 400, 3_794_322, 1.96, None, "none"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle  # only for the class of its error: nothing is unpickled here  # noqa: S403
+import pickle  # only for the class of its error: nothing is unpickled here
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

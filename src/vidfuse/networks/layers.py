@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ __all__ = [
     "fold_batch_norm",
     "init_convolutions",
     "pool_windows",
+    "split_patches",
 ]
 
 Triple = tuple[int, int, int]
@@ -72,7 +74,7 @@ class VideoNetwork(nn.Module):
         """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
         self.grad_checkpointing = enable
 
-    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         """Apply blocks in turn, checkpointing each one's activations if that is switched on."""
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -139,6 +141,7 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, width_in, T, H, W)`` to ``(N, width_out, T', H', W')``."""
         x = self.norm(self.conv(x))
         return functional.relu_(x) if self.relu else x
 
@@ -164,6 +167,7 @@ class Bottleneck(nn.Module):
         self.shortcut = None if same else ConvNorm(width_in, width_out, stride=strides, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, width_in, T, H, W)`` to ``(N, width_out, T, H', W')``."""
         short = x if self.shortcut is None else self.shortcut(x)
         return functional.relu_(self.conv3(self.conv2(self.conv1(x))).add_(short))
 
@@ -193,6 +197,14 @@ def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
     return functional.log_softmax(logits, dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
+def split_patches(clips: Tensor, patch: Triple) -> Tensor:
+    """View clips ``(N, C, T, H, W)`` as patches ``(N, T / t, H / h, W / w, C, t, h, w)``, dropping what is left over."""
+    (t, h, w), (frames, height, width) = patch, clips.shape[2:]
+    clips = clips[:, :, : frames // t * t, : height // h * h, : width // w * w]
+    clips = clips.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
+    return clips.permute(0, 2, 4, 6, 1, 3, 5, 7)
+
+
 def init_convolutions(model: nn.Module) -> None:
     """Initialise as residual networks are: He et al. (2015) with fan-out, unit norms, a small classifier."""
     for module in model.modules():
@@ -213,8 +225,8 @@ _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Fold each batch normalisation into the convolution before it, in place: ``w ← w·γ/σ``, ``b ← β − μ·γ/σ``.
 
-    The model must be in eval mode and computes the same logits afterwards, up to rounding, with fewer passes over memory. It
-    cannot be trained on, nor can checkpoints be loaded into it.
+    The model must be in eval mode; it computes the same logits afterwards, up to rounding, with fewer passes over
+    memory. It can be trained no further, and takes no checkpoint any more.
 
     Args:
         model: Any of the networks; also one that holds pairs ``conv1``, ``bn1`` or a convolution and a
@@ -235,7 +247,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             pairs = [("conv", "norm")]
         elif isinstance(parent, nn.Sequential):
             keys = list(children)
-            pairs = list(zip(keys, keys[1:], strict=False))
+            pairs = list(itertools.pairwise(keys))
         else:
             pairs = [(key, f"bn{key[4:]}") for key in children if key.startswith("conv")]
         for conv_key, norm_key in pairs:

@@ -87,12 +87,12 @@ class X3D(VideoNetwork):
         x = self.stem_time(self.stem_space(clips.contiguous(memory_format=torch.channels_last_3d)))
         features = []
         for stage in self.blocks:
-            x = self.run_blocks(stage, x)
+            x = self.run_blocks(stage.children(), x)
             features.append(x)
         return features
 
     def head(self, features: Tensor) -> Tensor:
-        """Turn the last stage's features into logits; over several windows, log-probabilities where they are averaged."""
+        """Turn the last stage's features into logits, or the logarithms of probabilities averaged over windows."""
         window = None if self.config.pooling == "global" else math.ceil(self.config.size / 32)
         x = pool_windows(self.expand(features), window)
         logits = self.classifier(self.dropout(functional.relu(self.hidden(x))))
@@ -147,6 +147,7 @@ def build(config: X3DConfig, num_classes: int) -> X3D:
     return X3D(config, num_classes)
 
 
+_NUMBER: Final[Mapping[str, int]] = {"a": 1, "b": 2, "c": 3}
 _BLOCK: Final = r"(blocks\.\d+\.\d+\.)"
 _LAYOUTS: Final[Mapping[str, Rules]] = {
     "mmaction2": (
@@ -195,7 +196,6 @@ _LAYOUTS: Final[Mapping[str, Rules]] = {
         (rf"^{_BLOCK}branch2\.(conv|norm)_([abc])", lambda m: f"{m[1]}conv{_NUMBER[m[3]]}.{m[2]}"),
     ),
 }
-_NUMBER: Final = {"a": 1, "b": 2, "c": 3}
 
 
 def convert(state_dict: Mapping[str, Tensor], source: str, config: X3DConfig) -> dict[str, Tensor]:
@@ -212,7 +212,7 @@ _MMACTION2: Final = replace(_M, pooling="global")
 _PYTORCHVIDEO: Final = replace(_M, first_shortcut_norm=False, pooling="logits")
 
 PRESETS: Final[Mapping[str, X3DConfig]] = {
-    "x3d_tiny": X3DConfig(widths=(16, 24, 48, 96), depths=(1, 2, 3, 2), features=256, dropout=0.2, size=64),
+    "x3d_tiny": X3DConfig(widths=(16, 24, 48, 96), depths=(1, 1, 2, 1), features=256, dropout=0.2, size=64),
     "x3d_xs": _XS,
     "x3d_s": _XS,
     "x3d_m": _M,
