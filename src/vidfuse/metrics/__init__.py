@@ -1,0 +1,88 @@
+"""How good a prediction is, how sure that number is, and how the members differ: pure functions on plain arrays.
+
+Every score takes `(labels, log_proba)`, labels of shape (N,) and log-likelihoods of shape (N, K). Among equal scores
+the lower class index ranks first, as in `argmax`. The names load on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidfuse.metrics.accuracy import class_accuracies, mean_class_accuracy, top_k_accuracy, top_k_hits
+    from vidfuse.metrics.diversity import (
+        disagreement,
+        double_fault,
+        oracle_accuracy,
+        prediction_disagreement,
+        q_statistic,
+    )
+    from vidfuse.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
+    from vidfuse.metrics.objectives import Scorer, resolve_objective, scorers
+    from vidfuse.metrics.probabilistic import brier, ece, nll, reliability
+    from vidfuse.metrics.significance import McNemar, PairedDifference, mcnemar, paired_bootstrap
+
+_HOME = {
+    "Interval": "intervals",
+    "McNemar": "significance",
+    "PairedDifference": "significance",
+    "Scorer": "objectives",
+    "accuracy_interval": "intervals",
+    "bootstrap_interval": "intervals",
+    "brier": "probabilistic",
+    "class_accuracies": "accuracy",
+    "disagreement": "diversity",
+    "double_fault": "diversity",
+    "ece": "probabilistic",
+    "mcnemar": "significance",
+    "mean_class_accuracy": "accuracy",
+    "nll": "probabilistic",
+    "oracle_accuracy": "diversity",
+    "paired_bootstrap": "significance",
+    "prediction_disagreement": "diversity",
+    "q_statistic": "diversity",
+    "reliability": "probabilistic",
+    "resolve_objective": "objectives",
+    "scorers": "objectives",
+    "top_k_accuracy": "accuracy",
+    "top_k_hits": "accuracy",
+}
+
+__all__ = [
+    "Interval",
+    "McNemar",
+    "PairedDifference",
+    "Scorer",
+    "accuracy_interval",
+    "bootstrap_interval",
+    "brier",
+    "class_accuracies",
+    "disagreement",
+    "double_fault",
+    "ece",
+    "mcnemar",
+    "mean_class_accuracy",
+    "nll",
+    "oracle_accuracy",
+    "paired_bootstrap",
+    "prediction_disagreement",
+    "q_statistic",
+    "reliability",
+    "resolve_objective",
+    "scorers",
+    "top_k_accuracy",
+    "top_k_hits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"vidfuse.metrics.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'vidfuse.metrics' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

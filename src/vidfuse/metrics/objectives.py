@@ -1,0 +1,123 @@
+"""What a search or a cross-validation maximises: named objectives, and scorers for scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse.errors import InputError
+from vidfuse.metrics._inputs import as_labels
+from vidfuse.metrics.accuracy import mean_class_accuracy, top_k_accuracy
+from vidfuse.metrics.probabilistic import brier, ece, nll
+
+__all__ = ["OBJECTIVES", "Objective", "Scorer", "higher_is_better", "resolve_objective", "scorers"]
+
+Objective = Callable[[Any, Any], float]
+"""A function `(labels, log_proba) -> float`, of labels (N,) and log-likelihoods (N, K)."""
+
+OBJECTIVES: Mapping[str, tuple[Objective, bool]] = MappingProxyType(
+    {
+        "accuracy": (top_k_accuracy, True),
+        "mean-class-accuracy": (mean_class_accuracy, True),
+        "nll": (nll, False),
+    }
+)
+"""Named objectives: the metric, and whether higher is better."""
+
+
+def resolve_objective(objective: str | Objective) -> Objective:
+    """Return the metric of a named objective, in its own units (the NLL stays in nats), or the callable itself.
+
+    Args:
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+
+    Raises:
+        InputError: On an unknown name, or what is neither a name nor callable.
+
+    Example:
+        >>> resolve_objective("accuracy")([0, 1], [[2.0, 1.0], [3.0, 0.0]])
+        0.5
+    """
+    if callable(objective):
+        return objective
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective][0]
+    raise InputError(f"objective: expected one of {', '.join(OBJECTIVES)} or a callable, got {objective!r}")
+
+
+def higher_is_better(objective: str | Objective) -> bool:
+    """Return whether a larger value of the objective is better: for all but "nll", callables included."""
+    resolve_objective(objective)
+    return True if callable(objective) else OBJECTIVES[objective][1]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer for scikit-learn that takes the labels of the stack where `y` is left out.
+
+    Attributes:
+        metric: A function `(labels, log_proba) -> float`.
+        sign: 1 where higher is better, −1 for a loss, so that scikit-learn can always maximise.
+
+    Example:
+        >>> Scorer(nll, sign=-1)
+        Scorer(nll, sign=-1)
+    """
+
+    metric: Objective
+    sign: int = 1
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
+        """Return `sign · metric(labels, estimator.predict_log_proba(X))`.
+
+        Args:
+            estimator: A fitted fuser, or any classifier with `predict_log_proba`.
+            X: A stack, or an array (N, M, K).
+            y: Labels (N,); the stack's own by default.
+
+        Raises:
+            InputError: Where neither `y` nor the stack has labels, or both and they differ.
+        """
+        return self.sign * float(self.metric(labels_of(X, y), estimator.predict_log_proba(X)))
+
+    def __repr__(self) -> str:
+        metric = self.metric
+        name = getattr(metric, "__name__", None)
+        if isinstance(metric, partial):
+            name = f"{metric.func.__name__}, {', '.join(f'{k}={v!r}' for k, v in metric.keywords.items())}"
+        return f"Scorer({name or repr(metric)}, sign={self.sign})"
+
+
+def labels_of(X: Any, y: Any = None, *, where: str = "this data") -> NDArray[np.int64]:
+    """Return `y`, or the stack's labels where it is left out; both may be given where they are equal."""
+    own = getattr(X, "labels", None)
+    if own is None and y is None:
+        raise InputError(f"labels: {where} has none; pass y, or build the stack with labels=")
+    if own is None or y is None:
+        return as_labels(np.asarray(own) if y is None else y)
+    given, own = as_labels(y), as_labels(own)
+    if given.shape != own.shape:
+        raise InputError(f"labels: y has {len(given)}, the stack {len(own)}; leave y out or pass the same")
+    rows = np.flatnonzero(given != own)
+    if len(rows):
+        first = ", ".join(f"row {r}: {given[r]} and {own[r]}" for r in rows[:5])
+        raise InputError(f"labels: y and the stack's labels differ in {len(rows)} of {len(own)} videos ({first})")
+    return given
+
+
+scorers: dict[str, Scorer] = {
+    "accuracy": Scorer(top_k_accuracy),
+    "top-3-accuracy": Scorer(partial(top_k_accuracy, k=3)),
+    "top-5-accuracy": Scorer(partial(top_k_accuracy, k=5)),
+    "mean-class-accuracy": Scorer(mean_class_accuracy),
+    "neg-nll": Scorer(nll, sign=-1),
+    "neg-brier": Scorer(brier, sign=-1),
+    "neg-ece": Scorer(ece, sign=-1),
+}
+"""Scorers by name, higher is better: `GridSearchCV(pool, grid, scoring=vidfuse.scorers["neg-nll"])`."""
