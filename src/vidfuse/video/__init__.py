@@ -1,0 +1,51 @@
+"""The video half's data: decoding, clips, transforms, lists of videos, data sets and the challenge's own files.
+
+Names load on first use (PEP 562): the lists of videos and the submission files need the base install only, decoding
+needs `vidfuse[video]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "ClipSampler": "clips",
+    "ClipTransform": "transforms",
+    "Input": "datasets",
+    "TransformConfig": "transforms",
+    "VideoDataset": "datasets",
+    "VideoInfo": "decode",
+    "VideoItem": "lists",
+    "VideoList": "lists",
+    "VideoLoader": "datasets",
+    "View": "clips",
+    "ViewPlan": "clips",
+    "check_submission": "vipriors",
+    "check_videos": "decode",
+    "probe": "decode",
+    "read_class_folders": "lists",
+    "read_csv_list": "lists",
+    "read_mmaction2": "lists",
+    "read_submission": "vipriors",
+    "read_vipriors": "vipriors",
+    "score_submission": "vipriors",
+    "write_submission": "vipriors",
+}
+_SUBMODULES = ("clips", "datasets", "decode", "lists", "motion", "transforms", "vipriors")
+
+__all__ = sorted([*_HOME, *_SUBMODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vidfuse.video.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"vidfuse.video.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'vidfuse.video' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,248 @@
+"""Lists of videos that people already have: MMAction2 lists, PyTorchVideo and PySlowFast csv files, class folders.
+
+Every reader gives a `VideoList`: the videos whose files exist, and beside them, counted and named, the rows
+without a file and the files without a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import overload
+
+from vidfuse.errors import InputError
+
+__all__ = ["VIDEO_SUFFIXES", "VideoItem", "VideoList", "read_class_folders", "read_csv_list", "read_mmaction2"]
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+@dataclass(frozen=True)
+class VideoItem:
+    """One labelled video.
+
+    Attributes:
+        id: its id, unique in its list.
+        path: its file.
+        label: the 0-based class, or None.
+    """
+
+    id: str
+    path: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoList(Sequence[VideoItem]):
+    """Videos in order, with what was left out and why.
+
+    Attributes:
+        items: the videos.
+        classes: class names in the order of the labels, where they are known.
+        skipped: (id or path, reason) of every video that was listed and cannot be used.
+        unlisted: files that no row names.
+    """
+
+    items: tuple[VideoItem, ...]
+    classes: tuple[str, ...] | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    unlisted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, int] = {}
+        for position, item in enumerate(self.items):
+            if item.id in seen:
+                raise InputError(f"expected unique ids, got {item.id!r} at rows {seen[item.id]} and {position}")
+            seen[item.id] = position
+            if self.classes is not None and item.label is not None and not 0 <= item.label < len(self.classes):
+                raise InputError(
+                    f"expected labels in [0, {len(self.classes)}), got {item.label} for video {item.id!r}; "
+                    "are the labels 1-based?"
+                )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> VideoItem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> VideoList: ...
+
+    def __getitem__(self, index: int | slice) -> VideoItem | VideoList:
+        if isinstance(index, slice):
+            return replace(self, items=self.items[index], skipped=(), unlisted=())
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[VideoItem]:
+        return iter(self.items)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The videos' ids, in order."""
+        return tuple(item.id for item in self.items)
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """The videos' labels, in order; None if any video has none."""
+        labels = tuple(item.label for item in self.items if item.label is not None)
+        return labels if len(labels) == len(self.items) else None
+
+    def without(self, broken: Iterable[tuple[str, str]]) -> VideoList:
+        """Leave out the videos with the given ids, and list them with their reasons.
+
+        Args:
+            broken: (id, reason) pairs.
+
+        Returns:
+            The shorter list.
+
+        Examples:
+            >>> videos = VideoList((VideoItem("a", "a.mp4"), VideoItem("b", "b.mp4")))
+            >>> videos.without([("b", "truncated")]).ids
+            ('a',)
+        """
+        reasons = dict(broken)
+        kept = tuple(item for item in self.items if item.id not in reasons)
+        return replace(self, items=kept, skipped=self.skipped + tuple(reasons.items()))
+
+    def summary(self) -> str:
+        """Say in one line how many videos there are and how many are left out.
+
+        Examples:
+            >>> VideoList((VideoItem("a", "a.mp4"),), skipped=(("b", "no file"),)).summary()
+            '1 video, 1 skipped (b: no file), 0 files without a row'
+        """
+        text = f"{len(self)} video{'' if len(self) == 1 else 's'}, {len(self.skipped)} skipped"
+        if self.skipped:
+            shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
+            text += f" ({shown}{'; …' if len(self.skipped) > 3 else ''})"
+        return f"{text}, {len(self.unlisted)} file{'' if len(self.unlisted) == 1 else 's'} without a row"
+
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f"{len(self.classes)} classes, "
+        return f"VideoList({classes}{self.summary()})"
+
+
+def read_mmaction2(path: str | Path, root: str | Path | None = None, classes: Sequence[str] | None = None) -> VideoList:
+    """Read an MMAction2 list: lines `relative/path.mp4 label`, labels 0-based.
+
+    Args:
+        path: the list file.
+        root: the folder that paths are relative to; None: the list's own folder.
+        classes: class names, if they are known.
+
+    Returns:
+        The videos; ids are the paths without their suffix.
+
+    Raises:
+        InputError: no such file, no rows, or a row that is not a path and a label.
+    """
+    return _from_rows(Path(path), root, classes, separators=(" ", "\t"))
+
+
+def read_csv_list(path: str | Path, root: str | Path | None = None, classes: Sequence[str] | None = None) -> VideoList:
+    """Read a PyTorchVideo or PySlowFast csv: lines `path label` or `path,label`, split from the right, labels 0-based.
+
+    Args:
+        path: the csv file.
+        root: the folder that relative paths start from; None: the csv's own folder.
+        classes: class names, if they are known.
+
+    Returns:
+        The videos; ids are the paths without their suffix, absolute ones from their common folder on.
+
+    Raises:
+        InputError: no such file, no rows, or a row that is not a path and a label.
+    """
+    return _from_rows(Path(path), root, classes, separators=(",", " ", "\t"))
+
+
+def read_class_folders(root: str | Path) -> VideoList:
+    """Read folders `root/class/*.mp4`: one folder a class, classes in sorted order.
+
+    Args:
+        root: the folder of folders.
+
+    Returns:
+        The videos in sorted order; ids are `class/name`.
+
+    Raises:
+        InputError: no such folder, or no video in it.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise InputError(f"expected a folder of class folders, found none at {base}")
+    classes = tuple(sorted(p.name for p in base.iterdir() if p.is_dir()))
+    items = tuple(
+        VideoItem(f"{name}/{file.stem}", str(file), label)
+        for label, name in enumerate(classes)
+        for file in sorted((base / name).iterdir())
+        if file.suffix.lower() in VIDEO_SUFFIXES
+    )
+    if not items:
+        raise InputError(f"expected videos at {base}/<class>/*, found none among {len(classes)} folders")
+    return VideoList(items, classes)
+
+
+def _from_rows(
+    path: Path, root: str | Path | None, classes: Sequence[str] | None, separators: tuple[str, ...]
+) -> VideoList:
+    if not path.is_file():
+        raise InputError(f"expected a list of videos, found no file at {path}")
+    rows: list[tuple[str, int]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        cut = max(text.rfind(separator) for separator in separators)
+        name, digits = text[:cut].rstrip(", \t"), text[cut + 1 :]
+        if cut < 1 or not name or not (digits.isascii() and digits.isdigit()):
+            raise InputError(f"expected `path label` with a 0-based integer label at {path}:{number}, got {text!r}")
+        rows.append((name, int(digits)))
+    if not rows:
+        raise InputError(f"expected at least one video in {path}, found none")
+    base = path.parent if root is None else Path(root)
+    items, skipped = [], []
+    for (name, label), identifier in zip(rows, _ids([name for name, _ in rows]), strict=True):
+        file = base / name
+        if file.is_file():
+            items.append(VideoItem(identifier, str(file), label))
+        else:
+            skipped.append((identifier, f"no file at {file}"))
+    listed = {str(base / name) for name, _ in rows}
+    folders = {Path(name).parent for name in listed}
+    return VideoList(
+        tuple(items), None if classes is None else tuple(classes), tuple(skipped), _unlisted(folders, listed)
+    )
+
+
+def _ids(names: list[str]) -> list[str]:
+    """Make ids of paths: without suffix, absolute ones from their common folder on."""
+    pure = [PurePosixPath(name.replace("\\", "/")) for name in names]
+    absolute = [p for p in pure if p.is_absolute()]
+    depth = 0
+    if absolute:
+        parents = [p.parent.parts for p in absolute]
+        while depth < min(map(len, parents)) and len({parts[: depth + 1] for parts in parents}) == 1:
+            depth += 1
+    ids = []
+    for p in pure:
+        parts = p.with_suffix("").parts[depth if p.is_absolute() else 0 :]
+        if ".." in parts:
+            raise InputError(f"expected paths inside the data's folder, got {p}; pass root= and relative paths")
+        ids.append("/".join(parts))
+    return ids
+
+
+def _unlisted(folders: Iterable[Path], listed: set[str]) -> tuple[str, ...]:
+    """Find videos in the folders that no row names."""
+    files = (
+        str(file)
+        for folder in folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.suffix.lower() in VIDEO_SUFFIXES
+    )
+    return tuple(sorted(set(files) - listed))
