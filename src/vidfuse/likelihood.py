@@ -7,18 +7,34 @@ Sums over classes and members are carried in float64, in the order in which the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError
 
-__all__ = ["block_rows", "linear_pool", "log_linear_pool", "log_softmax", "mix_floor"]
+__all__ = [
+    "DEFAULT_FLOOR",
+    "VIEW_RULES",
+    "block_rows",
+    "linear_pool",
+    "log_linear_pool",
+    "log_softmax",
+    "mix_floor",
+    "reduce_views_array",
+    "votes_to_log_proba",
+]
 
 Floating = NDArray[Any]
 
-_PIECE = 1 << 16  # numbers a piece: 256 kB of float32 and its temporary stay in the second-level cache
+DEFAULT_FLOOR: Final = 1e-4
+"""The uniform distribution's share that is mixed into members given as probabilities, so that a 0 is no veto."""
+
+VIEW_RULES: Final = ("mean-log", "mean-probability", "vote", "max")
+"""How the views of one video become one prediction."""
+
+_PIECE: Final = 1 << 16  # numbers a piece: 256 kB of float32 and its temporary stay in the second-level cache
 
 
 def block_rows(numbers_per_row: int, budget: int = 1 << 18) -> int:
@@ -231,3 +247,92 @@ def linear_pool(log_p: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
         np.log(total, out=total)
     total += largest
     return log_softmax(total, out=total)
+
+
+def votes_to_log_proba(votes: ArrayLike, log_q: ArrayLike) -> NDArray[np.float64]:
+    """Turn votes into log-likelihoods that rank the classes by votes first, and by a pool among equal votes.
+
+    ``p(c) = (votes_c + ε·q(c)) / (Σ_j votes_j + ε)`` with ε = ½, or half of the video's smallest difference between
+    two classes' votes where that is less than 1 (weighted votes), so that q breaks ties and overrules no vote. Votes
+    nearer than a relative 1e-9 are equal.
+
+    Args:
+        votes: (N, K), at least 0.
+        log_q: log-likelihoods (N, K) of the distribution that breaks ties.
+
+    Example:
+        >>> np.exp(votes_to_log_proba([[1.0, 1.0, 0.0]], np.log([[0.2, 0.5, 0.3]]))).round(2).tolist()
+        [[0.44, 0.5, 0.06]]
+    """
+    count = np.array(votes, dtype=np.float64)
+    q = np.exp(np.asarray(log_q, dtype=np.float64))
+    order = np.argsort(count, axis=1)
+    ranked = np.take_along_axis(count, order, axis=1)
+    gaps = np.diff(ranked, axis=1)
+    near = gaps <= 1e-9 * np.maximum(ranked[:, -1:], np.finfo(np.float64).tiny)
+    smallest = np.where(near, np.inf, gaps).min(axis=1, initial=1.0)[:, None]
+    if (near & (gaps > 0)).any():  # one value for each run of equal votes
+        steps = np.where(near, 0.0, gaps)
+        ranked = ranked[:, :1] + np.concatenate([np.zeros((len(count), 1)), np.cumsum(steps, axis=1)], axis=1)
+        np.put_along_axis(count, order, ranked, axis=1)
+    epsilon = 0.5 * np.minimum(smallest, 1.0)
+    with np.errstate(divide="ignore"):
+        return log_softmax(np.log(count + epsilon * q))
+
+
+def reduce_views_array(
+    log_p: ArrayLike, rule: str, *, floor: float = 0.0, present: NDArray[np.bool_] | None = None
+) -> Floating:
+    """Reduce the views of each video to one prediction.
+
+    "mean-log": normalised ``exp(mean_v log p_v)``; "mean-probability": ``mean_v p_v``; "max": normalised
+    ``max_v p_v``; "vote": each view votes for its most probable class, ties are broken by "mean-log"
+    (`votes_to_log_proba`).
+
+    Args:
+        log_p: normalised log-likelihoods (N, V, K).
+        rule: one of `VIEW_RULES`.
+        floor: the uniform distribution's share, mixed into every view first.
+        present: which views a video has (N, V), where some are padding; each video needs one.
+
+    Returns:
+        Normalised log-likelihoods (N, K) in the dtype of `log_p`.
+
+    Raises:
+        InputError: an unknown rule, a wrong shape, a video without views, or one that "mean-log" vetoes altogether.
+
+    Source:
+        Snoek, Worring and Smeulders (2005), Early versus late fusion; Kittler et al. (1998), On combining classifiers,
+        section 3 (product, sum, max and majority rules).
+
+    Example:
+        >>> two = np.log([[[0.8, 0.2], [0.4, 0.6]]])
+        >>> [np.exp(reduce_views_array(two, rule)).round(3).tolist() for rule in ("mean-probability", "max")]
+        [[[0.6, 0.4]], [[0.571, 0.429]]]
+    """
+    views = _as_floating(log_p)
+    if rule not in VIEW_RULES:
+        raise InputError(f"views: expected one of {', '.join(map(repr, VIEW_RULES))}, got {rule!r}")
+    if views.ndim != 3:
+        raise InputError(f"expected log-likelihoods with views, (N, V, K), got shape {views.shape}")
+    mask = np.ones(views.shape[:2], dtype=bool) if present is None else np.asarray(present)
+    if mask.shape != views.shape[:2] or mask.dtype != bool:
+        raise InputError(f"present: expected booleans of shape {views.shape[:2]}, got {mask.dtype} of {mask.shape}")
+    if not mask.any(axis=1).all():
+        raise InputError(f"row {int(mask.any(axis=1).argmin())} has no view; drop the video or record a view of it")
+    if floor > 0:
+        views = mix_floor(views, floor)
+    share = mask / mask.sum(axis=1, keepdims=True)
+    if rule == "mean-probability":
+        pooled = linear_pool(views, share)
+    elif rule == "max":
+        pooled = log_softmax(np.where(mask[:, :, None], views, -np.inf).max(axis=1).astype(np.float64))
+    else:
+        pooled = log_linear_pool(views, share)
+        if rule == "vote":
+            chosen = views.argmax(axis=2)
+            votes = np.zeros(pooled.shape)
+            for view in range(views.shape[1]):
+                np.add.at(votes, (np.flatnonzero(mask[:, view]), chosen[mask[:, view], view]), 1.0)
+            pooled = votes_to_log_proba(votes, pooled)
+    return pooled.astype(views.dtype, copy=False)

@@ -1,0 +1,266 @@
+"""What every fuser shares: checks, alignment by name, labels, and scikit-learn's estimator interface."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from vidfuse._validate import as_array, check_labels, check_same_labels, first_few
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.likelihood import DEFAULT_FLOOR, mix_floor
+
+__all__ = ["Floor", "Fuser", "Missing", "as_stack", "floored_blocks", "member_floors"]
+
+Floor = float | Literal["auto"]
+Missing = Literal["error", "renormalise"]
+
+
+def as_stack(X: Any) -> LogitStack:
+    """Return `X` as a stack: a stack as it is, an array (N, M, K) or (N, M, V, K) of logits or log-likelihoods.
+
+    Raises:
+        InputError: anything else, such as a wrong number of axes.
+
+    Example:
+        >>> as_stack(np.zeros((5, 2, 3))).shape
+        (5, 2, 3)
+    """
+    return X if isinstance(X, LogitStack) else LogitStack.from_arrays(X)
+
+
+def member_floors(stack: LogitStack, floor: Floor, default: float = 0.0) -> NDArray[np.float64]:
+    """Return each member's floor: the number given, or for `"auto"` at least 1e-4 where it holds probabilities.
+
+    Args:
+        stack: the members.
+        floor: the uniform distribution's share in every member, 0 ≤ floor < 1, or `"auto"`.
+        default: the floor that `"auto"` gives to members whose logits or log-likelihoods are known.
+
+    Raises:
+        InputError: a floor outside [0, 1).
+
+    Example:
+        >>> stack = LogitStack.from_arrays({"a": np.zeros((1, 2)), "b": np.full((1, 2), 0.5)},
+        ...                                kind={"a": "logits", "b": "probabilities"})
+        >>> member_floors(stack, "auto").tolist()
+        [0.0, 0.0001]
+    """
+    if floor == "auto":
+        rounded = np.array([kind in ("probabilities", "sum") for kind in stack.kinds])
+        return np.maximum(default, np.where(rounded, DEFAULT_FLOOR, 0.0))
+    if isinstance(floor, str) or not 0 <= floor < 1:
+        raise InputError(f'floor: expected "auto" or a number of at least 0 and below 1, got {floor!r}')
+    return np.full(len(stack.members), float(floor))
+
+
+def floored_blocks(
+    stack: LogitStack, floors: NDArray[np.float64], rows_per_block: int | None = None
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield blocks (B, M, [V,] K) of log-likelihoods with each member's floor mixed in; the buffer is reused.
+
+    Example:
+        >>> [block.shape for rows, block in floored_blocks(as_stack(np.zeros((5, 2, 3))), np.zeros(2))]
+        [(5, 2, 3)]
+    """
+    for rows, block in stack.iter_blocks(rows_per_block):
+        for member, floor in enumerate(floors):
+            if floor > 0:
+                mix_floor(block[:, member], float(floor), out=block[:, member])
+        yield rows, block
+
+
+class Fuser(ClassifierMixin, BaseEstimator, ABC):
+    """An ensemble rule as a scikit-learn classifier whose features are the members' predictions.
+
+    A rule is a subclass that implements `_fit(stack, labels, weight)`, which sets fitted attributes (names that end
+    in `_`; numbers, strings, lists or arrays, so that a recipe can hold them), and `_fuse(stack)`, which returns the
+    log-likelihoods (N, K) of a stack whose members are sorted by name. `X` is a `LogitStack` or an array (N, M, K)
+    of logits or log-likelihoods; `y` may be left out where the stack has labels.
+
+    Attributes:
+        members_: the members' names, in the order of the fit.
+        classes_: 0 … K − 1, also where a fold lacks a class.
+        n_features_in_: the number of members.
+    """
+
+    members_: tuple[str, ...]
+    classes_: NDArray[np.int64]
+    n_features_in_: int
+
+    _takes_views = False
+
+    def _needs_labels(self) -> bool:
+        """Say whether this rule, with these parameters, learns anything from labels."""
+        return True
+
+    @abstractmethod
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        """Set the fitted attributes; labels are given where `_needs_labels` says so."""
+
+    @abstractmethod
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        """Return the normalised log-likelihoods (N, K) of a stack of some or all of `members_`, sorted by name."""
+
+    def fit(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the rule on videos whose labels are known.
+
+        Args:
+            X: a stack, or an array (N, M, K) of logits or log-likelihoods.
+            y: labels (N,) in 0 … K − 1; left out where the stack has them.
+            sample_weight: one weight of at least 0 a video; only their ratios matter.
+
+        Raises:
+            InputError: labels are missing or differ from the stack's, or a weight is negative.
+        """
+        stack = as_stack(X)
+        self._check_layout(stack)
+        labels = self._labels(stack, y)
+        weight = _check_sample_weight(sample_weight, len(stack))
+        self.members_ = stack.members
+        self.classes_ = np.arange(stack.n_classes)
+        self.n_features_in_ = len(stack.members)
+        self._fit(stack, labels, weight)
+        return self
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the fused log-likelihoods (N, K), normalised; members are matched by name.
+
+        Raises:
+            AlignmentError: members are missing or added, or the number of classes differs from the fit's.
+        """
+        check_is_fitted(self, "members_")
+        return self._fuse(self._align(X))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the fused probabilities (N, K)."""
+        log_proba = self.predict_log_proba(X)
+        return np.exp(log_proba, out=log_proba)
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Return the fused class (N,); of equally probable classes the lowest wins."""
+        return self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+
+    def score(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return the accuracy on `y`, or on the stack's own labels.
+
+        Raises:
+            InputError: neither `y` nor the stack gives labels.
+        """
+        stack = as_stack(X)
+        labels = _resolve_labels(stack, y)
+        if labels is None:
+            raise InputError("score: expected labels, got a stack without them; pass y, or labels when building it")
+        hits = self.predict(stack if isinstance(X, LogitStack) else X) == labels
+        return float(np.average(hits, weights=_check_sample_weight(sample_weight, len(stack))))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.target_tags.required = self._needs_labels()
+        tags.requires_fit = True
+        return tags
+
+    def _check_layout(self, stack: LogitStack) -> None:
+        if len(stack) == 0:
+            raise InputError("expected at least one video, got an empty stack")
+        if stack.n_classes < 2:
+            raise InputError(f"expected at least 2 classes, got {stack.n_classes}; a binary logit z is given as [0, z]")
+        if stack.n_views is not None and not self._takes_views:
+            raise InputError(
+                f"{type(self).__name__} takes (N, M, K), got views: shape {stack.shape}; reduce them with "
+                'views="mean-log" while loading, or with reduce_views(stack, "mean-log")'
+            )
+
+    def _labels(self, stack: LogitStack, y: ArrayLike | None) -> NDArray[np.int64] | None:
+        labels = _resolve_labels(stack, y)
+        if not self._needs_labels():
+            return labels
+        if labels is None:
+            raise InputError(
+                f"{type(self).__name__} learns from labels, and the stack it was given to fit on has none; pass y, or "
+                "labels when building the stack (of the validation split, not the test split)"
+            )
+        if len(labels) > 1 and (labels == labels[0]).all():
+            _warn(
+                f"every label of the fit is class {labels[0]}; the fit goes on, but it can tell little about the others"
+            )
+        return labels
+
+    def _align(self, X: Any) -> LogitStack:
+        """Return the stack with the members of the fit, sorted by name."""
+        stack = as_stack(X)
+        self._check_layout(stack)
+        if stack.n_classes != len(self.classes_):
+            raise AlignmentError(f"the fit knew {len(self.classes_)} classes, got a stack with {stack.n_classes}")
+        if not isinstance(X, LogitStack):
+            if len(stack.members) != len(self.members_):
+                raise AlignmentError(
+                    f"expected an array of {len(self.members_)} members ({first_few(self.members_, 20)}), "
+                    f"got {len(stack.members)}: shape {stack.shape}"
+                )
+            stack = _rename(stack, X, self.members_)
+        absent = sorted(set(self.members_) - set(stack.members))
+        added = sorted(set(stack.members) - set(self.members_))
+        if (absent or added) and getattr(self, "missing", "error") != "renormalise":
+            raise AlignmentError(
+                f"expected the members of the fit, {first_few(self.members_, 20)}; missing: "
+                f"{first_few(absent) or 'none'}, not in the fit: {first_few(added) or 'none'}; "
+                'say missing="renormalise" to go on with those that are there'
+            )
+        if stack.present is not None and getattr(self, "missing", "error") != "renormalise":
+            lacking = int((~stack.present.all(axis=1)).sum())
+            if lacking:
+                raise AlignmentError(
+                    f"{lacking} of {len(stack)} videos lack the scores of some member; "
+                    'say missing="renormalise" to share its weight among the others'
+                )
+        common = sorted(set(self.members_) & set(stack.members))
+        if not common:
+            raise AlignmentError(f"expected some of the members {first_few(self.members_, 20)}, got none of them")
+        return stack if stack.members == tuple(common) else stack.select(common)
+
+
+def _rename(stack: LogitStack, X: Any, members: tuple[str, ...]) -> LogitStack:
+    """Give an array's members the names of the fit: an array has an order, no names."""
+    return stack if stack.members == members else LogitStack.from_arrays(X, members=members)
+
+
+def _resolve_labels(stack: LogitStack, y: ArrayLike | None) -> NDArray[np.int64] | None:
+    if y is None:
+        return stack.labels
+    array = as_array(y, "y")
+    if stack.labels is not None:
+        return check_same_labels(array, stack.labels, stack.ids)
+    return check_labels(array, len(stack), stack.n_classes, stack.ids)
+
+
+def _check_sample_weight(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
+    if sample_weight is None:
+        return None
+    array = as_array(sample_weight, "sample_weight")
+    if array.ndim == 0:
+        array = np.full(n, array[()])
+    if array.shape != (n,) or array.dtype.kind not in "fiub":
+        raise InputError(
+            f"sample_weight: expected {n} numbers, one for each video, got {array.dtype} of shape {array.shape}"
+        )
+    weight = array.astype(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if bad.size:
+        raise InputError(f"sample_weight: expected finite numbers of at least 0, got {weight[bad[0]]} at row {bad[0]}")
+    if not weight.sum() > 0:
+        raise InputError("sample_weight: expected a positive sum, got weights that sum to zero")
+    return weight
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, VidfuseWarning, stacklevel=4)

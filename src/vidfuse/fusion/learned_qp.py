@@ -1,0 +1,137 @@
+"""Small dense quadratic programs over weights: the inner step of every learned fit, and the tie rule among optima."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+__all__ = ["least_norm", "solve_qp"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+def solve_qp(hessian: Matrix, linear: Vector, lower: float, upper: float, start: Vector) -> Vector:
+    """Minimise ``½·xᵀHx - cᵀx`` over ``x ≥ 0`` and ``lower ≤ Σx ≤ upper``.
+
+    A primal active-set method (Nocedal and Wright 2006, "Numerical Optimization", algorithm 16.3). The bounds on the
+    sum are one constraint each: the problem is solved without them first, and where its solution violates one, that
+    one holds with equality at the optimum, because the objective is convex.
+
+    Args:
+        hessian: H, symmetric positive definite (M, M).
+        linear: c, (M,).
+        lower: the smallest sum allowed, at least 0.
+        upper: the largest sum allowed, above `lower`; it may be infinite.
+        start: a point with ``start ≥ 0`` and a positive sum.
+
+    Example:
+        >>> solve_qp(np.eye(2), np.array([2.0, -1.0]), 0.0, 1.0, np.array([0.5, 0.5])).tolist()
+        [1.0, 0.0]
+    """
+    x = _active_set(hessian, linear, None, start)
+    total = x.sum()
+    if total > upper:
+        return _active_set(hessian, linear, upper, start * (upper / start.sum()))
+    if total < lower:
+        return _active_set(hessian, linear, lower, start * (lower / start.sum()))
+    return x
+
+
+def _active_set(hessian: Matrix, linear: Vector, total: float | None, start: Vector) -> Vector:
+    x, free = start.copy(), start > 0
+    scale = np.abs(linear).max() + np.abs(hessian).max() * max(1.0, np.abs(start).max())
+    entered = -1
+    for _ in range(50 + 10 * len(x)):
+        target, multiplier = _equality_solution(hessian, linear, total, free)
+        blocking = free & (target < 0)
+        if not blocking.any():
+            x = target
+            slope = hessian @ x - linear - multiplier
+            slope[free] = 0
+            candidate = int(slope.argmin())
+            if slope[candidate] >= -1e-15 * scale or candidate == entered:
+                break
+            entered = candidate
+            free[candidate] = True
+            continue
+        ratio = np.where(blocking, x / np.where(blocking, x - target, 1.0), np.inf)
+        step = ratio.min()
+        x = np.where(free, x + step * (target - x), 0.0)
+        leaving = blocking & (ratio <= step)
+        x[leaving] = 0.0
+        free &= ~leaving
+    return np.maximum(x, 0.0)
+
+
+def _equality_solution(
+    hessian: Matrix, linear: Vector, total: float | None, free: NDArray[np.bool_]
+) -> tuple[Vector, float]:
+    """Minimise over the free variables alone; with the multiplier of the sum where that is fixed."""
+    x = np.zeros(len(linear))
+    index = np.flatnonzero(free)
+    if not len(index):
+        return x, 0.0
+    kernel = hessian[np.ix_(index, index)]
+    if total is None:
+        x[index] = np.linalg.solve(kernel, linear[index])
+        return x, 0.0
+    solved = np.linalg.solve(kernel, np.column_stack([linear[index], np.ones(len(index))]))
+    multiplier = (total - solved[:, 0].sum()) / solved[:, 1].sum()
+    x[index] = solved[:, 0] + multiplier * solved[:, 1]
+    return x, float(multiplier)
+
+
+def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance: float = 1e-12) -> Vector:
+    """Move a minimiser to the one of least norm among those that the curvature cannot tell apart.
+
+    Where a convex fit has several optima, they differ by vectors that the Hessian maps to 0 (for instance between
+    two members that always agree). The shortest of ``x + V·u ≥ 0`` with ``lower ≤ Σ ≤ upper``, V a basis of that
+    space, is a least-distance problem (Lawson and Hanson 1974, "Solving Least Squares Problems", section 23.4).
+
+    Args:
+        x: a minimiser (M,), feasible.
+        hessian: the objective's Hessian (M, M) at `x`.
+        lower: the smallest sum allowed.
+        upper: the largest sum allowed; it may be infinite.
+        tolerance: eigenvalues below this share of the largest count as 0.
+
+    Returns:
+        The optimum of least norm; `x` itself where the optimum is unique.
+
+    Example:
+        >>> least_norm(np.array([1.0, 0.0]), np.ones((2, 2)), 0.0, 10.0).round(6).tolist()
+        [0.5, 0.5]
+    """
+    values, vectors = np.linalg.eigh(hessian)
+    flat = values <= tolerance * max(float(values[-1]), np.finfo(np.float64).tiny)
+    if not flat.any():
+        return x
+    basis = vectors[:, flat]
+    basis[np.abs(basis) < 1e-10] = 0.0  # rounding is no constraint
+    origin = x - basis @ (basis.T @ x)
+    origin[np.abs(origin) < 1e-13] = 0.0
+    sums = basis.sum(axis=0)
+    touched = basis.any(axis=1)
+    rows, bounds = [basis[touched]], [-origin[touched]]
+    if np.abs(sums).max() > 1e-9:  # otherwise moving among the optima keeps the sum
+        limits_of_sum = [(1.0, lower), (-1.0, -upper)]
+        rows += [sign * sums[None] for sign, limit in limits_of_sum if np.isfinite(limit)]
+        bounds += [np.array([limit - sign * origin.sum()]) for sign, limit in limits_of_sum if np.isfinite(limit)]
+    constraints, limits = np.vstack(rows), np.concatenate(bounds)
+    system = np.vstack([constraints.T, limits[None]])
+    target = np.zeros(len(system))
+    target[-1] = 1.0
+    multipliers, _ = nnls(system, target)
+    residual = system @ multipliers - target
+    if residual[-1] >= -1e-14:  # the origin itself is as good as the rounding of x allows
+        return x
+    moved = np.maximum(origin + basis @ (-residual[:-1] / residual[-1]), 0.0)
+    moved = _within(moved, lower, upper)
+    return moved if moved @ moved <= x @ x else x
+
+
+def _within(x: Vector, lower: float, upper: float) -> Vector:
+    total = x.sum()
+    return x * (min(max(total, lower), upper) / total) if total > 0 else x
