@@ -1,0 +1,200 @@
+"""Decoded frames against a sequential decode of the whole file, on real and on awkward videos."""
+
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.video.decode import check_videos, decode, probe
+
+VARIABLE = np.cumsum(np.random.default_rng(0).integers(20, 400, 60)).tolist()
+
+KINDS = {
+    "gop 12": ("a.mp4", {}),
+    "gop 250": ("a.mp4", {"gop": 250}),
+    "b frames": ("a.mp4", {"b_frames": 3}),
+    "every frame a keyframe": ("a.mp4", {"gop": 1}),
+    "variable frame rate": ("a.mp4", {"times": VARIABLE}),
+    "variable frame rate and b frames": ("a.mkv", {"times": VARIABLE, "b_frames": 2}),
+    "starts late": ("a.mp4", {"times": [5000 + 100 * i for i in range(60)], "b_frames": 2}),
+    "transport stream": ("a.ts", {"b_frames": 2}),
+    "open gop": ("a.mp4", {"b_frames": 2, "options": {"x264-params": "open-gop=1:keyint=10:scenecut=0"}}),
+    "intra refresh, no true keyframes": ("a.mp4", {"options": {"intra-refresh": "1"}}),
+    "interlaced": ("a.ts", {"options": {"x264-params": "tff=1", "flags": "+ildct"}}),
+    "mpeg-4 in avi": ("a.avi", {"codec": "mpeg4", "b_frames": 2}),
+    "vp8 with hidden frames": (
+        "a.webm",
+        {"codec": "libvpx", "n_frames": 40, "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}},
+    ),
+    "vp9 with hidden frames": (
+        "a.webm",
+        {
+            "codec": "libvpx-vp9",
+            "n_frames": 40,
+            "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"},
+        },
+    ),
+    "hevc": (
+        "a.mp4",
+        {"codec": "libx265", "n_frames": 30, "b_frames": 2, "options": {"x265-params": "log-level=none"}},
+    ),
+    "fragmented": ("a.mp4", {"b_frames": 2, "container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+    "odd size": ("a.mp4", {"codec": "mpeg4", "size": (62, 50)}),
+}
+
+
+def _shift(source, target, seconds):
+    """Copy a video and let it start `seconds` before time 0: the container writes an edit list."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        shift = int(seconds / stream.time_base)
+        for packet in old.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                new.mux(packet)
+    return target
+
+
+def _check(path, expected):
+    info = probe(path)
+    assert info.n_frames == len(expected)
+    assert (info.height, info.width) == expected.shape[1:3]
+    assert np.array_equal(decode(path, np.arange(info.n_frames), info=info), expected)
+    rng = np.random.default_rng(1)
+    for _ in range(12):  # sparse, in any order, with repeats
+        indices = rng.integers(0, info.n_frames, rng.integers(1, 6))
+        assert np.array_equal(decode(path, indices, info=info), expected[indices]), indices
+    assert np.array_equal(decode(path, [info.n_frames - 1]), expected[-1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_those_of_a_full_decode(kind, tmp_path, write_video, full_decode):
+    name, options = KINDS[kind]
+    path = write_video(tmp_path / name, **options)
+    expected = full_decode(path)
+    assert len(expected) == options.get("n_frames", 60)
+    _check(path, expected)
+
+
+@pytest.mark.parametrize(("name", "n_frames"), [("bikes.mp4", 250), ("bigbuckbunny.mp4", 132)])
+def test_real_videos_frame_for_frame(name, n_frames, real_video):
+    path = real_video(name)
+    assert probe(path).n_frames == n_frames
+    frames = decode(path, np.arange(n_frames))
+    with av.open(str(path)) as container:
+        count = 0
+        for frame, ours in zip(container.decode(video=0), frames, strict=True):
+            assert np.array_equal(frame.to_ndarray(format="rgb24"), ours), count
+            count += 1
+    assert count == n_frames
+    some = [n_frames - 1, 7, n_frames // 2, 7]
+    assert np.array_equal(decode(path, some), frames[some])
+
+
+def test_an_edit_list_hides_frames(tmp_path, write_video, full_decode):
+    whole = write_video(tmp_path / "whole.mp4", b_frames=2, gop=30)
+    edited = _shift(whole, tmp_path / "edited.mp4", seconds=1 / 6)
+    expected = full_decode(edited)
+    assert len(expected) == 55
+    assert np.array_equal(expected, full_decode(whole)[5:])
+    _check(edited, expected)
+
+
+def test_resizing_while_converting(tmp_path, write_video, full_decode):
+    path = write_video(tmp_path / "a.mp4", n_frames=10)
+    frames = decode(path, [0, 9], size=32)
+    assert frames.shape == (2, 32, 48, 3)
+    averaged = full_decode(path)[[0, 9]].reshape(2, 32, 2, 48, 2, 3).mean((2, 4))
+    inner = np.abs(frames.astype(float) - averaged)[:, 2:-2, 2:-2]
+    assert np.median(inner) < 4  # the picture is the same, scaled; filters differ
+    assert decode(path, [0], size=(20, 30)).shape == (1, 20, 30, 3)
+    assert decode(path, [0], size=128).shape == (1, 128, 192, 3)
+
+
+def test_the_union_is_decoded_once(tmp_path, write_video, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", gop=250)
+    from vidfuse.video import decode as module
+
+    converted = []
+    convert = module._convert
+    monkeypatch.setattr(module, "_convert", lambda *a: (converted.append(1), convert(*a)))
+    module.decode(path, [5, 3, 3, 5, 9, 3])
+    assert len(converted) == 3
+
+
+def _truncate(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_truncated_tail(name, tmp_path, write_video):
+    options = {"movflags": "+faststart"} if name == "a.mp4" else {}
+    path = write_video(tmp_path / name, gop=12, container_options=options)
+    whole = decode(path, np.arange(60))
+    _truncate(path, 0.7)
+    info = probe(path)
+    assert info.truncated
+    assert 20 < info.n_frames < 60
+    frames = decode(path, np.arange(info.n_frames - 1), info=info)
+    assert np.array_equal(frames, whole[: info.n_frames - 1])
+
+
+def test_row_43_unreadable_empty_and_truncated_videos_are_listed(tmp_path, write_video):
+    good = write_video(tmp_path / "good.mp4", n_frames=10)
+    cut = write_video(tmp_path / "cut.mp4", container_options={"movflags": "+faststart"})
+    _truncate(cut, 0.6)
+    headless = write_video(tmp_path / "headless.mp4")
+    _truncate(headless, 0.5)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 40)
+    names = ["good.mp4", "cut.mp4", "headless.mp4", "empty.mp4", "text.mp4", "gone.mp4"]
+    found = list(check_videos(tmp_path / name for name in names))
+    assert [info is not None for _, info, _ in found] == [True, False, False, False, False, False]
+    assert found[0][1].path == str(good)
+    assert "truncated" in found[1][2]
+    for _, _, reason in found[2:]:
+        assert "expected a readable video" in reason
+    assert next(iter(check_videos([cut], allow_truncated=True)))[1].truncated
+
+
+def test_a_file_without_video(tmp_path):
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match="expected a video stream"):
+        probe(path)
+
+
+def test_a_damaged_frame_is_an_error_not_a_wrong_picture(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", n_frames=40, gop=10)
+    info = probe(path)
+    with av.open(str(path)) as container:
+        packets = [(p.pts, p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    _, position, size = sorted(packets)[25]
+    data[position : position + size] = bytes(size)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="frame 25 cannot be decoded"):
+        decode(path, [25], info=info)
+
+
+@pytest.mark.parametrize("indices", [[-1], [60], [], [[0, 1]], [0.5]])
+def test_indices_that_no_video_has(indices, tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="expected frame indices"):
+        decode(path, indices)
+
+
+def test_without_pyav_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r"vidfuse\[video\]"):
+        probe("a.mp4")
