@@ -6,7 +6,7 @@ views they are. A `VideoLoader` yields `(batch, ids, labels or None)`, the shape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +144,20 @@ class VideoDataset(Dataset[Sample | Failure]):
                 raise
             return Failure(item.id, str(error))
 
+    def with_inputs(
+        self, inputs: Input | Views | ViewPlan | Mapping[str, Input | Views | ViewPlan], *, seed: int | None = None
+    ) -> VideoDataset:
+        """Give the same videos to other networks; frames that are in memory are shared, not decoded again.
+
+        Args:
+            inputs: as for the class; they need no more pixels than `short_side`.
+            seed: another seed, or None for this data set's.
+        """
+        seed = self.seed if seed is None else seed
+        other = VideoDataset(self.videos, inputs, short_side=self.short_side, seed=seed, strict=self.strict)
+        other._kept = self._kept
+        return other
+
     def preload(self) -> list[tuple[str, str]]:
         """Decode videos into memory, in order, until all are there or the room is used up.
 
@@ -280,12 +294,20 @@ class VideoLoader:
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        sampler: Sampler[int] | None = None,
+        sampler: Sampler[int] | Sequence[int] | None = None,
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
-        self.sampler = sampler or EpochSampler(
-            len(dataset), shuffle=shuffle, seed=dataset.seed, rank=rank, world_size=world_size
+        self._settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "workers": workers,
+            "drop_last": drop_last,
+            "pin_memory": pin_memory,
+        }
+        self.sampler = (
+            sampler
+            if sampler is not None
+            else EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed, rank=rank, world_size=world_size)
         )
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -302,6 +324,16 @@ class VideoLoader:
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def only(self, ids: Iterable[str]) -> VideoLoader:
+        """Give a loader of those of this one's videos that have the given ids, in the data set's order.
+
+        Args:
+            ids: ids of the videos to keep.
+        """
+        kept = frozenset(ids)
+        rows = [row for row in sorted(self.sampler) if self.dataset.videos[row].id in kept]
+        return VideoLoader(self.dataset, sampler=rows, **self._settings)
 
     @property
     def failures(self) -> tuple[Failure, ...]:

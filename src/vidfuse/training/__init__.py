@@ -1,0 +1,39 @@
+"""Training and extraction: Table I as typed recipes, one training loop, and the way from a network to a logit cache.
+
+Names load on first use (PEP 562); everything but the recipes needs `vidfuse[networks]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "DivergedError": "loop",
+    "TABLE_I": "recipes",
+    "TINY": "recipes",
+    "TrainRecipe": "recipes",
+    "TrainResult": "loop",
+    "evaluate": "loop",
+    "extract": "extract",
+    "learning_rate": "recipes",
+    "train": "loop",
+}
+_SUBMODULES = ("checkpoints", "distributed", "loop", "recipes")
+
+__all__ = sorted([*_HOME, *_SUBMODULES])
+
+
+def __getattr__(name: str) -> Any:
+    # `extract` is the function, as in `vidfuse.extract`; its module is imported by its full name.
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"vidfuse.training.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vidfuse.training.{name}")
+    raise AttributeError(f"module 'vidfuse.training' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,317 @@
+"""The training loop: one network, one recipe, one folder that holds everything needed to go on after an interruption.
+
+Chance in a step is drawn from the recipe's seed, the step's number and the rank alone, so a run that is resumed at an
+epoch's end takes the same steps as one that never stopped, bit by bit on one process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from vidfuse.errors import InputError, MissingExtraError, VidfuseError
+from vidfuse.training.recipes import TrainRecipe, learning_rate
+
+try:
+    import torch
+    from torch import Tensor, nn
+    from torch.nn.functional import cross_entropy
+
+    from vidfuse.training import distributed
+    from vidfuse.training.augment import augment_batch
+    from vidfuse.training.logs import Events
+    from vidfuse.training.state import Run, autocast, average, logits_of
+except ImportError as error:
+    raise MissingExtraError("training", "training") from error
+
+__all__ = ["Batch", "DivergedError", "Loader", "TrainResult", "evaluate", "train"]
+
+Batch = tuple[Tensor, Sequence[str], "Tensor | None"]
+
+
+class Loader(Protocol):
+    """Anything that yields `(clips (N, 3, T, H, W), ids, labels (N,))`; `set_epoch(epoch)` is called if it has it."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one pass."""
+        ...
+
+
+class DivergedError(VidfuseError):
+    """A loss or gradient is not finite; the message names the epoch, the step and the batch's ids."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained network and how it got there.
+
+    Attributes:
+        model: The network in eval mode: its average over the steps if the recipe asks for one.
+        history: One row an epoch: epoch, step, lr, loss, grad_norm, seconds, and val_top1, val_nll where there is a
+            validation loader.
+        folder: Where checkpoint and logs lie.
+        resumed_at: Epochs that were already done when this call began.
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    folder: Path
+    resumed_at: int = 0
+    videos_per_second: float = field(default=math.nan, compare=False)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: Iterable[Batch], *, device: torch.device | str | None = None
+) -> dict[str, float]:
+    """Score a network on one pass over labelled videos, over all ranks.
+
+    Args:
+        model: Any network `clips -> logits`; it is put into eval mode and left there.
+        loader: Yields `(clips, ids, labels)`; of several ranks, each one its share.
+        device: Where the clips go; where the network's first parameter is, if left out.
+
+    Returns:
+        `top1` (0..1), `nll` (nats) and `n`, the number of videos.
+
+    Raises:
+        InputError: There are no videos, or no labels.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+        >>> _ = nn.init.zeros_(model[1].weight)
+        >>> evaluate(model, [(torch.zeros(4, 3, 1, 1, 1), list("abcd"), torch.tensor([0, 0, 0, 1]))])
+        {'top1': 0.75, 'nll': 0.693..., 'n': 4.0}
+    """
+    target = torch.device(device) if device is not None else _device_of(model)
+    model.eval()
+    hits = loss = n = 0.0
+    for clips, ids, labels in loader:
+        if labels is None:
+            raise InputError(f"expected labelled videos to evaluate on, got none with {', '.join(list(ids)[:3])}")
+        logits = logits_of(model(clips.to(target, non_blocking=True))).float()
+        labels = labels.to(target)
+        hits += float((logits.argmax(1) == labels).sum())
+        loss += float(cross_entropy(logits, labels, reduction="sum"))
+        n += len(labels)
+    hits, loss, n = distributed.total([hits, loss, n], target)
+    if n == 0:
+        raise InputError("expected videos to evaluate on, got an empty loader")
+    return {"top1": hits / n, "nll": loss / n, "n": n}
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[list[Batch], int, int]]:
+    """Yield the batches of each step, how many of their videos count here, and how many do on all ranks.
+
+    A rank whose videos are used up goes along with its last batch, which counts nothing, until all ranks are done: each
+    video counts exactly once an epoch.
+    """
+    source = iter(loader)
+    group: list[Batch] = []
+    while True:
+        fresh = list(islice(source, size))
+        local = sum(len(batch[1]) for batch in fresh)
+        n = int(distributed.total([local], device)[0])
+        if n == 0:
+            return
+        group = fresh or group[-1:]
+        if not group:
+            raise InputError("expected videos on every rank, got a rank that has none")
+        yield group, local, n
+
+
+def _seed_step(seed: int, step: int, part: int) -> None:
+    """Draw all chance of a forward pass from where it stands in the run, so that a resumed run draws the same."""
+    mixed = (seed * 1_000_003 + step) * 1_009 + part * 101 + distributed.rank()
+    torch.manual_seed(mixed % 2**63)
+
+
+def _take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr: float) -> tuple[float, float]:
+    """Take one step over the group's batches and return the videos' summed loss and the gradient's norm.
+
+    Each batch's summed loss counts `scale`: such that the mean over ranks is the mean over the step's videos.
+    """
+    recipe = run.recipe
+    for settings in run.optimizer.param_groups:
+        settings["lr"] = lr
+    ids = [str(i) for batch in group for i in batch[1]]
+    where = f"epoch {run.epoch + 1}, step {run.step + 1}, learning rate {lr:.3g}, videos {', '.join(ids)}"
+    summed = 0.0
+    for part, (clips, _, labels) in enumerate(group):
+        if labels is None:
+            raise InputError(f"expected labelled videos to train on, got none in {where}")
+        _seed_step(recipe.seed, run.step, part)
+        clips, labels = clips.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
+        last = part == len(group) - 1
+        hold: Any = nullcontext()
+        if isinstance(forward, nn.parallel.DistributedDataParallel) and not last:
+            hold = forward.no_sync()  # ranks exchange gradients once a step
+        with hold:
+            with autocast(run.device, run.dtype):
+                # The classifier's width is known once the network has answered; mixing needs it before.
+                width = run.width(clips) if recipe.mixup or recipe.cutmix else 0
+                clips, targets = augment_batch(clips, labels, recipe, width)
+                logits = logits_of(forward(clips))
+            loss = cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss is {value}: {where}; lower the learning rate or look at these videos")
+            run.scaler.scale(loss * (len(clips) * scale)).backward()
+        summed += value * len(clips)
+    run.scaler.unscale_(run.optimizer)
+    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
+    if not math.isfinite(norm) and not run.scaler.is_enabled():
+        raise DivergedError(f"the gradient's norm is {norm}: {where}; lower the learning rate or look at these videos")
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    if run.ema is not None:
+        average(run.ema, run.model, float(recipe.ema or 0.0), run.step)
+    return summed, norm
+
+
+def train(
+    model: nn.Module,
+    loader: Loader,
+    recipe: TrainRecipe,
+    folder: str | Path,
+    *,
+    val_loader: Iterable[Batch] | None = None,
+    device: torch.device | str | None = None,
+    tensorboard: bool = True,
+    progress: bool = True,
+    name: str = "train",
+) -> TrainResult:
+    """Train a network by a recipe, or go on from where the folder's checkpoint stands.
+
+    After each epoch the folder receives `last.pt` (everything a resumed run needs), `log.csv` (one row an epoch), and
+    TensorBoard's events. Called on a finished run it loads the weights and trains nothing. Under `torchrun` each rank
+    passes a loader of its own share of the videos, the gradient is the mean over all of them, and rank 0 writes.
+
+    Args:
+        model: A network `clips (N, 3, T, H, W) -> logits (N, K)`, or one that returns an object with `.logits`.
+        loader: Yields `(clips, ids, labels)`; batches of `batch_size / (accumulate * ranks)` if the recipe is to hold.
+        recipe: How to train.
+        folder: The run's own folder.
+        val_loader: Videos to score after each epoch, `(clips, ids, labels)`.
+        device: Where to train; the network's own device if left out.
+        tensorboard: Whether to write TensorBoard's events too, if it is installed.
+        progress: Whether to show a bar with speed and time left on stderr.
+        name: What the bar calls the run.
+
+    Returns:
+        The network with its final weights, and the history.
+
+    Raises:
+        DivergedError: A loss or gradient is not finite; the last checkpoint is whole.
+        InputError: The folder belongs to another run, or the loader is empty or without labels.
+
+    Example:
+        >>> import tempfile
+        >>> clips, labels = torch.eye(4).reshape(4, 4, 1, 1, 1), torch.tensor([0, 1, 0, 1])
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> recipe = TrainRecipe(lr=1.0, epochs=9, batch_size=4, reference_batch=4, precision="float32")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = train(model, [(clips, list("abcd"), labels)], recipe, folder, tensorboard=False, progress=False)
+        >>> done.history[-1]["loss"] < 0.1
+        True
+    """
+    where = torch.device(device) if device is not None else _device_of(model)
+    if len(loader) == 0:
+        raise InputError("expected videos to train on, got an empty loader")
+    run = Run(model, recipe, Path(folder), where)
+    run.load()
+    resumed_at, seen, began = run.epoch, 0, time.perf_counter()
+    gpus = [where] if where.type == "cuda" else []
+    unfinished = run.epoch < recipe.epochs and distributed.rank() == 0
+    with torch.random.fork_rng(devices=gpus), Events(run.folder, run.step, tensorboard and unfinished) as events:
+        forward = _wrapped(run)
+        with _bar(run, loader, name, progress) as bar:
+            while run.epoch < recipe.epochs:
+                row, videos = _train_epoch(run, forward, loader, bar)
+                seen += videos
+                if val_loader is not None:
+                    scores = evaluate(run.best, val_loader, device=where)
+                    row |= {"val_top1": scores["top1"], "val_nll": scores["nll"]}
+                run.history.append(row)
+                run.epoch += 1
+                events.write(row, run.step)
+                if distributed.rank() == 0:
+                    run.save()
+    run.best.eval()
+    speed = seen / (time.perf_counter() - began) if seen else math.nan
+    return TrainResult(run.best, run.history, run.folder, resumed_at, speed)
+
+
+def _wrapped(run: Run) -> nn.Module:
+    """Return what the forward passes go through: the network, compiled and shared between ranks where asked."""
+    forward: nn.Module = run.model
+    if run.recipe.compile:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    if distributed.world_size() > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
+    return forward
+
+
+def _bar(run: Run, loader: Loader, name: str, progress: bool) -> Any:
+    """Make the progress bar, in steps of the whole run, so that its time left is the run's."""
+    steps = -(-len(loader) // run.recipe.accumulate)
+    return tqdm(
+        total=steps * run.recipe.epochs,
+        initial=steps * run.epoch,
+        desc=name,
+        unit="step",
+        disable=not progress or distributed.rank() > 0 or run.epoch == run.recipe.epochs,
+    )
+
+
+def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tuple[dict[str, float], int]:
+    """Pass over the loader once and return the epoch's row of the log, and the videos this rank saw."""
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(run.epoch)
+    run.model.train()
+    began = time.perf_counter()
+    steps = distributed.largest(-(-len(loader) // run.recipe.accumulate), run.device)
+    loss = norm = lr = 0.0
+    videos = taken = 0
+    for group, local, n in _groups(loader, run.recipe.accumulate, run.device):
+        lr = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
+        scale = distributed.world_size() / n if local else 0.0
+        step_loss, step_norm = _take_step(run, forward, group, scale, lr)
+        loss += step_loss if local else 0.0
+        norm, videos, taken = norm + step_norm, videos + local, taken + 1
+        bar.update()
+        speed = videos * distributed.world_size() / (time.perf_counter() - began)
+        bar.set_postfix_str(
+            f"epoch {run.epoch + 1}/{run.recipe.epochs}, loss {loss / max(1, videos):.3f}, {speed:.0f} clips/s"
+        )
+    if not taken:
+        raise InputError("expected videos to train on, got none that can be read")
+    total_loss, total_videos = distributed.total([loss, videos], run.device)
+    row = {
+        "epoch": run.epoch + 1,
+        "step": run.step,
+        "lr": lr,
+        "loss": total_loss / total_videos,
+        "grad_norm": norm / taken,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    return row, videos
