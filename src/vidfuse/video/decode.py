@@ -248,7 +248,7 @@ def _packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
 
 def _ends_early(container: Any, stream: Any, packets: list[Any]) -> bool:
     if "mov" in container.format.name:
-        return len(packets) < stream.frames
+        return len(packets) < len(stream.index_entries)  # the file's own table, after its edit lists
     if container.duration is None or len(container.streams) > 1 or not packets:
         return False
     last = max((p.pts + (p.duration or 0) for p in packets if p.pts is not None), default=None)
