@@ -1,0 +1,130 @@
+"""What a cache says about itself, once: `meta.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from vidfuse._validate import Kind, check_kind
+from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheFormatError, InputError
+
+__all__ = ["META_NAME", "CacheMeta", "check_same_meta", "decode_meta", "encode_meta", "plain_json", "read_meta"]
+
+META_NAME: Final = "meta.json"
+_FORMAT: Final = "vidfuse-logit-cache"
+_VERSION: Final = 1
+_MAX_BYTES: Final = 1 << 28
+
+
+@dataclass(frozen=True)
+class CacheMeta:
+    """What all parts of one cache have in common.
+
+    Attributes:
+        kind: What the numbers are.
+        n_classes: The number of classes K.
+        n_views: The number of views V, or None without a view axis.
+        dtype: "float32" or "float16".
+        labelled: Whether the parts carry true classes.
+        classes: The classes' names, or None.
+        fingerprint: What identifies the model and its checkpoint: any JSON value, compared on resuming.
+        view_plan: How views were sampled: any JSON value, compared on resuming.
+        expected_ids: Every video that the finished cache holds, in its order, or None where that is not known.
+    """
+
+    kind: Kind
+    n_classes: int
+    n_views: int | None
+    dtype: str
+    labelled: bool
+    classes: tuple[str, ...] | None = None
+    fingerprint: Any = None
+    view_plan: Any = None
+    expected_ids: tuple[str, ...] | None = None
+
+
+def plain_json(value: Any, what: str) -> Any:
+    """Return a value as JSON has it (tuples become lists), or refuse it."""
+    try:
+        return json.loads(json.dumps(value, sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: expected a JSON value (strings, numbers, lists, mappings): {error}") from error
+
+
+def encode_meta(meta: CacheMeta) -> bytes:
+    """Write `meta.json`: sorted keys, and a digest over everything else."""
+    content = {"format": _FORMAT, "version": _VERSION, **asdict(meta)}
+    return (
+        json.dumps({**content, "digest": _digest(content)}, indent=1, sort_keys=True, ensure_ascii=False).encode()
+        + b"\n"
+    )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def read_meta(folder: Path) -> CacheMeta | None:
+    """Read a folder's `meta.json`, or return None where there is none.
+
+    Raises:
+        CacheFormatError: Not a regular file, not a cache, or of a newer version.
+        CacheCorruptError: Not what was written.
+    """
+    path = folder / META_NAME
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise CacheFormatError(f"{path}: expected a regular file, got {stat.filemode(status.st_mode)}; remove it")
+    if status.st_size > _MAX_BYTES:
+        raise CacheFormatError(f"{path}: {status.st_size} bytes; at most {_MAX_BYTES} are allowed")
+    return decode_meta(path.read_bytes(), path)
+
+
+def decode_meta(text: bytes, path: Path) -> CacheMeta:
+    """Parse the bytes of a `meta.json`; `path` is named in errors."""
+    try:
+        content = json.loads(text)
+        marker, version, digest = content.pop("format"), content.pop("version"), content.pop("digest")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CacheFormatError(f"{path}: not the description of a logit cache: {error}") from error
+    if marker != _FORMAT:
+        raise CacheFormatError(f"{path}: expected format {_FORMAT!r}, got {marker!r}")
+    if not isinstance(version, int) or version > _VERSION:
+        raise CacheFormatError(f"{path}: found version {version!r}, supported up to {_VERSION}: upgrade vidfuse")
+    found = _digest({"format": marker, "version": version, **content})
+    if found != digest:
+        raise CacheCorruptError(f"{path}: not the bytes that were written: expected digest {digest}, got {found}")
+    try:
+        for name in ("classes", "expected_ids"):
+            content[name] = None if content[name] is None else tuple(content[name])
+        check_kind(content["kind"])
+        return CacheMeta(**content)
+    except (KeyError, TypeError, InputError) as error:
+        raise CacheFormatError(f"{path}: not the description of a logit cache: {error}") from error
+
+
+def check_same_meta(mine: CacheMeta, stored: CacheMeta, folder: Path) -> None:
+    """Refuse to write into a cache that was begun with another model, view plan or layout.
+
+    Class names and expected ids are compared only where both sides give them.
+    """
+    optional = ("classes", "expected_ids")
+    for field in fields(CacheMeta):
+        own, other = getattr(mine, field.name), getattr(stored, field.name)
+        if own == other or (field.name in optional and (own is None or other is None)):
+            continue
+        if field.name == "expected_ids" and set(own) == set(other):
+            continue  # the order is the first writer's
+        shown = (f"{len(own)} ids", f"{len(other)} ids") if field.name == "expected_ids" else (repr(own), repr(other))
+        raise CacheConflictError(
+            f"{folder}: this cache was begun with {field.name} {shown[1]}, and is resumed with {shown[0]}; nothing was "
+            "written: use the same settings, or another folder"
+        )

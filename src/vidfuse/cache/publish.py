@@ -1,0 +1,151 @@
+"""Make a file appear in a folder whole or not at all, once, and stay there after a power cut.
+
+A file is written under a temporary name, flushed, given its final name by a hard link (which never overwrites), and
+the folder is flushed. File systems without hard links get an exclusive lock and a rename instead. A writer holds a
+lock on its temporary file, so that what a killed writer left behind can be told from work in progress.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+__all__ = ["TEMPORARY", "fsync_folder", "make_folder", "publish", "sweep"]
+
+TEMPORARY: Final = ".tmp-"
+_LOCK: Final = ".lock"
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
+_STALE_SECONDS: Final = 86400.0  # where locks do not work, a temporary this old has no living writer
+
+
+def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
+    """Publish a file: write, fsync, link, fsync the folder.
+
+    Args:
+        path: The final name; an existing file is never overwritten.
+        chunks: The content, one piece after the other.
+
+    Returns:
+        True if this call published the file, False if the name was taken.
+
+    Raises:
+        OSError: The disk is full or fails; its `filename` is the path. No part of the file is visible then.
+    """
+    try:
+        with _temporary(path.parent) as (descriptor, temporary):
+            for chunk in chunks:
+                _write_all(descriptor, chunk)
+            os.fsync(descriptor)
+            published = _name(temporary, path)
+            fsync_folder(path.parent)
+            return published
+    except OSError as error:
+        if error.filename is None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
+    rest = memoryview(chunk).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[int, Path]]:
+    """A locked temporary file, which is removed in the end."""
+    while True:
+        temporary = folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # no locks on this file system: `sweep` then goes by age
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # a sweep came between creating and locking
+    try:
+        yield descriptor, temporary
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+        os.close(descriptor)
+
+
+def _name(temporary: Path, path: Path) -> bool:
+    """Give the temporary its final name unless that is taken."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    with _folder_lock(path.parent):
+        if os.path.lexists(path):
+            return False
+        os.replace(temporary, path)
+        return True
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a new name survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush a folder, and need not
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each flushed into its own parent."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    fsync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove temporaries whose writer is gone, and return them; living writers' files are left alone."""
+    removed = []
+    for entry in sorted(folder.glob(f"{TEMPORARY}*")):
+        try:
+            descriptor = os.open(entry, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # finished or swept meanwhile
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stale = True
+            except BlockingIOError:
+                stale = False
+            except OSError:
+                stale = time.time() - os.fstat(descriptor).st_mtime > _STALE_SECONDS
+            if stale:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry)
+                    removed.append(entry)
+        finally:
+            os.close(descriptor)
+    return removed

@@ -1,0 +1,256 @@
+"""Open a cache: list its parts, and read scores from them by row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse._validate import Kind, first_few
+from vidfuse.cache.format import Part, open_part
+from vidfuse.cache.meta import CacheMeta, read_meta
+from vidfuse.cache.source import Rows, Source
+from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError
+
+__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache"]
+
+PART_SUFFIX: Final = ".safetensors"
+
+
+class PartsSource:
+    """Scores that are spread over parts; row r of the cache is row `physical[r]` of the parts one after the other.
+
+    Pickling sends the parts' paths and the row numbers, no scores.
+    """
+
+    def __init__(self, parts: Sequence[Part], physical: NDArray[np.int64] | None, *, check: bool = True) -> None:
+        self._parts, self._physical, self._check = tuple(parts), physical, check
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
+        self._n = int(self._starts[-1]) if physical is None else len(physical)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (N, K) or (N, V, K)."""
+        return (self._n, *self._parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the stored scores."""
+        return self._parts[0].dtype
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        """Scores of these rows: a view where they lie one after the other in one part, else a copy."""
+        if self._physical is not None:
+            rows = self._physical[rows]
+        if isinstance(rows, slice):
+            return self._take_run(rows.start, rows.stop)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        for number in np.unique(owner):
+            mine = owner == number
+            out[mine] = self._parts[number].scores()[rows[mine] - self._starts[number]]
+        return out
+
+    def _take_run(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        offset = int(self._starts[first])
+        if first < len(self._parts) and stop <= self._starts[first + 1]:
+            return self._parts[first].scores()[start - offset : stop - offset]
+        out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        at = start
+        while at < stop:
+            offset, end = int(self._starts[first]), min(int(self._starts[first + 1]), stop)
+            out[at - start : end - start] = self._parts[first].scores()[at - offset : end - offset]
+            at, first = end, first + 1
+        return out
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        """Itself, or the rows where they stand: paths and row numbers are cheap to send."""
+        if self._physical is None:
+            return self, rows
+        physical = self._physical[rows]
+        return PartsSource(self._parts, physical, check=self._check), slice(0, len(physical), 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        paths = [(str(part.path), part.digest) for part in self._parts]
+        return _reopen, (paths, self._physical, self._check)
+
+
+def _reopen(paths: list[tuple[str, str]], physical: NDArray[np.int64] | None, check: bool) -> PartsSource:
+    parts = []
+    for path, digest in paths:
+        part = open_part(Path(path), check=check)
+        if part.digest != digest:
+            raise CacheConflictError(f"{path}: expected the part with digest {digest}, found {part.digest}; load again")
+        parts.append(part)
+    return PartsSource(parts, physical, check=check)
+
+
+@dataclass(frozen=True, eq=False)
+class LogitCache:
+    """One member's predictions on disk, opened: what it says about itself, its videos, and their scores.
+
+    Attributes:
+        folder: Where it is.
+        meta: What all its parts have in common.
+        ids: The videos' ids, in the order of the expected ids, or sorted where those are not known.
+        labels: True classes (N,), int64, or None.
+        source: The scores, read by row.
+        parts: Its parts.
+    """
+
+    folder: Path
+    meta: CacheMeta
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64] | None
+    source: Source
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes' names, or None."""
+        return self.meta.classes
+
+    @property
+    def kind(self) -> Kind:
+        """What the numbers are."""
+        return self.meta.kind
+
+    @cached_property
+    def scores(self) -> NDArray[np.floating[Any]]:
+        """All scores (N, [V,] K) in the order of `ids`; mapped without a copy where they lie in one part."""
+        return self.source.take(slice(0, len(self), 1))
+
+    @property
+    def missing(self) -> list[str]:
+        """The expected ids that are not there yet; empty where nothing is known to be expected."""
+        present = set(self.ids.tolist())
+        return [name for name in self.meta.expected_ids or () if name not in present]
+
+    def __repr__(self) -> str:
+        expected = "" if self.meta.expected_ids is None else f" of {len(self.meta.expected_ids)}"
+        views = "" if self.meta.n_views is None else f" x {self.meta.n_views} views"
+        return (
+            f"LogitCache({str(self.folder)!r}: {len(self)}{expected} videos{views} x {self.meta.n_classes} classes, "
+            f"{self.meta.kind}, {self.meta.dtype}, {len(self.parts)} parts)"
+        )
+
+
+def list_parts(folder: Path) -> list[Path]:
+    """Return the parts' paths, sorted by name; temporaries and other files are not parts."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.endswith(PART_SUFFIX) and not entry.name.startswith(".")]
+    return [folder / name for name in sorted(names)]
+
+
+def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify: bool = True) -> LogitCache:
+    """Open one member's cache.
+
+    Args:
+        folder: The folder that holds `meta.json` and the parts.
+        partial: Accept a cache that does not hold every expected video.
+        verify: Check each part's scores at their first use in this process; headers, ids and labels are always
+            checked.
+
+    Raises:
+        InputError: There is no cache.
+        CacheIncompleteError: Videos are missing, and `partial` was not asked for.
+        CacheFormatError: A file is not a part, or is of a newer version.
+        CacheCorruptError: A part is not what was written.
+        CacheConflictError: Two parts hold different scores for the same video.
+    """
+    path = Path(folder)
+    meta = read_meta(path)
+    if meta is None:
+        raise InputError(f"{path}: expected a logit cache (a folder with meta.json), found none")
+    parts = [open_part(part, check=verify) for part in list_parts(path)]
+    expected = meta.expected_ids
+    if not parts:
+        raise CacheIncompleteError(f"{path}: {_of(0, expected)} videos are there; resume the extraction")
+    for part in parts:
+        _check_belongs(part, meta)
+    parts.sort(key=lambda part: str(part.ids[0]))
+    ids = np.concatenate([part.ids for part in parts])
+    physical = _order(ids, parts, meta, path)
+    if physical is not None:
+        ids = ids[physical]
+    if expected is not None and len(ids) < len(expected) and not partial:
+        lacking = first_few(sorted(set(expected) - set(ids.tolist())))
+        raise CacheIncompleteError(
+            f"{path}: {_of(len(ids), expected)} videos are there; missing: {lacking}; resume the extraction, or read "
+            "what is there with partial=True"
+        )
+    labels = np.concatenate([part.labels for part in parts if part.labels is not None]) if meta.labelled else None
+    if labels is not None and physical is not None:
+        labels = labels[physical]
+    source: Source = PartsSource(parts, physical, check=verify)
+    return LogitCache(path, meta, ids, labels, source, tuple(parts))
+
+
+def _of(count: int, expected: tuple[str, ...] | None) -> str:
+    return str(count) if expected is None else f"{count} of {len(expected)}"
+
+
+def _check_belongs(part: Part, meta: CacheMeta) -> None:
+    shape = (meta.n_classes,) if meta.n_views is None else (meta.n_views, meta.n_classes)
+    wanted = (meta.kind, meta.dtype, shape, meta.labelled)
+    found = (part.kind, part.dtype.name, part.shape[1:], part.labels is not None)
+    if wanted != found:
+        raise CacheFormatError(
+            f"{part.path}: expected (kind, dtype, shape, labelled) {wanted} as meta.json says, got {found}; "
+            "the part belongs to another cache"
+        )
+
+
+def _order(ids: NDArray[np.str_], parts: Sequence[Part], meta: CacheMeta, folder: Path) -> NDArray[np.int64] | None:
+    """Rows of the concatenated parts in the cache's order, each video once; None where they stand so already."""
+    if meta.expected_ids is not None:
+        expected = np.array(meta.expected_ids, dtype=np.str_)
+        if np.array_equal(expected, ids):
+            return None
+    elif bool(np.all(ids[1:] > ids[:-1])):
+        return None
+    order = np.argsort(ids, kind="stable")
+    same = ids[order][1:] == ids[order][:-1]
+    if same.any():
+        _check_repeats(parts, order[:-1][same], order[1:][same], folder)
+        order = order[np.concatenate([[True], ~same])]
+    if meta.expected_ids is None:
+        return order
+    present = ids[order]
+    at = np.minimum(np.searchsorted(present, expected), len(present) - 1)
+    found = present[at] == expected
+    if int(found.sum()) != len(present):
+        strange = first_few(sorted(set(present.tolist()) - set(meta.expected_ids)))
+        raise CacheFormatError(f"{folder}: videos that meta.json does not expect: {strange}")
+    return order[at[found]]
+
+
+def _check_repeats(parts: Sequence[Part], rows: NDArray[np.int64], others: NDArray[np.int64], folder: Path) -> None:
+    """Two writers may both have published a video; that is harmless where they agree to the bit."""
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+
+    def item(row: int) -> tuple[Part, bytes]:
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        part, local = parts[number], row - int(starts[number])
+        label = b"" if part.labels is None else part.labels[local].tobytes()
+        return part, part.scores()[local].tobytes() + label
+
+    for row, other in zip(rows.tolist(), others.tolist(), strict=True):
+        (first, content), (second, again) = item(row), item(other)
+        if content != again:
+            name = str(np.concatenate([part.ids for part in parts])[row])
+            raise CacheConflictError(
+                f"{folder}: two parts hold different scores for video {name!r}: {first.path.name} "
+                f"(digest {first.digest}) and {second.path.name} (digest {second.digest}); "
+                "`vidfuse verify --quarantine` keeps the older one"
+            )

@@ -1,0 +1,202 @@
+"""Check whole caches, set damaged parts aside, and join many parts into one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from vidfuse.cache.format import Part, encode_part, open_part
+from vidfuse.cache.meta import META_NAME, read_meta
+from vidfuse.cache.publish import fsync_folder, make_folder, publish, sweep
+from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache
+from vidfuse.errors import CacheError, InputError
+
+__all__ = ["QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
+
+QUARANTINE: Final = "quarantine"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a cache.
+
+    Attributes:
+        path: The file or folder.
+        kind: The error's name, such as "CacheCorruptError".
+        message: What is wrong.
+        moved_to: Where the file was set aside, or None.
+    """
+
+    path: Path
+    kind: str
+    message: str
+    moved_to: Path | None = None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        caches: The caches that were checked.
+        parts: How many parts were read and are as they were written.
+        videos: How many videos these hold.
+        bytes: How many bytes were read.
+        problems: What is wrong, with nothing left out.
+        swept: Temporaries of dead writers that were removed.
+    """
+
+    caches: tuple[Path, ...]
+    parts: int
+    videos: int
+    bytes: int
+    problems: tuple[Problem, ...]
+    swept: tuple[Path, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.caches)} caches, {self.parts} parts, {self.videos} videos, {self.bytes} bytes verified"]
+        for problem in self.problems:
+            aside = "" if problem.moved_to is None else f" (moved to {problem.moved_to})"
+            lines.append(f"{problem.kind}: {problem.message}{aside}")
+        return "\n".join(lines)
+
+
+def _cache_folders(folder: Path) -> list[Path]:
+    if (folder / META_NAME).exists() or (folder.is_dir() and list_parts(folder)):
+        return [folder]
+    found = [entry for entry in sorted(folder.iterdir()) if (entry / META_NAME).exists()] if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{folder}: expected a logit cache, or a folder of them; found none")
+    return found
+
+
+def verify(folder: str | os.PathLike[str], quarantine: bool = False) -> VerifyReport:
+    """Read every byte of one cache, or of a folder of them, and report all that is wrong.
+
+    Args:
+        folder: A cache, or a folder with one cache a member.
+        quarantine: Move damaged and foreign parts, and the newer of two that contradict each other, into the
+            cache's sub-folder ``quarantine``; resuming then recomputes their videos only. Nothing is deleted.
+
+    Raises:
+        InputError: There is no cache.
+    """
+    folders = _cache_folders(Path(folder))
+    problems: list[Problem] = []
+    swept: list[Path] = []
+    good: list[Part] = []
+    for cache in folders:
+        swept.extend(sweep(cache))
+        try:
+            meta = read_meta(cache)
+            if meta is None:
+                problems.append(Problem(cache / META_NAME, "CacheFormatError", f"{cache / META_NAME} is missing"))
+        except (CacheError, OSError) as error:
+            problems.append(Problem(cache / META_NAME, type(error).__name__, str(error)))
+        parts = []
+        for path in list_parts(cache):
+            try:
+                part = open_part(path)
+                part.verify()
+                parts.append(part)
+            except (CacheError, OSError) as error:
+                moved = _set_aside(path) if quarantine else None
+                problems.append(Problem(path, type(error).__name__, str(error), moved))
+        for part, message in _contradictions(parts):
+            parts.remove(part)
+            moved = _set_aside(part.path) if quarantine else None
+            problems.append(Problem(part.path, "CacheConflictError", message, moved))
+        good.extend(parts)
+        if parts and not any(problem.path == cache / META_NAME for problem in problems):
+            try:
+                open_cache(cache)
+            except (CacheError, OSError) as error:
+                if not any(problem.path.parent == cache for problem in problems):
+                    problems.append(Problem(cache, type(error).__name__, str(error)))
+    sizes = sum(part.path.stat().st_size for part in good)
+    return VerifyReport(
+        tuple(folders), len(good), sum(len(part) for part in good), sizes, tuple(problems), tuple(swept)
+    )
+
+
+def _set_aside(path: Path) -> Path:
+    shelf = path.parent / QUARANTINE
+    make_folder(shelf)
+    number = 0
+    while os.path.lexists(target := shelf / f"{path.name}.{number}"):
+        number += 1
+    os.rename(path, target)
+    fsync_folder(shelf)
+    fsync_folder(path.parent)
+    return target
+
+
+def _contradictions(parts: list[Part]) -> Iterator[tuple[Part, str]]:
+    """The parts that hold other bytes than an older part for the same video."""
+    first: dict[str, tuple[Part, int]] = {}
+    for part in sorted(parts, key=lambda p: (p.path.stat().st_mtime_ns, p.path.name)):
+        clash = None
+        for row, name in enumerate(part.ids.tolist()):
+            known, at = first.setdefault(name, (part, row))
+            same = part.scores()[row].tobytes() == known.scores()[at].tobytes()
+            if part.labels is not None and known.labels is not None:
+                same = same and part.labels[row] == known.labels[at]
+            if not same:
+                clash = clash or f"{part.path}: video {name!r} has other scores than in {known.path.name} " + (
+                    f"(digests {part.digest} and {known.digest})"
+                )
+        if clash:
+            for name, (owner, _) in list(first.items()):
+                if owner is part:
+                    del first[name]
+            yield part, clash
+
+
+def consolidate(folder: str | os.PathLike[str]) -> list[LogitCache]:
+    """Join each cache's parts into one, so that its scores are one memory-mapped array in the order of its ids.
+
+    The joined part is published before the old ones are removed: a crash in between leaves both, which hold the same
+    bytes and read as one. Stacks that were loaded before keep their files while they are open.
+
+    Args:
+        folder: A cache, or a folder with one cache a member. Unfinished caches are joined as far as they are.
+
+    Returns:
+        The caches, opened again.
+
+    Raises:
+        CacheCorruptError: A part is not what was written; nothing is removed.
+    """
+    caches = []
+    for path in _cache_folders(Path(folder)):
+        cache = open_cache(path, partial=True)
+        if len(cache.parts) > 1:
+            _join(cache)
+        caches.append(open_cache(path, partial=True))
+    return caches
+
+
+def _join(cache: LogitCache) -> None:
+    for part in cache.parts:
+        part.verify()
+    content = encode_part(cache.ids, np.asarray(cache.scores), cache.labels, cache.kind)
+    path = cache.folder / f"joined-{content.digest[:32]}{PART_SUFFIX}"
+    publish(path, content.chunks)
+    joined = open_part(path)
+    joined.verify()
+    for part in cache.parts:
+        if part.path != path:
+            with suppress(FileNotFoundError):
+                part.path.unlink()
+    fsync_folder(cache.folder)
