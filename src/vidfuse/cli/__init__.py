@@ -1,0 +1,92 @@
+"""The command line: one command, `vidfuse`, whose subcommands are thin calls of the library.
+
+Results go to standard output (`--json` for machines), progress and warnings to standard error. An error that
+vidfuse raises on purpose is printed as one message and ends the process with status 2. A command's module is imported
+when the command runs, and the numeric libraries when it computes, so that `vidfuse --help` is immediate.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import warnings
+from typing import Any, TextIO
+
+import click
+
+from vidfuse import __version__
+from vidfuse.errors import VidfuseError, VidfuseWarning
+
+__all__ = ["main"]
+
+# The commands in the order in which they are used, and where each is defined.
+_COMMANDS = {
+    "demo": "vidfuse.cli.demo:demo",
+    "import": "vidfuse.cli.caches:import_",
+    "info": "vidfuse.cli.caches:info",
+    "verify": "vidfuse.cli.caches:verify",
+    "fit": "vidfuse.cli.ensembles:fit",
+    "predict": "vidfuse.cli.ensembles:predict",
+    "evaluate": "vidfuse.cli.ensembles:evaluate",
+    "select": "vidfuse.cli.ensembles:select",
+    "report": "vidfuse.cli.ensembles:report",
+    "submit": "vidfuse.cli.ensembles:submit",
+    "train": "vidfuse.cli.networks:train",
+    "extract": "vidfuse.cli.networks:extract",
+}
+
+
+class _UserError(click.ClickException):
+    """An error of the user's input: the message alone, status 2."""
+
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """The group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", VidfuseWarning)
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except VidfuseError as error:
+            raise _UserError(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has gone: click ends quietly
+                raise
+            raise _UserError(str(error)) from error
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del filename, lineno, file, line
+    prefix = "Warning" if issubclass(category, VidfuseWarning) else category.__name__
+    click.echo(f"{prefix}: {message}", err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="vidfuse", message="vidfuse %(version)s")
+def main() -> None:
+    """Fuse the predictions of several video classifiers, and say honestly how good the result is.
+
+    A folder of caches holds one split (say caches/val), with one cache a member. `vidfuse import` makes it from the
+    files that other tools dump; `vidfuse extract` makes it from networks.
+    """

@@ -1,0 +1,101 @@
+"""`vidfuse import`, `info` and `verify`: folders of logit caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vidfuse as vf
+from vidfuse.cli import options
+
+__all__ = ["import_", "info", "verify"]
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="MEMBER=FILE...")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    required=True,
+    metavar="[MEMBER=]KIND",
+    help="What the numbers are: logits, log-likelihoods, probabilities or sum. Never guessed.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The list of videos whose order the files follow; it gives the ids and the labels.",
+)
+@click.option(
+    "--views",
+    "reductions",
+    multiple=True,
+    metavar="[MEMBER=]REDUCTION",
+    help="Reduce views while importing: mean-log, mean-probability, vote or max. By default they are kept.",
+)
+@options.out("caches", "The folder that receives one cache a member.")
+@options.as_json
+@click.pass_context
+def import_(
+    context: click.Context,
+    files: tuple[str, ...],
+    kinds: tuple[str, ...],
+    annotations: Path | None,
+    reductions: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Import predictions that other tools dumped (MMAction2, PySlowFast, TSN, pyskl, npy, npz, csv, parquet)."""
+    stack = vf.read_predictions(
+        options.pairs(files, "FILE"),
+        kind=options.named_values(kinds, "KIND"),
+        annotations=annotations,
+        views=options.named_values(reductions, "REDUCTION"),
+    )
+    stack.save(out)
+    options.save_config(context, out)
+    options.emit({"out": out, **_describe(stack)}, f"{stack!r}\nwritten to {out}", as_json)
+
+
+@click.command()
+@options.source
+@options.as_json
+def info(source: Path, as_json: bool) -> None:
+    """Say what SOURCE holds: a folder of caches, one cache, or a recipe."""
+    if source.is_file():
+        recipe = vf.load_recipe(source)
+        options.emit(recipe.describe(), str(recipe), as_json)
+        return
+    stack = vf.load_stack(source, views=None)
+    options.emit({"source": source, **_describe(stack)}, repr(stack), as_json)
+
+
+@click.command()
+@options.source
+@click.option("--quarantine", is_flag=True, help="Move damaged parts aside, so that a resumed run writes them again.")
+@options.as_json
+@click.pass_context
+def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool) -> None:
+    """Read every part of SOURCE and check it against the digest that it was written with."""
+    from vidfuse.cache.store import verify as verify_cache
+
+    result = verify_cache(source, quarantine=quarantine)
+    options.emit({"source": source, "result": result}, str(result), as_json)
+    context.exit(0 if result else 1)
+
+
+def _describe(stack: Any) -> dict[str, Any]:
+    """Return what can be said about a stack in JSON."""
+    return {
+        "videos": len(stack),
+        "shape": list(stack.shape),
+        "members": list(stack.members),
+        "kinds": list(stack.kinds),
+        "views": stack.n_views,
+        "classes": stack.n_classes,
+        "class_names": None if stack.classes is None else list(stack.classes),
+        "labels": stack.labels is not None,
+        "order": "checked by id" if stack.ids is not None else "unchecked",
+    }

@@ -1,0 +1,183 @@
+"""`vidfuse fit`, `predict`, `evaluate`, `select`, `report` and `submit`: from caches to a fused, scored prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vidfuse as vf
+from vidfuse.cli import options
+from vidfuse.errors import InputError
+
+__all__ = ["evaluate", "fit", "predict", "report", "select", "submit"]
+
+_recipe = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+_RULES = ("log-linear", "linear", "vote", "borda", "stacked", "dynamic", "greedy")
+_rule = click.option("--rule", type=click.Choice(_RULES), default="log-linear", show_default=True, help="Fusion rule.")
+_weights = click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME|MEMBER=NUMBER",
+    help="learned (default), uniform, accuracy, log-odds, inverse-nll, or a number for each member.",
+)
+_objective = click.option(
+    "--objective",
+    type=click.Choice(["accuracy", "mean-class-accuracy", "nll"]),
+    default="accuracy",
+    show_default=True,
+    help="What is optimised.",
+)
+
+
+def _fuser(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
+    """Return the unfitted fuser that the options name."""
+    if rule in ("log-linear", "linear"):
+        named = options.named_values(weights, "NUMBER")
+        pool = vf.LogLinearPool if rule == "log-linear" else vf.LinearPool
+        if not isinstance(named, dict):
+            return pool(weights=named or "learned")
+        try:
+            return pool(weights={name: float(number) for name, number in named.items()})
+        except ValueError as error:
+            raise click.BadParameter(f"expected MEMBER=NUMBER, got {named}") from error
+    if weights:
+        raise click.BadParameter(f"--weights belongs to --rule log-linear or linear, not to {rule}")
+    if rule == "greedy":
+        return vf.GreedyPool(objective=objective)
+    others = {"vote": vf.MajorityVote, "borda": vf.BordaCount, "stacked": vf.StackedPool, "dynamic": vf.DynamicPool}
+    return others[rule]()
+
+
+@click.command()
+@options.source
+@_rule
+@_weights
+@options.views
+@options.out("ensemble.json", "The recipe to write.")
+@options.as_json
+@click.pass_context
+def fit(
+    context: click.Context, source: Path, rule: str, weights: tuple[str, ...], views: str, out: Path, as_json: bool
+) -> None:
+    """Fit a fusion rule on the labelled caches in SOURCE, and write it as a recipe."""
+    stack = vf.load_stack(source, views=views)
+    fuser = _fuser(rule, weights).fit(stack)
+    recipe = vf.Recipe.from_fitted(fuser, stack, views=views)
+    recipe.save(out)
+    options.save_config(context, out)
+    options.emit({"out": out, **recipe.describe()}, f"{recipe}\nwritten to {out}", as_json)
+
+
+@click.command()
+@_recipe
+@options.source
+@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), or .npz (ids, log_proba).")
+@options.as_json
+@click.pass_context
+def predict(context: click.Context, recipe: Path, source: Path, out: Path, as_json: bool) -> None:
+    """Fuse the caches in SOURCE by RECIPE, and write the probability of every class."""
+    loaded, stack = _load(recipe, source)
+    log_proba = loaded.predict_log_proba(stack)
+    _write_predictions(out, stack, log_proba)
+    options.save_config(context, out)
+    options.emit({"out": out, "videos": len(stack)}, f"{len(stack)} videos written to {out}", as_json)
+
+
+@click.command()
+@_recipe
+@options.source
+@options.as_json
+def evaluate(recipe: Path, source: Path, as_json: bool) -> None:
+    """Score RECIPE on the labelled caches in SOURCE, beside each member."""
+    from vidfuse.report.tables import board_of
+
+    loaded, stack = _load(recipe, source)
+    board = board_of(
+        stack,
+        {"recipe": loaded.predict_log_proba(stack)},
+        protocol="in-sample" if loaded.was_fitted_on(stack) else "held-out",
+        n_fit=loaded.fitted_on["videos"],
+        order_checked=loaded.order_checked,
+    )
+    options.emit(board.to_dict(), str(board), as_json)
+
+
+@click.command()
+@options.source
+@_objective
+@click.option("--max-members", type=click.IntRange(min=1), help="At most so many members.")
+@_weights
+@options.views
+@options.as_json
+def select(
+    source: Path, objective: str, max_members: int | None, weights: tuple[str, ...], views: str, as_json: bool
+) -> None:
+    """Find the best subset of the members in SOURCE, exactly; score weights unless others are given."""
+    stack = vf.load_stack(source, views=views)
+    pool = _fuser("log-linear", weights or ("accuracy",))
+    best = vf.search_subsets(stack, objective=objective, pool=pool, max_members=max_members)
+    result = {"members": list(best.members), "score": best.score, "objective": objective, "in_sample": True}
+    text = f"{' + '.join(best.members)}: {objective} {best.score:.4f} (in-sample: chosen on these {len(stack)} videos)"
+    options.emit(result, text, as_json)
+
+
+@click.command()
+@options.source
+@click.option(
+    "--test",
+    type=click.Path(exists=True, path_type=Path),
+    help="Labelled caches to score on; SOURCE then only fits. Without it, scores are cross-fitted.",
+)
+@options.views
+@click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
+@options.out("report.html", "The page to write.")
+@click.pass_context
+def report(context: click.Context, source: Path, test: Path | None, views: str, title: str, out: Path) -> None:
+    """Compare members and fusion rules on the caches in SOURCE, as one self-contained HTML page."""
+    stack = vf.load_stack(source, views=views)
+    held_out = None if test is None else vf.load_stack(test, views=views)
+    vf.write_report(stack, out, test=held_out, title=title)
+    options.save_config(context, out)
+    click.echo(f"written to {out}")
+
+
+@click.command()
+@_recipe
+@options.source
+@click.option("--format", "layout", default="vipriors", show_default=True, help="The challenge's file format.")
+@options.out("submission.txt", "The file to write.")
+@click.pass_context
+def submit(context: click.Context, recipe: Path, source: Path, layout: str, out: Path) -> None:
+    """Fuse the caches in SOURCE by RECIPE, and write a submission: five classes a video, best first."""
+    loaded, stack = _load(recipe, source)
+    if stack.ids is None:
+        raise InputError(f"{source}: a submission names videos, and these caches have no ids; import them with ids")
+    vf.write_submission(loaded.predict_log_proba(stack), stack.ids, out, format=layout)
+    options.save_config(context, out)
+    click.echo(f"{len(stack)} videos written to {out}")
+
+
+def _load(recipe: Path, source: Path) -> tuple[Any, Any]:
+    """Load a recipe, and the members that it names from the caches."""
+    loaded = vf.load_recipe(recipe)
+    return loaded, vf.load_stack(source, members=list(loaded.members), views=loaded.views or "mean-log")
+
+
+def _write_predictions(out: Path, stack: Any, log_proba: Any) -> None:
+    import csv
+
+    import numpy as np
+
+    ids = [str(row) for row in range(len(stack))] if stack.ids is None else [str(name) for name in stack.ids]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, ids=np.array(ids), log_proba=log_proba)
+    elif out.suffix == ".csv":
+        with out.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["id", *(f"p{k}" for k in range(log_proba.shape[1]))])
+            writer.writerows([name, *map(repr, row)] for name, row in zip(ids, np.exp(log_proba).tolist(), strict=True))
+    else:
+        raise InputError(f"{out}: expected a name that ends in .csv or .npz")

@@ -1,0 +1,374 @@
+"""A fitted ensemble as a file: JSON that people can read, and one safetensors file where arrays are large.
+
+Nothing in a recipe is code: no pickle, and only the fusers that `vidfuse.fusion` lists are built from one. Every number
+is written so that it is read back bit by bit. Every 1.x release reads the recipes of every 1.x release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vidfuse import __version__, fusion
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
+from vidfuse.fusion.views import reduce_views
+
+__all__ = ["Recipe", "load_recipe"]
+
+_FORMAT = "vidfuse-recipe"
+_VERSION = 1
+_LARGE = 256  # an array with more elements goes to the safetensors file
+_FITTED = re.compile(r"[a-zA-Z]\w*_")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A fitted fuser with all that is needed to use it on other videos.
+
+    Attributes:
+        fuser: The fitted fuser; its parameters carry floors, its fitted attributes weights and weight sums.
+        members: The members' names, in the order of the fit.
+        n_classes: K.
+        classes: The names of the classes, where they are known.
+        kinds: What each member's numbers are (`"logits"`, `"log-likelihoods"`, `"probabilities"`, `"sum"`), by name.
+        views: The reduction of each member's views to apply before the fuser; None where there are no views to reduce.
+        order_checked: Whether the members were aligned by id; False reads "order unchecked".
+        fitted_on: The number of the videos of the fit, and a digest of their ids (None without ids).
+
+    Example:
+        >>> import numpy as np, tempfile, vidfuse as vf
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 3, size=60)
+        >>> good = rng.normal(size=(60, 3)) + 2.0 * np.eye(3)[y]
+        >>> stack = vf.LogitStack.from_arrays({"good": good, "noise": rng.normal(size=(60, 3))}, labels=y)
+        >>> pool = vf.LogLinearPool(weights="accuracy").fit(stack)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = vf.Recipe.from_fitted(pool, stack).save(f"{folder}/ensemble.json")
+        ...     recipe = vf.load_recipe(path)
+        >>> bool((recipe.predict_proba(stack) == pool.predict_proba(stack)).all())
+        True
+    """
+
+    fuser: Any
+    members: tuple[str, ...]
+    n_classes: int
+    classes: tuple[str, ...] | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    views: str | Mapping[str, str] | None = None
+    order_checked: bool = False
+    fitted_on: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_fitted(cls, fuser: Any, stack: LogitStack, views: str | Mapping[str, str] | None = None) -> Recipe:
+        """Take a fitted fuser, and from the stack of its fit the names, kinds, classes and order of its members.
+
+        Args:
+            fuser: A fitted fuser.
+            stack: The stack of its fit, (N, M, K) or (N, M, V, K).
+            views: The reduction of views to apply to a stack that still has its views when the recipe is used.
+
+        Raises:
+            InputError: the fuser is not fitted, or its members are not the stack's.
+        """
+        if not hasattr(fuser, "members_"):
+            raise InputError(f"expected a fitted fuser, got {fuser!r} before its fit; call fit(stack) first")
+        members = tuple(str(name) for name in fuser.members_)
+        if sorted(members) != sorted(stack.members):
+            raise AlignmentError(
+                f"the fuser was fitted on the members {list(members)}, the stack has {list(stack.members)}; "
+                "pass the stack of the fit"
+            )
+        kinds = dict(zip(stack.members, stack.kinds, strict=True))
+        return cls(
+            fuser=fuser,
+            members=members,
+            n_classes=stack.n_classes,
+            classes=stack.classes,
+            kinds={name: kinds[name] for name in members},
+            views=views,
+            order_checked=stack.ids is not None,
+            fitted_on={"videos": len(stack), "ids_sha256": ids_digest(stack.ids)},
+        )
+
+    def predict_log_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+        """Return the fused log-likelihoods (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
+        result: NDArray[np.float32] = self.fuser.predict_log_proba(self._prepare(data))
+        return result
+
+    def predict_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+        """Return the fused probabilities (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
+        result: NDArray[np.float32] = self.fuser.predict_proba(self._prepare(data))
+        return result
+
+    def predict(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.int64]:
+        """Return the fused class index (N,) of each video; the lowest index wins a tie."""
+        result: NDArray[np.int64] = self.fuser.predict(self._prepare(data))
+        return result
+
+    def was_fitted_on(self, stack: LogitStack) -> bool:
+        """Return whether these are the very videos of the fit, so that a score on them is in-sample."""
+        digest = ids_digest(stack.ids)
+        return digest is not None and digest == self.fitted_on.get("ids_sha256")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the recipe is, without its large arrays, in plain types."""
+        weights = getattr(self.fuser, "weights_", None)
+        return {
+            "fuser": repr(self.fuser),
+            "members": list(self.members),
+            "n_classes": self.n_classes,
+            "classes": None if self.classes is None else list(self.classes),
+            "kinds": dict(self.kinds),
+            "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
+            "order": "checked by id" if self.order_checked else "unchecked",
+            "fitted_on": dict(self.fitted_on),
+            "weights": None if weights is None else np.asarray(weights).tolist(),
+            "temperature": _optional_float(getattr(self.fuser, "temperature_", None)),
+        }
+
+    def __str__(self) -> str:
+        order = "" if self.order_checked else ", order unchecked"
+        lines = [
+            f"{self.fuser!r}",
+            f"{len(self.members)} members, {self.n_classes} classes, "
+            f"fitted on {self.fitted_on.get('videos', '?')} videos{order}",
+        ]
+        weights = np.asarray(getattr(self.fuser, "weights_", ()))
+        names = [str(name) for name in getattr(self.fuser, "members_", self.members)]
+        if weights.shape == (len(names),):
+            width = max(map(len, names))
+            lines += [f"  {name:<{width}}  {weight:.4f}" for name, weight in zip(names, weights, strict=True)]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the recipe, and beside it a safetensors file of the same stem if an array is large; return the path.
+
+        Each file is put in its place at once, complete; the recipe holds the digest of the arrays.
+
+        Raises:
+            InputError: a parameter or a fitted attribute is of a type that a recipe cannot hold; it is named.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        arrays: dict[str, NDArray[Any]] = {}
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "vidfuse": __version__,
+            "members": list(self.members),
+            "n_classes": self.n_classes,
+            "classes": None if self.classes is None else list(self.classes),
+            "kinds": dict(self.kinds),
+            "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
+            "order": "checked by id" if self.order_checked else "unchecked",
+            "fitted_on": dict(self.fitted_on),
+            "fuser": _encode(self.fuser, arrays, type(self.fuser).__name__),
+        }
+        if arrays:
+            from safetensors.numpy import save
+
+            data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+            tensors = path.with_suffix(".safetensors")
+            _publish(tensors, data)
+            content["arrays"] = {"file": tensors.name, "sha256": hashlib.sha256(data).hexdigest()}
+        _publish(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+        return path
+
+    def _prepare(self, data: LogitStack | Mapping[str, ArrayLike]) -> LogitStack:
+        """Return the stack that the fuser takes: members by name, classes checked, views reduced."""
+        if isinstance(data, Mapping):
+            unknown, missing = sorted(set(data) - set(self.members)), sorted(set(self.members) - set(data))
+            if unknown or missing:
+                raise AlignmentError(
+                    f"expected the members {list(self.members)}; missing {missing}, not in the recipe {unknown}"
+                )
+            arrays = {name: data[name] for name in self.members}
+            kinds = {name: self.kinds[name] for name in self.members} if self.kinds else "logits"
+            data = LogitStack.from_arrays(arrays, kind=kinds, classes=self.classes)
+        elif not isinstance(data, LogitStack):
+            raise InputError(f"expected a LogitStack or a mapping of member names to arrays, got {type(data).__name__}")
+        if data.n_classes != self.n_classes:
+            raise AlignmentError(f"the recipe knows {self.n_classes} classes, the stack has {data.n_classes}")
+        if self.classes is not None and data.classes is not None and data.classes != self.classes:
+            row = next(i for i, (a, b) in enumerate(zip(self.classes, data.classes, strict=True)) if a != b)
+            raise AlignmentError(
+                f"class {row} is {self.classes[row]!r} in the recipe and {data.classes[row]!r} in the stack; "
+                "put the stack's classes in the recipe's order"
+            )
+        return reduce_views(data, self.views) if self.views is not None and data.n_views is not None else data
+
+
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe that `Recipe.save` wrote; see `Recipe` for an example.
+
+    Raises:
+        CacheFormatError: the file is no recipe, or of a newer version.
+        CacheCorruptError: the arrays beside it are not those that were written.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CacheFormatError(f"{path}: expected a recipe (JSON), and it cannot be parsed: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CacheFormatError(f'{path}: expected a recipe, a JSON object with "format": "{_FORMAT}"')
+    version = content.get("version")
+    if not isinstance(version, int) or not 1 <= version <= _VERSION:
+        raise CacheFormatError(
+            f"{path}: the recipe has version {version!r}, and vidfuse {__version__} reads up to {_VERSION}; upgrade"
+        )
+    try:
+        fuser = _decode(content["fuser"], _load_arrays(path, content.get("arrays")))
+        return Recipe(
+            fuser=fuser,
+            members=tuple(content["members"]),
+            n_classes=int(content["n_classes"]),
+            classes=None if content["classes"] is None else tuple(content["classes"]),
+            kinds=dict(content["kinds"]),
+            views=content["views"],
+            order_checked=content["order"] == "checked by id",
+            fitted_on=dict(content["fitted_on"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CacheFormatError(f"{path}: the recipe is damaged: {error!r}") from error
+
+
+def ids_digest(ids: Sequence[str] | NDArray[np.str_] | None) -> str | None:
+    """Return the SHA-256 of a set of ids, whatever their order; None where there are none.
+
+    Example:
+        >>> ids_digest(["b", "a"]) == ids_digest(["a", "b"]), ids_digest(None)
+        (True, None)
+    """
+    if ids is None:
+        return None
+    return hashlib.sha256("\n".join(sorted(json.dumps(str(name)) for name in ids)).encode()).hexdigest()
+
+
+def _encode(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
+    """Return JSON for a value; large arrays are put into `arrays` under the name of the place where they were found."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else {"$float": repr(value)}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
+        if value.size > _LARGE and value.dtype.kind != "U":
+            arrays[where] = value
+            return {"$tensor": where}
+        items = [_encode(item, arrays, where) for item in value.ravel().tolist()]
+        return {"$array": items, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, list):
+        return [_encode(item, arrays, f"{where}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(item, arrays, f"{where}.{i}") for i, item in enumerate(value)]}
+    if isinstance(value, Mapping) and all(isinstance(key, str) and not key.startswith("$") for key in value):
+        return {key: _encode(item, arrays, f"{where}.{key}") for key, item in value.items()}
+    name = type(value).__name__
+    if _is_fuser(name) and hasattr(value, "get_params"):
+        params = value.get_params(deep=False)
+        fitted = {key: item for key, item in vars(value).items() if _FITTED.fullmatch(key) and key not in params}
+        return {
+            "$fuser": name,
+            "params": {key: _encode(item, arrays, f"{where}.{key}") for key, item in params.items()},
+            "fitted": {key: _encode(item, arrays, f"{where}.{key}") for key, item in fitted.items()},
+        }
+    if callable(value) and hasattr(value, "__qualname__"):
+        return {"$callable": f"{value.__module__}.{value.__qualname__}"}
+    raise InputError(
+        f"a recipe cannot hold {where}, of type {name}; expected numbers, strings, lists, mappings, arrays or fusers"
+    )
+
+
+def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return what `_encode` was given; a function comes back as its name, for no code is stored."""
+    if isinstance(value, list):
+        return [_decode(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$float" in value:
+        return float(value["$float"])
+    if "$array" in value:
+        items = [_decode(item, arrays) for item in value["$array"]]
+        return np.array(items, dtype=np.dtype(value["dtype"])).reshape(value["shape"])
+    if "$tensor" in value:
+        return arrays[value["$tensor"]]
+    if "$tuple" in value:
+        return tuple(_decode(item, arrays) for item in value["$tuple"])
+    if "$callable" in value:
+        return value["$callable"]
+    if "$fuser" in value:
+        return _decode_fuser(value, arrays)
+    return {key: _decode(item, arrays) for key, item in value.items()}
+
+
+def _decode_fuser(value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Build a listed fuser from its parameters, and give it its fitted attributes."""
+    name = value["$fuser"]
+    if not _is_fuser(name):
+        raise CacheFormatError(f"the recipe names the fuser {name!r}, which this release of vidfuse does not know")
+    module, attribute = fusion.FUSERS[name].split(":")
+    fuser = getattr(importlib.import_module(module), attribute)(
+        **{key: _decode(item, arrays) for key, item in value["params"].items()}
+    )
+    for key, item in value["fitted"].items():
+        if not _FITTED.fullmatch(key):
+            raise CacheFormatError(f"expected the name of a fitted attribute, which ends in '_', got {key!r}")
+        setattr(fuser, key, _decode(item, arrays))
+    return fuser
+
+
+def _is_fuser(name: str) -> bool:
+    return name in fusion.FUSERS
+
+
+def _load_arrays(path: Path, entry: Mapping[str, str] | None) -> dict[str, NDArray[Any]]:
+    """Read the arrays beside a recipe and check them against the digest that the recipe holds."""
+    if entry is None:
+        return {}
+    if Path(entry["file"]).name != entry["file"]:
+        raise CacheFormatError(f"{path}: the arrays must lie beside the recipe, got {entry['file']!r}")
+    from safetensors.numpy import load
+
+    file = path.with_name(entry["file"])
+    data = file.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry["sha256"]:
+        raise CacheCorruptError(
+            f"{file}: expected SHA-256 {entry['sha256']}, got {digest}; it is damaged, or belongs to another recipe"
+        )
+    return dict(load(data))
+
+
+def _publish(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment either the old or the new content is there, and complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _optional_float(value: Any) -> float | None:
+    return None if value is None else float(value)

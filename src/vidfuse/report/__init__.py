@@ -1,0 +1,35 @@
+"""What a fusion is worth, for people to read: tables, plots, one HTML page. The names load on first use (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidfuse.report.combinations import Combinations, combination_table
+    from vidfuse.report.html import write_report
+    from vidfuse.report.layout import Table
+    from vidfuse.report.tables import Leaderboard, leaderboard
+
+_HOME = {
+    "Combinations": "combinations",
+    "Leaderboard": "tables",
+    "Table": "layout",
+    "combination_table": "combinations",
+    "leaderboard": "tables",
+    "write_report": "html",
+}
+
+__all__ = ["Combinations", "Leaderboard", "Table", "combination_table", "leaderboard", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"vidfuse.report.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'vidfuse.report' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

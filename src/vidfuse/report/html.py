@@ -1,0 +1,326 @@
+"""The report: one self-contained HTML page that answers first, and then shows what the answer rests on."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from vidfuse import __version__
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import InputError
+from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
+from vidfuse.report import svg
+from vidfuse.report.combinations import combination_table
+from vidfuse.report.layout import Table, number, percent
+from vidfuse.report.scores import class_names, folds_of, log_proba_of, predict_rule, reduced
+from vidfuse.report.tables import Leaderboard, default_rules, leaderboard
+
+__all__ = ["write_report"]
+
+_MOST_CLASSES = 30  # classes that a plot of classes shows
+_MOST_CELLS = 40  # classes that a confusion matrix shows
+_MOST_MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the sections are made of; predictions are those of the headline rule, fitted as the leaderboard says."""
+
+    board: Leaderboard
+    fit: LogitStack
+    scored: LogitStack
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    fused: NDArray[np.float64]
+    single: NDArray[np.float32]
+    predictions: NDArray[np.int64]
+    fuser: Any
+    thumbnails: Mapping[str, bytes]
+
+    @property
+    def single_name(self) -> str:
+        return self.board.best_single
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        return np.asarray(self.fused.argmax(axis=1) == self.labels)
+
+
+def write_report(
+    stack: LogitStack,
+    path: str | os.PathLike[str],
+    *,
+    test: LogitStack | None = None,
+    rules: Mapping[str, Any] | None = None,
+    folds: int = 5,
+    views: str | Mapping[str, str] = "mean-log",
+    title: str = "Fusion report",
+    thumbnails: Mapping[str, bytes] | None = None,
+    random_state: int = 0,
+) -> Path:
+    """Write one HTML page on what fusing the members is worth; nothing is loaded from elsewhere when it is opened.
+
+    The page answers first (accuracy with its 95 % interval, gain over the best single member, p-value) and goes on with
+    the leaderboard, the growing combinations, the weights, the classes, the agreement of the members, calibration,
+    confusions and the most confident mistakes. Scores are taken as `leaderboard` takes them.
+
+    Args:
+        stack: Labelled stack that rules are fitted on, (N, M, K) or (N, M, V, K).
+        path: The file to write.
+        test: Labelled stack that rules are scored on; without it they are cross-fitted on `stack`.
+        rules: Name → unfitted fuser, the headline rule first; see `leaderboard`.
+        folds: The number of folds without `test`; 0 for in-sample scores, which the page then says.
+        views: How views are reduced where the stack has them.
+        title: The page's title.
+        thumbnails: Video id → a PNG, JPEG, GIF or WebP image, shown with the mistakes.
+        random_state: Seed of the folds.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: labels are missing, or a thumbnail is of no known format.
+
+    Example:
+        >>> import tempfile
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 3, size=90)
+        >>> logits = {name: rng.normal(size=(90, 3)) + np.eye(3)[y] for name in ("x3d", "swin", "tin")}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = write_report(LogitStack.from_arrays(logits, labels=y), f"{folder}/report.html").read_text()
+        >>> page.startswith("<!doctype html>"), "The fusion of 3 members gets" in page
+        (True, True)
+    """
+    rules = default_rules() if rules is None else dict(rules)
+    stack_with_views, test_with_views = stack, test
+    stack = reduced(stack, views)
+    test = None if test is None else reduced(test, views).select(stack.members)
+    board = leaderboard(stack, test, rules=rules, folds=folds, random_state=random_state)
+    scored = stack if test is None else test
+    labels = scored.labels
+    if labels is None:  # the leaderboard has checked it
+        raise InputError("a report needs labels")
+    rule = rules[board.headline_rule]
+    fold = folds_of(labels, folds, random_state) if test is None and folds else None
+    predictions = np.stack([log_proba_of(scored, name).argmax(axis=1) for name in scored.members], axis=1)
+    data = _Data(
+        board=board,
+        fit=stack,
+        scored=scored,
+        labels=labels,
+        names=class_names(scored),
+        fused=predict_rule(rule, stack, scored, fold),
+        single=log_proba_of(scored, board.best_single),
+        predictions=predictions,
+        fuser=clone(rule).fit(stack),
+        thumbnails=thumbnails or {},
+    )
+    combinations = combination_table(
+        stack_with_views if test_with_views is None else test_with_views,
+        None if test_with_views is None else stack_with_views,
+        views=views,
+    )
+    sections = [
+        _leaderboard_section(data),
+        _section("Growing combinations", "What each further member adds, under three rules.", combinations.table()),
+        _weights_section(data),
+        _classes_section(data),
+        _agreement_section(data),
+        _calibration_section(data),
+        _confusion_section(data),
+        _mistakes_section(data),
+        _method_section(data),
+    ]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_page(title, data, [section for section in sections if section]), encoding="utf-8")
+    return path
+
+
+def _page(title: str, data: _Data, sections: list[str]) -> str:
+    board = data.board
+    warning = ""
+    if board.protocol == "in-sample":
+        warning = '<p class="warning"><strong>In-sample.</strong> Rules are scored on the videos of their fit.</p>'
+    facts = {
+        f"{len(data.scored):,}": "videos scored",
+        f"{data.scored.n_classes:,}": "classes",
+        f"{len(data.scored.members)}": "members",
+        percent(board.entry(board.best_single).score.accuracy) + " %": f"best single: {board.best_single}",
+        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "some member is right",
+    }
+    listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for value, name in facts.items())
+    style = files("vidfuse.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{style}</style>\n</head>\n'
+        f'<body>\n<header><p class="kind">{escape(title)}</p><h1>{escape(board.headline())}</h1>'
+        f'<p class="how">{escape(board.how())}</p>{warning}<dl class="facts">{listed}</dl></header>\n'
+        f"<main>\n{''.join(sections)}</main>\n<footer>Written by vidfuse {__version__}.</footer>\n</body>\n</html>\n"
+    )
+
+
+def _section(heading: str, text: str, *parts: Table | str) -> str:
+    body = "".join(f'<div class="scroll">{part.to_html() if isinstance(part, Table) else part}</div>' for part in parts)
+    intro = f"<p>{escape(text)}</p>" if text else ""
+    return f"<section><h2>{escape(heading)}</h2>{intro}{body}</section>\n"
+
+
+def _figure(drawing: str, caption: str) -> str:
+    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _leaderboard_section(data: _Data) -> str:
+    marks = []
+    for entry in data.board.entries:
+        s = entry.score
+        kind = "headline" if s.name == data.board.headline_rule else "fusion" if entry.fused else "member"
+        marks.append(svg.Mark(s.name, s.accuracy, *s.accuracy_interval, kind=kind))
+    reference = data.board.entry(data.board.best_single).score.accuracy
+    drawing = svg.dot_plot(marks, title="Top-1 accuracy of members and fusion rules", reference=reference)
+    caption = "Top-1 accuracy with 95 % intervals (Wilson). Grey: members. Dashed: the best single member."
+    return _section("Leaderboard", "", _figure(drawing, caption), data.board.table())
+
+
+def _weights_section(data: _Data) -> str:
+    weights = np.asarray(getattr(data.fuser, "weights_", ()), dtype=np.float64)
+    members = [str(name) for name in data.fuser.members_]
+    if weights.shape != (len(members),):
+        return ""
+    order = np.argsort(-weights, kind="stable")
+    drawing = svg.weight_bars([members[i] for i in order], weights[order].tolist(), title="Weights of the members")
+    temperature = getattr(data.fuser, "temperature_", None)
+    text = f"The weights of “{data.board.headline_rule}”, fitted on {len(data.fit):,} videos; they sum to 1."
+    if temperature is not None:
+        text += f" The pool's temperature is {float(temperature):.3g}: below 1 it sharpens the probabilities."
+    return _section("Weights", text, drawing)
+
+
+def _classes_section(data: _Data) -> str:
+    single_hits = data.single.argmax(axis=1) == data.labels
+    shifts = []
+    for k in np.unique(data.labels):
+        rows = data.labels == k
+        before, after = float(single_hits[rows].mean()), float(data.hits[rows].mean())
+        shifts.append(svg.Shift(data.names[k], before, after, int(rows.sum())))
+    shifts.sort(key=lambda shift: (shift.before - shift.after, shift.label))
+    total = len(shifts)
+    if total > _MOST_CLASSES:
+        shifts = shifts[: _MOST_CLASSES // 2] + shifts[-(_MOST_CLASSES // 2) :]
+    better = sum(shift.after > shift.before for shift in shifts)
+    worse = sum(shift.after < shift.before for shift in shifts)
+    drawing = svg.shift_plot(shifts, title="Accuracy by class", before=data.single_name, after="fusion")
+    shown = "" if total == len(shifts) else f" Of {total} classes, the {len(shifts)} that change most are shown."
+    text = f"From the best single member ({data.single_name}, open) to the fusion (filled); points at the right.{shown}"
+    return _section("Classes", text, _figure(drawing, f"{better} of the classes shown gain, {worse} lose."))
+
+
+def _agreement_section(data: _Data) -> str:
+    if len(data.scored.members) < 2:
+        return ""
+    same = 1 - prediction_disagreement(data.predictions)
+    members = data.scored.members
+    texts = [[percent(value, 0) for value in row] for row in same] if len(members) <= 16 else None
+    drawing = svg.heat_map(same, members, members, title="Agreement of the members", texts=texts)
+    text = "Share of videos, in %, for which two members predict the same class. Members that agree less add more."
+    return _section("Agreement", text, drawing)
+
+
+def _calibration_section(data: _Data) -> str:
+    series, rows = [], []
+    for name, kind, z in ((data.single_name, "member", data.single), ("fusion", "headline", data.fused)):
+        r = reliability(data.labels, z, n_bins=10, binning="quantile")
+        bins = zip(r.confidence.tolist(), r.accuracy.tolist(), r.counts.tolist(), strict=True)
+        series.append((name, kind, [svg.Bin(c, a, int(n)) for c, a, n in bins]))
+        entry = data.board.entry(name if kind == "member" else data.board.headline_rule).score
+        confidence = float(np.exp(z.max(axis=1).astype(np.float64)).mean())
+        rows.append((name, percent(confidence), percent(entry.accuracy), number(100 * entry.ece, 1), number(entry.nll)))
+    drawing = svg.reliability_diagram(series, title="Calibration")
+    table = Table(("", "mean confidence %", "accuracy %", "ECE %", "NLL"), tuple(rows), strong=frozenset([1]))
+    caption = "Bins of equally many videos. On the dashed line, confidence is what it claims to be; below, too high."
+    pair = f'<div class="pair">{_figure(drawing, caption)}<div>{table.to_html()}</div></div>'
+    return _section("Calibration", "Can the probabilities be taken at their word?", pair)
+
+
+def _confusion_section(data: _Data) -> str:
+    predicted = data.fused.argmax(axis=1)
+    k = data.scored.n_classes
+    matrix = np.bincount(data.labels * k + predicted, minlength=k * k).reshape(k, k)
+    wrong = matrix - np.diag(np.diag(matrix))
+    if not wrong.any():
+        return ""
+    order = np.argsort(-wrong, axis=None, kind="stable")[:10]
+    pairs = [(int(i) // k, int(i) % k, int(wrong.flat[i])) for i in order if wrong.flat[i]]
+    table = Table(
+        ("true class", "videos", "predicted instead"),
+        tuple((data.names[i], f"{n} of {int(matrix[i].sum())}", data.names[j]) for i, j, n in pairs),
+    )
+    parts: list[Table | str] = []
+    errors = wrong.sum(axis=1) + wrong.sum(axis=0)
+    shown = np.arange(k) if k <= _MOST_CELLS else np.sort(np.argsort(-errors, kind="stable")[:_MOST_CELLS])
+    counts = matrix[np.ix_(shown, shown)]
+    totals = np.maximum(matrix[shown].sum(axis=1, keepdims=True), 1)
+    labels = [data.names[i] for i in shown]
+    texts = [[str(n) if n else "" for n in row] for row in counts] if len(shown) <= 16 else None
+    drawing = svg.heat_map(counts / totals, labels, labels, title="Confusion of the fusion", texts=texts)
+    rest = "" if len(shown) == k else f" The {len(shown)} of {k} classes with the most errors."
+    parts += [_figure(drawing, f"Rows: true classes; columns: predictions of the fusion.{rest}"), table]
+    return _section("Confusions", "What the fusion still takes for something else.", *parts)
+
+
+def _mistakes_section(data: _Data) -> str:
+    confidence = np.exp(data.fused.max(axis=1))
+    wrong = np.flatnonzero(~data.hits)
+    if wrong.size == 0:
+        return ""
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MOST_MISTAKES]
+    items = []
+    for row in worst:
+        name = f"row {row}" if data.scored.ids is None else str(data.scored.ids[row])
+        image = data.thumbnails.get(name)
+        picture = "" if image is None else f'<img alt="" src="{_data_url(image, name)}">'
+        votes = int((data.predictions[row] == data.labels[row]).sum())
+        items.append(
+            f'<li>{picture}<span class="said">{escape(data.names[int(data.fused[row].argmax())])}</span> '
+            f"at {percent(float(confidence[row]), 0)} %, is <strong>{escape(data.names[data.labels[row]])}</strong> "
+            f"({votes} of {len(data.scored.members)} members right)<span class='id'>{escape(name)}</span></li>"
+        )
+    text = f"The fusion is wrong on {wrong.size:,} of {len(data.labels):,} videos; these are the most confident ones."
+    return _section("Confident mistakes", text, f'<ul class="mistakes">{"".join(items)}</ul>')
+
+
+def _method_section(data: _Data) -> str:
+    rows = tuple(zip(data.fit.members, data.fit.kinds, strict=True))
+    members = Table(("member", "numbers"), rows)
+    settings = {
+        "headline rule": f"{data.board.headline_rule}: {data.fuser!r}",
+        "scores": data.board.how(),
+        "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
+        "p-value": "McNemar's exact test against the best single member, two-sided",
+        "calibration error": "15 bins of equal width",
+        "order": "checked by id" if data.board.order_checked else "unchecked (no ids)",
+        "vidfuse": __version__,
+    }
+    listed = escape(json.dumps(settings, indent=2, ensure_ascii=False))
+    return _section(
+        "How this was computed", "", f"<details><summary>Settings</summary><pre>{listed}</pre></details>", members
+    )
+
+
+def _data_url(image: bytes, name: str) -> str:
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    for start, kind in kinds.items():
+        if image.startswith(start):
+            return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+    raise InputError(f"the thumbnail of {name!r}: expected the bytes of a PNG, JPEG, GIF or WebP image")
