@@ -68,6 +68,17 @@ class Failure:
     reason: str
 
 
+class _Memory:
+    """Decoded frames that stay, as long as there is room; the data sets of the same videos share one."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.kept = room, dict[int, torch.Tensor]()
+
+    def keep(self, index: int, frames: NDArray[np.uint8]) -> None:
+        self.room -= frames.nbytes
+        self.kept[index] = torch.from_numpy(frames)
+
+
 class VideoDataset(Dataset[Sample | Failure]):
     """Videos decoded once for all networks and views, as samples.
 
@@ -116,15 +127,15 @@ class VideoDataset(Dataset[Sample | Failure]):
         if self.short_side < max(_size(i) for i in self.inputs.values()):
             raise InputError(f"expected short_side >= the largest crop, got {self.short_side} for inputs {named}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
-        self._kept: dict[int, torch.Tensor] = {}
-        self._room = memory
+        self._memory = _Memory(memory)
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __repr__(self) -> str:
         names = "" if self._single else f", networks={list(self.inputs)}"
-        return f"VideoDataset({len(self)} videos, short_side={self.short_side}{names}, in memory={len(self._kept)})"
+        kept = len(self._memory.kept)
+        return f"VideoDataset({len(self)} videos, short_side={self.short_side}{names}, in memory={kept})"
 
     @property
     def epoch(self) -> int:
@@ -155,7 +166,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         """
         seed = self.seed if seed is None else seed
         other = VideoDataset(self.videos, inputs, short_side=self.short_side, seed=seed, strict=self.strict)
-        other._kept = self._kept
+        other._memory = self._memory
         return other
 
     def preload(self) -> list[tuple[str, str]]:
@@ -166,7 +177,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         """
         failures = []
         for index, item in enumerate(self.videos):
-            if index in self._kept:
+            if index in self._memory.kept:
                 continue
             try:
                 info = probe(item.path)
@@ -176,26 +187,22 @@ class VideoDataset(Dataset[Sample | Failure]):
             except InputError as error:
                 failures.append((item.id, str(error)))
                 continue
-            self._keep(index, frames)
+            self._memory.keep(index, frames)
         return failures
 
     def _fits(self, info: VideoInfo) -> bool:
         height, width = frame_size(info.height, info.width, self.short_side)
-        return info.n_frames * height * width * 3 <= self._room
-
-    def _keep(self, index: int, frames: NDArray[np.uint8]) -> None:
-        self._room -= frames.nbytes
-        self._kept[index] = torch.from_numpy(frames)
+        return info.n_frames * height * width * 3 <= self._memory.room
 
     def _clips(self, index: int, item: VideoItem) -> torch.Tensor | dict[str, torch.Tensor]:
-        kept = self._kept.get(index)
+        kept = self._memory.kept.get(index)
         info = None if kept is not None else probe(item.path)
         n_frames = len(kept) if info is None else info.n_frames  # type: ignore[arg-type]
         wanted = {name: self._frames(name, item.id, n_frames) for name in self.inputs}
         if info is not None and self._fits(info):
             frames = decode(item.path, np.arange(n_frames), self.short_side, info=info)
             kept = torch.from_numpy(frames)
-            self._keep(index, frames)
+            self._memory.keep(index, frames)
         if kept is None:
             union = np.unique(np.concatenate([np.ravel(w) for ws in wanted.values() for w in ws]))
             kept = torch.from_numpy(decode(item.path, union, self.short_side, info=info))
