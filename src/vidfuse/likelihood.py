@@ -21,6 +21,7 @@ __all__ = [
     "linear_pool",
     "log_linear_pool",
     "log_softmax",
+    "log_sum_exp",
     "mix_floor",
     "reduce_views_array",
     "votes_to_log_proba",
@@ -109,6 +110,27 @@ def log_softmax(x: ArrayLike, axis: int = -1, out: Floating | None = None) -> Fl
     if not np.shares_memory(direct, target):
         target[...] = direct.reshape(target.shape)
     return result
+
+
+def log_sum_exp(x: ArrayLike) -> NDArray[np.float64]:
+    """Return ``log Σ_k exp(x_k)`` over the last axis, in float64.
+
+    Args:
+        x: (..., K), each row with a finite maximum.
+
+    Example:
+        >>> log_sum_exp([[0.0, 0.0], [1000.0, -np.inf]]).round(4).tolist()
+        [0.6931, 1000.0]
+    """
+    array = _as_floating(x)
+    columns = array.shape[-1]
+    rows = array.reshape(-1, columns)
+    result = np.empty(len(rows))
+    for piece in _pieces(len(rows), columns):
+        peak = rows[piece].max(axis=1)
+        total = np.exp(rows[piece] - peak[:, None]).sum(axis=1, dtype=np.float64)
+        result[piece] = np.log(total) + peak
+    return result.reshape(array.shape[:-1])
 
 
 def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Floating:

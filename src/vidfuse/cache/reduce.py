@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vidfuse._validate import Kind
 from vidfuse.cache.source import ArraySource, Source, fill_log_likelihoods
 from vidfuse.errors import InputError
-from vidfuse.likelihood import block_rows, reduce_views_array
+from vidfuse.likelihood import DEFAULT_FLOOR, block_rows, reduce_views_array
 
 __all__ = ["reduce_array", "reduce_source", "rule_of"]
 
@@ -31,7 +31,8 @@ def reduce_array(scores: NDArray[np.floating[Any]], kind: Kind, rule: str) -> ND
 
 
 def reduce_source(source: Source, kind: Kind, rule: str) -> NDArray[np.float32]:
-    """Reduce a source of shape (N, V, K) to log-likelihoods (N, K), block by block."""
+    """Reduce a source of shape (N, V, K) to log-likelihoods (N, K), block by block; probabilities are floored first."""
+    floor = DEFAULT_FLOOR if kind in ("probabilities", "sum") else 0.0
     n, views, classes = source.shape
     step = min(n, block_rows(views * classes))
     buffer = np.empty((step, views, classes), dtype=np.float32)
@@ -40,5 +41,5 @@ def reduce_source(source: Source, kind: Kind, rule: str) -> NDArray[np.float32]:
         rows = slice(start, min(start + step, n), 1)
         block = buffer[: rows.stop - rows.start]
         fill_log_likelihoods(source.take(rows), kind, block)
-        out[rows] = reduce_views_array(block, rule)
+        out[rows] = reduce_views_array(block, rule, floor=floor)
     return out

@@ -207,7 +207,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
                     f"expected an array of {len(self.members_)} members ({first_few(self.members_, 20)}), "
                     f"got {len(stack.members)}: shape {stack.shape}"
                 )
-            stack = _rename(stack, X, self.members_)
+            stack = LogitStack.from_arrays(X, members=self.members_)  # an array has an order, and no names
         absent = sorted(set(self.members_) - set(stack.members))
         added = sorted(set(stack.members) - set(self.members_))
         if (absent or added) and getattr(self, "missing", "error") != "renormalise":
@@ -227,11 +227,6 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         if not common:
             raise AlignmentError(f"expected some of the members {first_few(self.members_, 20)}, got none of them")
         return stack if stack.members == tuple(common) else stack.select(common)
-
-
-def _rename(stack: LogitStack, X: Any, members: tuple[str, ...]) -> LogitStack:
-    """Give an array's members the names of the fit: an array has an order, no names."""
-    return stack if stack.members == members else LogitStack.from_arrays(X, members=members)
 
 
 def _resolve_labels(stack: LogitStack, y: ArrayLike | None) -> NDArray[np.int64] | None:

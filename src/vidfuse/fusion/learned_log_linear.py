@@ -1,0 +1,206 @@
+"""The log-linear pool of least (penalised) negative log-likelihood: convex in β, second order, with a certificate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse.fusion.learned_passes import Moments, Passes
+from vidfuse.fusion.learned_qp import least_norm, solve_qp
+
+__all__ = ["T_MAX", "T_MIN", "LogLinearFit", "Penalty", "fit_log_linear", "frank_wolfe_gap", "shrinkage_penalty"]
+
+T_MIN: Final = 0.01
+"""The lowest temperature that a fit may reach: Σβ ≤ 100."""
+T_MAX: Final = 100.0
+"""The highest temperature: Σβ ≥ 0.01."""
+
+_PROMISE: Final = 1e-7  # nats
+_TARGET: Final = 2e-8
+_SMALL: Final = 1 << 21  # numbers below which every pass is in float64
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A convex quadratic ``½·βᵀAβ - bᵀβ + c``."""
+
+    quadratic: NDArray[np.float64]
+    linear: NDArray[np.float64]
+    constant: float = 0.0
+
+    def add_to(self, moments: Moments, beta: NDArray[np.float64]) -> Moments:
+        """Return the moments of likelihood and penalty together."""
+        slope = self.quadratic @ beta
+        hessian = None if moments.hessian is None else moments.hessian + self.quadratic
+        value = moments.value + float(0.5 * beta @ slope - self.linear @ beta) + self.constant
+        return Moments(value, moments.gradient + slope - self.linear, hessian)
+
+
+def shrinkage_penalty(strength: float, direction: NDArray[np.float64]) -> Penalty:
+    """Return the pull of β towards multiples of a prior direction, and (more weakly) of its sum towards 1.
+
+    ``½·λ·‖β - (Σβ)·s‖² + ½·λ²·(Σβ - 1)²`` with λ the strength and s the direction. The first term leaves the
+    temperature free; at λ = N^(-1/2) the second weighs 1/N, as one video more would.
+
+    Args:
+        strength: λ ≥ 0; 0 is no penalty.
+        direction: s (M,), on the simplex.
+
+    Example:
+        >>> penalty = shrinkage_penalty(0.1, np.array([0.5, 0.5]))
+        >>> round(float(0.5 * np.ones(2) @ penalty.quadratic @ np.ones(2) - penalty.linear.sum() + penalty.constant), 4)
+        0.005
+    """
+    members = len(direction)
+    away = np.eye(members) - direction[:, None]
+    square = strength**2
+    ones = np.ones(members)
+    return Penalty(strength * away.T @ away + square * np.outer(ones, ones), square * ones, 0.5 * square)
+
+
+@dataclass(frozen=True)
+class LogLinearFit:
+    """β of a log-linear pool, and how near to the optimum it is proved to be.
+
+    Attributes:
+        beta: (M,), weights over temperature.
+        value: the objective: mean negative log-likelihood plus penalty, in nats.
+        gap: how much lower any β within the bounds could bring it, at most, in nats.
+        passes: passes over the stack.
+        at_bound: whether the lowest temperature was reached.
+        hessian: the objective's Hessian at the last place where it was computed.
+    """
+
+    beta: NDArray[np.float64]
+    value: float
+    gap: float
+    passes: float
+    at_bound: bool
+    hessian: NDArray[np.float64]
+
+
+def frank_wolfe_gap(beta: NDArray[np.float64], gradient: NDArray[np.float64]) -> float:
+    """Return ``max_v gᵀ(β - v)`` over ``v ≥ 0, 1/T_max ≤ Σv ≤ 1/T_min``: no feasible point is lower by more.
+
+    Source:
+        Frank and Wolfe 1956; Jaggi 2013, "Revisiting Frank-Wolfe", section 2 (the gap as a certificate).
+
+    Example:
+        >>> frank_wolfe_gap(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+        0.0
+    """
+    lowest = float(gradient.min())
+    return max(0.0, float(gradient @ beta) - min(lowest / T_MAX, lowest / T_MIN))
+
+
+def fit_log_linear(
+    passes: Passes, penalty: Penalty | None = None, start: NDArray[np.float64] | None = None
+) -> LogLinearFit:
+    """Minimise a log-linear pool's mean negative log-likelihood over ``β ≥ 0, 1/T_max ≤ Σβ ≤ 1/T_min``.
+
+    Projected Newton: each step solves the quadratic model over the constraints exactly (`solve_qp`). A large stack
+    is first fitted on a part of its videos, then in float32; the last passes and the certificate are in float64 on
+    all videos. Among optima, the one of least norm.
+
+    Args:
+        passes: the videos, within its context.
+        penalty: what is added to the likelihood.
+        start: a first β; uniform weights at temperature 1 without it.
+    """
+    members = len(passes.stack.members)
+    free = penalty is None
+    penalty = penalty or Penalty(np.zeros((members, members)), np.zeros(members))
+    beta = np.full(members, 1.0 / members) if start is None else start
+    moments: Moments | None = None
+    if passes.numbers > _SMALL:
+        beta, rough = _warm_start(passes, penalty, beta)
+        beta, moments = _polish(passes, penalty, beta, rough)
+    if moments is None:
+        beta, moments = _newton(passes, penalty, beta, double=True, tolerance=0.0, limit=60)
+    if free and moments.value < np.log(2.0) * passes.omega[passes.omega > 0].min() and beta.sum() < 1 / T_MIN:
+        # Every video's true class has more than half of the probability: a lower temperature is always better.
+        beta, moments = _newton(passes, penalty, beta / (T_MIN * beta.sum()), double=True, tolerance=0.0, limit=60)
+    hessian = moments.hessian
+    if hessian is None:
+        hessian = penalty.add_to(passes.moments(beta), beta).hessian
+    assert hessian is not None  # noqa: S101 - for the type checker
+    shortest = least_norm(beta, hessian, 1 / T_MAX, 1 / T_MIN)
+    gap = frank_wolfe_gap(beta, moments.gradient)
+    if shortest is not beta and np.abs(shortest - beta).max() > 1e-12:
+        candidate = penalty.add_to(passes.moments(shortest, hessian=False), shortest)
+        candidate_gap = frank_wolfe_gap(shortest, candidate.gradient)
+        if candidate_gap <= max(gap, _TARGET):
+            beta, moments, gap = shortest, candidate, candidate_gap
+    at_bound = beta.sum() >= (1 - 1e-9) / T_MIN
+    return LogLinearFit(beta, moments.value, gap, passes.count, bool(at_bound), hessian)
+
+
+def _warm_start(
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Come near the optimum on a part of the videos, then in float32 on all; return β and a Hessian near it."""
+    sample = passes.sample(max(200, min(len(passes.stack) // 8, 4096)))
+    if sample is not passes:
+        with sample:
+            beta, _ = _newton(sample, penalty, beta, double=False, tolerance=1e-5, limit=12)
+        passes.count += sample.count * len(sample.stack) / len(passes.stack)
+    beta, moments = _newton(passes, penalty, beta, double=False, tolerance=1e-6, limit=12)
+    assert moments.hessian is not None  # noqa: S101 - for the type checker
+    return beta, moments.hessian
+
+
+def _polish(
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], hessian: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Moments | None]:
+    """Certify β with float64 gradients alone, stepping with a Hessian from nearby; no moments where that fails."""
+    previous = np.inf
+    while True:
+        moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
+        gap = frank_wolfe_gap(beta, moments.gradient)
+        if gap <= _TARGET:
+            return beta, moments
+        if gap > 0.1 * previous:
+            return beta, None
+        previous = gap
+        step, _ = _newton_step(beta, moments._replace(hessian=hessian))
+        beta = beta + step
+
+
+def _newton(
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], *, double: bool, tolerance: float, limit: int
+) -> tuple[NDArray[np.float64], Moments]:
+    """Take Newton steps until the predicted decrease, or in float64 the gap, is small; return β and its moments."""
+    moments = penalty.add_to(passes.moments(beta, double=double), beta)
+    for _ in range(limit):
+        if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
+            break
+        step, decrease = _newton_step(beta, moments)
+        if decrease <= max(tolerance, 1e-15):
+            if not double:
+                beta = beta + step  # too small for float32 to judge, and the model is exact enough to take it
+            break
+        length = 1.0
+        while True:
+            candidate = np.maximum(beta + length * step, 0.0)
+            trial = penalty.add_to(passes.moments(candidate, double=double), candidate)
+            noise = 1e-15 if double else 2e-7
+            if trial.value <= moments.value - 1e-4 * length * decrease + noise * (1 + abs(moments.value)):
+                break
+            length *= 0.5
+            if length < 1e-4:
+                return beta, moments
+        beta, moments = candidate, trial
+    return beta, moments
+
+
+def _newton_step(beta: NDArray[np.float64], moments: Moments) -> tuple[NDArray[np.float64], float]:
+    """Minimise the quadratic model over the constraints; return the step and the decrease that it predicts."""
+    assert moments.hessian is not None  # noqa: S101 - for the type checker
+    members = len(beta)
+    hessian = 0.5 * (moments.hessian + moments.hessian.T)
+    hessian = hessian + (1e-12 * np.trace(hessian) / members + 1e-300) * np.eye(members)
+    step = solve_qp(hessian, hessian @ beta - moments.gradient, 1 / T_MAX, 1 / T_MIN, beta) - beta
+    return step, float(-moments.gradient @ step - 0.5 * step @ hessian @ step)

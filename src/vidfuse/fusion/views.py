@@ -1,0 +1,88 @@
+"""Test-time augmentation: reduce the views of each video to one prediction a member."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse.cache.source import ArraySource
+from vidfuse.cache.stack import LogitStack, Member
+from vidfuse.errors import InputError
+from vidfuse.fusion.base import Floor, as_stack, member_floors
+from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
+
+__all__ = ["reduce_views"]
+
+
+def reduce_views(
+    stack: Any,
+    how: str | Mapping[str, str] = "mean-log",
+    *,
+    floor: Floor = "auto",
+    present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]] | None = None,
+) -> LogitStack:
+    """Return a stack (N, M, K) in which each member's views are fused: views first, members later.
+
+    "mean-log" averages log-likelihoods, "mean-probability" averages probabilities, "max" takes each class's highest
+    probability, "vote" counts each view's most probable class (ties by "mean-log"); all are normalised
+    (`vidfuse.likelihood.reduce_views_array` has the formulas and sources).
+
+    Args:
+        stack: a stack or an array (N, M, V, K).
+        how: one rule for all, or {member: rule}.
+        floor: the uniform distribution's share that is mixed into every view first; "auto": 1e-4 for members given
+            as probabilities, so that one view's 0 is no veto, and 0 for logits.
+        present: which views exist, (N, V) or {member: (N, V)}, where videos have different numbers of them and the
+            rest is padding.
+
+    Returns:
+        The reduced stack, in memory, of log-likelihoods; ids, labels, classes and absent members are kept.
+
+    Raises:
+        InputError: no view axis, an unknown rule, a member without one, or a video without any view.
+
+    Example:
+        >>> stack = LogitStack.from_arrays({"swin": np.log([[[0.8, 0.2], [0.4, 0.6]]])})
+        >>> np.exp(reduce_views(stack, "mean-probability").log_likelihoods()).round(3).tolist()
+        [[[0.6..., 0.4...]]]
+    """
+    stack = as_stack(stack)
+    if stack.n_views is None:
+        raise InputError(f"expected a stack with views, (N, M, V, K), got shape {stack.shape}; it needs no reducing")
+    rules = _for_members(how, stack.members, "how")
+    masks = _for_members(present, stack.members, "present")
+    for name, rule in rules.items():
+        if rule not in VIEW_RULES:
+            expected = ", ".join(map(repr, VIEW_RULES))
+            raise InputError(f"how: expected one of {expected} for member {name!r}, got {rule!r}")
+    floors = member_floors(stack, floor)
+    reduced = {name: np.empty((len(stack), stack.n_classes), dtype=np.float32) for name in stack.members}
+    step = block_rows(len(stack.members) * stack.n_views * stack.n_classes)
+    for rows, block in stack.iter_blocks(step):
+        for column, name in enumerate(stack.members):
+            mask = masks[name]
+            reduced[name][rows] = reduce_views_array(
+                block[:, column],
+                rules[name],
+                floor=float(floors[column]),
+                present=None if mask is None else np.asarray(mask)[rows],
+            )
+    everything = slice(0, len(stack), 1)
+    return LogitStack(
+        [Member(name, ArraySource(array), everything, "log-likelihoods") for name, array in reduced.items()],
+        ids=stack.ids,
+        labels=stack.labels,
+        classes=stack.classes,
+        present=stack.present,
+    )
+
+
+def _for_members(value: Any, members: tuple[str, ...], what: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(members, value)
+    if set(value) != set(members):
+        raise InputError(f"{what}: expected one entry for each of {list(members)}, got {sorted(value)}")
+    return dict(value)

@@ -1,0 +1,174 @@
+"""Votes as probabilities: majority (plain and weighted, over members or over views) and Borda count."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from vidfuse._validate import check_weights
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.base import Floor, Fuser, Missing, floored_blocks, member_floors
+from vidfuse.fusion.pools import Weights
+from vidfuse.fusion.views import reduce_views
+from vidfuse.fusion.weights import SCORE_WEIGHTS, member_hits, score_weights, true_log_likelihoods
+from vidfuse.likelihood import log_linear_pool, votes_to_log_proba
+
+__all__ = ["BordaCount", "MajorityVote"]
+
+
+class _Vote(Fuser):
+    """What both votes share: weights by every rule but learned ones, missing members, ties by the mean-log pool."""
+
+    weights: Weights
+    power: float
+    floor: Floor
+    missing: Missing
+    weights_: NDArray[np.float64]
+    floor_: NDArray[np.float64]
+
+    def __init__(
+        self, weights: Weights = "uniform", *, power: float = 1.0, floor: Floor = "auto", missing: Missing = "error"
+    ) -> None:
+        self.weights = weights
+        self.power = power
+        self.floor = floor
+        self.missing = missing
+
+    @abstractmethod
+    def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
+        """Return one voter's votes (B, K) by its log-likelihoods (B, K)."""
+
+    def _needs_labels(self) -> bool:
+        return isinstance(self.weights, str) and self.weights != "uniform"
+
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        self.floor_ = member_floors(stack, self.floor)
+        if isinstance(self.weights, str) and self.weights not in SCORE_WEIGHTS:
+            raise InputError(
+                f"weights: expected one of {', '.join(map(repr, SCORE_WEIGHTS))}, numbers or {{member: number}}, "
+                f"got {self.weights!r}"
+            )
+        if not isinstance(self.weights, str):
+            self.weights_ = check_weights(self.weights, stack.members)
+            return
+        if self.weights == "uniform" or labels is None:
+            self.weights_ = np.full(len(stack.members), 1.0 / len(stack.members))
+            return
+        flat = stack if stack.n_views is None else reduce_views(stack, "mean-log", floor=self.floor)
+        omega = np.full(len(stack), 1.0 / len(stack)) if weight is None else weight / weight.sum()
+        by_loss = self.weights == "inverse-nll"
+        evidence = true_log_likelihoods(flat, labels, self.floor_) if by_loss else member_hits(flat, labels)
+        self.weights_ = score_weights(self.weights, evidence, omega, stack.n_classes, self.power)
+
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        columns = [self.members_.index(name) for name in stack.members]
+        weights, floors = self.weights_[columns], self.floor_[columns]
+        if not weights.any():
+            raise AlignmentError(f"no member with a positive weight is left among {list(stack.members)}")
+        weights = weights / weights[weights > 0].mean()  # equal weights are one vote each
+        out = np.empty((len(stack), stack.n_classes))
+        for rows, block in floored_blocks(stack, floors):
+            here = np.tile(weights, (len(block), 1)) if stack.present is None else stack.present[rows] * weights
+            ids = None if stack.ids is None else stack.ids[rows]
+            out[rows] = self._count_members(block, here, ids) if block.ndim == 3 else _count_views(block, here, ids)
+        return out
+
+    def _count_members(self, block: NDArray[Any], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
+        votes = np.zeros((len(block), block.shape[2]))
+        for member in range(block.shape[1]):
+            if weights[:, member].any():
+                votes += weights[:, member, None] * self._ballots(block[:, member])
+        return votes_to_log_proba(votes, _mean_log(block, weights > 0, ids))
+
+
+class MajorityVote(_Vote):
+    """Let members vote for their most probable class; on a stack with views, fuse members first and let views vote.
+
+    On (N, M, K) each member has one vote, or ``w_m`` of them, scaled so that equal weights are one vote each. On
+    (N, M, V, K), view v of all members is fused by the weighted sum of log-likelihoods to one label, then each view
+    has one vote (the test-time augmentation of multi-network fusion). Votes become probabilities
+    ``p(c) = (votes_c + ½·q(c)) / (V + ½)``, q the normalised mean-log pool, which breaks ties and ranks the rest;
+    with unequal weights ½ shrinks so that q never overrules a vote (`vidfuse.likelihood.votes_to_log_proba`).
+
+    Args:
+        weights: "uniform", "accuracy", "log-odds", "inverse-nll", numbers in the members' order, or {member: number}.
+        power: the exponent of "accuracy".
+        floor: the uniform distribution's share in every member; "auto": 1e-4 for members given as probabilities.
+        missing: "renormalise" lets those members vote that a video has; "error" refuses.
+
+    Attributes:
+        weights_: (M,), on the simplex, in the order of `members_`.
+        floor_: each member's floor (M,).
+
+    Source:
+        Lam and Suen 1997, Application of majority voting to pattern recognition; Kuncheva 2014, "Combining Pattern
+        Classifiers", section 4.3.
+
+    Example:
+        >>> X = np.log([[[0.9, 0.1], [0.4, 0.6], [0.45, 0.55]]])
+        >>> vote = MajorityVote().fit(X)
+        >>> vote.predict(X).tolist(), vote.predict_proba(X).round(3).tolist()
+        ([1], [[0.376, 0.624]])
+    """
+
+    _takes_views = True
+
+    def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
+        return _one_hot(log_p)
+
+
+class BordaCount(_Vote):
+    """Let members rank the classes: K - 1 points for the first, 0 for the last; tied classes share their points.
+
+    Points become probabilities as votes do: ``p(c) = (points_c + ½·q(c)) / (Σ points + ½)``, q the normalised
+    mean-log pool.
+
+    Args:
+        weights: "uniform", "accuracy", "log-odds", "inverse-nll", numbers in the members' order, or {member: number}.
+        power: the exponent of "accuracy".
+        floor: the uniform distribution's share in every member; "auto": 1e-4 for members given as probabilities.
+        missing: "renormalise" lets those members rank that a video has; "error" refuses.
+
+    Attributes:
+        weights_: (M,), on the simplex, in the order of `members_`.
+        floor_: each member's floor (M,).
+
+    Source:
+        Ho, Hull and Srihari 1994, Decision combination in multiple classifier systems, section IV.
+
+    Example:
+        >>> X = np.log([[[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.45, 0.35, 0.2]]])
+        >>> BordaCount().fit(X).predict(X).tolist()  # 4, 4 and 1 points; the mean-log pool prefers class 1
+        [1]
+    """
+
+    def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
+        return np.asarray(rankdata(log_p, axis=1) - 1.0)
+
+
+def _one_hot(log_p: NDArray[Any]) -> NDArray[np.float64]:
+    votes = np.zeros(log_p.shape)
+    votes[np.arange(len(log_p)), log_p.argmax(axis=1)] = 1.0
+    return votes
+
+
+def _mean_log(block: NDArray[Any], used: NDArray[np.bool_], ids: Any) -> NDArray[np.float64]:
+    """Return the mean-log pool of the members in use; of all where a video has none."""
+    used = np.where(used.any(axis=1, keepdims=True), used, True)
+    return log_linear_pool(block, used / used.sum(axis=1, keepdims=True), ids=ids)
+
+
+def _count_views(block: NDArray[Any], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
+    """Fuse each view's members to one label, then count one vote a view."""
+    totals = weights.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, weights, 1.0) / np.where(totals > 0, totals, weights.shape[1])
+    fused = log_linear_pool(block, shares, ids=ids)
+    votes = np.zeros((len(block), block.shape[3]))
+    for view in range(fused.shape[1]):
+        votes += _one_hot(fused[:, view])
+    return votes_to_log_proba(votes, _mean_log(fused, np.ones(fused.shape[:2], dtype=bool), ids))
