@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvNorm, VideoNetwork, init_convolutions
+from vidfuse.networks.layers import ConvNorm, VideoNetwork, combine_windows, init_convolutions, pool_windows
 
 __all__ = ["PRESETS", "R2Plus1D", "R2Plus1DConfig", "build", "convert"]
 
@@ -35,6 +35,8 @@ class R2Plus1DConfig:
         temporal_strides: Of the four stages.
         spatial_strides: Of the four stages.
         outer_eps: Of the normalisation after the second factor; after the first it is 1e-5.
+        window: Side of the last stage's map at the training crop; at larger crops that window slides and its
+            probabilities are averaged. 0 averages the features over everything.
         dropout: Before the classifier.
     """
 
@@ -48,6 +50,7 @@ class R2Plus1DConfig:
     temporal_strides: tuple[int, int, int, int] = (1, 2, 2, 2)
     spatial_strides: tuple[int, int, int, int] = (1, 2, 2, 2)
     outer_eps: float = 1e-3
+    window: int = 0
     dropout: float = 0.5
 
 
@@ -98,6 +101,11 @@ class R2Plus1D(VideoNetwork):
             x = self.run_blocks(stage.children(), x)
             features.append(x)
         return features
+
+    def head(self, features: Tensor) -> Tensor:
+        """Turn the last stage's features into logits, or the logarithms of probabilities averaged over windows."""
+        logits = self.classifier(self.dropout(pool_windows(features, self.config.window or None)))
+        return combine_windows(logits, probabilities=not self.training)
 
 
 class _Factorised(nn.Module):
@@ -234,6 +242,7 @@ _R50: Final = R2Plus1DConfig(
     temporal_strides=(1, 1, 2, 2),
     spatial_strides=(2, 2, 2, 2),
     outer_eps=1e-5,
+    window=7,
 )
 
 PRESETS: Final[Mapping[str, R2Plus1DConfig]] = {
