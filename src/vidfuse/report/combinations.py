@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.fusion.base import floored_blocks, member_floors
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
 from vidfuse.likelihood import log_linear_pool, reduce_views_array
@@ -61,14 +62,14 @@ class Combinations:
             rows.append(tuple(cells))
             previous = row.members
         voters = "the members" if self.views is None else f"{self.views} views of the score-weighted fusion"
-        notes = [f"{self.n} videos; 95 % intervals. Majority vote: of {voters}."]
+        notes = [f"{self.n:,} videos. Vote: the majority of {voters}."]
         if self.in_sample:
             notes.append("IN-SAMPLE: score weights were fitted on the videos that are scored.")
-        columns = [f"{rule}: {metric}" for rule in self.rules for metric in ("top-1 %", "mean class %")]
+        columns = [heading for rule in self.rules for heading in (f"{rule}: top-1", "mean class")]
         return Table(
             columns=("members", *columns),
             rows=tuple(rows),
-            title="Members and their combinations",
+            title="Members and their combinations (accuracy in %, 95 % interval)",
             notes=tuple(notes),
             strong=frozenset([best]),
         )
@@ -134,12 +135,12 @@ def combination_table(
         predictions = {
             "uniform": LogLinearPool(weights=equal).fit(chosen).predict_log_proba(chosen),
             "score-weighted": LogLinearPool(weights=weights).fit(chosen).predict_log_proba(chosen),
-            "majority vote": voted,
+            "vote": voted,
         }
         rows.append(Combination(tuple(names), {rule: score(rule, labels, z) for rule, z in predictions.items()}))
     return Combinations(
         rows=tuple(rows),
-        rules=("uniform", "score-weighted", "majority vote"),
+        rules=("uniform", "score-weighted", "vote"),
         in_sample=fit is None,
         n=len(stack),
         views=stack.n_views,
@@ -151,6 +152,6 @@ def _vote_of_views(stack: LogitStack, weights: Mapping[str, float]) -> NDArray[A
     stack = stack.select(sorted(stack.members))
     by_member = [weights[name] for name in stack.members]
     out = np.empty((len(stack), stack.n_classes))
-    for rows, block in stack.iter_blocks():
+    for rows, block in floored_blocks(stack, member_floors(stack, "auto")):
         out[rows] = reduce_views_array(log_linear_pool(block, by_member), "vote")
     return out

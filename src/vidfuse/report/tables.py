@@ -111,12 +111,12 @@ class Leaderboard:
         """Return in one sentence on which videos the scores were taken."""
         n = max(entry.score.n for entry in self.entries)
         if self.protocol == "held-out":
-            text = f"Rules were fitted on {self.n_fit} videos and scored on {n} others."
+            text = f"Rules were fitted on {self.n_fit:,} videos and scored on {n:,} others."
         elif self.protocol == "cross-fitted":
-            text = f"{n} videos; each was predicted by rules that were fitted without it ({self.folds} folds)."
+            text = f"{n:,} videos; each was predicted by rules that were fitted without it ({self.folds} folds)."
         else:
             text = (
-                f"IN-SAMPLE: the rules were fitted on the {n} videos that they are scored on, and flatter themselves."
+                f"IN-SAMPLE: the rules were fitted on the {n:,} videos that they are scored on, and flatter themselves."
             )
         return text if self.order_checked else f"{text} Order unchecked: there are no ids."
 
