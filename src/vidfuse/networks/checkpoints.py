@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle  # only for the class of its error: nothing is unpickled here
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +55,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return unwrap(load_file(path))
-        with torch.serialization.safe_globals(_numpy_globals()):
+        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other pickle protocols: what cannot be read is an error anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"class ([\w.]+)", str(error))

@@ -1,0 +1,131 @@
+"""Reading and loading checkpoints: every wrapper, all or nothing, nothing executed."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vidfuse import networks
+from vidfuse.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return networks.create("x3d_tiny").eval()
+
+
+@pytest.fixture
+def weights(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(state_dict, model):
+    expected = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return set(state_dict) == set(expected) and all(torch.equal(state_dict[k], v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pyth", ".pt"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state", "model", "model_state_dict", "model_ema"])
+def test_reads_every_wrapper_and_file_kind(tmp_path, model, weights, wrapper, suffix):
+    path = tmp_path / f"checkpoint{suffix}"
+    torch.save(weights if wrapper is None else {"epoch": 3, wrapper: weights}, path)
+    assert same(networks.read_checkpoint(path), model)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_takes_off_a_common_prefix(tmp_path, model, weights, prefix):
+    torch.save({"state_dict": {prefix + key: value for key, value in weights.items()}}, tmp_path / "a.pth")
+    assert same(networks.read_checkpoint(tmp_path / "a.pth"), model)
+
+
+def test_reads_safetensors(tmp_path, model, weights):
+    save_file(weights, tmp_path / "a.safetensors")
+    assert same(networks.read_checkpoint(tmp_path / "a.safetensors"), model)
+
+
+def test_reads_the_format_before_zip_archives(tmp_path, model, weights):
+    torch.save(weights, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    assert same(networks.read_checkpoint(tmp_path / "a.pth"), model)
+
+
+def test_reads_checkpoints_that_keep_numpy_metrics(tmp_path, model, weights):
+    torch.save({"best": np.float64(0.5), "curve": np.arange(3.0), "state_dict": weights}, tmp_path / "a.pth")
+    assert same(networks.read_checkpoint(tmp_path / "a.pth"), model)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_row_42_a_checkpoint_that_needs_pickled_objects(tmp_path, weights, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": weights, "meta": Harmful()}, "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"posix\.mkdir"):
+        networks.read_checkpoint("a.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_row_42_a_plain_pickle(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": {"conv1": np.zeros(3)}}))
+    with pytest.raises(InputError, match=r"a\.pkl"):
+        networks.read_checkpoint(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        networks.read_checkpoint(tmp_path / name)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="none at"):
+        networks.read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3, "optimizer": {}}, [1, 2], {}])
+def test_a_file_without_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: expected a state dict"):
+        networks.read_checkpoint(tmp_path / "a.pth")
+
+
+def test_every_key_that_does_not_fit_is_named_and_nothing_is_loaded(model, weights):
+    del weights["stem_space.weight"]
+    weights["stray.weight"] = torch.zeros(2)
+    weights["hidden.weight"] = torch.zeros(3, 4)
+    fresh = networks.create("x3d_tiny")
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    with pytest.raises(InputError, match="nothing was loaded") as caught:
+        networks.load_checkpoint(fresh, weights)
+    message = str(caught.value)
+    assert "1 missing: stem_space.weight" in message
+    assert "1 unexpected: stray.weight" in message
+    assert "1 misshapen: hidden.weight (expected (256, 216), got (3, 4))" in message
+    assert all(torch.equal(before[key], value) for key, value in fresh.state_dict().items())
+
+
+def test_another_class_count_is_replaced_only_on_request(model, weights):
+    with pytest.raises(InputError, match="replace_classifier=True"):
+        networks.create("x3d_tiny", num_classes=4, checkpoint=weights)
+    tuned = networks.create("x3d_tiny", num_classes=4, checkpoint=weights, replace_classifier=True)
+    assert tuned.classifier.out_features == 4
+    assert torch.equal(tuned.hidden.weight, model.hidden.weight)
+
+
+def test_replacing_the_classifier_excuses_nothing_else(weights):
+    weights["hidden.weight"] = torch.zeros(3, 4)
+    with pytest.raises(InputError, match=r"1 misshapen: hidden\.weight"):
+        networks.create("x3d_tiny", num_classes=4, checkpoint=weights, replace_classifier=True)
+
+
+def test_a_source_layout_of_another_network_is_refused(weights):
+    with pytest.raises(InputError, match="missing"):
+        networks.create("r2plus1d_r18.torchvision", checkpoint={f"layer1.{k}": v for k, v in weights.items()})

@@ -1,0 +1,193 @@
+"""What every network of the catalogue owes its callers, in one place."""
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidfuse import networks
+from vidfuse.errors import InputError
+
+NAMES = networks.names()
+TINY = networks.names("*_tiny")
+
+
+def module_of(name):
+    return importlib.import_module(type(build(name)).__module__)
+
+
+def build(name, **settings):
+    torch.manual_seed(0)
+    return networks.create(name, **settings)
+
+
+def clips_for(name, count=2):
+    facts = networks.info(name)
+    torch.manual_seed(1)
+    return torch.randn(count, 3, facts.frames, facts.size, facts.size)
+
+
+def test_there_is_a_tiny_preset_of_each_network():
+    assert len(TINY) == 7
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entry_is_what_its_info_says(name):
+    facts = networks.info(name)
+    with torch.device("meta"):
+        model = networks.create(name).eval()
+        clips = torch.empty(1, 3, facts.frames, facts.size, facts.size)
+    assert facts.name == model.name == name
+    assert sum(parameter.numel() for parameter in model.parameters()) == facts.parameters
+    assert model.classifier.in_features == model.num_features
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = model(clips)
+    assert logits.shape == (1, facts.classes)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(facts.gmacs, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_modules_presets_are_its_catalogue_names(name):
+    module = module_of(name)
+    architecture = module.__name__.rpartition(".")[2]
+    assert sorted(module.PRESETS) == networks.names(f"{architecture}_*")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_logits_are_finite_and_eval_is_deterministic(name):
+    model, clips = build(name).eval(), clips_for(name)
+    with torch.no_grad():
+        first, second = model(clips), model(clips)
+    assert first.isfinite().all()
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_eval_logits_do_not_depend_on_the_batch(name):
+    model, clips = build(name).eval(), clips_for(name, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips)[1:2], model(clips[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradient_reaches_every_parameter(name):
+    model = build(name)
+    with torch.no_grad():
+        for parameter in model.parameters():  # layers that start at zero would hide what is behind them
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model(clips_for(name)).square().sum().backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_activation_checkpointing_changes_no_gradient(name):
+    gradients = []
+    for enable in (False, True):
+        model = build(name).eval()
+        model.set_grad_checkpointing(enable)
+        model(clips_for(name)).logsumexp(dim=-1).sum().backward()
+        gradients.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    plain, checkpointed = gradients
+    for key, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_stages_are_maps_that_shrink_and_feed_the_head(name):
+    model, clips = build(name).eval(), clips_for(name)
+    with torch.no_grad():
+        stages = model.stages(clips)
+        torch.testing.assert_close(model.head(stages[-1]), model(clips))
+    assert len(stages) >= 2
+    assert all(stage.ndim == 5 and len(stage) == 2 for stage in stages)
+    positions = [stage[0, 0].numel() for stage in stages]
+    assert positions == sorted(positions, reverse=True)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_safetensors_round_trip(name, tmp_path):
+    from safetensors.torch import save_file
+
+    model, clips = build(name).eval(), clips_for(name)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    torch.manual_seed(5)
+    loaded = networks.create(name, checkpoint=tmp_path / "model.safetensors").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(clips), model(clips))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_compiles_as_one_graph(name):
+    model, clips = build(name).eval(), clips_for(name)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(clips), model(clips))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_exports(name):
+    model, clips = build(name).eval(), clips_for(name)
+    exported = torch.export.export(model, (clips,))
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(clips), model(clips))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_autocast_to_bfloat16_stays_close(name):
+    model, clips = build(name).eval(), clips_for(name)
+    with torch.no_grad():
+        expected = model.stages(clips)[-1]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = model.stages(clips)[-1].float()
+            assert model(clips).isfinite().all()
+    assert torch.linalg.norm(features - expected) < 0.05 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_folding_the_norms_keeps_the_logits(name):
+    model, clips = build(name), clips_for(name)
+    with torch.no_grad():
+        model(clips)  # moves the running statistics from their start
+        model.eval()
+        expected = model(clips)
+        folded = networks.fold_batch_norm(model)
+        torch.testing.assert_close(folded(clips), expected, rtol=1e-4, atol=1e-5)
+    assert not [m for m in folded.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d))] or name == "tpn_tiny"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_reset_classifier(name):
+    model = build(name).eval()
+    model.reset_classifier(7)
+    with torch.no_grad():
+        assert model(clips_for(name)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_refuses_what_is_no_clip(name):
+    model, clips = build(name).eval(), clips_for(name)
+    for wrong, said in (
+        (clips[0], "clips (N, 3, T, H, W)"),
+        (clips[:, :2], "clips (N, 3, T, H, W)"),
+        (clips.transpose(1, 2), "swap axes 1 and 2"),
+        ((clips * 20).to(torch.uint8), "scale and normalise"),
+        (clips[..., :8], "pixels"),
+        (clips[:, :, :0], "frames"),
+    ):
+        with pytest.raises(InputError, match=name) as caught:
+            model(wrong)
+        assert said in str(caught.value)
+
+
+def test_a_key_layout_converts_onto_the_networks_keys(golden):
+    with torch.device("meta"):
+        model = networks.create(golden.network)
+        published = {key: torch.empty(shape) for key, shape, _ in golden.layout()}
+    converted = networks.convert_state_dict(published, golden.network)
+    ours = {key: value.shape for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert {key: value.shape for key, value in converted.items()} == ours

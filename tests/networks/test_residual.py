@@ -1,0 +1,84 @@
+"""What is special to the residual networks: constants, sampling of frames, windows at larger crops."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from vidfuse import networks
+from vidfuse.errors import InputError
+from vidfuse.networks.layers import combine_windows, pool_windows
+
+
+def norm_constants(name):
+    with torch.device("meta"):
+        model = networks.create(name)
+    return Counter(module.eps for module in model.modules() if isinstance(module, nn.BatchNorm3d))
+
+
+@pytest.mark.parametrize("name", [*networks.names("x3d_*"), *networks.names("slowfast_*")])
+def test_norms_of_x3d_and_slowfast_have_eps_1e_minus_5(name):
+    assert set(norm_constants(name)) == {1e-5}
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_r34_8x8.mmaction2", "r2plus1d_r34_32x2.mmaction2"])
+def test_mmaction2s_r2plus1d_has_another_eps_after_the_second_factor(name):
+    # One factorised convolution in the stem, two in each of 16 blocks, one in each of three shortcuts.
+    assert norm_constants(name) == {1e-5: 36, 1e-3: 36}
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_r18.torchvision", "r2plus1d_r50.pytorchvideo"])
+def test_norms_of_the_other_r2plus1d_have_eps_1e_minus_5(name):
+    assert set(norm_constants(name)) == {1e-5}
+
+
+@pytest.mark.parametrize("frames", range(8, 129, 4))
+def test_slow_frames_are_the_truncated_even_spacing(frames):
+    model = networks.create("slowfast_tiny")
+    clips = torch.arange(float(frames)).expand(1, 3, 1, 1, frames).transpose(2, 4)
+    picked = model._sample(clips)[0, 0, :, 0, 0].long()
+    assert torch.equal(picked, torch.linspace(0, frames - 1, frames // 4).long())
+
+
+def test_slow_frames_by_stride_start_at_the_first():
+    with torch.device("meta"):
+        model = networks.create("slowfast_r50_4x16.mmaction2")
+    assert model._sample(torch.arange(32.0).reshape(1, 1, 32, 1, 1)).flatten().tolist() == [0, 8, 16, 24]
+
+
+def test_slowfast_refuses_frames_that_its_pathways_cannot_share():
+    model = networks.create("slowfast_tiny").eval()
+    with pytest.raises(InputError, match="multiple of 4 frames"):
+        model(torch.zeros(1, 3, 14, 64, 64))
+
+
+def test_slow_features_keep_the_time_axis_of_the_slow_pathway():
+    stages = networks.create("slowfast_tiny").eval().stages(torch.zeros(1, 3, 16, 64, 64))
+    assert [stage.shape[2] for stage in stages] == [4, 4, 4, 4]
+
+
+def test_windows_are_averaged_by_hand():
+    x = torch.arange(24.0).reshape(1, 1, 2, 3, 4)
+    rows = x.mean(dim=2)[0, 0]
+    windows = [rows[i : i + 2, j : j + 2].mean() for i in range(2) for j in range(3)]
+    assert pool_windows(x, 2)[0, :, 0].tolist() == pytest.approx([float(w) for w in windows])
+    assert pool_windows(x, 3)[0, :, 0].numel() == 1
+    assert pool_windows(x, None)[0, 0, 0] == x.mean()
+
+
+def test_windows_combine_as_logits_or_as_probabilities():
+    logits = torch.tensor([[[0.0, 2.0], [1.0, -1.0]]])
+    assert combine_windows(logits, probabilities=False)[0].tolist() == [0.5, 0.5]
+    expected = logits.softmax(dim=-1).mean(dim=1)
+    torch.testing.assert_close(combine_windows(logits, probabilities=True).softmax(dim=-1), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 4, 13])
+def test_x3d_takes_any_number_of_frames(frames):
+    assert networks.create("x3d_tiny").eval()(torch.zeros(1, 3, frames, 64, 80)).shape == (1, 15)
+
+
+def test_a_model_in_training_mode_is_not_folded():
+    with pytest.raises(InputError, match=r"model\.eval"):
+        networks.fold_batch_norm(networks.create("x3d_tiny"))
