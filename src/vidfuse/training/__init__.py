@@ -18,8 +18,11 @@ _HOME = {
     "extract": "extract",
     "learning_rate": "recipes",
     "train": "loop",
+    "train_input": "data",
+    "view_input": "data",
+    "view_plan": "data",
 }
-_SUBMODULES = ("checkpoints", "distributed", "loop", "recipes")
+_SUBMODULES = ("checkpoints", "data", "distributed", "loop", "recipes")
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 

@@ -84,6 +84,7 @@ def extract(
     dtype: Literal["float32", "float16"] = "float32",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     clips_per_pass: int = 64,
+    videos_per_part: int = 64,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Extraction:
@@ -99,7 +100,8 @@ def extract(
         loader: Yields `(batch, ids, labels or None)`. If it has `only(ids)`, a resumed call decodes nothing twice; its
             `failures` are reported, if it has them.
         folder: The cache's folder; the members' common folder if there are several.
-        views: The plan of the views (`ViewPlan`, or anything JSON holds), stored with the cache.
+        views: The plan of the views (`ViewPlan`, or anything JSON holds), stored with the cache; {member: plan} if they
+            differ.
         forward: `(model, batch) -> answer`, where calling the model with the batch is not what is wanted.
         ids: All ids the cache shall hold in the end; the ids of the loader's data set, if it tells them.
         classes: The classes' names.
@@ -107,6 +109,7 @@ def extract(
         dtype: How scores are stored.
         precision: Autocast precision of the forward pass.
         clips_per_pass: Most clips in one forward pass; views beyond it are passed in turn.
+        videos_per_part: Videos that are published together; at most so many are computed again after a crash.
         device: Where to run; where the network's first parameter is, if left out.
         progress: Whether to show a bar on stderr.
 
@@ -138,7 +141,7 @@ def extract(
     wanted = list(ids) if ids is not None else _ids_of(loader)
     lower = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     began, waited, written = time.perf_counter(), 0.0, 0
-    plan = views.to_dict() if hasattr(views, "to_dict") else views
+    plans = {n: views[n] if several and isinstance(views, Mapping) and n in views else views for n in networks}
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -146,11 +149,12 @@ def extract(
                     folders[name],
                     classes=classes,
                     kind=kind,
-                    n_views=_n_views(views),
-                    view_plan=plan,
+                    n_views=_n_views(plans[name]),
+                    view_plan=_plain(plans[name]),
                     fingerprint=fingerprint_of(network),
                     dtype=dtype,
                     expected_ids=wanted,
+                    buffer_rows=videos_per_part,
                 )
             )
             for name, network in networks.items()
@@ -194,6 +198,11 @@ def _device(networks: Iterable[Network], device: torch.device | str | None) -> t
         return torch.device(device)
     modules = [n for n in networks if isinstance(n, nn.Module)]
     return next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
+
+
+def _plain(plan: Any) -> Any:
+    """Return a plan as what JSON holds."""
+    return plan.to_dict() if hasattr(plan, "to_dict") else plan
 
 
 def _n_views(views: Any) -> int | None:

@@ -80,7 +80,8 @@ def evaluate(
 
     Args:
         model: Any network `clips -> logits`; it is put into eval mode and left there.
-        loader: Yields `(clips, ids, labels)`; of several ranks, each one its share.
+        loader: Yields `(clips, ids, labels)`, clips (N, 3, T, H, W) or, of several views, (N, V, 3, T, H, W), whose
+            log-likelihoods are averaged; of several ranks, each one its share.
         device: Where the clips go; where the network's first parameter is, if left out.
 
     Returns:
@@ -101,7 +102,7 @@ def evaluate(
     for clips, ids, labels in loader:
         if labels is None:
             raise InputError(f"expected labelled videos to evaluate on, got none with {', '.join(list(ids)[:3])}")
-        logits = logits_of(model(clips.to(target, non_blocking=True))).float()
+        logits = _mean_of_views(model, clips.to(target, non_blocking=True))
         labels = labels.to(target)
         hits += float((logits.argmax(1) == labels).sum())
         loss += float(cross_entropy(logits, labels, reduction="sum"))
@@ -110,6 +111,14 @@ def evaluate(
     if n == 0:
         raise InputError("expected videos to evaluate on, got an empty loader")
     return {"top1": hits / n, "nll": loss / n, "n": n}
+
+
+def _mean_of_views(model: nn.Module, clips: Tensor) -> Tensor:
+    """Return log-likelihoods (N, K), those of several views averaged."""
+    if clips.ndim < 6:
+        return logits_of(model(clips)).float().log_softmax(1)
+    views = logits_of(model(clips.flatten(0, 1))).float().log_softmax(1)
+    return views.unflatten(0, (len(clips), -1)).mean(1).log_softmax(1)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -14,10 +14,11 @@ import hashlib
 import io
 import json
 import math
-import multiprocessing
 import os
+import selectors
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -345,10 +346,47 @@ def _render(video: _Video, plan: MotionPlan, root: Path) -> None:
     _publish(root / video.split / f"{video.id}.mp4", data[: len(data) // 3] if video.damaged else data)
 
 
-def _render_many(videos: list[_Video], plan: MotionPlan, root: Path) -> int:
-    for video in videos:
-        _render(video, plan, root)
-    return len(videos)
+def _render_share(folder: str, plan_json: str, worker: int, workers: int) -> None:
+    """Render every `workers`-th missing video and print its id; what a worker process runs."""
+    values = json.loads(plan_json)
+    plan = MotionPlan(**(values | {"actions": tuple(values["actions"])}))
+    root = Path(folder) / _NAME
+    for video in _videos(plan)[worker::workers]:
+        if not (root / video.split / f"{video.id}.mp4").exists():
+            _render(video, plan, root)
+            print(video.id, flush=True)
+
+
+def _render_in_processes(folder: Path, plan: MotionPlan, workers: int) -> Iterator[None]:
+    """Yield once for each video that one of the worker processes has rendered.
+
+    They are started as plain commands, not through multiprocessing, which would import the caller's main module again.
+    """
+    command = [sys.executable, "-m", "vidfuse.video.motion", str(folder), json.dumps(asdict(plan))]
+    started = [
+        subprocess.Popen([*command, str(worker), str(workers)], stdout=subprocess.PIPE)  # noqa: S603 - our own module
+        for worker in range(workers)
+    ]
+    try:
+        with selectors.DefaultSelector() as ready:
+            for process in started:
+                ready.register(process.stdout or 0, selectors.EVENT_READ)
+            while ready.get_map():
+                for key, _ in ready.select():
+                    lines = os.read(key.fd, 1 << 16)
+                    if not lines:
+                        ready.unregister(key.fileobj)
+                    yield from [None] * lines.count(b"\n")
+    finally:
+        for process in started:
+            process.stdout and process.stdout.close()
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.terminate()
+        failed = [process.wait() for process in started]
+    if any(failed):
+        raise RuntimeError(
+            f"{sum(map(bool, failed))} of {workers} rendering processes failed; their messages are above"
+        )
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
@@ -425,19 +463,20 @@ def render_motion(
         stale.unlink(missing_ok=True)
     missing = [v for v in videos if root / v.split / f"{v.id}.mp4" not in present]
     workers = workers or len(os.sched_getaffinity(0))
-    with tqdm(
-        total=len(videos), initial=len(videos) - len(missing), desc="render", unit="video", disable=not progress
-    ) as bar:
+    done = len(videos) - len(missing)
+    with tqdm(total=len(videos), initial=done, desc="render", unit="video", disable=not progress) as bar:
         if workers == 1 or len(missing) < 2:
             for video in missing:
-                bar.update(_render_many([video], plan, root))
+                _render(video, plan, root)
+                bar.update()
         else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-                jobs = [pool.submit(_render_many, missing[i : i + 8], plan, root) for i in range(0, len(missing), 8)]
-                for job in as_completed(jobs):
-                    bar.update(job.result())
+            for _ in _render_in_processes(Path(folder), plan, workers):
+                bar.update()
     for path, data in _annotations(videos, plan, root).items():
         if not path.exists() or path.read_bytes() != data:
             _publish(path, data)
     return MotionSet(root, root.parent / "test-labels.csv", len(missing))
+
+
+if __name__ == "__main__":
+    _render_share(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,286 @@
+"""From videos to a fused, scored submission: the whole method on Kinetics400ViPriors, or on the embedded videos.
+
+    python examples/vipriors_kinetics.py --out runs/demo                             # real human motion, rendered here
+    python examples/vipriors_kinetics.py --out runs/real --data-root DIR --full      # the challenge's data, Table I
+
+Every stage is a call of the library that goes on where it stopped: the rendered videos, the checkpoints and the logit
+caches are the only record of what is done. Kill it anywhere and start it again; a second run computes nothing anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vidfuse as vf
+from vidfuse import networks, training
+from vidfuse.report.combinations import combination_table
+from vidfuse.training.checkpoints import publish
+from vidfuse.video import datasets, motion, vipriors
+
+# The members in the order in which Table II of the method adds them: their small presets, and those of Table I.
+TINY = {
+    "slowfast": "slowfast_tiny",
+    "swin": "swin_tiny",
+    "tin": "tin_tiny",
+    "tpn": "tpn_tiny",
+    "x3d": "x3d_tiny",
+    "timesformer": "timesformer_tiny",
+    "r2plus1d": "r2plus1d_tiny",
+}
+FULL = {
+    "slowfast": "slowfast_r152_4x16",
+    "swin": "swin_base",
+    "tin": "tin_r50",
+    "tpn": "tpn_r50",
+    "x3d": "x3d_m",
+    "timesformer": "timesformer_base",
+    "r2plus1d": "r2plus1d_r34_32x2",
+}
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Clock:
+    """Announces each stage, and remembers how long it took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        print(f"\n== {name}", flush=True)
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
+        print(f"   {took:.1f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Top-1 accuracies of one seed, and the videos they were measured on."""
+
+    seed: int
+    scored_on: str
+    best_member: str
+    best_single: float
+    fused: float
+
+
+def find_videos(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Return the data set's folder, and the csv with the test split's labels if there is one."""
+    if args.data_root is not None:
+        root: Path = args.data_root
+        return (root if (root / "annotations").is_dir() else root / "Kinetics400ViPriors"), args.test_labels
+    plan = motion.MotionPlan(*args.videos, actions=motion.ACTIONS[: args.actions])
+    done = motion.render_motion(args.out / "data", plan)
+    print(f"   {done.rendered} videos rendered; the set lies in {done.root}")
+    return done.root, done.test_labels
+
+
+def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.TrainRecipe:
+    """Return the member's recipe: Table I at full size, or the small preset of the demo."""
+    recipe = training.TABLE_I[member] if args.full else training.TINY[TINY[member]]
+    return replace(recipe, seed=seed, epochs=args.epochs or recipe.epochs)
+
+
+def index_videos(args: argparse.Namespace, root: Path) -> dict[str, datasets.VideoDataset]:
+    """List each split's videos, and say what is left out; nothing is decoded yet, and then once for all members."""
+    recipes = [recipe_of(args, member) for member in args.members]
+    side = max(round(recipe.size * 8 / 7) for recipe in recipes)
+    found = {}
+    for split in SPLITS:
+        videos = vipriors.read_vipriors(root, split)
+        print(f"   {split:5s} {videos.summary()}")
+        room = 0 if args.full else 2 << 30
+        found[split] = datasets.VideoDataset(videos, training.view_plan(recipes[0], 1), short_side=side, memory=room)
+    return found
+
+
+def load(args: argparse.Namespace, data: datasets.VideoDataset, batch: int = 16, shuffle: bool = False) -> object:
+    """Return a loader of this process's share of a data set."""
+    return datasets.VideoLoader(
+        data,
+        batch // training.distributed.world_size(),
+        shuffle=shuffle,
+        workers=args.workers,
+        rank=training.distributed.rank(),
+        world_size=training.distributed.world_size(),
+    )
+
+
+def train_members(
+    args: argparse.Namespace, data: dict[str, datasets.VideoDataset], out: Path, seed: int
+) -> dict[str, torch.nn.Module]:
+    """Train each member, or load it where its run is finished already."""
+    models = {}
+    for number, member in enumerate(args.members):
+        network, recipe = (FULL if args.full else TINY)[member], recipe_of(args, member, seed)
+        clip = training.train_input(recipe, network, **({} if args.full else {"scale": (0.6, 1.0)}))
+        view = training.view_input(training.view_plan(recipe, 1), network)
+        torch.manual_seed(seed)
+        done = training.train(
+            networks.create(network, num_classes=len(data["train"].videos.classes)),
+            load(args, data["train"].with_inputs(clip, seed=1000 * seed + number), recipe.batch_size, shuffle=True),
+            recipe,
+            out / "train" / member,
+            val_loader=load(args, data["val"].with_inputs(view)),
+            device=args.device,
+            name=f"train {member}",
+        )
+        models[member] = done.model
+        last = done.history[-1]
+        print(
+            f"   {member:12s} loss {last['loss']:.3f}; one view of the validation videos: {last['val_top1']:.1%} right"
+        )
+    return models
+
+
+def cache_views(
+    args: argparse.Namespace,
+    data: dict[str, datasets.VideoDataset],
+    models: dict[str, torch.nn.Module],
+    out: Path,
+    seed: int,
+) -> dict[str, vf.LogitStack]:
+    """Cache every member's logits of random views of the validation and test videos, each decoded once for all."""
+    stacks = {}
+    for split in ("val", "test"):
+        plans = {m: training.view_plan(recipe_of(args, m), args.views, seed=seed) for m in models}
+        views = {m: training.view_input(plans[m], (FULL if args.full else TINY)[m]) for m in models}
+        done = training.extract(
+            models,
+            load(args, data[split].with_inputs(views)),
+            out / "caches" / split,
+            views=plans,
+            classes=data[split].videos.classes,
+            device=args.device,
+        )
+        print(f"   {split}: {done.written} videos cached, {done.present} there before, {len(done.failures)} unreadable")
+        stacks[split] = vf.load_stack(out / "caches" / split, members=list(models), partial=bool(done.failures))
+    return stacks
+
+
+def labelled(stack: vf.LogitStack, csv_file: Path | None) -> vf.LogitStack | None:
+    """Return the stack with the labels of a csv (`label,videoid`) that no earlier stage reads; None without one."""
+    if csv_file is None:
+        return None
+    index = {name: i for i, name in enumerate(stack.classes)}
+    known = {video: index[label] for video, label in vipriors.read_annotations(csv_file)}
+    scores = {member: stack.scores(member) for member in stack.members}
+    labels = [known[video] for video in stack.ids]
+    return vf.LogitStack.from_arrays(scores, labels=labels, ids=stack.ids, classes=stack.classes)
+
+
+def with_unreadable(
+    log_proba: NDArray[np.floating], ids: Sequence[str], videos: datasets.VideoDataset
+) -> tuple[NDArray[np.floating], list[str]]:
+    """Add a row for each test video that cannot be read, the mean prediction: a missing line counts as wrong."""
+    known = set(ids)
+    lacking = [v for v in (*videos.videos.ids, *(name for name, _ in videos.videos.skipped)) if v not in known]
+    prior = np.log(np.exp(log_proba).mean(axis=0, keepdims=True))
+    return np.concatenate([log_proba, np.repeat(prior, len(lacking), axis=0)]), [*ids, *lacking]
+
+
+def fuse(
+    args: argparse.Namespace,
+    data: dict[str, datasets.VideoDataset],
+    stacks: dict[str, vf.LogitStack],
+    test_labels: Path | None,
+    out: Path,
+    seed: int,
+    clock: Clock,
+) -> Outcome:
+    """Weight the members by their validation score, fuse, vote, search the subsets; write submission and report."""
+    val, test = stacks["val"], labelled(stacks["test"], test_labels)
+    with clock.stage("weight and fuse"):
+        one_view = {split: vf.reduce_views(stack, "mean-log") for split, stack in stacks.items()}
+        pool = vf.LogLinearPool(weights="accuracy").fit(one_view["val"])
+        vf.Recipe.from_fitted(pool, one_view["val"], views="mean-log").save(out / "ensemble.json")
+        fused = pool.predict_log_proba(one_view["test"])
+        for member, weight in zip(pool.members_, pool.weights_, strict=True):
+            print(f"   {member:12s} weight {weight:.3f}")
+    with clock.stage("score the members and their combinations"):
+        order = [m for m in TINY if m in args.members]
+        growing = [[m] for m in order] + [order[:n] for n in range(2, len(order) + 1)]
+        table = combination_table(val if test is None else test, None if test is None else val, combinations=growing)
+        print(table)
+    with clock.stage("search the subsets"):
+        best = vf.search_subsets(one_view["val"], objective="accuracy", pool=vf.LogLinearPool(weights="accuracy"))
+        print(
+            f"   best of all subsets on the validation videos: {' + '.join(best.members)} ({best.score:.1%}, in-sample)"
+        )
+    with clock.stage("write the submission and the report"):
+        rows, ids = with_unreadable(fused, list(one_view["test"].ids), data["test"])
+        submission = vf.write_submission(rows, ids, out / "submission.txt")
+        report = vf.write_report(val, out / "report.html", test=test, title=f"Members and their fusion, seed {seed}")
+        print(f"   submission  {submission}\n   report      {report}\n   ensemble    {out / 'ensemble.json'}")
+    scores = {row.members: row.scores["score-weighted"].accuracy for row in table.rows}
+    best_member = max(order, key=lambda m: scores[(m,)])
+    scored_on = "validation (in-sample)" if test is None else "test"
+    return Outcome(seed, scored_on, best_member, scores[(best_member,)], scores[tuple(order)])
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything that is written")
+    parser.add_argument("--data-root", type=Path, help="folder that holds Kinetics400ViPriors; rendered if left out")
+    parser.add_argument("--test-labels", type=Path, help="csv (label,videoid) to score the test split with")
+    parser.add_argument("--full", action="store_true", help="the full-size networks by Table I, for GPUs")
+    parser.add_argument("--members", nargs="+", choices=list(TINY), default=list(TINY), help="networks to train")
+    parser.add_argument("--seeds", type=int, default=1, help="number of repetitions, each in a folder of its own")
+    parser.add_argument("--views", type=int, default=10, help="random views of each validation and test video")
+    parser.add_argument("--epochs", type=int, help="other than the recipes'")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument("--videos", type=int, nargs=3, default=(60, 15, 20), metavar=SPLITS, help="rendered, an action")
+    parser.add_argument("--actions", type=int, default=len(motion.ACTIONS), help="rendered")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the pipeline once for each seed, and say how the fusion did."""
+    args, clock = parse(argv), Clock()
+    if args.device == "cpu":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with clock.stage("render or find the videos"):
+        root, test_labels = find_videos(args)
+    with clock.stage("index the videos"):
+        data = index_videos(args, root)
+    outcomes = []
+    for seed in range(args.seeds):
+        out = args.out / f"seed{seed}"
+        with clock.stage(f"train {len(args.members)} members, seed {seed}"):
+            models = train_members(args, data, out, seed)
+        with clock.stage(f"cache {args.views} views of each video, seed {seed}"):
+            stacks = cache_views(args, data, models, out, seed)
+        outcomes.append(fuse(args, data, stacks, test_labels, out, seed, clock))
+    publish(args.out / "outcomes.json", json.dumps([asdict(o) for o in outcomes], indent=1).encode())
+    print("\n== done")
+    for name, seconds in clock.seconds.items():
+        print(f"   {seconds:7.1f} s  {name}")
+    print(f"   {sum(clock.seconds.values()):7.1f} s  in all")
+    for o in outcomes:
+        gain = 100 * (o.fused - o.best_single)
+        print(
+            f"seed {o.seed}, {o.scored_on}: all members fused by score {o.fused:.1%}, "
+            f"best single member ({o.best_member}) {o.best_single:.1%}, gain {gain:+.1f} points"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

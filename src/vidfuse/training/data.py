@@ -1,0 +1,68 @@
+"""What a recipe asks of the data: the training clip and its augmentation, and the plan of the views to evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vidfuse import networks
+from vidfuse.training.recipes import TrainRecipe
+from vidfuse.video.clips import ClipSampler, ViewPlan
+from vidfuse.video.datasets import Input, Views
+from vidfuse.video.transforms import TransformConfig
+
+__all__ = ["train_input", "view_input", "view_plan"]
+
+
+def train_input(recipe: TrainRecipe, network: str, **augmentation: Any) -> Input:
+    """Return how a network's training clips are drawn and augmented, with the network's own colour statistics.
+
+    Args:
+        recipe: Its frames, interval, size and erasing.
+        network: Name of the network in the catalogue.
+        augmentation: Fields of `TransformConfig` to set; its defaults are the method's (flip, gray, colour jitter).
+
+    Example:
+        >>> from vidfuse.training import TABLE_I
+        >>> train_input(TABLE_I["x3d"], "x3d_m").sampler
+        ClipSampler(length=32, interval=2, skip=0)
+    """
+    facts = networks.info(network)
+    fields = {"size": recipe.size, "erase": recipe.erasing, "mean": facts.mean, "std": facts.std}
+    skip = int(augmentation.pop("skip", 0))
+    return Input(ClipSampler(recipe.frames, recipe.interval, skip), TransformConfig(**(fields | augmentation)))
+
+
+def view_plan(recipe: TrainRecipe, clips: int = 10, *, seed: int = 0) -> ViewPlan:
+    """Return the method's views: random clips of the training length, each with a random crop and flip.
+
+    Args:
+        recipe: Its frames, interval and size; the short side is 8/7 of the size, as 256 is of 224.
+        clips: Views a video.
+        seed: Seed of the plan.
+
+    Example:
+        >>> from vidfuse.training import TABLE_I
+        >>> view_plan(TABLE_I["x3d"]).n_views
+        10
+    """
+    return ViewPlan(
+        clips=clips,
+        length=recipe.frames,
+        interval=recipe.interval,
+        crops="random",
+        flip="random",
+        size=recipe.size,
+        short_side=round(recipe.size * 8 / 7),
+        seed=seed,
+    )
+
+
+def view_input(plan: ViewPlan, network: str) -> Views:
+    """Return a plan of views with the colour statistics of a network.
+
+    Example:
+        >>> view_input(ViewPlan(clips=2), "x3d_tiny").mean
+        (0.45, 0.45, 0.45)
+    """
+    facts = networks.info(network)
+    return Views(plan, facts.mean, facts.std)
