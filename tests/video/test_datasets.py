@@ -112,8 +112,8 @@ def test_memory_is_a_limit(videos, monkeypatch):
     dataset = VideoDataset(videos, TRAIN, memory=2 * 25 * 20 * 27 * 3)
     for index in range(len(videos)):
         assert dataset[index].clips.shape == (3, 8, 16, 16)
-    assert sum(frames.nbytes for frames in dataset._memory.kept.values()) <= 2 * 25 * 20 * 27 * 3
-    assert len(dataset._memory.kept) >= 2
+    assert sum(frames.nbytes for frames in dataset._frames.kept.values()) <= 2 * 25 * 20 * 27 * 3
+    assert len(dataset._frames.kept) >= 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,21 +18,22 @@ _HOME = {
     "VideoInfo": "decode",
     "VideoItem": "lists",
     "VideoList": "lists",
-    "VideoLoader": "datasets",
+    "VideoLoader": "loader",
     "View": "clips",
     "ViewPlan": "clips",
-    "check_submission": "vipriors",
+    "drop_broken": "datasets",
+    "check_submission": "submissions",
     "check_videos": "decode",
     "probe": "decode",
     "read_class_folders": "lists",
     "read_csv_list": "lists",
     "read_mmaction2": "lists",
-    "read_submission": "vipriors",
+    "read_submission": "submissions",
     "read_vipriors": "vipriors",
-    "score_submission": "vipriors",
-    "write_submission": "vipriors",
+    "score_submission": "submissions",
+    "write_submission": "submissions",
 }
-_SUBMODULES = ("clips", "datasets", "decode", "lists", "motion", "transforms", "vipriors")
+_SUBMODULES = ("clips", "datasets", "decode", "lists", "loader", "motion", "submissions", "transforms", "vipriors")
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 

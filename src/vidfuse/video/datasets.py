@@ -6,22 +6,24 @@ views they are. A `VideoLoader` yields `(batch, ids, labels or None)`, the shape
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.video import decode_torchcodec
 from vidfuse.video.clips import ClipSampler, View, ViewPlan, sample_source
 from vidfuse.video.decode import VideoInfo, check_videos, decode, frame_size, probe
 from vidfuse.video.lists import VideoItem, VideoList
+from vidfuse.video.loader import EpochSampler, Failure, Sample, VideoLoader
 from vidfuse.video.transforms import IMAGENET_MEAN, IMAGENET_STD, ClipTransform, TransformConfig, apply_view
 
 try:
     import torch
-    from torch.utils.data import DataLoader, Dataset, Sampler
+    from torch.utils.data import Dataset
 except ImportError as error:
     raise MissingExtraError("loading videos", "video") from error
 
@@ -45,38 +47,31 @@ class Views:
     std: tuple[float, float, float] = IMAGENET_STD
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One video, ready for its networks.
+class _Frames:
+    """Where frames come from, and those that stay in memory while there is room."""
 
-    Attributes:
-        id: the video's id.
-        label: its 0-based class, or None.
-        clips: float32 of shape (3, T, H, W) for an `Input`, (V, 3, T, H, W) for `Views`; by network if they are named.
-    """
+    def __init__(self, decoder: str, device: str, short_side: int, room: int) -> None:
+        self.decoder, self.device, self.short_side, self.room = decoder, device, short_side, room
+        self.kept: dict[int, torch.Tensor] = {}
 
-    id: str
-    label: int | None
-    clips: torch.Tensor | dict[str, torch.Tensor]
+    def probe(self, path: str) -> VideoInfo:
+        return probe(path) if self.decoder == "pyav" else decode_torchcodec.probe(path)
 
+    def decode(self, info: VideoInfo, indices: NDArray[np.int64]) -> torch.Tensor:
+        if self.decoder == "pyav":
+            return torch.from_numpy(decode(info.path, indices, self.short_side, info=info))
+        frames: torch.Tensor = decode_torchcodec.decode(
+            info.path, indices, self.short_side, info=info, device=self.device
+        )
+        return frames
 
-@dataclass(frozen=True)
-class Failure:
-    """One video that could not be decoded, and why."""
+    def fit(self, info: VideoInfo) -> bool:
+        height, width = frame_size(info.height, info.width, self.short_side)
+        return info.n_frames * height * width * 3 <= self.room
 
-    id: str
-    reason: str
-
-
-class _Memory:
-    """Decoded frames that stay, as long as there is room; the data sets of the same videos share one."""
-
-    def __init__(self, room: int) -> None:
-        self.room, self.kept = room, dict[int, torch.Tensor]()
-
-    def keep(self, index: int, frames: NDArray[np.uint8]) -> None:
+    def keep(self, index: int, frames: torch.Tensor) -> None:
         self.room -= frames.nbytes
-        self.kept[index] = torch.from_numpy(frames)
+        self.kept[index] = frames
 
 
 class VideoDataset(Dataset[Sample | Failure]):
@@ -94,9 +89,11 @@ class VideoDataset(Dataset[Sample | Failure]):
             Each worker process keeps its own; call `preload` first and they share it.
         seed: any integer.
         strict: raise on a video that cannot be decoded, where a `Failure` is given otherwise.
+        decoder: "pyav" or "torchcodec".
+        device: "cpu", or "cuda" to decode and transform on the GPU, with torchcodec and without worker processes.
 
     Raises:
-        InputError: no videos, no inputs, or a `short_side` that is too small.
+        InputError: no videos, no inputs, a `short_side` that is too small, or an unknown decoder.
 
     Examples:
         >>> videos = VideoList((VideoItem("a", "missing.mp4", 0),))
@@ -113,12 +110,19 @@ class VideoDataset(Dataset[Sample | Failure]):
         memory: int = 0,
         seed: int = 0,
         strict: bool = False,
+        decoder: Literal["pyav", "torchcodec"] = "pyav",
+        device: str = "cpu",
     ) -> None:
         if len(videos) == 0:
             raise InputError("expected at least one video, got none; is the split empty?")
         named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
         if not named:
             raise InputError("expected an input for at least one network, got none")
+        if decoder not in ("pyav", "torchcodec") or (decoder == "pyav" and device != "cpu"):
+            raise InputError(
+                'expected decoder="pyav" on the CPU or decoder="torchcodec" on any device, '
+                f"got {decoder!r} on {device!r}"
+            )
         self.videos, self.seed, self.strict = videos, seed, strict
         self.inputs = {name: Views(i) if isinstance(i, ViewPlan) else i for name, i in named.items()}
         self._single = not isinstance(inputs, Mapping)
@@ -127,14 +131,14 @@ class VideoDataset(Dataset[Sample | Failure]):
         if self.short_side < max(_size(i) for i in self.inputs.values()):
             raise InputError(f"expected short_side >= the largest crop, got {self.short_side} for inputs {named}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
-        self._memory = _Memory(memory)
+        self._frames = _Frames(decoder, device, self.short_side, memory)
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __repr__(self) -> str:
         names = "" if self._single else f", networks={list(self.inputs)}"
-        kept = len(self._memory.kept)
+        kept = len(self._frames.kept)
         return f"VideoDataset({len(self)} videos, short_side={self.short_side}{names}, in memory={kept})"
 
     @property
@@ -166,7 +170,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         """
         seed = self.seed if seed is None else seed
         other = VideoDataset(self.videos, inputs, short_side=self.short_side, seed=seed, strict=self.strict)
-        other._memory = self._memory
+        other._frames = self._frames
         return other
 
     def preload(self) -> list[tuple[str, str]]:
@@ -177,44 +181,48 @@ class VideoDataset(Dataset[Sample | Failure]):
         """
         failures = []
         for index, item in enumerate(self.videos):
-            if index in self._memory.kept:
+            if index in self._frames.kept:
                 continue
             try:
-                info = probe(item.path)
-                if not self._fits(info):
+                info = self._frames.probe(item.path)
+                if not self._frames.fit(info):
                     break
-                frames = decode(item.path, np.arange(info.n_frames), self.short_side, info=info)
+                frames = self._frames.decode(info, np.arange(info.n_frames))
             except InputError as error:
                 failures.append((item.id, str(error)))
                 continue
-            self._memory.keep(index, frames)
+            self._frames.keep(index, frames)
         return failures
 
-    def _fits(self, info: VideoInfo) -> bool:
-        height, width = frame_size(info.height, info.width, self.short_side)
-        return info.n_frames * height * width * 3 <= self._memory.room
-
     def _clips(self, index: int, item: VideoItem) -> torch.Tensor | dict[str, torch.Tensor]:
-        kept = self._memory.kept.get(index)
-        info = None if kept is not None else probe(item.path)
-        n_frames = len(kept) if info is None else info.n_frames  # type: ignore[arg-type]
-        wanted = {name: self._frames(name, item.id, n_frames) for name in self.inputs}
-        if info is not None and self._fits(info):
-            frames = decode(item.path, np.arange(n_frames), self.short_side, info=info)
-            kept = torch.from_numpy(frames)
-            self._memory.keep(index, frames)
-        if kept is None:
-            union = np.unique(np.concatenate([np.ravel(w) for ws in wanted.values() for w in ws]))
-            kept = torch.from_numpy(decode(item.path, union, self.short_side, info=info))
-        else:
+        source = self._frames
+        frames = source.kept.get(index)
+        if frames is not None:
+            n_frames = len(frames)
+            wanted = self._wanted(item.id, n_frames)
             union = np.arange(n_frames)
+        else:
+            info = source.probe(item.path)
+            n_frames = info.n_frames
+            wanted = self._wanted(item.id, n_frames)
+            keep = source.fit(info)
+            union = (
+                np.arange(n_frames) if keep else np.unique([f for clips in wanted.values() for c in clips for f in c])
+            )
+            frames = source.decode(info, union)
+            if keep:
+                source.keep(index, frames)
         clips = {}
-        for name, source in self.inputs.items():
-            parts = [kept[torch.from_numpy(np.searchsorted(union, w))] for w in wanted[name]]
-            clips[name] = self._cut(name, source, parts, item.id, n_frames)
+        for name, network in self.inputs.items():
+            parts = [frames[torch.from_numpy(np.searchsorted(union, clip))] for clip in wanted[name]]
+            clips[name] = self._cut(name, network, parts, item.id, n_frames)
         return clips[""] if self._single else clips
 
-    def _frames(self, name: str, video_id: str, n_frames: int) -> list[NDArray[np.int64]]:
+    def _wanted(self, video_id: str, n_frames: int) -> dict[str, list[NDArray[np.int64]]]:
+        """Give the distinct clips, as frame indices, that each network asks for."""
+        return {name: self._times(name, video_id, n_frames) for name in self.inputs}
+
+    def _times(self, name: str, video_id: str, n_frames: int) -> list[NDArray[np.int64]]:
         source = self.inputs[name]
         if isinstance(source, Views):
             return [np.array(f) for f in dict.fromkeys(v.frames for v in source.plan.views(video_id, n_frames))]
@@ -234,131 +242,6 @@ class VideoDataset(Dataset[Sample | Failure]):
             apply_view(parts[place[v.frames]], v, plan.size, plan.short_side, source.mean, source.std) for v in views
         )
         return torch.stack(list(cut))
-
-
-class EpochSampler(Sampler[int]):
-    """Positions in an order that depends on (seed, epoch) alone, shared out over ranks exactly.
-
-    Rank r of R gets positions r, r + R, …: every video comes once over all ranks, none is repeated to fill up.
-
-    Examples:
-        >>> list(EpochSampler(5, shuffle=False, rank=1, world_size=2))
-        [1, 3]
-    """
-
-    def __init__(self, n: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        if not 0 <= rank < world_size:
-            raise InputError(f"expected 0 <= rank < world_size, got rank={rank}, world_size={world_size}")
-        self.n, self.shuffle, self.seed, self.rank, self.world_size = n, shuffle, seed, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give another order from now on."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(range(self.rank, self.n, self.world_size))
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.arange(self.n)
-        if self.shuffle:
-            rng = sample_source(self.seed, self.epoch, "order")
-            order = np.argsort([rng.random() for _ in range(self.n)], kind="stable")
-        return iter(order[self.rank :: self.world_size].tolist())
-
-
-class VideoLoader:
-    """Batches of a `VideoDataset`: yields `(batch, ids, labels or None)`.
-
-    The batch is float32 of shape (B, 3, T, H, W), (B, V, 3, T, H, W) for views, or a mapping of them by network.
-    Videos that cannot be decoded are left out of their batch and collected, once each, in `failures`.
-
-    Args:
-        dataset: the data set.
-        batch_size: videos a batch.
-        shuffle: a new order in each epoch.
-        workers: processes that decode; 0 decodes in this one.
-        drop_last: leave out a last batch that is not full.
-        rank: this process's number among `world_size`.
-        world_size: number of processes that share the videos.
-        sampler: positions in another order, in place of `shuffle`, `rank` and `world_size`.
-        pin_memory: page-locked batches, for faster copies to a GPU.
-
-    Examples:
-        >>> dataset = VideoDataset([VideoItem("a", "missing.mp4", 0)], ViewPlan(clips=2))
-        >>> loader = VideoLoader(dataset, batch_size=4)
-        >>> list(loader), [f.id for f in loader.failures]
-        ([], ['a'])
-    """
-
-    def __init__(
-        self,
-        dataset: VideoDataset,
-        batch_size: int = 8,
-        *,
-        shuffle: bool = False,
-        workers: int = 0,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        sampler: Sampler[int] | Sequence[int] | None = None,
-        pin_memory: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self._settings: dict[str, Any] = {
-            "batch_size": batch_size,
-            "workers": workers,
-            "drop_last": drop_last,
-            "pin_memory": pin_memory,
-        }
-        self.sampler = (
-            sampler
-            if sampler is not None
-            else EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed, rank=rank, world_size=world_size)
-        )
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=self.sampler,
-            num_workers=workers,
-            drop_last=drop_last,
-            collate_fn=_collate,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
-        )
-        self._failures: dict[str, Failure] = {}
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def only(self, ids: Iterable[str]) -> VideoLoader:
-        """Give a loader of those of this one's videos that have the given ids, in the data set's order.
-
-        Args:
-            ids: ids of the videos to keep.
-        """
-        kept = frozenset(ids)
-        rows = [row for row in sorted(self.sampler) if self.dataset.videos[row].id in kept]
-        return VideoLoader(self.dataset, sampler=rows, **self._settings)
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """Videos that could not be decoded so far."""
-        return tuple(self._failures.values())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw another order, other clips and other augmentations."""
-        self.dataset.set_epoch(epoch)
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[Any, list[str], torch.Tensor | None]]:
-        for batch, ids, labels, failures in self._loader:
-            for failure in failures:
-                self._failures[failure.id] = failure
-            if ids:
-                yield batch, ids, labels
 
 
 def drop_broken(videos: VideoList, *, strict: bool = False, allow_truncated: bool = False) -> VideoList:
@@ -400,23 +283,3 @@ def _short_side(source: Input | Views) -> int:
     if isinstance(source, Input):
         return source.transform.decode_side
     return source.plan.short_side or source.plan.size
-
-
-def _collate(samples: list[Sample | Failure]) -> tuple[Any, list[str], torch.Tensor | None, list[Failure]]:
-    failures = [s for s in samples if isinstance(s, Failure)]
-    good = [s for s in samples if isinstance(s, Sample)]
-    if not good:
-        return None, [], None, failures
-    first = good[0].clips
-    batch: Any
-    if isinstance(first, dict):
-        batch = {name: torch.stack([s.clips[name] for s in good]) for name in first}  # type: ignore[index]
-    else:
-        batch = torch.stack([s.clips for s in good])  # type: ignore[misc]
-    labels = [s.label for s in good]
-    known = None if None in labels else torch.tensor(labels, dtype=torch.int64)
-    return batch, [s.id for s in good], known, failures
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)  # the workers themselves are the parallelism

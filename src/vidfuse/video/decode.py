@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError, MissingExtraError
 
-__all__ = ["VideoInfo", "check_videos", "decode", "frame_size", "probe"]
+__all__ = ["VideoInfo", "check_videos", "checked_indices", "decode", "frame_size", "probe"]
 
 # Codecs in which every packet that is not discarded presents exactly one frame, so that packets can be counted
 # instead of frames. VP8, for one, is not among them: it sends hidden frames in packets of their own.
@@ -130,7 +130,7 @@ def decode(
         vidfuse.errors.InputError: expected a readable video, got missing.mp4: No such file or directory; ...
     """
     info = probe(path) if info is None else info
-    asked = _checked(indices, info)
+    asked = checked_indices(indices, info)
     wanted, places = np.unique(asked, return_inverse=True)
     height, width = frame_size(info.height, info.width, size)
     frames = np.empty((len(wanted), height, width, 3), np.uint8)
@@ -172,6 +172,37 @@ def frame_size(height: int, width: int, size: int | tuple[int, int] | None) -> t
         return sides
     scale = sides[0] / min(height, width)
     return max(sides[0], round(height * scale)), max(sides[0], round(width * scale))
+
+
+def checked_indices(indices: ArrayLike, info: VideoInfo) -> NDArray[np.int64]:
+    """Take frame indices of a video, or say what is wrong with them.
+
+    Args:
+        indices: integers of shape (T,) with T >= 1.
+        info: the video.
+
+    Returns:
+        The indices as int64.
+
+    Raises:
+        InputError: another shape or dtype, or an index that the video does not have.
+
+    Examples:
+        >>> checked_indices([0, 3], VideoInfo("a.mp4", n_frames=3, height=8, width=8, rate=25.0))
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: expected frame indices in [0, 3) for a.mp4, got 0 to 3; ...
+    """
+    asked = np.asarray(indices)
+    if asked.ndim != 1 or asked.size == 0 or asked.dtype.kind not in "iu":
+        raise InputError(
+            f"expected frame indices as integers of shape (T,) with T >= 1, got {asked.dtype} {asked.shape}"
+        )
+    if asked.min() < 0 or asked.max() >= info.n_frames:
+        raise InputError(
+            f"expected frame indices in [0, {info.n_frames}) for {info.path}, got {asked.min()} to {asked.max()}; "
+            "loop them over the video with vidfuse.video.clips.loop"
+        )
+    return asked.astype(np.int64)
 
 
 def check_videos(
@@ -291,20 +322,6 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         for frame in decoded:
             if frame.pts is None or frame.pts >= 0:
                 yield frame
-
-
-def _checked(indices: ArrayLike, info: VideoInfo) -> NDArray[np.int64]:
-    asked = np.asarray(indices)
-    if asked.ndim != 1 or asked.size == 0 or asked.dtype.kind not in "iu":
-        raise InputError(
-            f"expected frame indices as integers of shape (T,) with T >= 1, got {asked.dtype} {asked.shape}"
-        )
-    if asked.min() < 0 or asked.max() >= info.n_frames:
-        raise InputError(
-            f"expected frame indices in [0, {info.n_frames}) for {info.path}, got {asked.min()} to {asked.max()}; "
-            "loop them over the video with vidfuse.video.clips.loop"
-        )
-    return asked.astype(np.int64)
 
 
 def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8], *, seek: bool) -> int | None:
