@@ -52,7 +52,7 @@ class Recipe:
         >>> rng = np.random.default_rng(0)
         >>> y = rng.integers(0, 3, size=60)
         >>> good = rng.normal(size=(60, 3)) + 2.0 * np.eye(3)[y]
-        >>> stack = vf.LogitStack.from_arrays({"good": good, "noise": rng.normal(size=(60, 3))}, labels=y)
+        >>> stack = vf.LogitStack.from_arrays({"good": good, "weak": rng.normal(size=(60, 3)) + np.eye(3)[y]}, labels=y)
         >>> pool = vf.LogLinearPool(weights="accuracy").fit(stack)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = vf.Recipe.from_fitted(pool, stack).save(f"{folder}/ensemble.json")
@@ -65,7 +65,7 @@ class Recipe:
     members: tuple[str, ...]
     n_classes: int
     classes: tuple[str, ...] | None = None
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, Any] = field(default_factory=dict)
     views: str | Mapping[str, str] | None = None
     order_checked: bool = False
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
@@ -102,14 +102,14 @@ class Recipe:
             fitted_on={"videos": len(stack), "ids_sha256": ids_digest(stack.ids)},
         )
 
-    def predict_log_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+    def predict_log_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """Return the fused log-likelihoods (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
-        result: NDArray[np.float32] = self.fuser.predict_log_proba(self._prepare(data))
+        result: NDArray[np.float64] = self.fuser.predict_log_proba(self._prepare(data))
         return result
 
-    def predict_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+    def predict_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """Return the fused probabilities (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
-        result: NDArray[np.float32] = self.fuser.predict_proba(self._prepare(data))
+        result: NDArray[np.float64] = self.fuser.predict_proba(self._prepare(data))
         return result
 
     def predict(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.int64]:
@@ -190,13 +190,17 @@ class Recipe:
         """Return the stack that the fuser takes: members by name, classes checked, views reduced."""
         if isinstance(data, Mapping):
             unknown, missing = sorted(set(data) - set(self.members)), sorted(set(self.members) - set(data))
-            if unknown or missing:
+            if unknown or (missing and getattr(self.fuser, "missing", "error") != "renormalise"):
                 raise AlignmentError(
                     f"expected the members {list(self.members)}; missing {missing}, not in the recipe {unknown}"
                 )
-            arrays = {name: data[name] for name in self.members}
-            kinds = {name: self.kinds[name] for name in self.members} if self.kinds else "logits"
-            data = LogitStack.from_arrays(arrays, kind=kinds, classes=self.classes)
+            present = [name for name in self.members if name in data]
+            data = LogitStack.from_arrays(
+                {name: data[name] for name in present},
+                kind={name: self.kinds.get(name, "logits") for name in present},
+                classes=self.classes,
+                views=self.views,
+            )
         elif not isinstance(data, LogitStack):
             raise InputError(f"expected a LogitStack or a mapping of member names to arrays, got {type(data).__name__}")
         if data.n_classes != self.n_classes:

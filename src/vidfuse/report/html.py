@@ -28,9 +28,10 @@ from vidfuse.report.tables import Leaderboard, default_rules, leaderboard
 
 __all__ = ["write_report"]
 
-_MOST_CLASSES = 30  # classes that a plot of classes shows
-_MOST_CELLS = 40  # classes that a confusion matrix shows
+_MOST_CLASSES = 20  # classes that a plot of classes shows
+_MOST_CELLS = 24  # classes that a confusion matrix shows
 _MOST_MISTAKES = 12
+_FEWEST = 5  # videos that a bin of the reliability diagram needs
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _page(title: str, data: _Data, sections: list[str]) -> str:
         f"{data.scored.n_classes:,}": "classes",
         f"{len(data.scored.members)}": "members",
         percent(board.entry(board.best_single).score.accuracy) + " %": f"best single: {board.best_single}",
-        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "some member is right",
+        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "are right in some member",
     }
     listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for value, name in facts.items())
     style = files("vidfuse.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -221,7 +222,12 @@ def _classes_section(data: _Data) -> str:
     better = sum(shift.after > shift.before for shift in shifts)
     worse = sum(shift.after < shift.before for shift in shifts)
     drawing = svg.shift_plot(shifts, title="Accuracy by class", before=data.single_name, after="fusion")
-    shown = "" if total == len(shifts) else f" Of {total} classes, the {len(shifts)} that change most are shown."
+    half = len(shifts) // 2
+    shown = (
+        ""
+        if total == len(shifts)
+        else f" Of {total} classes, the {half} that gain most and the {half} that gain least."
+    )
     text = f"From the best single member ({data.single_name}, open) to the fusion (filled); points at the right.{shown}"
     return _section("Classes", text, _figure(drawing, f"{better} of the classes shown gain, {worse} lose."))
 
@@ -232,7 +238,9 @@ def _agreement_section(data: _Data) -> str:
     same = 1 - prediction_disagreement(data.predictions)
     members = data.scored.members
     texts = [[percent(value, 0) for value in row] for row in same] if len(members) <= 16 else None
-    drawing = svg.heat_map(same, members, members, title="Agreement of the members", texts=texts)
+    drawing = svg.heat_map(
+        same, members, members, title="Agreement of the members", texts=texts, palest=float(same.min()) - 0.02
+    )
     text = "Share of videos, in %, for which two members predict the same class. Members that agree less add more."
     return _section("Agreement", text, drawing)
 
@@ -240,15 +248,18 @@ def _agreement_section(data: _Data) -> str:
 def _calibration_section(data: _Data) -> str:
     series, rows = [], []
     for name, kind, z in ((data.single_name, "member", data.single), ("fusion", "headline", data.fused)):
-        r = reliability(data.labels, z, n_bins=10, binning="quantile")
+        r = reliability(data.labels, z, n_bins=10)
         bins = zip(r.confidence.tolist(), r.accuracy.tolist(), r.counts.tolist(), strict=True)
-        series.append((name, kind, [svg.Bin(c, a, int(n)) for c, a, n in bins]))
+        series.append((name, kind, [svg.Bin(c, a, int(n)) for c, a, n in bins if n >= _FEWEST]))
         entry = data.board.entry(name if kind == "member" else data.board.headline_rule).score
         confidence = float(np.exp(z.max(axis=1).astype(np.float64)).mean())
         rows.append((name, percent(confidence), percent(entry.accuracy), number(100 * entry.ece, 1), number(entry.nll)))
     drawing = svg.reliability_diagram(series, title="Calibration")
     table = Table(("", "mean confidence %", "accuracy %", "ECE %", "NLL"), tuple(rows), strong=frozenset([1]))
-    caption = "Bins of equally many videos. On the dashed line, confidence is what it claims to be; below, too high."
+    caption = (
+        f"Ten bins of confidence (those of at least {_FEWEST} videos); larger dots hold more, bars count the fusion's. "
+        "Below the dashed line the confidence is too high, above it too low."
+    )
     pair = f'<div class="pair">{_figure(drawing, caption)}<div>{table.to_html()}</div></div>'
     return _section("Calibration", "Can the probabilities be taken at their word?", pair)
 
@@ -266,7 +277,6 @@ def _confusion_section(data: _Data) -> str:
         ("true class", "videos", "predicted instead"),
         tuple((data.names[i], f"{n} of {int(matrix[i].sum())}", data.names[j]) for i, j, n in pairs),
     )
-    parts: list[Table | str] = []
     errors = wrong.sum(axis=1) + wrong.sum(axis=0)
     shown = np.arange(k) if k <= _MOST_CELLS else np.sort(np.argsort(-errors, kind="stable")[:_MOST_CELLS])
     counts = matrix[np.ix_(shown, shown)]
@@ -275,8 +285,9 @@ def _confusion_section(data: _Data) -> str:
     texts = [[str(n) if n else "" for n in row] for row in counts] if len(shown) <= 16 else None
     drawing = svg.heat_map(counts / totals, labels, labels, title="Confusion of the fusion", texts=texts)
     rest = "" if len(shown) == k else f" The {len(shown)} of {k} classes with the most errors."
-    parts += [_figure(drawing, f"Rows: true classes; columns: predictions of the fusion.{rest}"), table]
-    return _section("Confusions", "What the fusion still takes for something else.", *parts)
+    figure = _figure(drawing, f"Rows: true classes; columns: predictions of the fusion.{rest}")
+    pair = f'<div class="pair">{figure}<div>{table.to_html()}</div></div>'
+    return _section("Confusions", "What the fusion still takes for something else.", pair)
 
 
 def _mistakes_section(data: _Data) -> str:

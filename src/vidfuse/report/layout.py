@@ -70,7 +70,7 @@ class Table:
         body = []
         for i, row in enumerate(self.rows):
             kind = ' class="strong"' if i in self.strong else ""
-            cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+            cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
             body.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
         caption = f"<caption>{escape(self.title)}</caption>" if self.title else ""
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
@@ -113,15 +113,15 @@ def share(value: float, interval: Sequence[float]) -> str:
     return f"{percent(value)} ({span(interval)})"
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 1) -> str:
     """Write a difference of shares in percentage points, with its sign.
 
     Example:
         >>> points(0.0421), points(-0.003), points(0.0)
         ('+4.2', '−0.3', '0.0')
     """
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", _MINUS)
+    text = f"{100 * value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -151,6 +151,12 @@ def p_value(value: float) -> str:
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]).rstrip()
+
+
+def _cell(text: str) -> str:
+    """Return a cell's HTML, an interval at its end in small print."""
+    value, bracket, rest = text.partition(" (")
+    return f"{escape(value)} <small>({escape(rest)}</small>" if bracket else escape(text)
 
 
 def _markdown(text: str) -> str:

@@ -14,7 +14,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.report.layout import percent, span
+from vidfuse.report.layout import percent, points, span
 
 __all__ = ["Bin", "Mark", "Shift", "dot_plot", "heat_map", "reliability_diagram", "shift_plot", "weight_bars"]
 
@@ -66,7 +66,7 @@ def dot_plot(marks: Sequence[Mark], *, title: str, reference: float | None = Non
         >>> drawing.startswith("<svg") and "64.0" in drawing
         True
     """
-    left, plot, right = _label_width([mark.label for mark in marks]), 420, 130
+    left, plot, right = _label_width([mark.label for mark in marks]), 420, 160
     low, high, ticks = _ticks(min(mark.low for mark in marks), max(mark.high for mark in marks))
     bottom = 14 + _ROW * len(marks)
 
@@ -129,13 +129,13 @@ def shift_plot(shifts: Sequence[Shift], *, title: str, before: str, after: str) 
         a, b = left + plot * shift.before, left + plot * shift.after
         text = f"{shift.label} ({shift.n} videos): {before} {percent(shift.before)}, {after} {percent(shift.after)}"
         kind = "up" if shift.after > shift.before else "down" if shift.after < shift.before else "same"
-        change = round(100 * (shift.after - shift.before))
+        change = points(shift.after - shift.before, digits=0)
         body.append(f'<g class="vf-{kind}"><title>{escape(text)}</title>')
         body.append(_text(left - 12, y + 4, _short(shift.label), "vf-label", "end"))
         body.append(_line(a, y, b, y, "vf-shift"))
         body.append(f'<circle cx="{a:.1f}" cy="{y:.1f}" r="4" class="vf-before"/>')
         body.append(f'<circle cx="{b:.1f}" cy="{y:.1f}" r="5" class="vf-after"/>')
-        body.append(_text(left + plot + 14, y + 4, f"{change:+d}".replace("-", "\N{MINUS SIGN}"), "vf-value", "start"))
+        body.append(_text(left + plot + 14, y + 4, change, "vf-value", "start"))
         body.append("</g>")
     description = f"Accuracy of each class: {before}, then {after}."
     return _svg(left + plot + 60, bottom + 24, title, description, body)
@@ -176,10 +176,12 @@ def reliability_diagram(series: Sequence[tuple[str, str, Sequence[Bin]]], *, tit
     for name, kind, bins in series:
         steps = " ".join(f"{x(b.confidence):.1f},{y(b.accuracy):.1f}" for b in bins)
         body.append(f'<g class="vf-{kind}"><polyline points="{steps}" class="vf-curve"/>')
+        most = max((b.n for b in bins), default=1)
         for b in bins:
+            radius = 2.5 + 3.5 * math.sqrt(b.n / most)
             text = f"{name}: confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}, {b.n} videos"
             body.append(
-                f'<circle cx="{x(b.confidence):.1f}" cy="{y(b.accuracy):.1f}" r="4" class="vf-dot">'
+                f'<circle cx="{x(b.confidence):.1f}" cy="{y(b.accuracy):.1f}" r="{radius:.1f}" class="vf-dot">'
                 f"<title>{escape(text)}</title></circle>"
             )
         body.append("</g>")
@@ -196,6 +198,7 @@ def heat_map(
     *,
     title: str,
     texts: Sequence[Sequence[str]] | None = None,
+    palest: float = 0.0,
 ) -> str:
     """Draw a matrix of shares, darker for more.
 
@@ -205,12 +208,13 @@ def heat_map(
         columns: The columns' names.
         title: What is drawn.
         texts: What is written in the cells; nothing by default.
+        palest: The share that has the palest colour.
 
     Example:
         >>> heat_map(np.eye(2), ["a", "b"], ["a", "b"], title="Confusion").count("<rect")
         4
     """
-    cell = 44 if texts is not None else max(10, min(30, 560 // max(len(columns), 1)))
+    cell = 44 if texts is not None else max(20, min(30, 560 // max(len(columns), 1)))
     left = _label_width(rows)
     tall = 14 + 0.72 * _CHARACTER * max(len(_short(name)) for name in columns)
     body = []
@@ -223,11 +227,12 @@ def heat_map(
         body.append(_text(left - 10, y + cell / 2 + 4, _short(name), "vf-label", "end"))
         for column, other in enumerate(columns):
             value = float(values[row, column])
+            depth = min(max((value - palest) / max(1 - palest, 1e-9), 0.0), 1.0)
             x = left + cell * column
             body.append(f"<g><title>{escape(name)}, {escape(other)}: {percent(value)} %</title>")
-            body.append(_rect(x, y, cell - 1, cell - 1, "vf-cell", f'fill-opacity="{0.05 + 0.95 * value:.3f}"'))
+            body.append(_rect(x, y, cell - 1, cell - 1, "vf-cell", f'fill-opacity="{0.06 + 0.94 * depth:.3f}"'))
             if texts is not None:
-                kind = "vf-on" if value > 0.5 else "vf-off"
+                kind = "vf-on" if depth > 0.68 else "vf-off"
                 body.append(_text(x + (cell - 1) / 2, y + cell / 2 + 4, texts[row][column], kind, "middle"))
             body.append("</g>")
     width = left + cell * len(columns) + tall
