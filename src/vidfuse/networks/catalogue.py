@@ -113,6 +113,19 @@ _TABLE: Final[Mapping[str, _Row]] = {
     "slowfast_r50_8x8.pytorchvideo": (_SLOWFAST, 32, 2, 224, _HALF, 400, 34_566_488, 50.31, 76.94, "unknown"),
     "slowfast_r101_8x8.pytorchvideo": (_SLOWFAST, 32, 2, 224, _HALF, 400, 62_826_968, 96.4, 77.9, "unknown"),
     "slowfast_16x8_r101_50_50.pytorchvideo": (_SLOWFAST, 64, 2, 224, _HALF, 400, 53_774_808, 163.1, 78.7, "unknown"),
+    "timesformer_tiny": (_TIMESFORMER, 8, 2, 64, _HALF, 15, 1, 0.058, None, "none"),
+    "timesformer_b": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 121_566_352, 195.8, None, "none"),
+    "timesformer_b_joint": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 86_112_400, 179.6, None, "none"),
+    "timesformer_b_space": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 86_106_256, 140.5, None, "none"),
+    "timesformer_hr": (_TIMESFORMER, 16, 16, 448, _HALF, 400, 122_024_080, 1702.7, None, "none"),
+    "timesformer_l": (_TIMESFORMER, 96, 4, 224, _HALF, 400, 121_633_936, 2379.9, None, "none"),
+    "timesformer_b.mmaction2": (_TIMESFORMER, 8, 32, 224, _CENTRED, 400, 121_566_352, 195.8, 77.69, "unknown"),
+    "timesformer_b_joint.mmaction2": (_TIMESFORMER, 8, 32, 224, _CENTRED, 400, 86_112_400, 179.6, 76.95, "unknown"),
+    "timesformer_b_space.mmaction2": (_TIMESFORMER, 8, 32, 224, _CENTRED, 400, 86_106_256, 140.5, 76.93, "unknown"),
+    "timesformer_b.original": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 121_566_352, 195.8, 77.9, "unknown"),
+    "timesformer_b.transformers": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 121_566_352, 195.8, 77.9, "unknown"),
+    "timesformer_hr.transformers": (_TIMESFORMER, 16, 16, 448, _HALF, 400, 122_024_080, 1702.7, 79.6, "unknown"),
+    "timesformer_l.transformers": (_TIMESFORMER, 96, 4, 224, _HALF, 400, 121_633_936, 2379.9, 80.6, "unknown"),
     "x3d_tiny": (_X3D, 8, 2, 64, _HALF, 15, 167_371, 0.02325, None, "none"),
     "x3d_xs": (_X3D, 4, 12, 160, _HALF, 400, 3_794_322, 0.605, None, "none"),
     "x3d_s": (_X3D, 13, 6, 160, _HALF, 400, 3_794_322, 1.96, None, "none"),
@@ -238,7 +251,9 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], name: str) -> dict[str,
     network, config = _resolve(name)
     weights: dict[str, Tensor] = checkpoints.unwrap(state_dict)
     source = _source(name)
-    if source == "vidfuse" or any(key.startswith("classifier.") for key in weights):
+    # Transformers' classifier is named as ours, but what comes before it is not.
+    own = "classifier.weight" in weights and not any(key.startswith("timesformer.") for key in weights)
+    if source == "vidfuse" or own:
         return weights
     converted: dict[str, Tensor] = network.convert(weights, source, config)
     return converted

@@ -1,0 +1,323 @@
+"""TimeSformer: a vision transformer whose blocks attend over time, then over space.
+
+Bertasius, Wang, Torresani. Is Space-Time Attention All You Need for Video Understanding? ICML 2021. A block of the
+divided variant (section 3.3) computes, for the tokens z of a clip,
+
+    z ← z + W·attend(LN(z)) over the T tokens that share a place,
+    z ← z + attend(LN(z)) over the tokens of a frame and the class token,
+    z ← z + MLP(LN(z)).
+
+The class token takes no part in the attention over time; every frame attends to a copy of it, and the updates of the copies
+are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, Literal
+
+import torch
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vidfuse.networks.checkpoints import Rules, rename
+from vidfuse.networks.layers import ConvNorm, VideoNetwork, split_patches
+
+__all__ = ["PRESETS", "TimeSformer", "TimeSformerConfig", "build", "convert"]
+
+_EPS: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class TimeSformerConfig:
+    """What the variants of TimeSformer differ in.
+
+    Attributes:
+        frames: Frames that the time embedding was made for; clips of another length get it resized.
+        size: Height and width, in pixels, that the position embedding was made for; likewise.
+        patch: Height and width of a patch, in pixels.
+        width: Channels of a token.
+        depth: Blocks.
+        heads: Heads of each attention.
+        mlp_ratio: Width of the hidden layer of an MLP, as a multiple of `width`.
+        attention: Over time and then over space, over all tokens at once, or over each frame alone.
+        drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
+        dropout: Before the classifier.
+        stem: Widths of convolutions that replace the linear map of a patch; each halves height and width.
+    """
+
+    frames: int = 8
+    size: int = 224
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    attention: Literal["divided", "joint", "space"] = "divided"
+    drop_path: float = 0.1
+    dropout: float = 0.0
+    stem: tuple[int, ...] = ()
+
+
+class TimeSformer(VideoNetwork):
+    """TimeSformer for clips ``(N, 3, T, H, W)`` of any number of frames and any size of at least one patch.
+
+    Args:
+        config: The variant.
+        num_classes: K.
+    """
+
+    def __init__(self, config: TimeSformerConfig, num_classes: int) -> None:
+        super().__init__(config.width, num_classes, config.dropout)
+        self.config = config
+        places = (config.size // config.patch) ** 2
+        self.patch_embed = _ConvolutionalStem(config) if config.stem else nn.Linear(3 * config.patch**2, config.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.position = nn.Parameter(torch.zeros(1, 1 + places, config.width))
+        if config.attention != "space":
+            self.time = nn.Parameter(torch.zeros(1, config.frames, config.width))
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(_Block(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, eps=_EPS)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, _Block) and module.divided:  # at first, what the image model would do
+                nn.init.zeros_(module.time_fc.weight)
+        trunc_normal_(self.class_token, std=0.02)
+        trunc_normal_(self.position, std=0.02)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return logits ``(N, K)`` for clips ``(N, 3, T, H, W)``; raises as `stages` does."""
+        tokens = self._embed(clips)
+        tokens = self.run_blocks(self._blocks(clips.shape[2]), tokens)[:, 0]
+        if self.config.attention == "space":
+            tokens = tokens.unflatten(0, (clips.shape[0], -1)).mean(dim=1)
+        return self.classifier(self.dropout(self.norm(tokens)))
+
+    def stages(self, clips: Tensor) -> list[Tensor]:
+        """Return the patches' features after each quarter of the blocks, ``(N, C, T, H / patch, W / patch)``."""
+        tokens = self._embed(clips)
+        n, _, frames, height, width = clips.shape
+        grid = (height // self.config.patch, width // self.config.patch)
+        blocks = self._blocks(frames)
+        ends = sorted({-(-len(blocks) * quarter // 4) for quarter in range(1, 5)})
+        features = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            tokens = self.run_blocks(blocks[start:end], tokens)
+            if self.config.attention == "space":
+                features.append(tokens[:, 1:].reshape(n, frames, *grid, -1).permute(0, 4, 1, 2, 3))
+            else:
+                features.append(tokens[:, 1:].reshape(n, *grid, frames, -1).permute(0, 4, 3, 1, 2))
+        return features
+
+    def _blocks(self, frames: int) -> list[Callable[[Tensor], Tensor]]:
+        return [partial(block, frames=frames) for block in self.blocks]
+
+    def _embed(self, clips: Tensor) -> Tensor:
+        """Turn clips into tokens ``(N, 1 + places · T, C)``, the class token first, a place's frames side by side.
+
+        Where attention stays within a frame, every frame is a sample: ``(N · T, 1 + places, C)``.
+        """
+        patch = self.config.patch
+        self.check_clips(clips, size=patch)
+        patches = split_patches(clips, (1, patch, patch))  # (N, T, H', W', 3, 1, patch, patch)
+        position = self._position((patches.shape[2], patches.shape[3]))
+        if self.config.stem:
+            tokens = self.patch_embed(clips)
+        else:
+            tokens = self.patch_embed(patches.movedim(1, 3).flatten(4).flatten(1, 2))  # (N, places, T, C)
+        tokens = tokens + position[:, 1:, None]
+        class_token = (self.class_token + position[:, :1]).expand(len(clips), -1, -1)
+        if self.config.attention == "space":
+            class_token = class_token.repeat_interleave(clips.shape[2], dim=0)
+            return torch.cat((class_token, tokens.transpose(1, 2).flatten(0, 1)), dim=1)
+        tokens = (tokens + self._time(clips.shape[2])).flatten(1, 2)
+        return torch.cat((class_token, tokens), dim=1)
+
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        """Return the class token's and the places' embedding; the nearest one where the grid is of another size."""
+        side = self.config.size // self.config.patch
+        if grid == (side, side):
+            return self.position
+        table = self.position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        places = functional.interpolate(table, size=grid, mode="nearest").flatten(2).transpose(1, 2)
+        return torch.cat((self.position[:, :1], places), dim=1)
+
+    def _time(self, frames: int) -> Tensor:
+        """Return the frames' embedding ``(1, T, C)``; the nearest one where there are more or fewer frames."""
+        if frames == self.config.frames:
+            return self.time
+        return functional.interpolate(self.time.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
+
+
+class _ConvolutionalStem(nn.Sequential):
+    """Halve each frame until a patch is a pixel: clips ``(N, 3, T, H, W)`` to tokens ``(N, places, T, C)``.
+
+    Xiao et al. Early Convolutions Help Transformers See Better. NeurIPS 2021. Learns from few clips, where a linear
+    map of whole patches does not.
+    """
+
+    def __init__(self, config: TimeSformerConfig) -> None:
+        super().__init__()
+        width_in = 3
+        for width in config.stem:
+            self.append(ConvNorm(width_in, width, (1, 3, 3), (1, 2, 2)))
+            width_in = width
+        self.append(nn.Conv3d(width_in, config.width, 1))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return super().forward(clips).flatten(3).permute(0, 3, 2, 1)
+
+
+class _Attention(nn.Module):
+    """Self-attention with several heads over the second axis of ``(N, L, C)``."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class _Block(nn.Module):
+    """Attention over time where it is divided, attention over space or over everything, and an MLP."""
+
+    def __init__(self, config: TimeSformerConfig, rate: float) -> None:
+        super().__init__()
+        width = config.width
+        self.divided = config.attention == "divided"
+        if self.divided:
+            self.time_norm = nn.LayerNorm(width, eps=_EPS)
+            self.time_attention = _Attention(width, config.heads)
+            self.time_fc = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=_EPS)
+        self.attention = _Attention(width, config.heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=_EPS)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+        self.drop_path = DropPath(rate)
+
+    def forward(self, tokens: Tensor, frames: int) -> Tensor:
+        if self.divided:
+            tokens = self._attend_divided(tokens, frames)
+        else:
+            tokens = tokens + self.drop_path(self.attention(self.norm(tokens)))
+        return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+
+    def _attend_divided(self, tokens: Tensor, frames: int) -> Tensor:
+        class_token, places = tokens[:, :1], tokens[:, 1:].unflatten(1, (-1, frames))
+        update = self.drop_path(self.time_attention(self.time_norm(places.flatten(0, 1))))
+        places = places + self.time_fc(update).view(places.shape)
+
+        # The copy that brings a frame's tokens together attaches the class token too.
+        by_frame = torch.cat((class_token[:, None].expand(-1, frames, -1, -1), places.transpose(1, 2)), dim=2)
+        update = self.drop_path(self.attention(self.norm(by_frame.flatten(0, 1)))).view(by_frame.shape)
+        places = places + update[:, :, 1:].transpose(1, 2)
+        class_token = class_token + update[:, :, 0].mean(dim=1, keepdim=True)
+        return torch.cat((class_token, places.flatten(1, 2)), dim=1)
+
+
+def build(config: TimeSformerConfig, num_classes: int) -> TimeSformer:
+    """Build the variant of that configuration."""
+    return TimeSformer(config, num_classes)
+
+
+_MMACTION2: Final[Rules] = (
+    (r"^backbone\.(?:transformer_layers\.layers\.(?=\d))?", ""),
+    (r"^(\d+)\.", r"blocks.\1."),
+    (r"^patch_embed\.projection", "patch_embed"),
+    (r"in_proj_(weight|bias)$", r"qkv.\1"),
+    (r"out_proj", "out"),
+    (r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
+    (r"ffns\.0\.layers\.1", "mlp.fc2"),
+    (r"^cls_head\.fc_cls", "classifier"),
+)
+_EMBEDDINGS: Final[Rules] = ((r"^cls_token$", "class_token"), (r"^pos_embed$", "position"), (r"^time_embed$", "time"))
+_LAYOUTS: Final[Mapping[str, Rules]] = {
+    "mmaction2": (
+        *_MMACTION2,
+        *_EMBEDDINGS,
+        (r"attentions\.0\.norm", "time_norm"),
+        (r"attentions\.0\.attn", "time_attention"),
+        (r"attentions\.0\.temporal_fc", "time_fc"),
+        (r"attentions\.1\.norm", "norm"),
+        (r"attentions\.1\.attn", "attention"),
+        (r"ffns\.0\.norm", "mlp_norm"),
+    ),
+    "mmaction2, undivided": (
+        *_MMACTION2,
+        *_EMBEDDINGS,
+        (r"attentions\.0\.attn", "attention"),
+        (r"norms\.0", "norm"),
+        (r"norms\.1", "mlp_norm"),
+    ),
+    "original": (
+        *_EMBEDDINGS,
+        (r"^patch_embed\.proj", "patch_embed"),
+        (r"\.temporal_norm1", ".time_norm"),
+        (r"\.temporal_attn", ".time_attention"),
+        (r"\.temporal_fc", ".time_fc"),
+        (r"\.norm1", ".norm"),
+        (r"\.norm2", ".mlp_norm"),
+        (r"\.attn", ".attention"),
+        (r"attention\.proj", "attention.out"),
+        (r"^head", "classifier"),
+    ),
+    "transformers": (
+        (r"^timesformer\.(?:embeddings\.)?", ""),
+        (r"^cls_token$", "class_token"),
+        (r"^position_embeddings$", "position"),
+        (r"^time_embeddings$", "time"),
+        (r"^patch_embeddings\.projection", "patch_embed"),
+        (r"^encoder\.layer\.", "blocks."),
+        (r"\.temporal_layernorm", ".time_norm"),
+        (r"\.temporal_attention", ".time_attention"),
+        (r"\.temporal_dense", ".time_fc"),
+        (r"\.layernorm_before", ".norm"),
+        (r"\.layernorm_after", ".mlp_norm"),
+        (r"attention\.attention\.qkv", "attention.qkv"),
+        (r"attention\.output\.dense", "attention.out"),
+        (r"\.intermediate\.dense", ".mlp.fc1"),
+        (r"\.output\.dense", ".mlp.fc2"),
+        (r"^layernorm", "norm"),
+    ),
+}
+
+
+def convert(state_dict: Mapping[str, Tensor], source: str, config: TimeSformerConfig) -> dict[str, Tensor]:
+    """Rename a published state dict to this module's layout; the patches' convolution becomes a linear map."""
+    undivided = source == "mmaction2" and config.attention != "divided"
+    renamed = rename(state_dict, _LAYOUTS["mmaction2, undivided" if undivided else source])
+    return {key: value.flatten(1) if key == "patch_embed.weight" else value for key, value in renamed.items()}
+
+
+_B: Final = TimeSformerConfig()
+_JOINT: Final = replace(_B, attention="joint")
+_SPACE: Final = replace(_B, attention="space")
+_HR: Final = replace(_B, frames=16, size=448)
+_L: Final = replace(_B, frames=96)
+
+PRESETS: Final[Mapping[str, TimeSformerConfig]] = {
+    "timesformer_tiny": TimeSformerConfig(size=64, width=96, depth=3, heads=3, mlp_ratio=2.0, drop_path=0.0),
+    "timesformer_b": _B,
+    "timesformer_b_joint": _JOINT,
+    "timesformer_b_space": _SPACE,
+    "timesformer_hr": _HR,
+    "timesformer_l": _L,
+    "timesformer_b.mmaction2": _B,
+    "timesformer_b.original": _B,
+    "timesformer_b.transformers": _B,
+    "timesformer_b_joint.mmaction2": _JOINT,
+    "timesformer_b_space.mmaction2": _SPACE,
+    "timesformer_hr.transformers": _HR,
+    "timesformer_l.transformers": _L,
+}
