@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,12 @@ def info(source: Path, as_json: bool) -> None:
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool) -> None:
-    """Read every part of SOURCE and check it against the digest that it was written with."""
+    """Read every part of SOURCE and check it against the digest it was written with; status 1 if one is damaged."""
     from vidfuse.cache.store import verify as verify_cache
 
     result = verify_cache(source, quarantine=quarantine)
-    options.emit({"source": source, "result": result}, str(result), as_json)
-    context.exit(0 if result else 1)
+    options.emit({"source": source, "ok": result.ok, **asdict(result)}, str(result), as_json)
+    context.exit(0 if result.ok else 1)
 
 
 def _describe(stack: Any) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""What loads when: a light face, a core without torch, and imports that run from floor to floor."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vidfuse
+
+PACKAGE = Path(vidfuse.__file__).parent
+HEAVY = ("numpy", "scipy", "sklearn", "torch", "torchvision", "timm", "av", "pandas")
+OPTIONAL = ("torch", "torchvision", "timm", "av", "pybullet", "einops", "yaml", "pandas", "polars", "matplotlib")
+FLOORS = {
+    "errors": 0,
+    "_validate": 0,
+    "likelihood": 1,
+    "cache": 1,
+    "metrics": 2,
+    "fusion": 3,
+    "recipe": 4,
+    "report": 4,
+    "networks": 5,
+    "video": 6,
+    "training": 7,
+    "ensemble": 7,
+    "cli": 8,
+}
+CORE = [name for name, floor in FLOORS.items() if floor <= 4]
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def unit_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """Return (line, absolute dotted name) of every import statement, also of those within functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            names = [alias.name for alias in node.names]
+            found += [(node.lineno, f"{node.module}.{name}") for name in names]
+    return found
+
+
+def test_every_module_stands_on_a_known_floor():
+    assert {unit_of(path) for path in modules()} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below(path):
+    unit = unit_of(path)
+    for line, name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] != "vidfuse" or parts[1:] == ["__version__"]:
+            continue
+        if len(parts) == 1:
+            assert unit == "cli", f"{path}:{line}: only the command line may import the public face"
+            continue
+        other = parts[1]
+        assert other == unit or FLOORS[other] <= FLOORS[unit], f"{path}:{line}: {unit} imports {other}, a floor above"
+        if unit == "networks":
+            assert other in ("networks", "errors"), f"{path}:{line}: networks imports {other} of the core"
+
+
+@pytest.mark.parametrize("unit", CORE)
+def test_the_core_names_no_optional_package_at_its_top(unit):
+    for path in [p for p in modules() if unit_of(p) == unit]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & set(OPTIONAL), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", vidfuse.__all__)
+def test_every_public_name_resolves(name):
+    assert getattr(vidfuse, name) is not None
+    assert name in dir(vidfuse)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vidfuse.nothing
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import vidfuse",
+        "import vidfuse.errors, vidfuse.metrics, vidfuse.fusion, vidfuse.report, vidfuse.cache",
+        "from vidfuse.cli import main; main(['--help'], standalone_mode=False)",
+        "from vidfuse.cli import main; main(['fit', '--help'], standalone_mode=False)",
+    ],
+)
+def test_import_and_help_load_nothing_heavy(statement):
+    loaded = run(f"import sys; {statement}; print('loaded:', *[m for m in {HEAVY!r} if m in sys.modules])")
+    assert loaded.splitlines()[-1].split() == ["loaded:"]
+
+
+def test_the_core_works_where_optional_packages_are_blocked(tmp_path):
+    code = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            raise ImportError(f"{{name}} is blocked")
+sys.meta_path.insert(0, Blocker())
+import numpy as np, vidfuse as vf
+rng = np.random.default_rng(0)
+y = np.arange(90) % 3
+arrays = {{name: rng.normal(size=(90, 3)) + np.eye(3)[y] for name in "abc"}}
+stack = vf.LogitStack.from_arrays(arrays, labels=y, ids=[f"v{{i}}" for i in range(90)])
+pool = vf.LogLinearPool().fit(stack)
+recipe = vf.load_recipe(vf.Recipe.from_fitted(pool, stack).save(r"{tmp_path}/ensemble.json"))
+assert np.array_equal(recipe.predict_proba(stack), pool.predict_proba(stack))
+vf.write_report(stack, r"{tmp_path}/report.html")
+stack.save(r"{tmp_path}/caches")
+assert vf.load_stack(r"{tmp_path}/caches").members == ("a", "b", "c")
+print(*[m for m in {OPTIONAL!r} if m in sys.modules])
+"""
+    assert run(code).split() == []
+    assert (tmp_path / "report.html").stat().st_size > 1000
