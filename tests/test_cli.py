@@ -1,0 +1,237 @@
+"""The command line: each command is a thin call of the library, with clear errors and a saved configuration."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import vidfuse as vf
+from vidfuse.cli import main
+from vidfuse.cli.options import named_values, pairs
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result
+
+
+def make_stack(n, seed, labels=True):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 6
+    arrays = {m: (rng.normal(size=(n, 6)) + 1.5 * np.eye(6)[y]).astype(np.float32) for m in ("slowfast", "swin", "x3d")}
+    ids = [f"video-{seed}-{i}" for i in range(n)]
+    return vf.LogitStack.from_arrays(arrays, labels=y if labels else None, ids=ids)
+
+
+@pytest.fixture
+def caches(tmp_path):
+    for name, seed in (("val", 1), ("test", 2)):
+        make_stack(60, seed).save(tmp_path / name)
+    make_stack(30, 3, labels=False).save(tmp_path / "hidden")
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(caches):
+    run("fit", caches / "val", "--out", caches / "ensemble.json")
+    return caches / "ensemble.json"
+
+
+def test_help_lists_every_command():
+    output = run("--help").stdout
+    for name in "demo import info verify fit predict evaluate select report submit train extract".split():
+        assert f"\n  {name} " in output
+        assert run(name, "--help").stdout.startswith(f"Usage: main {name}")
+
+
+def test_version_is_the_packages():
+    assert run("--version").stdout == f"vidfuse {vf.__version__}\n"
+
+
+def test_an_unknown_command_is_a_usage_error():
+    assert "No such command 'fuse'" in run("fuse", status=2).stderr
+
+
+def test_import_reads_what_other_tools_dump(tmp_path):
+    stack = make_stack(40, 1)
+    for name in ("swin", "x3d"):
+        np.savez(tmp_path / f"{name}.npz", scores=stack.scores(name), labels=stack.labels, ids=stack.ids)
+    out = tmp_path / "caches"
+    files = [f"{name}={tmp_path / name}.npz" for name in ("swin", "x3d")]
+    result = json.loads(run("import", *files, "--kind", "logits", "--out", out, "--json").stdout)
+    assert (result["members"], result["videos"], result["shape"]) == (["swin", "x3d"], 40, [40, 2, 6])
+    loaded = vf.load_stack(out)
+    np.testing.assert_array_equal(loaded.scores("x3d"), stack.scores("x3d"))
+    config = json.loads((tmp_path / "caches.config.json").read_text())
+    assert config["command"] == "import"
+    assert config["options"]["kinds"] == ["logits"]
+
+
+def test_import_needs_the_kind_and_names():
+    assert "Missing option '--kind'" in run("import", "a=b.npy", status=2).stderr
+    assert "expected MEMBER=FILE, got 'b.npy'" in run("import", "b.npy", "--kind", "logits", status=2).stderr
+
+
+def test_info_describes_caches_and_recipes(caches, recipe):
+    result = json.loads(run("info", caches / "val", "--json").stdout)
+    assert (result["videos"], result["classes"], result["order"]) == (60, 6, "checked by id")
+    assert "60 videos x 3 members x 6 classes" in run("info", caches / "val").stdout
+    result = json.loads(run("info", recipe, "--json").stdout)
+    assert result["members"] == ["slowfast", "swin", "x3d"]
+    assert sum(result["weights"]) == pytest.approx(1)
+    assert "LogLinearPool" in run("info", recipe).stdout
+
+
+def test_verify_ends_with_status_1_where_a_part_is_damaged(caches):
+    assert json.loads(run("verify", caches / "val", "--json").stdout)["ok"] is True
+    part = next((caches / "val" / "swin").glob("*.safetensors"))
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.chmod(0o644)
+    part.write_bytes(data)
+    assert part.name in run("verify", caches / "val", status=1).stdout
+    run("verify", caches / "val", "--quarantine", status=1)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--weights", "accuracy"),
+        ("--weights", "slowfast=1", "--weights", "swin=2", "--weights", "x3d=1"),
+        ("--rule", "linear"),
+        ("--rule", "vote"),
+        ("--rule", "borda"),
+        ("--rule", "stacked"),
+        ("--rule", "dynamic"),
+        ("--rule", "greedy"),
+    ],
+)
+def test_fit_evaluate_and_predict_are_those_of_the_library(options, caches):
+    path, table = caches / "ensemble.json", caches / "fused.csv"
+    run("fit", caches / "val", *options, "--out", path)
+    test = vf.load_stack(caches / "test")
+    expected = vf.load_recipe(path).predict_proba(test)
+    run("predict", path, caches / "test", "--out", table)
+    rows = list(csv.reader(table.open()))
+    assert rows[0] == ["id", "p0", "p1", "p2", "p3", "p4", "p5"]
+    assert [row[0] for row in rows[1:]] == test.ids.tolist()
+    np.testing.assert_allclose(np.array([row[1:] for row in rows[1:]], dtype=float), expected, rtol=1e-12)
+    board = json.loads(run("evaluate", path, caches / "test", "--json").stdout)
+    assert board["protocol"] == "held-out"
+    entry = next(e for e in board["entries"] if e["fused"])
+    assert entry["accuracy"] == pytest.approx((expected.argmax(axis=1) == test.labels).mean())
+
+
+def test_evaluate_on_the_fits_own_videos_says_in_sample(caches, recipe):
+    assert "(in-sample)" in run("evaluate", recipe, caches / "val").stdout
+    assert "in-sample" not in run("evaluate", recipe, caches / "test").stdout.lower()
+
+
+def test_predict_writes_npz(caches, recipe):
+    run("predict", recipe, caches / "hidden", "--out", caches / "fused.npz")
+    with np.load(caches / "fused.npz") as saved:
+        assert saved["ids"].tolist() == [f"video-3-{i}" for i in range(30)]
+        np.testing.assert_allclose(np.exp(saved["log_proba"]).sum(axis=1), 1)
+    assert "ends in .csv or .npz" in run("predict", recipe, caches / "hidden", "--out", "x.txt", status=2).stderr
+
+
+def test_select_finds_the_subset_that_the_library_finds(caches):
+    stack = vf.load_stack(caches / "val")
+    best = vf.search_subsets(stack, objective="accuracy", pool=vf.LogLinearPool(weights="accuracy"))
+    result = json.loads(run("select", caches / "val", "--json").stdout)
+    assert result["members"] == list(best.members)
+    assert result["score"] == pytest.approx(best.score)
+    assert result["in_sample"] is True
+    assert len(json.loads(run("select", caches / "val", "--max-members", 1, "--json").stdout)["members"]) == 1
+    assert "in-sample" in run("select", caches / "val").stdout
+
+
+def test_report_writes_a_page_and_its_configuration(caches):
+    page = caches / "out" / "report.html"
+    run("report", caches / "val", "--test", caches / "test", "--title", "Trial", "--out", page)
+    text = page.read_text()
+    assert "<title>Trial</title>" in text
+    assert "Rules were fitted on 60 videos and scored on 60 others." in text
+    config = json.loads((caches / "out" / "report.html.config.json").read_text())
+    assert config == {
+        "vidfuse": vf.__version__,
+        "command": "report",
+        "options": {
+            "source": str(caches / "val"),
+            "test": str(caches / "test"),
+            "views": "mean-log",
+            "title": "Trial",
+            "out": str(page),
+        },
+    }
+
+
+def test_submit_writes_five_one_based_classes_a_video(caches, recipe):
+    run("submit", recipe, caches / "hidden", "--out", caches / "submission.txt")
+    lines = (caches / "submission.txt").read_text().splitlines()
+    order = np.argsort(-vf.load_recipe(recipe).predict_proba(vf.load_stack(caches / "hidden")), kind="stable")
+    assert lines == [f"video-3-{i} " + " ".join(map(str, row[:5] + 1)) for i, row in enumerate(order)]
+
+
+def test_errors_are_one_message_and_status_2(caches, recipe):
+    error = run("fit", caches / "hidden", status=2)
+    assert error.stdout == ""
+    assert error.stderr.startswith("Error: ")
+    assert "labels" in error.stderr
+    assert "Traceback" not in error.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "absent"], "does not exist"),
+        (["fit", "{caches}"], "none found|found none"),
+        (["fit", "{caches}/val", "--weights", "oracle"], "weights"),
+        (["fit", "{caches}/val", "--weights", "swin=much"], "expected MEMBER=NUMBER"),
+        (["fit", "{caches}/val", "--weights", "swin=1"], "weights"),
+        (["fit", "{caches}/val", "--rule", "vote", "--weights", "swin=1"], "--weights belongs to"),
+        (["evaluate", "{caches}/ensemble.json", "{caches}/hidden"], "labels"),
+        (["predict", "{caches}/val/swin/meta.json", "{caches}/val"], "expected a recipe"),
+    ],
+)
+def test_bad_input_names_what_is_wrong(arguments, message, caches, recipe):
+    error = run(*(argument.format(caches=caches) for argument in arguments), status=2)
+    assert re.search(message, error.stderr)
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(caches):
+    (caches / "file").write_text("")
+    error = run("fit", caches / "val", "--out", caches / "file" / "ensemble.json", status=2)
+    assert "Error: " in error.stderr
+    assert "file" in error.stderr
+
+
+def test_warnings_go_to_standard_error(tmp_path):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(50, 3)).astype(np.float32)
+    stack = vf.LogitStack.from_arrays(
+        {"a": z, "b": -z}, labels=np.zeros(50, dtype=int), ids=[str(i) for i in range(50)]
+    )
+    stack.save(tmp_path / "val")
+    result = run("fit", tmp_path / "val", "--out", tmp_path / "ensemble.json", "--json")
+    assert "Warning: every label of the fit is class 0" in result.stderr
+    assert json.loads(result.stdout)["members"] == ["a", "b"]
+
+
+def test_pairs_and_named_values():
+    assert pairs(("a=b=c",), "FILE") == {"a": "b=c"}
+    assert named_values(("a=1",), "NUMBER") == {"a": "1"}
+    for bad, message in ((("a=1", "a=2"), "comes twice"), (("=1",), "expected MEMBER=FILE"), (("a=",), "expected")):
+        with pytest.raises(click.BadParameter, match=message):
+            pairs(bad, "FILE")

@@ -1,0 +1,255 @@
+"""Recipes: what is saved comes back bit by bit, and nothing that is wrong is taken for a recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import vidfuse as vf
+from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
+from vidfuse.fusion import FUSERS
+from vidfuse.recipe import ids_digest
+
+
+def make_stack(n=80, k=4, members="abc", seed=0, **options):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    arrays = {m: (rng.normal(size=(n, k)) + 1.5 * np.eye(k)[y]).astype(np.float32) for m in members}
+    options.setdefault("ids", [f"v{i}" for i in range(n)])
+    options.setdefault("labels", y)
+    return vf.LogitStack.from_arrays(arrays, **options)
+
+
+FITTED = {
+    "BordaCount": lambda: vf.BordaCount(),
+    "Calibrated": lambda: vf.Calibrated(vf.LogLinearPool(), vf.TemperatureScaling()),
+    "DynamicPool": lambda: vf.DynamicPool(),
+    "GreedyPool": lambda: vf.GreedyPool(objective="nll", rounds=10),
+    "LinearPool": lambda: vf.LinearPool(weights="accuracy"),
+    "LogLinearPool": lambda: vf.LogLinearPool(),
+    "MajorityVote": lambda: vf.MajorityVote(),
+    "StackedPool": lambda: vf.StackedPool(),
+    "SubsetPool": lambda: vf.SubsetPool(vf.LogLinearPool(weights="accuracy"), objective="accuracy"),
+}
+
+
+def test_every_listed_fuser_is_tried_or_is_no_ensemble_by_itself():
+    assert set(FUSERS) - set(FITTED) <= {"TemperatureScaling", "VectorScaling"}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_saved_fuser_predicts_the_same_bits(name, tmp_path):
+    stack, other = make_stack(), make_stack(n=23, seed=1)
+    fuser = FITTED[name]().fit(stack)
+    recipe = vf.load_recipe(vf.Recipe.from_fitted(fuser, stack).save(tmp_path / "ensemble.json"))
+    assert type(recipe.fuser) is type(fuser)
+    assert recipe.members == ("a", "b", "c")
+    np.testing.assert_array_equal(recipe.predict_log_proba(other), fuser.predict_log_proba(other))
+    np.testing.assert_array_equal(recipe.predict(other), fuser.predict(other))
+
+
+def test_a_recipe_carries_members_classes_kinds_order_and_the_fit(tmp_path):
+    stack = make_stack(
+        classes=["jump", "kick", "run", "walk"], kind={"a": "logits", "b": "log-likelihoods", "c": "logits"}
+    )
+    pool = vf.LogLinearPool(weights={"a": 2.0, "b": 1.0, "c": 1.0}).fit(stack)
+    path = vf.Recipe.from_fitted(pool, stack, views="mean-log").save(tmp_path / "ensemble.json")
+    recipe = vf.load_recipe(path)
+    assert recipe.classes == ("jump", "kick", "run", "walk")
+    assert recipe.kinds == {"a": "logits", "b": "log-likelihoods", "c": "logits"}
+    assert (recipe.views, recipe.order_checked, recipe.n_classes) == ("mean-log", True, 4)
+    assert recipe.fitted_on == {"videos": 80, "ids_sha256": ids_digest(stack.ids)}
+    assert recipe.fuser.get_params() == pool.get_params()
+    assert recipe.was_fitted_on(stack[::-1])
+    assert not recipe.was_fitted_on(stack[:79])
+    content = json.loads(path.read_text())
+    assert (content["format"], content["version"]) == ("vidfuse-recipe", 1)
+
+
+def test_row_24_the_sum_of_given_weights_is_kept(tmp_path):
+    stack = make_stack()
+    pool = vf.LogLinearPool(weights=[0.5, 1.0, 2.5]).fit(stack)
+    recipe = vf.load_recipe(vf.Recipe.from_fitted(pool, stack).save(tmp_path / "ensemble.json"))
+    np.testing.assert_allclose(recipe.fuser.weights_, [0.125, 0.25, 0.625])
+    assert recipe.fuser.get_params()["weights"] == [0.5, 1.0, 2.5]
+
+
+def test_row_46_a_recipe_without_ids_says_order_unchecked(tmp_path):
+    stack = make_stack(ids=None)
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(stack), stack)
+    loaded = vf.load_recipe(recipe.save(tmp_path / "ensemble.json"))
+    assert not loaded.order_checked
+    assert "order unchecked" in str(loaded)
+    assert loaded.describe()["order"] == "unchecked"
+    assert not loaded.was_fitted_on(stack)
+
+
+def test_a_mapping_of_arrays_is_taken_by_name_in_any_order():
+    stack = make_stack()
+    pool = vf.LogLinearPool(weights="accuracy").fit(stack)
+    recipe = vf.Recipe.from_fitted(pool, stack)
+    arrays = {name: stack.scores(name)[:7] for name in reversed(stack.members)}
+    np.testing.assert_allclose(recipe.predict_proba(arrays), pool.predict_proba(stack[:7]), rtol=1e-6)
+
+
+def test_views_are_reduced_as_the_recipe_says():
+    stack = make_stack()
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool().fit(stack), stack, views="mean-log")
+    rng = np.random.default_rng(2)
+    views = {"a": rng.normal(size=(5, 3, 4)), "b": rng.normal(size=(5, 2, 4)), "c": rng.normal(size=(5, 4))}
+    reduced = {m: z - np.log(np.exp(z).sum(axis=-1, keepdims=True)) for m, z in views.items()}
+    by_hand = {m: z.mean(axis=1) if z.ndim == 3 else z for m, z in reduced.items()}
+    np.testing.assert_allclose(recipe.predict_proba(views), recipe.predict_proba(by_hand), rtol=1e-5)
+
+
+def test_row_52_missing_and_added_members_are_named():
+    stack = make_stack()
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool(weights="accuracy").fit(stack), stack)
+    z = np.zeros((2, 4))
+    with pytest.raises(AlignmentError, match=r"missing \['c'\], not in the recipe \['d'\]"):
+        recipe.predict({"a": z, "b": z, "d": z})
+    with pytest.raises(AlignmentError, match=r"missing: '?c"):
+        recipe.predict(stack.select(["a", "b"]))
+
+
+def test_row_52_a_pool_that_renormalises_goes_on_with_the_members_that_are_there():
+    stack = make_stack()
+    pool = vf.LogLinearPool(weights="uniform", missing="renormalise").fit(stack)
+    recipe = vf.Recipe.from_fitted(pool, stack)
+    without = recipe.predict_proba({name: stack.scores(name) for name in ("a", "b")})
+    np.testing.assert_allclose(without, pool.predict_proba(stack.select(["a", "b"])), rtol=1e-6)
+
+
+def test_other_classes_are_refused():
+    stack = make_stack(classes=["jump", "kick", "run", "walk"])
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(stack), stack)
+    with pytest.raises(AlignmentError, match="class 1 is 'kick' in the recipe and 'run' in the stack"):
+        recipe.predict(make_stack(classes=["jump", "run", "kick", "walk"]))
+    with pytest.raises(AlignmentError, match="4 classes, the stack has 3"):
+        recipe.predict(make_stack(k=3))
+    with pytest.raises(InputError, match="expected a LogitStack or a mapping"):
+        recipe.predict(np.zeros((2, 3, 4)))
+
+
+def test_only_a_fitted_fuser_and_its_own_stack_make_a_recipe():
+    stack = make_stack()
+    with pytest.raises(InputError, match="call fit"):
+        vf.Recipe.from_fitted(vf.LogLinearPool(), stack)
+    with pytest.raises(AlignmentError, match="pass the stack of the fit"):
+        vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(stack), stack.select(["a", "b"]))
+
+
+def with_state(**state):
+    stack = make_stack()
+    pool = vf.LogLinearPool(weights="uniform").fit(stack)
+    for name, value in state.items():
+        setattr(pool, name, value)
+    return vf.Recipe.from_fitted(pool, stack)
+
+
+def test_every_plain_value_comes_back(tmp_path):
+    state = {
+        "numbers_": [1, 2.5, math.inf, -math.inf, True, None, 0.1 + 0.2],
+        "pair_": ("a", (1, 2)),
+        "table_": {"x": {"y": [1.0]}},
+        "small_": np.array([[1.5, np.nan], [np.inf, 1e-300]]),
+        "exact_": np.float64(1) / 3,
+        "large_": np.random.default_rng(0).normal(size=(40, 50)),
+        "flags_": np.arange(1000) % 3 == 0,
+        "names_": np.array(["swin", "x3d"]),
+        "none_": np.zeros((0, 3)),
+    }
+    path = with_state(**state).save(tmp_path / "ensemble.json")
+    loaded = vars(vf.load_recipe(path).fuser)
+    assert (tmp_path / "ensemble.safetensors").exists()
+    for name, value in state.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(loaded[name], value)
+            assert loaded[name].dtype == value.dtype
+            assert loaded[name].shape == value.shape
+        else:
+            assert loaded[name] == value
+            assert type(loaded[name]) is type(value) or isinstance(value, np.generic)
+    assert "NaN" not in path.read_text()
+
+
+def test_small_recipes_are_one_file(tmp_path):
+    with_state().save(tmp_path / "ensemble.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["ensemble.json"]
+
+
+def test_a_value_that_json_cannot_hold_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot hold LogLinearPool\.odd_, of type object"):
+        with_state(odd_=object()).save(tmp_path / "ensemble.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_is_kept_as_its_name_only(tmp_path):
+    loaded = vf.load_recipe(with_state(rule_=make_stack).save(tmp_path / "ensemble.json"))
+    assert loaded.fuser.rule_.endswith(".make_stack")
+
+
+def edited(tmp_path, change):
+    path = with_state(large_=np.zeros(1000)).save(tmp_path / "ensemble.json")
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def set_entry(*keys, value):
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_entry("format", value="other"), "expected a recipe"),
+        (set_entry("version", value=2), "version 2.*upgrade"),
+        (set_entry("version", value="1"), "version '1'"),
+        (set_entry("fuser", "$fuser", value="Popen"), "fuser 'Popen', which this release"),
+        (set_entry("fuser", "fitted", value={"__class__": 1}), "name of a fitted attribute"),
+        (set_entry("fuser", "fitted", value={"predict": 1}), "name of a fitted attribute"),
+        (set_entry("fuser", "params", value={"nothing": 1}), "damaged"),
+        (set_entry("fuser", "fitted", "large_", value={"$tensor": "absent"}), "damaged"),
+        (set_entry("arrays", "file", value="../ensemble.safetensors"), "must lie beside"),
+        (lambda content: content.pop("members"), "damaged"),
+        (lambda content: content.pop("fuser"), "damaged"),
+    ],
+)
+def test_row_33_what_is_no_recipe_of_this_release_is_a_format_error(change, message, tmp_path):
+    with pytest.raises(CacheFormatError, match=message):
+        vf.load_recipe(edited(tmp_path, change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "\x80"])
+def test_row_33_what_is_no_json_object_is_a_format_error(text, tmp_path):
+    path = tmp_path / "ensemble.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(CacheFormatError, match="expected a recipe"):
+        vf.load_recipe(path)
+
+
+def test_row_31_one_flipped_bit_in_the_arrays_is_a_corrupt_error(tmp_path):
+    path = with_state(large_=np.ones(1000)).save(tmp_path / "ensemble.json")
+    arrays = tmp_path / "ensemble.safetensors"
+    data = bytearray(arrays.read_bytes())
+    data[-5] ^= 1
+    arrays.write_bytes(data)
+    with pytest.raises(CacheCorruptError, match="expected SHA-256"):
+        vf.load_recipe(path)
+
+
+def test_saving_again_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    with_state(first_=1).save(tmp_path / "ensemble.json")
+    with_state(second_=2).save(tmp_path / "ensemble.json")
+    assert hasattr(vf.load_recipe(tmp_path / "ensemble.json").fuser, "second_")
+    assert [file.name for file in tmp_path.iterdir()] == ["ensemble.json"]
