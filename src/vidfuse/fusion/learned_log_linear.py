@@ -19,7 +19,7 @@ T_MAX: Final = 100.0
 """The highest temperature: Σβ ≥ 0.01."""
 
 _PROMISE: Final = 1e-7  # nats
-_TARGET: Final = 2e-8
+_TARGET: Final = 5e-8
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
 
 
@@ -115,6 +115,7 @@ def fit_log_linear(
     penalty = penalty or Penalty(np.zeros((members, members)), np.zeros(members))
     beta = np.full(members, 1.0 / members) if start is None else start
     moments: Moments | None = None
+    rough = np.eye(members)
     if passes.numbers > _SMALL:
         beta, rough = _warm_start(passes, penalty, beta)
         beta, moments = _polish(passes, penalty, beta, rough)
@@ -123,10 +124,9 @@ def fit_log_linear(
     if free and moments.value < np.log(2.0) * passes.omega[passes.omega > 0].min() and beta.sum() < 1 / T_MIN:
         # Every video's true class has more than half of the probability: a lower temperature is always better.
         beta, moments = _newton(passes, penalty, beta / (T_MIN * beta.sum()), double=True, tolerance=0.0, limit=60)
-    hessian = moments.hessian
-    if hessian is None:
-        hessian = penalty.add_to(passes.moments(beta), beta).hessian
-    assert hessian is not None  # noqa: S101 - for the type checker
+    hessian = rough if moments.hessian is None else moments.hessian
+    if moments.hessian is None and _condition(hessian) < 1e-4:
+        hessian = _of(penalty.add_to(passes.moments(beta), beta))
     shortest = least_norm(beta, hessian, 1 / T_MAX, 1 / T_MIN)
     gap = frank_wolfe_gap(beta, moments.gradient)
     if shortest is not beta and np.abs(shortest - beta).max() > 1e-12:
@@ -147,15 +147,16 @@ def _warm_start(
         with sample:
             beta, _ = _newton(sample, penalty, beta, double=False, tolerance=1e-5, limit=12)
         passes.count += sample.count * len(sample.stack) / len(passes.stack)
-    beta, moments = _newton(passes, penalty, beta, double=False, tolerance=1e-6, limit=12)
-    assert moments.hessian is not None  # noqa: S101 - for the type checker
-    return beta, moments.hessian
+    beta, moments = _newton(passes, penalty, beta, double=False, tolerance=1e-4, limit=12)
+    return beta, _of(moments)
 
 
 def _polish(
     passes: Passes, penalty: Penalty, beta: NDArray[np.float64], hessian: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], Moments | None]:
-    """Certify β with float64 gradients alone, stepping with a Hessian from nearby; no moments where that fails."""
+    """Certify β by gradients alone, stepping with a Hessian from nearby; no moments where that does not succeed."""
+    rough = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
+    beta = beta + _newton_step(beta, rough._replace(hessian=hessian))[0]
     previous = np.inf
     while True:
         moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
@@ -165,8 +166,7 @@ def _polish(
         if gap > 0.1 * previous:
             return beta, None
         previous = gap
-        step, _ = _newton_step(beta, moments._replace(hessian=hessian))
-        beta = beta + step
+        beta = beta + _newton_step(beta, moments._replace(hessian=hessian))[0]
 
 
 def _newton(
@@ -198,9 +198,20 @@ def _newton(
 
 def _newton_step(beta: NDArray[np.float64], moments: Moments) -> tuple[NDArray[np.float64], float]:
     """Minimise the quadratic model over the constraints; return the step and the decrease that it predicts."""
-    assert moments.hessian is not None  # noqa: S101 - for the type checker
     members = len(beta)
-    hessian = 0.5 * (moments.hessian + moments.hessian.T)
+    hessian = 0.5 * (_of(moments) + _of(moments).T)
     hessian = hessian + (1e-12 * np.trace(hessian) / members + 1e-300) * np.eye(members)
     step = solve_qp(hessian, hessian @ beta - moments.gradient, 1 / T_MAX, 1 / T_MIN, beta) - beta
     return step, float(-moments.gradient @ step - 0.5 * step @ hessian @ step)
+
+
+def _of(moments: Moments) -> NDArray[np.float64]:
+    if moments.hessian is None:
+        raise TypeError("expected moments with a Hessian")
+    return moments.hessian
+
+
+def _condition(hessian: NDArray[np.float64]) -> float:
+    """Return the smallest eigenvalue as a share of the largest."""
+    values = np.linalg.eigvalsh(hessian)
+    return float(values[0] / max(values[-1], np.finfo(np.float64).tiny))

@@ -18,14 +18,16 @@ from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from vidfuse.cache.stack import LogitStack
+from vidfuse.cache.source import ArraySource
+from vidfuse.cache.stack import LogitStack, Member
 from vidfuse.fusion.base import floored_blocks
 from vidfuse.likelihood import block_rows
 
-__all__ = ["Moments", "Passes", "block_moments"]
+__all__ = ["Moments", "Passes", "Workspace", "block_moments"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
+_FEW: Final = 16  # members
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
 
@@ -37,8 +39,32 @@ class Moments(NamedTuple):
     hessian: NDArray[np.float64] | None
 
 
+class Workspace:
+    """Buffers for blocks of up to one size, so that a pass allocates once.
+
+    Example:
+        >>> Workspace((2, 5, 3), np.float32).weighted.shape
+        (2, 5, 3)
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: type[np.float32] | type[np.float64]) -> None:
+        members, rows, classes = shape
+        size = members * rows * classes
+        memory = np.empty(2 * size + rows * classes, dtype=dtype)  # one piece: few page faults
+        self.relative = memory[:size].reshape(shape)
+        self.weighted = memory[size : 2 * size].reshape(shape)
+        self.z = memory[2 * size :]
+        self.ones = np.ones(classes, dtype=dtype)
+
+
 def block_moments(
-    relative: NDArray[Any], omega: NDArray[np.float64], beta: NDArray[np.float64], *, hessian: bool = True
+    relative: NDArray[Any],
+    omega: NDArray[np.float64],
+    beta: NDArray[np.float64],
+    *,
+    true: NDArray[np.float64] | None = None,
+    hessian: bool = True,
+    work: Workspace | None = None,
 ) -> Moments:
     """Return one block's share of the negative log-likelihood of a log-linear pool, and its derivatives.
 
@@ -49,7 +75,9 @@ def block_moments(
         relative: a, C-contiguous (M, B, K), float32 or float64; the arithmetic runs in its precision.
         omega: the videos' weights (B,).
         beta: β (M,).
+        true: the true class's values (M, B), where the block holds values that are not relative to them.
         hessian: whether to compute the Hessian.
+        work: buffers of the block's precision, for at least as many rows.
 
     Example:
         >>> moments = block_moments(np.array([[[0.0, -1.0]]]), np.ones(1), np.zeros(1))
@@ -57,22 +85,35 @@ def block_moments(
         (0.6931, [-0.5], [[0.25]])
     """
     members, rows, classes = relative.shape
+    work = work or Workspace(relative.shape, relative.dtype.type)
     flat = relative.reshape(members, rows * classes)
-    z = (beta.astype(relative.dtype) @ flat).reshape(rows, classes)
+    flat_z = np.dot(beta.astype(relative.dtype), flat, out=work.z[: rows * classes])
+    z = flat_z.reshape(rows, classes)
     peak = z.max(axis=1)
     z -= peak[:, None]
     np.exp(z, out=z)
-    total = z @ np.ones(classes, dtype=z.dtype)
-    value = float(omega @ (np.log(total) + peak))
-    z *= (1.0 / total).astype(z.dtype)[:, None]
+    total = z @ work.ones
+    value = float(omega @ (np.log(total.astype(np.float64)) + peak))
+    origin = np.zeros(members) if true is None else true @ omega
+    z *= (omega / total).astype(z.dtype)[:, None]
     if not hessian:
-        z *= omega.astype(z.dtype)[:, None]
-        return Moments(value, (flat @ z.reshape(-1)).astype(np.float64), None)
-    weighted = relative * z
-    mean = (weighted.reshape(-1, classes) @ np.ones(classes, dtype=z.dtype)).reshape(members, rows).astype(np.float64)
-    weighted *= omega.astype(z.dtype)[:, None]
-    second = (weighted.reshape(members, -1) @ flat.T).astype(np.float64)
-    return Moments(value, mean @ omega, second - (mean * omega) @ mean.T)
+        return Moments(value - float(beta @ origin), (flat @ flat_z).astype(np.float64) - origin, None)
+    weighted = np.multiply(relative, z, out=_of_rows(work.weighted, slice(0, rows)))
+    mean = (weighted.reshape(members * rows, classes) @ work.ones).reshape(members, rows).astype(np.float64)
+    second = _outer(weighted.reshape(members, rows * classes), flat)
+    share = np.divide(1.0, omega, out=np.zeros_like(omega), where=omega > 0)
+    return Moments(value - float(beta @ origin), mean.sum(axis=1) - origin, second - (mean * share) @ mean.T)
+
+
+def _outer(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the symmetric ``weighted @ flat.T``; of few long rows, by matrix-vector products, which are faster."""
+    members = len(flat)
+    if members > _FEW:
+        return (weighted @ flat.T).astype(np.float64)
+    result = np.empty((members, members))
+    for m in range(members):
+        result[m, : m + 1] = result[: m + 1, m] = flat[: m + 1] @ weighted[m]
+    return result
 
 
 @dataclass
@@ -86,9 +127,11 @@ class _Part:
     step: int
     keep: bool
     kept: list[NDArray[np.float32]] = field(default_factory=list)
+    true: NDArray[np.float64] | None = None
+    veto: bool | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept": []}
+        return {**self.__dict__, "kept": [], "true": None}
 
     @property
     def unnormalised(self) -> bool:
@@ -96,70 +139,100 @@ class _Part:
         logs = all(kind in ("logits", "log-likelihoods") for kind in self.stack.kinds)
         return logs and not self.floors.any() and self.stack.present is None
 
-    def blocks(self, double: bool) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield (M, B, K) relative log-likelihoods; in double precision straight from scores where that is exact."""
+    def blocks(self, double: bool, work: Workspace) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
+        """Yield rows, (M, B, K) log-likelihoods, and those of the true class (M, B) where the block is not relative.
+
+        In float64 logits are taken as they are stored: nothing of them is rounded.
+        """
         n = len(self.stack)
         slices = [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
-        if self.kept and not (double and self.unnormalised):
-            for rows, block in zip(slices, self.kept, strict=True):
-                yield rows, block.astype(np.float64) if double else block
-            return
-        kept: list[NDArray[np.float32]] = []
-        for rows, block in self._fresh(slices, double):
-            if self.keep and not double:
-                block = block.copy()
-                kept.append(block)
-            yield rows, block
-        if kept:
-            self.kept = kept
-
-    def _fresh(self, slices: list[slice], double: bool) -> Iterator[tuple[slice, NDArray[Any]]]:
-        members, classes = len(self.stack.members), self.stack.n_classes
         if self.unnormalised:
-            scores = [self.stack.scores(name) for name in self.stack.members]
-            buffer = np.empty((members, self.step, classes), dtype=np.float64 if double else np.float32)
-            for rows in slices:
-                block = buffer[:, : rows.stop - rows.start]
-                truth = self.labels[rows, None]
-                for target, score in zip(block, scores, strict=True):
-                    chosen = score[rows]
-                    true = np.take_along_axis(chosen, truth, axis=1)
-                    np.subtract(
-                        chosen,
-                        true,
-                        out=target,
-                        dtype=np.promote_types(target.dtype, chosen.dtype),
-                        casting="same_kind",
-                    )
-                    if np.isneginf(target.min()):
-                        np.maximum(target, _VETO, out=target)
-                yield rows, np.ascontiguousarray(block)
-            return
-        for rows, block in floored_blocks(self.stack, self.floors, self.step):
-            relative: NDArray[Any] = np.array(
-                block.swapaxes(0, 1), dtype=np.float64 if double else np.float32, order="C"
+            yield from self._from_scores(slices, work.relative)
+        elif self.kept:
+            for rows, block in zip(slices, self.kept, strict=True):
+                if double:
+                    np.copyto(_of_rows(work.relative, rows), block)
+                    block = _of_rows(work.relative, rows)
+                yield rows, block, None
+        else:
+            yield from self._from_log_likelihoods(slices, None if self.keep and not double else work.relative)
+
+    def _from_scores(
+        self, slices: list[slice], buffer: NDArray[Any]
+    ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
+        scores = [self.stack.scores(name) for name in self.stack.members]
+        if self.true is None:
+            truth = self.labels[:, None]
+            self.true = np.stack([np.take_along_axis(score, truth, axis=1)[:, 0] for score in scores]).astype(
+                np.float64
             )
-            relative -= np.take_along_axis(relative, self.labels[None, rows, None], axis=2)
-            np.maximum(relative, _VETO, out=relative)
-            yield rows, relative
+        double, found = buffer.dtype == np.float64, False
+        for rows in slices:
+            block = _of_rows(buffer, rows)
+            for target, score, own in zip(block, scores, self.true, strict=True):
+                chosen, offset = score[rows], own[rows, None]
+                if double:
+                    np.copyto(target, chosen)
+                else:
+                    np.subtract(chosen, offset.astype(chosen.dtype), out=target, casting="same_kind")
+                if self.veto is not False and np.isneginf(target.min()):
+                    found = True
+                    np.maximum(target, _VETO + (offset if double else 0.0), out=target)
+            yield rows, block, self.true[:, rows] if double else None
+        self.veto = found or self.veto is True
+
+    def _from_log_likelihoods(
+        self, slices: list[slice], buffer: NDArray[Any] | None
+    ) -> Iterator[tuple[slice, NDArray[Any], None]]:
+        members, classes = len(self.stack.members), self.stack.n_classes
+        kept: list[NDArray[np.float32]] = []
+        if buffer is None:
+            memory = np.empty(members * len(self.stack) * classes, dtype=np.float32)  # one piece: few page faults
+            for rows in slices:
+                inner = memory[rows.start * members * classes : rows.stop * members * classes]
+                kept.append(inner.reshape(members, rows.stop - rows.start, classes))
+        for index, (rows, block) in enumerate(floored_blocks(self.stack, self.floors, self.step)):
+            target = kept[index] if buffer is None else _of_rows(buffer, rows)
+            np.copyto(target, block.swapaxes(0, 1))
+            target -= np.take_along_axis(target, self.labels[None, rows, None], axis=2)
+            np.maximum(target, _VETO, out=target)
+            yield rows, target, None
+        self.kept = kept
 
     def moments(self, beta: NDArray[np.float64], hessian: bool, double: bool) -> Moments:
         """Return this part's share of the moments."""
         total = _zero(len(beta), hessian)
-        for rows, block in self.blocks(double):
-            total = _add(total, block_moments(block, self.omega[rows], beta, hessian=hessian))
+        shape = (len(beta), min(self.step, len(self.stack)), self.stack.n_classes)
+        work = Workspace(shape, np.float64 if double else np.float32)
+        for rows, block, true in self.blocks(double, work):
+            share = block_moments(block, self.omega[rows], beta, true=true, hessian=hessian, work=work)
+            total = _add(total, share)
         return total
 
     def gradients(self, beta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each video's gradient (N, M), without its weight."""
-        return np.concatenate([_gradients(block, beta) for _, block in self.blocks(double=False)])
+        shape = (len(beta), min(self.step, len(self.stack)), self.stack.n_classes)
+        work = Workspace(shape, np.float64)
+        return np.concatenate([_gradients(block, true, beta) for _, block, true in self.blocks(True, work)])
 
 
-def _gradients(block: NDArray[np.float32], beta: NDArray[np.float64]) -> NDArray[np.float64]:
-    z = np.tensordot(beta.astype(np.float32), block, axes=1)
+def _of_rows(buffer: NDArray[Any], rows: slice) -> NDArray[Any]:
+    """Return a C-contiguous block of so many rows from a buffer for more."""
+    count = rows.stop - rows.start
+    if count == buffer.shape[1]:
+        return buffer
+    members, _, classes = buffer.shape
+    return buffer.reshape(-1)[: members * count * classes].reshape(members, count, classes)
+
+
+def _gradients(
+    block: NDArray[np.float64], true: NDArray[np.float64] | None, beta: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    z = np.tensordot(beta, block, axes=1)
     z = np.exp(z - z.max(axis=1, keepdims=True))
     z /= z.sum(axis=1, keepdims=True)
-    return np.einsum("mbk,bk->bm", block, z).astype(np.float64)
+    mean = np.einsum("mbk,bk->bm", block, z)
+    return np.asarray(mean if true is None else mean - true.T)
 
 
 def _zero(members: int, hessian: bool) -> Moments:
@@ -229,7 +302,11 @@ class Passes:
         share = omega.sum()
         if share <= 0:
             return self
-        return Passes(self.stack[chosen], self.labels[chosen], omega / share, self.floors, self.n_jobs)
+        part, everything = self.stack[chosen], slice(0, len(chosen), 1)
+        copies = [
+            Member(n, ArraySource(part.scores(n)), everything, k) for n, k in zip(part.members, part.kinds, strict=True)
+        ]
+        return Passes(LogitStack(copies), self.labels[chosen], omega / share, self.floors, self.n_jobs)
 
     def moments(self, beta: NDArray[np.float64], *, hessian: bool = True, double: bool = True) -> Moments:
         """Return value, gradient and (on request) Hessian at β, in float32 arithmetic or in float64."""
