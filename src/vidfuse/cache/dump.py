@@ -151,8 +151,10 @@ def _from_npz(content: Mapping[str, Any], path: Path) -> Dump:
                 f"(N, V, K), got {first_few(content)}"
             )
         key = matrices[0]
-    scores, labels = content[key], _first(content, _LABEL_KEYS)
-    ids, classes = _first(content, _ID_KEYS), content.get("classes")
+    scores: NDArray[Any] | list[NDArray[Any]] = _plain(content[key], path)
+    labels = _first(content, _LABEL_KEYS)
+    labels = None if labels is None else _plain(labels, path)
+    ids, classes = _names(_first(content, _ID_KEYS), path), _names(content.get("classes"), path)
     if isinstance(scores, np.ndarray) and scores.dtype == object:
         scores, own = _tsn_scores(scores, path)
         labels = own if labels is None or (own is not None and len(labels) != len(scores)) else labels
@@ -161,9 +163,29 @@ def _from_npz(content: Mapping[str, Any], path: Path) -> Dump:
     return Dump(
         scores,
         labels,
-        None if ids is None else np.asarray([str(name) for name in np.asarray(ids).tolist()], dtype=np.str_),
-        None if classes is None else tuple(str(name) for name in np.asarray(classes).tolist()),
+        None if ids is None else np.array(ids, dtype=np.str_),
+        None if classes is None else tuple(classes),
     )
+
+
+def _plain(value: Any, path: Path) -> NDArray[Any]:
+    """An array, or a flat list of numbers as one; nested lists could hide any amount of work."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value):
+        return np.array(value)
+    if isinstance(value, int | float):
+        return np.array(value)
+    raise InputError(f"{path}: expected arrays of numbers, got {type(value).__name__}; re-save them as NumPy arrays")
+
+
+def _names(value: Any, path: Path) -> list[str] | None:
+    if value is None:
+        return None
+    listed = value.reshape(-1).tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(name, str | int) for name in listed):
+        raise InputError(f"{path}: expected a list of names, got {type(value).__name__}")
+    return [str(name) for name in listed]
 
 
 def _first(content: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -179,7 +201,7 @@ def _tsn_scores(cells: NDArray[Any], path: Path) -> tuple[NDArray[Any] | list[ND
 
 
 def _whole(value: Any, path: Path) -> int:
-    array = np.asarray(value)
+    array = _plain(value, path)
     if array.size != 1:
         raise InputError(
             f"{path}: expected one label for each video, got {array.size}; "
@@ -237,7 +259,7 @@ def _from_mmaction2(samples: Sequence[dict[str, Any]], path: Path, head: str | N
                     f"{path}: row {row} has the scores {first_few(found)}; say which with head=, got {head!r}"
                 )
             found = found[key]
-        if not isinstance(found, np.ndarray):
+        if found is None:
             raise InputError(f"{path}: row {row}: expected a dict with pred_score, got {first_few(sample)}")
         scores.append(found)
         label = sample.get("gt_label", sample.get("gt_labels"))
@@ -259,7 +281,7 @@ def _stack_videos(videos: list[Any], path: Path) -> NDArray[Any] | list[NDArray[
     """Stack each video's scores, (K,), (V, K) or (segments, crops, K); videos with different V stay a list."""
     flat = []
     for row, video in enumerate(videos):
-        array = np.asarray(video)
+        array = _plain(video, path)
         if array.dtype.kind != "f" or array.ndim not in (1, 2, 3) or not array.size:
             raise InputError(
                 f"{path}: row {row}: expected floating-point scores (K,), (V, K) or (segments, crops, K), got dtype "

@@ -3,7 +3,7 @@
 A pickle is a program. This module interprets the harmless part of that language itself: numbers, strings, lists,
 tuples, dicts, and calls to a fixed list of names (`_CALLS`) that stand for NumPy arrays and torch tensors, which are
 rebuilt as NumPy arrays by code of this module. Nothing is ever imported, looked up or called on behalf of the file,
-and memory stays within a small multiple of its size. The opcodes are those of Python's `pickletools`; tensors
+and memory stays within a small multiple of its size. Tensors
 follow torch's stream of `torch.save` in its legacy form, which is what a plain pickle of a tensor contains.
 """
 
@@ -18,11 +18,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse.cache.pickle_machine import Language, Machine, Name, RefusedError, dict_key
 from vidfuse.errors import InputError
 
 __all__ = ["load_pickle", "loads"]
 
-_SPARE: Final = 1024  # objects that even an empty pickle may make
 _MAX_NESTED: Final = 1 << 31
 _STORAGES: Final[dict[str, str]] = {
     "DoubleStorage": "<f8",
@@ -37,19 +37,19 @@ _STORAGES: Final[dict[str, str]] = {
     "BoolStorage": "?",
 }
 _DTYPE_CODES: Final = frozenset({"b1", "O8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+_DAMAGED: Final = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 _TORCH_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _TORCH_PROTOCOL: Final = 1001
-
-
-class _Refused(Exception):
-    """The pickle asks for something that is not an array, a tensor or a plain container."""
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A global name, which is only ever compared with the fixed list."""
-
-    text: str
 
 
 @dataclass
@@ -99,13 +99,13 @@ def loads(data: bytes) -> Any:
         vidfuse.errors.InputError: expected a pickle of arrays, tensors and plain containers, but it needs ...
     """
     try:
-        return _finish(_Machine(memoryview(data)).run())
-    except _Refused as error:
+        return _finish(Machine(memoryview(data), _LANGUAGE).run())
+    except RefusedError as error:
         raise InputError(
             f"expected a pickle of arrays, tensors and plain containers, but it needs {error}; nothing was executed: "
             "re-save the predictions as .npz"
         ) from error
-    except (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except _DAMAGED as error:
         raise InputError(f"damaged pickle: {type(error).__name__}: {error}") from error
 
 
@@ -130,160 +130,27 @@ def _finish(value: Any) -> Any:
                 todo.append(holder[key])
             elif isinstance(item, list | dict):
                 todo.append(item)
-    if isinstance(root[0], _Name | _Dtype | _Storage):
-        raise _Refused(repr(getattr(root[0], "text", "a bare storage")))
+    if isinstance(root[0], Name | _Dtype | _Storage):
+        raise RefusedError(repr(getattr(root[0], "text", "a bare storage")))
     return root[0]
 
 
-class _Machine:
-    """The stack machine of the pickle language, without its dangerous half."""
-
-    def __init__(self, data: memoryview, start: int = 0, *, storages: bool = False, depth: int = 0) -> None:
-        self.data, self.at, self.storages, self.depth = data, start, storages, depth
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        # Legitimate pickles spend many bytes on each container and memo entry, and copy each byte about once; a bomb
-        # makes one byte do the work of thousands.
-        self.containers_left = _SPARE + len(data) // 8
-        self.memos_left = _SPARE + len(data) // 4
-        self.bytes_left = 64 * _SPARE + 4 * len(data)
-
-    def run(self) -> Any:
-        data, opcodes = self.data, _OPCODES
-        while True:
-            opcode = data[self.at]
-            self.at += 1
-            if opcode == 0x2E:  # STOP
-                if len(self.stack) != 1 or self.marks:
-                    raise ValueError("it ends with an unfinished stack")
-                return self.stack.pop()
-            handler = opcodes.get(opcode)
-            if handler is None:
-                raise _Refused(f"the opcode {bytes([opcode])!r}")
-            handler(self)
-
-    def take(self, count: int) -> memoryview:
-        end = self.at + count
-        if count < 0 or end > len(self.data):
-            raise ValueError(f"truncated: {count} bytes are due, {len(self.data) - self.at} are left")
-        chunk = self.data[self.at : end]
-        self.at = end
-        return chunk
-
-    def number(self, layout: struct.Struct) -> Any:
-        (value,) = layout.unpack(self.take(layout.size))
-        return value
-
-    def line(self) -> bytes:
-        end = bytes(self.data[self.at : self.at + 64]).find(b"\n")
-        if end < 0:
-            self.charge(5000)
-            end = bytes(self.data[self.at : self.at + 5000]).find(b"\n")
-        if end < 0:
-            raise ValueError("a line does not end")
-        text = bytes(self.take(end + 1))
-        return text[:-1]
-
-    def charge(self, size: int) -> None:
-        """Account for bytes that are copied or read a second time."""
-        self.bytes_left -= size
-        if self.bytes_left < 0:
-            raise ValueError("more memory than a pickle of this size can need")
-
-    def container(self, value: Any) -> None:
-        self.spend_container()
-        self.stack.append(value)
-
-    def spend_container(self) -> None:
-        self.containers_left -= 1
-        if self.containers_left < 0:
-            raise ValueError("more containers than a pickle of this size can need")
-
-    def remember(self, index: int) -> None:
-        self.memos_left -= 1
-        if self.memos_left < 0:
-            raise ValueError("more memo entries than a pickle of this size can need")
-        self.memo[index] = self.stack[-1]
-
-    def pop_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def mark(self) -> None:
-        self.spend_container()
-        self.marks.append(self.stack)
-        self.stack = []
-
-    def tuple_of(self, count: int) -> None:
-        if len(self.stack) < count:
-            raise ValueError("stack underflow")
-        items = tuple(self.stack[len(self.stack) - count :])
-        del self.stack[len(self.stack) - count :]
-        self.container(items)
-
-    def text(self, count: int) -> None:
-        self.stack.append(str(self.take(count), "utf-8", "surrogatepass"))
-
-    def blob(self, count: int) -> None:
-        self.stack.append(bytes(self.take(count)))
-
-    def old_text(self, count: int) -> None:
-        self.stack.append(str(self.take(count), "latin-1"))
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict):
-            raise ValueError("items are set on something that is not a dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
-
-    def extend(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise ValueError("items are appended to something that is not a list")
-        self.stack[-1].extend(items)
-
-    def name(self, module: Any, name: Any) -> None:
-        text = f"{module}.{name}"
-        if text not in _CALLS and text not in _BARE:
-            raise _Refused(repr(text[:200]))
-        self.stack.append(_Name(text))
-
-    def reduce(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple) or function.text not in _CALLS:
-            raise _Refused(repr(getattr(function, "text", "a call of something that is not a name")))
-        self.container(_CALLS[function.text](self, *arguments))
-
-    def build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, _Array):
-            _build_array(self, target, state)
-        elif isinstance(target, _Dtype):
-            if state[1] in ("<", ">", "|", "="):
-                target.code = ("<" if state[1] in "|=" else state[1]) + target.code.lstrip("<>|=")
-        elif not (isinstance(target, dict) and state in (None, {})):
-            raise _Refused("the state of an object")
-
-    def persistent(self) -> None:
-        pid = self.stack.pop()
-        if not self.storages or not isinstance(pid, tuple) or len(pid) != 6 or pid[0] != "storage":
-            raise _Refused("a persistent object")
-        self.stack.append(pid)
-
-
-def _key(key: Any) -> Any:
-    """A dict's key, limited to types whose hashing can neither recurse nor be made to collide."""
-    if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and abs(key) < 1 << 60):
-        return key
-    raise ValueError(f"a dict's key of type {type(key).__name__}")
-
-
-def _dtype(machine: _Machine, code: Any, *_: Any) -> _Dtype:
-    code = str(code)
+def _dtype(machine: Machine, code: Any, *_: Any) -> _Dtype:
+    if not isinstance(code, str):
+        raise ValueError("a dtype's code is not text")
     if code.lstrip("<>|=") not in _DTYPE_CODES and not (code[:1] in "US" and code[1:].isdigit() and len(code) < 6):
-        raise _Refused(f"an array of dtype {code[:50]!r}")
+        raise RefusedError(f"an array of dtype {code[:50]!r}")
     return _Dtype(code)
+
+
+def _build(machine: Machine, target: Any, state: Any) -> None:
+    if isinstance(target, _Array):
+        _build_array(machine, target, state)
+    elif isinstance(target, _Dtype):
+        if state[1] in ("<", ">", "|", "="):
+            target.code = ("<" if state[1] in "|=" else state[1]) + target.code.lstrip("<>|=")
+    elif not (isinstance(target, dict) and (state is None or (isinstance(state, dict) and not state))):
+        raise RefusedError("the state of an object")
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
@@ -294,7 +161,7 @@ def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(object) if bare in ("O8", "O") else np.dtype(code[: len(code) - len(bare)] + bare)
 
 
-def _raw(machine: _Machine, content: Any) -> bytes:
+def _raw(machine: Machine, content: Any) -> bytes:
     machine.charge(len(content))
     if isinstance(content, bytes):
         return content
@@ -314,7 +181,7 @@ def _shaped(raw: bytes, dtype: np.dtype[Any], shape: Any, fortran: bool) -> NDAr
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _build_array(machine: _Machine, target: _Array, state: Any) -> None:
+def _build_array(machine: Machine, target: _Array, state: Any) -> None:
     _, shape, dtype, fortran, content = state
     real = _numpy_dtype(dtype)
     if not real.hasobject:
@@ -332,40 +199,42 @@ def _build_array(machine: _Machine, target: _Array, state: Any) -> None:
     target.value = cells.reshape(shape)
 
 
-def _scalar(machine: _Machine, dtype: Any, content: Any = b"") -> Any:
+def _scalar(machine: Machine, dtype: Any, content: Any = b"") -> Any:
     real = _numpy_dtype(dtype)
     if real.hasobject:
-        raise _Refused("a scalar of dtype object")
+        raise RefusedError("a scalar of dtype object")
     return _shaped(_raw(machine, content), real, (), False).item()
 
 
-def _from_buffer(machine: _Machine, content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
+def _from_buffer(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
     return _Array(_shaped(_raw(machine, content), _numpy_dtype(dtype), shape, order == "F"))
 
 
-def _encode(machine: _Machine, text: Any, encoding: Any = "latin1") -> bytes:
+def _encode(machine: Machine, text: Any, encoding: Any = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise _Refused(f"the codec {str(encoding)[:50]!r}")
+        raise RefusedError("a codec other than latin1")
     return _raw(machine, text)
 
 
-def _storage(machine: _Machine, content: Any) -> _Storage:
+def _storage(machine: Machine, content: Any) -> _Storage:
     """Read one storage from torch's legacy stream: magic number, version, system, description, keys, numbers."""
-    if machine.depth:
-        raise _Refused("a storage within a storage")
+    if machine.nested:
+        raise RefusedError("a storage within a storage")
     data = memoryview(_raw(machine, content))
     at = 0
     found: list[Any] = []
     for _ in range(5):
-        inner = _Machine(data, at, storages=True, depth=1)
+        inner = Machine(data, _LANGUAGE, at, nested=True)
         found.append(inner.run())
         at = inner.at
     magic, protocol, system, described, keys = found
     if magic != _TORCH_MAGIC or protocol != _TORCH_PROTOCOL or system.get("little_endian") is not True:
         raise ValueError("a tensor's stream is not a little-endian one of torch")
     _, kind, key, _, count, view = described
-    if not isinstance(kind, _Name) or keys != [key] or view is not None:
-        raise _Refused("a storage that shares another one's memory")
+    if not isinstance(kind, Name) or not isinstance(key, str) or view is not None:
+        raise RefusedError("a storage that shares another one's memory")
+    if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], str) or keys[0] != key:
+        raise ValueError("a storage's key is not the one that is listed")
     code = _STORAGES[kind.text.removeprefix("torch.")]
     itemsize = 2 if code == "bf2" else np.dtype(code).itemsize
     (written,) = struct.unpack("<q", data[at : at + 8])
@@ -378,7 +247,7 @@ def _storage(machine: _Machine, content: Any) -> _Storage:
     return _Storage(np.frombuffer(data[at + 8 :], code))
 
 
-def _tensor(machine: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
+def _tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor's storage is not a storage")
     values = storage.values
@@ -399,21 +268,21 @@ def _tensor(machine: _Machine, storage: Any, offset: Any, size: Any, stride: Any
     return np.lib.stride_tricks.as_strided(values[offset:], size, strides, writeable=False)
 
 
-def _parameter(machine: _Machine, tensor: Any, *_: Any) -> Any:
+def _parameter(machine: Machine, tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _size(machine: _Machine, values: Any) -> tuple[Any, ...]:
+def _size(machine: Machine, values: Any) -> tuple[Any, ...]:
     machine.charge(64 * len(values))
     return tuple(values)
 
 
-def _dict(machine: _Machine, pairs: Any = ()) -> dict[Any, Any]:
+def _dict(machine: Machine, pairs: Any = ()) -> dict[Any, Any]:
     machine.charge(64 * len(pairs))
-    return {_key(key): value for key, value in pairs}
+    return {dict_key(key): value for key, value in pairs}
 
 
-def _empty_bytes(machine: _Machine) -> bytes:
+def _empty_bytes(machine: Machine) -> bytes:
     return b""
 
 
@@ -433,94 +302,4 @@ for _module in ("numpy.core", "numpy._core"):
     _CALLS[f"{_module}.multiarray.scalar"] = _scalar
     _CALLS[f"{_module}.numeric._frombuffer"] = _from_buffer
 _BARE: Final = frozenset({"numpy.ndarray", *(f"torch.{name}" for name in _STORAGES)})
-
-_U1, _U2, _U4, _U8 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
-_I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
-
-
-def _integer(text: bytes) -> int | bool:
-    return {b"00": False, b"01": True}.get(text) if text in (b"00", b"01") else int(text.rstrip(b"L"))  # type: ignore[return-value]
-
-
-def _quoted(text: bytes) -> str:
-    if len(text) < 2 or text[:1] not in b"'\"" or text[-1:] != text[:1]:
-        raise ValueError("a string without quotes")
-    return text[1:-1].decode("unicode_escape").encode("latin-1").decode("latin-1")
-
-
-def _stack_global(machine: _Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
-    machine.name(module, name)
-
-
-def _dict_of_mark(machine: _Machine) -> None:
-    items = machine.pop_mark()
-    machine.container({})
-    machine.set_items(items)
-
-
-def _pop(machine: _Machine) -> None:
-    if machine.stack:
-        machine.stack.pop()
-    else:
-        machine.pop_mark()
-
-
-_OPCODES: Final[dict[int, Callable[[_Machine], Any]]] = {
-    ord(opcode): handler
-    for opcode, handler in {
-        "\x80": lambda m: m.take(1),  # PROTO
-        "\x95": lambda m: m.take(8),  # FRAME
-        "(": lambda m: m.mark(),
-        "0": _pop,
-        "1": lambda m: m.pop_mark(),
-        "2": lambda m: m.stack.append(m.stack[-1]),
-        "N": lambda m: m.stack.append(None),
-        "\x88": lambda m: m.stack.append(True),
-        "\x89": lambda m: m.stack.append(False),
-        "I": lambda m: m.stack.append(_integer(m.line())),
-        "L": lambda m: m.stack.append(_integer(m.line())),
-        "J": lambda m: m.stack.append(m.number(_I4)),
-        "K": lambda m: m.stack.append(m.number(_U1)),
-        "M": lambda m: m.stack.append(m.number(_U2)),
-        "\x8a": lambda m: m.stack.append(int.from_bytes(m.take(m.number(_U1)), "little", signed=True)),
-        "F": lambda m: m.stack.append(float(m.line())),
-        "G": lambda m: m.stack.append(m.number(_F8)),
-        "S": lambda m: m.stack.append(_quoted(m.line())),
-        "T": lambda m: m.old_text(m.number(_I4)),
-        "U": lambda m: m.old_text(m.number(_U1)),
-        "V": lambda m: m.stack.append(m.line().decode("raw_unicode_escape")),
-        "X": lambda m: m.text(m.number(_U4)),
-        "\x8c": lambda m: m.text(m.number(_U1)),
-        "\x8d": lambda m: m.text(m.number(_U8)),
-        "B": lambda m: m.blob(m.number(_U4)),
-        "C": lambda m: m.blob(m.number(_U1)),
-        "\x8e": lambda m: m.blob(m.number(_U8)),
-        "\x96": lambda m: m.blob(m.number(_U8)),
-        "]": lambda m: m.container([]),
-        "l": lambda m: m.container(m.pop_mark()),
-        "a": lambda m: m.extend([m.stack.pop()]),
-        "e": lambda m: m.extend(m.pop_mark()),
-        "}": lambda m: m.container({}),
-        "d": _dict_of_mark,
-        "s": lambda m: m.set_items([m.stack.pop(), m.stack.pop()][::-1]),
-        "u": lambda m: m.set_items(m.pop_mark()),
-        ")": lambda m: m.stack.append(()),
-        "t": lambda m: m.container(tuple(m.pop_mark())),
-        "\x85": lambda m: m.tuple_of(1),
-        "\x86": lambda m: m.tuple_of(2),
-        "\x87": lambda m: m.tuple_of(3),
-        "p": lambda m: m.remember(_integer(m.line())),
-        "q": lambda m: m.remember(m.number(_U1)),
-        "r": lambda m: m.remember(m.number(_U4)),
-        "\x94": lambda m: m.remember(len(m.memo)),
-        "g": lambda m: m.stack.append(m.memo[_integer(m.line())]),
-        "h": lambda m: m.stack.append(m.memo[m.number(_U1)]),
-        "j": lambda m: m.stack.append(m.memo[m.number(_U4)]),
-        "c": lambda m: m.name(m.line().decode(), m.line().decode()),
-        "\x93": _stack_global,
-        "R": lambda m: m.reduce(),
-        "b": lambda m: m.build(),
-        "Q": lambda m: m.persistent(),
-    }.items()
-}
+_LANGUAGE: Final = Language(_CALLS, _BARE, _build)
