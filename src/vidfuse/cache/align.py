@@ -145,7 +145,12 @@ def _positions(ids: NDArray[np.str_], wanted: NDArray[np.str_]) -> NDArray[np.in
 
 
 def align_labels(
-    labels: Any, alignment: Alignment, names: Sequence[str], counts: Mapping[str, int], n_classes: int
+    labels: Any,
+    alignment: Alignment,
+    names: Sequence[str],
+    counts: Mapping[str, int],
+    n_classes: int,
+    own_ids: Mapping[str, NDArray[np.str_]] | None = None,
 ) -> NDArray[np.int64] | None:
     """Return the labels of the common videos, from one array, {member: labels} or {id: label}.
 
@@ -172,7 +177,7 @@ def align_labels(
         return check_labels([labels[str(i)] for i in ids], len(ids), n_classes, ids)
     merged = np.full(alignment.n, -1, dtype=np.int64)
     for name in (name for name in names if name in labels and labels[name] is not None):
-        own = check_labels(labels[name], counts[name], n_classes)
+        own = check_labels(labels[name], counts[name], n_classes, None if own_ids is None else own_ids[name])
         rows = alignment.rows[name]
         aligned = own[rows] if isinstance(rows, slice) else np.where(rows >= 0, own[rows], -1)
         clash = np.flatnonzero((merged >= 0) & (aligned >= 0) & (merged != aligned))

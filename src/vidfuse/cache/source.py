@@ -122,7 +122,8 @@ def fill_log_likelihoods(scores: NDArray[np.floating[Any]], kind: Kind, out: NDA
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
         if kind in ("probabilities", "sum"):
             total = scores.sum(axis=-1, keepdims=True, dtype=np.float64)
-            np.log(scores, out=work, casting="same_kind")
+            np.copyto(work, scores)
+            np.log(work, out=work)
             np.subtract(work, np.log(total), out=work, casting="same_kind")
         else:
             np.copyto(work, scores)

@@ -163,7 +163,7 @@ class LogitStack:
         stack = cls(
             [Member(name, ArraySource(named[name]), alignment.rows[name], kinds[name]) for name in names],
             ids=alignment.ids,
-            labels=align_labels(labels, alignment, names, counts, n_classes),
+            labels=align_labels(labels, alignment, names, counts, n_classes, own_ids),
             classes=common_classes(classes, names, n_classes),
             present=alignment.present,
         )
