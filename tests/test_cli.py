@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 
@@ -123,10 +122,10 @@ def test_fit_evaluate_and_predict_are_those_of_the_library(options, caches):
     test = vf.load_stack(caches / "test")
     expected = vf.load_recipe(path).predict_proba(test)
     run("predict", path, caches / "test", "--out", table)
-    rows = list(csv.reader(table.open()))
-    assert rows[0] == ["id", "p0", "p1", "p2", "p3", "p4", "p5"]
-    assert [row[0] for row in rows[1:]] == test.ids.tolist()
-    np.testing.assert_allclose(np.array([row[1:] for row in rows[1:]], dtype=float), expected, rtol=1e-12)
+    again = vf.read_predictions({"fused": table}, kind="probabilities")
+    assert again.ids.tolist() == test.ids.tolist()
+    assert again.labels.tolist() == test.labels.tolist()
+    np.testing.assert_allclose(again.scores("fused"), expected, rtol=1e-6)
     board = json.loads(run("evaluate", path, caches / "test", "--json").stdout)
     assert board["protocol"] == "held-out"
     entry = next(e for e in board["entries"] if e["fused"])
@@ -142,8 +141,10 @@ def test_predict_writes_npz(caches, recipe):
     run("predict", recipe, caches / "hidden", "--out", caches / "fused.npz")
     with np.load(caches / "fused.npz") as saved:
         assert saved["ids"].tolist() == [f"video-3-{i}" for i in range(30)]
-        np.testing.assert_allclose(np.exp(saved["log_proba"]).sum(axis=1), 1)
-    assert "ends in .csv or .npz" in run("predict", recipe, caches / "hidden", "--out", "x.txt", status=2).stderr
+        np.testing.assert_allclose(saved["scores"].sum(axis=1), 1)
+    assert (
+        "expected a format or a suffix" in run("predict", recipe, caches / "hidden", "--out", "x.txt", status=2).stderr
+    )
 
 
 def test_select_finds_the_subset_that_the_library_finds(caches):

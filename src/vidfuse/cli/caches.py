@@ -36,6 +36,8 @@ __all__ = ["import_", "info", "verify"]
     metavar="[MEMBER=]REDUCTION",
     help="Reduce views while importing: mean-log, mean-probability, vote or max. By default they are kept.",
 )
+@click.option("--no-labels", is_flag=True, help="Take no labels from the files: they are placeholders.")
+@click.option("--head", help="Which scores to take where a dump has several for each video.")
 @options.out("caches", "The folder that receives one cache a member.")
 @options.as_json
 @click.pass_context
@@ -45,6 +47,8 @@ def import_(
     kinds: tuple[str, ...],
     annotations: Path | None,
     reductions: tuple[str, ...],
+    no_labels: bool,
+    head: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -54,6 +58,8 @@ def import_(
         kind=options.named_values(kinds, "KIND"),
         annotations=annotations,
         views=options.named_values(reductions, "REDUCTION"),
+        labels=None if no_labels else "dump",
+        head=head,
     )
     stack.save(out)
     options.save_config(context, out)

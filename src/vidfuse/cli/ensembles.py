@@ -46,8 +46,8 @@ def _fuser(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
         raise click.BadParameter(f"--weights belongs to --rule log-linear or linear, not to {rule}")
     if rule == "greedy":
         return vf.GreedyPool(objective=objective)
-    others = {"vote": vf.MajorityVote, "borda": vf.BordaCount, "stacked": vf.StackedPool, "dynamic": vf.DynamicPool}
-    return others[rule]()
+    names = {"vote": "MajorityVote", "borda": "BordaCount", "stacked": "StackedPool", "dynamic": "DynamicPool"}
+    return getattr(vf, names[rule])()
 
 
 @click.command()
@@ -73,14 +73,23 @@ def fit(
 @click.command()
 @_recipe
 @options.source
-@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), or .npz (ids, log_proba).")
+@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump).")
 @options.as_json
 @click.pass_context
 def predict(context: click.Context, recipe: Path, source: Path, out: Path, as_json: bool) -> None:
     """Fuse the caches in SOURCE by RECIPE, and write the probability of every class."""
+    from vidfuse.cache.export import write_predictions
+
     loaded, stack = _load(recipe, source)
-    log_proba = loaded.predict_log_proba(stack)
-    _write_predictions(out, stack, log_proba)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_predictions(
+        loaded.predict_proba(stack),
+        out,
+        ids=stack.ids,
+        labels=stack.labels,
+        classes=loaded.classes,
+        kind="probabilities",
+    )
     options.save_config(context, out)
     options.emit({"out": out, "videos": len(stack)}, f"{len(stack)} videos written to {out}", as_json)
 
@@ -163,21 +172,3 @@ def _load(recipe: Path, source: Path) -> tuple[Any, Any]:
     """Load a recipe, and the members that it names from the caches."""
     loaded = vf.load_recipe(recipe)
     return loaded, vf.load_stack(source, members=list(loaded.members), views=loaded.views or "mean-log")
-
-
-def _write_predictions(out: Path, stack: Any, log_proba: Any) -> None:
-    import csv
-
-    import numpy as np
-
-    ids = [str(row) for row in range(len(stack))] if stack.ids is None else [str(name) for name in stack.ids]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        np.savez(out, ids=np.array(ids), log_proba=log_proba)
-    elif out.suffix == ".csv":
-        with out.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["id", *(f"p{k}" for k in range(log_proba.shape[1]))])
-            writer.writerows([name, *map(repr, row)] for name, row in zip(ids, np.exp(log_proba).tolist(), strict=True))
-    else:
-        raise InputError(f"{out}: expected a name that ends in .csv or .npz")
