@@ -273,7 +273,9 @@ def _ticks(low: float, high: float) -> tuple[float, float, list[float]]:
         >>> _ticks(0.62, 0.86)
         (0.6, 0.9, [0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9])
     """
-    width = max(high - low, 0.01)
+    if high - low < 0.01:
+        low, high = max(low - 0.005, 0.0), high + 0.005
+    width = high - low
     power = 10.0 ** math.floor(math.log10(width / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width / 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -1,0 +1,154 @@
+"""The page: self-contained, well-formed, honest about how its scores were taken."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import vidfuse as vf
+from vidfuse.errors import InputError
+
+PNG = b"\x89PNG\r\n\x1a\nnot really"
+VOID = {"meta", "img"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, and raises where they are not nested."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.links = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def make_stack(n=120, k=4, seed=0, members=("swin", "x3d", "tin"), strength=1.5, **options):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    arrays = {m: (rng.normal(size=(n, k)) + strength * np.eye(k)[y]).astype(np.float32) for m in members}
+    options.setdefault("ids", [f"v{i}" for i in range(n)])
+    return vf.LogitStack.from_arrays(arrays, labels=y, **options)
+
+
+def page_of(tmp_path, stack, **options):
+    text = vf.write_report(stack, tmp_path / "deep" / "report.html", **options).read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    return text, checker
+
+
+def headings(text):
+    return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+def test_the_page_answers_first_and_shows_what_the_answer_rests_on(tmp_path):
+    val, test = make_stack(seed=1), make_stack(seed=2)
+    text, checker = page_of(tmp_path, val, test=test, title="Trial & error")
+    board = vf.leaderboard(val, test)
+    assert f"<h1>{html.escape(board.headline())}</h1>" in text
+    assert "<title>Trial &amp; error</title>" in text
+    assert "Rules were fitted on 120 videos and scored on 120 others." in text
+    assert headings(text) == [
+        "Leaderboard",
+        "Growing combinations",
+        "Weights",
+        "Classes",
+        "Agreement",
+        "Calibration",
+        "Confusions",
+        "Confident mistakes",
+        "How this was computed",
+    ]
+    assert [attrs["lang"] for tag, attrs in checker.tags if tag == "html"] == ["en"]
+    assert all(attrs.get("aria-label") for tag, attrs in checker.tags if tag == "svg")
+    assert "IN-SAMPLE" not in text
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path):
+    text, checker = page_of(tmp_path, make_stack(), thumbnails={f"v{i}": PNG for i in range(120)})
+    assert all(link.startswith("data:image/png;base64,") for link in checker.links)
+    assert not re.search(r"https?:|@import|url\(|<script", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_thumbnails_stand_with_the_mistakes(tmp_path):
+    stack = make_stack(strength=0.8)
+    text, _ = page_of(tmp_path, stack, thumbnails={"v0": b"GIF89a", **{f"v{i}": PNG for i in range(1, 120)}})
+    encoded = base64.b64encode(PNG).decode()
+    assert text.count(f'src="data:image/png;base64,{encoded}"') + text.count("data:image/gif") == 12
+    with pytest.raises(InputError, match=r"thumbnail of 'v\d+': expected the bytes of a PNG"):
+        vf.write_report(stack, tmp_path / "report.html", thumbnails={f"v{i}": b"text" for i in range(120)})
+
+
+def test_in_sample_scores_warn_at_the_top(tmp_path):
+    text, _ = page_of(tmp_path, make_stack(), folds=0)
+    assert "<strong>In-sample.</strong>" in text.split("<main>")[0]
+    assert "(in-sample)." in text
+
+
+def test_row_46_the_page_says_order_unchecked(tmp_path):
+    text, _ = page_of(tmp_path, make_stack(ids=None))
+    assert "Order unchecked" in text.split("<main>")[0]
+
+
+def test_row_18_a_report_needs_labels(tmp_path):
+    bare = vf.LogitStack.from_arrays({"a": np.zeros((3, 2))})
+    with pytest.raises(InputError, match="needs labels"):
+        vf.write_report(bare, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_escaped(tmp_path):
+    stack = make_stack(members=("<script>alert(1)<script>", "a & b"), classes=["<i>0</i>", "1", "2", "3"])
+    text, checker = page_of(tmp_path, stack)
+    assert "script" not in {tag for tag, _ in checker.tags}
+    assert "&lt;i&gt;0&lt;/i&gt;" in text
+
+
+def test_many_classes_are_cut_to_those_that_matter(tmp_path):
+    stack = make_stack(n=300, k=60, strength=3.0)
+    text, _ = page_of(tmp_path, stack)
+    assert "Of 60 classes, the 10 that gain most and the 10 that gain least." in text
+    assert "The 24 of 60 classes with the most errors." in text
+
+
+def test_a_vote_has_no_weights_to_fit_and_a_perfect_fusion_no_mistakes(tmp_path):
+    text, _ = page_of(tmp_path, make_stack(strength=40.0), rules={"learned": vf.LogLinearPool(weights="uniform")})
+    assert "Confusions" not in headings(text)
+    assert "Confident mistakes" not in headings(text)
+    assert "gets 100.0 %" in text
+
+
+def test_a_single_member_is_reported_too(tmp_path):
+    text, _ = page_of(tmp_path, make_stack(members=("swin",)), rules={"itself": vf.LogLinearPool(weights="uniform")})
+    assert "Agreement" not in headings(text)
+    assert "0.0 points over the best single member (swin)" in text
+
+
+def test_views_are_kept_for_the_vote(tmp_path):
+    rng = np.random.default_rng(3)
+    y = np.arange(60) % 3
+    z = {m: rng.normal(size=(60, 4, 3)) + np.eye(3)[y][:, None] for m in ("swin", "x3d")}
+    text, _ = page_of(tmp_path, vf.LogitStack.from_arrays(z, labels=y))
+    assert "the majority of 4 views of the score-weighted fusion" in text
+
+
+def test_the_same_input_gives_the_same_page(tmp_path):
+    pages = [vf.write_report(make_stack(), tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
