@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,86 +129,108 @@ def extract(
         ...     vf.load_stack(folder).shape
         (2, 1, 4, 2)
     """
-    several = isinstance(model, Mapping)
-    networks: dict[str, Network] = dict(model) if isinstance(model, Mapping) else {Path(folder).name: model}
-    if not networks:
-        raise InputError("expected at least one network, got none")
-    folders = {name: Path(folder) / name if several else Path(folder) for name in networks}
-    where = _device(networks.values(), device)
-    for network in networks.values():
-        if isinstance(network, nn.Module):
-            network.to(where).eval()
+    members = _members(model, folder, views, _device(model, device))
     wanted = list(ids) if ids is not None else _ids_of(loader)
     lower = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     began, waited, written = time.perf_counter(), 0.0, 0
-    plans = {n: views[n] if several and isinstance(views, Mapping) and n in views else views for n in networks}
     with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(
+        for member in members.values():
+            member.writer = stack.enter_context(
                 CacheWriter(
-                    folders[name],
+                    member.folder,
                     classes=classes,
                     kind=kind,
-                    n_views=_n_views(plans[name]),
-                    view_plan=_plain(plans[name]),
-                    fingerprint=fingerprint_of(network),
+                    n_views=getattr(member.plan, "n_views", None),
+                    view_plan=member.plan.to_dict() if hasattr(member.plan, "to_dict") else member.plan,
+                    fingerprint=fingerprint_of(member.network),
                     dtype=dtype,
                     expected_ids=wanted,
                     buffer_rows=videos_per_part,
                 )
             )
-            for name, network in networks.items()
-        }
-        lacking = {name: _lacking(writer, wanted) for name, writer in writers.items()}
-        todo = None if wanted is None else [i for i in wanted if any(i in lack for lack in lacking.values())]  # type: ignore[operator]
-        present = 0 if wanted is None or todo is None else len(wanted) - len(todo)
-        stack.enter_context(torch.inference_mode())
+            member.lacks = None if wanted is None else frozenset(member.writer.missing(wanted))
+        todo = None if wanted is None else [i for i in wanted if any(member.needs(i) for member in members.values())]
         source = _restricted(loader, todo)
-        bar = stack.enter_context(
-            tqdm(desc=f"extract {'+'.join(networks)}", unit="video", total=None if todo is None else len(todo),
-                 disable=not progress or distributed.rank() > 0)
-        )  # fmt: skip
+        bar = stack.enter_context(_bar(members, todo, progress))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(autocast(next(iter(members.values())).device, lower))
         stepped = time.perf_counter()
         for batch, batch_ids, labels in source:
             waited += time.perf_counter() - stepped
-            for name, network in networks.items():
+            for name, member in members.items():
                 clips = batch[name] if isinstance(batch, Mapping) and name in batch else batch
-                rows = [r for r, i in enumerate(batch_ids) if lacking[name] is None or i in lacking[name]]  # type: ignore[operator]
-                if not rows:
-                    continue
-                clips, chosen = (
-                    (clips, batch_ids)
-                    if len(rows) == len(batch_ids)
-                    else (_rows(clips, rows), [batch_ids[r] for r in rows])
-                )
-                with autocast(where, lower):
-                    scores = _scores(network, clips, forward, where, clips_per_pass)
-                known = None if labels is None else np.asarray(labels)[rows]
-                writers[name].append(chosen, scores.float().cpu().numpy(), known)
+                member.append(clips, batch_ids, labels, forward, clips_per_pass)
             written += len(batch_ids)
             bar.update(len(batch_ids))
             stepped = time.perf_counter()
-    failures = tuple((f.id, f.reason) for f in getattr(source, "failures", ()))
     seconds = time.perf_counter() - began
-    return Extraction(folders, written, present, failures, seconds, waited / seconds)
+    return Extraction(
+        folders={name: member.folder for name, member in members.items()},
+        written=written,
+        present=0 if wanted is None or todo is None else len(wanted) - len(todo),
+        failures=tuple((f.id, f.reason) for f in getattr(source, "failures", ())),
+        seconds=seconds,
+        waited=waited / seconds,
+    )
 
 
-def _device(networks: Iterable[Network], device: torch.device | str | None) -> torch.device:
+@dataclass
+class _Member:
+    """One network and the cache it fills."""
+
+    network: Network
+    folder: Path
+    plan: Any
+    device: torch.device
+    writer: CacheWriter | None = None
+    lacks: frozenset[str] | None = None
+
+    def needs(self, video_id: str) -> bool:
+        return self.lacks is None or video_id in self.lacks
+
+    def append(
+        self, clips: Any, ids: Sequence[str], labels: Any, forward: Callable[[Any, Any], Any] | None, size: int
+    ) -> None:
+        """Run the videos of a batch that the cache lacks through the network, and store their scores."""
+        rows = [row for row, video_id in enumerate(ids) if self.needs(str(video_id))]
+        if not rows or self.writer is None:
+            return
+        part = clips if len(rows) == len(ids) else _rows(clips, rows)
+        scores = _scores(self.network, part, forward, self.device, size)
+        known = None if labels is None else np.asarray(labels)[rows]
+        self.writer.append([str(ids[row]) for row in rows], scores.float().cpu().numpy(), known)
+
+
+def _members(
+    model: Network | Mapping[str, Network], folder: str | Path, views: Any, device: torch.device
+) -> dict[str, _Member]:
+    """Put each network on the device and into eval mode, and say which cache and plan are its own."""
+    if not isinstance(model, Mapping):
+        members = {Path(folder).name: _Member(model, Path(folder), views, device)}
+    else:
+        own = views if isinstance(views, Mapping) and set(views) >= set(model) else dict.fromkeys(model, views)
+        members = {name: _Member(network, Path(folder) / name, own[name], device) for name, network in model.items()}
+    if not members:
+        raise InputError("expected at least one network, got none")
+    for member in members.values():
+        if isinstance(member.network, nn.Module):
+            member.network.to(device).eval()
+    return members
+
+
+def _bar(members: Mapping[str, _Member], todo: list[str] | None, progress: bool) -> Any:
+    # Each rank sees about its share of the videos that are still to do.
+    total = None if todo is None else -(-len(todo) // distributed.world_size())
+    quiet = not progress or distributed.rank() > 0
+    return tqdm(desc=f"extract {' '.join(members)}", unit="video", total=total, disable=quiet)
+
+
+def _device(model: Network | Mapping[str, Network], device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
-    modules = [n for n in networks if isinstance(n, nn.Module)]
-    return next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
-
-
-def _plain(plan: Any) -> Any:
-    """Return a plan as what JSON holds."""
-    return plan.to_dict() if hasattr(plan, "to_dict") else plan
-
-
-def _n_views(views: Any) -> int | None:
-    """Return the number of views that a plan tells, or None where it tells none."""
-    n = getattr(views, "n_views", None)
-    return int(n) if n is not None else None
+    networks = model.values() if isinstance(model, Mapping) else [model]
+    modules = [network for network in networks if isinstance(network, nn.Module)]
+    return next((p.device for module in modules for p in module.parameters()), torch.device("cpu"))
 
 
 def _ids_of(loader: Any) -> list[str] | None:
@@ -216,11 +238,6 @@ def _ids_of(loader: Any) -> list[str] | None:
     videos = getattr(getattr(loader, "dataset", None), "videos", None)
     ids = getattr(loader, "ids", None) or getattr(videos, "ids", None)
     return None if ids is None else [str(i) for i in ids]
-
-
-def _lacking(writer: CacheWriter, wanted: list[str] | None) -> frozenset[str] | None:
-    """Return the ids that a cache lacks, or None where the wanted ones are unknown."""
-    return None if wanted is None else frozenset(writer.missing(wanted))
 
 
 def _restricted(loader: Any, todo: list[str] | None) -> Any:
@@ -239,10 +256,6 @@ def _rows(clips: Any, rows: list[int]) -> Any:
     return [_rows(value, rows) for value in clips]
 
 
-def _passes(clips: Tensor, size: int) -> Iterator[Tensor]:
-    yield from clips.split(max(1, size))
-
-
 def _scores(
     network: Network, clips: Any, forward: Callable[[Any, Any], Any] | None, device: torch.device, size: int
 ) -> Tensor:
@@ -255,7 +268,7 @@ def _scores(
         return answer(clips)
     views = clips.shape[1] if clips.ndim == 6 else None
     flat = clips.flatten(0, 1) if views is not None else clips
-    scores = torch.cat([answer(part.to(device, non_blocking=True)) for part in _passes(flat, size)])
+    scores = torch.cat([answer(part.to(device, non_blocking=True)) for part in flat.split(max(1, size))])
     if len(scores) != len(flat):
         raise InputError(f"expected one row of scores for each of {len(flat)} clips, got shape {tuple(scores.shape)}")
     return scores.unflatten(0, (-1, views)) if views is not None else scores

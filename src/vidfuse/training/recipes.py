@@ -83,9 +83,10 @@ class TrainRecipe:
             raise InputError(f"expected at least 1, got {', '.join(f'{n}={getattr(self, n)}' for n in low)}")
         if self.batch_size % self.accumulate:
             raise InputError(f"expected accumulate to divide batch_size, got {self.accumulate} and {self.batch_size}")
-        for name in ("label_smoothing", "erasing"):
-            if not 0 <= getattr(self, name) < 1 + (name == "erasing"):
-                raise InputError(f"expected a probability, got {name}={getattr(self, name)}")
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.erasing <= 1):
+            raise InputError(
+                f"expected label_smoothing in [0, 1) and erasing in [0, 1], got {self.label_smoothing}, {self.erasing}"
+            )
         if min(self.mixup, self.cutmix, self.weight_decay) < 0 or (self.ema is not None and not 0 <= self.ema < 1):
             raise InputError(
                 f"expected mixup, cutmix, weight_decay >= 0 and ema in [0, 1), got {self.mixup}, {self.cutmix}, "

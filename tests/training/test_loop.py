@@ -1,0 +1,242 @@
+"""Training: resumed runs, exact gradients, what is written, and what stops a run."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toy_videos import N_CLASSES, Toy, ToyLoader, same_state, state_of, toy, toy_clips
+
+from vidfuse.errors import InputError
+from vidfuse.training import DivergedError, TrainRecipe, evaluate, train
+from vidfuse.training.checkpoints import load_checkpoint
+
+RECIPE = TrainRecipe(
+    lr=0.05, epochs=4, warmup_epochs=1, batch_size=8, reference_batch=8, precision="float32", ema=0.9, clip_norm=1.0,
+    mixup=0.2, cutmix=1.0, label_smoothing=0.1,
+)  # fmt: skip
+QUIET = {"progress": False, "tensorboard": False}
+
+
+class Killed(Exception):
+    pass
+
+
+class DyingLoader(ToyLoader):
+    """Dies in the middle of an epoch."""
+
+    def __init__(self, at, **settings):
+        super().__init__(**settings)
+        self.at = at
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if self.epoch == self.at and number == 1:
+                raise Killed
+            yield batch
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_a_run_killed_in_any_epoch_resumes_to_the_same_bits(tmp_path, optimizer, at):
+    recipe = replace(RECIPE, optimizer=optimizer)
+    whole = train(toy(), ToyLoader(), recipe, tmp_path / "whole", val_loader=ToyLoader(seed=1), **QUIET)
+    torch.manual_seed(99)  # the state of the world must not matter
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(at), recipe, tmp_path / "cut", val_loader=ToyLoader(seed=1), **QUIET)
+    torch.manual_seed(7)
+    resumed = train(
+        toy(seed=5 if at else 0), ToyLoader(), recipe, tmp_path / "cut", val_loader=ToyLoader(seed=1), **QUIET
+    )
+    assert resumed.resumed_at == at
+    assert same_state(state_of(whole.model), state_of(resumed.model))
+    keys = ("epoch", "step", "lr", "loss", "grad_norm", "val_top1", "val_nll")
+    assert [[row[k] for k in keys] for row in whole.history] == [[row[k] for k in keys] for row in resumed.history]
+
+
+def test_a_finished_run_is_loaded_and_nothing_is_trained(tmp_path):
+    first = train(toy(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+    loader = ToyLoader()
+    again = train(toy(seed=1), loader, RECIPE, tmp_path, **QUIET)
+    assert loader.asked == []
+    assert again.resumed_at == RECIPE.epochs and again.history == first.history
+    assert same_state(state_of(first.model), state_of(again.model))
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    model = toy()
+    before = torch.get_rng_state()
+    train(model, ToyLoader(), RECIPE, tmp_path, **QUIET)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_accumulated_passes_are_one_step_on_the_whole_batch(tmp_path):
+    recipe = replace(RECIPE, mixup=0.0, cutmix=0.0, ema=None, batch_size=9, reference_batch=9)
+    one = train(toy(dropout=0.0, norm=False), ToyLoader(n=27, batch_size=9), recipe, tmp_path / "one", **QUIET)
+    three = train(
+        toy(dropout=0.0, norm=False), ToyLoader(n=27, batch_size=3), replace(recipe, accumulate=3), tmp_path / "three",
+        **QUIET,
+    )  # fmt: skip
+    for a, b in zip(one.model.parameters(), three.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert one.history[-1]["loss"] == pytest.approx(three.history[-1]["loss"], rel=1e-5)
+    assert one.history[-1]["step"] == three.history[-1]["step"]
+
+
+def test_one_step_is_what_the_formulas_say(tmp_path):
+    """Oracle: the gradient by autograd, clipped and stepped by hand (SGD with Nesterov momentum, first step)."""
+    recipe = TrainRecipe(
+        lr=0.1, epochs=1, batch_size=8, reference_batch=8, weight_decay=0.01, clip_norm=0.05, precision="float32"
+    )
+    loader = ToyLoader(n=8)
+    (clips, _, labels) = next(iter(loader))
+    expected = toy(dropout=0.0, norm=False)
+    loss = cross_entropy(expected(clips), labels)
+    grads = torch.autograd.grad(loss, list(expected.parameters()))
+    norm = torch.sqrt(sum((g**2).sum() for g in grads))
+    with torch.no_grad():
+        for p, g in zip(expected.parameters(), grads, strict=True):
+            g = g * min(1.0, 0.05 / (norm + 1e-6)) + (0.01 * p if p.ndim > 1 else 0.0)
+            p -= 0.1 * (g + 0.9 * g)
+    done = train(toy(dropout=0.0, norm=False), ToyLoader(n=8), recipe, tmp_path, **QUIET)
+    for a, b in zip(done.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert done.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert done.history[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_the_average_is_kept_and_is_the_mean_that_its_decay_defines(tmp_path):
+    recipe = replace(RECIPE, ema=0.5, epochs=1)
+    seen = []
+
+    class Watched(Toy):
+        def forward(self, clips):
+            if self.training:
+                seen.append(self.classifier.weight.detach().clone())
+            return super().forward(clips)
+
+    torch.manual_seed(0)
+    model = Watched(norm=False)
+    done = train(model, ToyLoader(), recipe, tmp_path, **QUIET)
+    steps = [*seen[1:], model.classifier.weight.detach()]  # the weights after each of the three steps
+    mean = seen[0]
+    for step, weight in enumerate(steps, start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight
+    torch.testing.assert_close(done.model.classifier.weight, mean)
+
+
+def test_a_network_learns_what_can_be_learned(tmp_path):
+    recipe = TrainRecipe(lr=0.05, epochs=12, batch_size=8, reference_batch=8, precision="float32", optimizer="adamw")
+    done = train(toy(dropout=0.0), ToyLoader(n=96), recipe, tmp_path, val_loader=ToyLoader(n=60, seed=1), **QUIET)
+    assert done.history[-1]["val_top1"] > 0.9
+    assert not done.model.training
+
+
+def test_logs_are_written_once_a_row(tmp_path):
+    train(toy(), ToyLoader(), RECIPE, tmp_path, progress=False)
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 4
+
+
+def test_the_bar_shows_speed_and_time_left(tmp_path, capsys):
+    train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False, name="x3d")
+    text = capsys.readouterr().err
+    assert "x3d" in text and "clips/s" in text and "12/12" in text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_videos(tmp_path):
+    loader = ToyLoader()
+    train(toy(), ToyLoader(), replace(RECIPE, epochs=1), tmp_path / "good", **QUIET)
+    loader.clips[5] = float("nan")
+    with pytest.raises(DivergedError, match=r"loss is nan: epoch 1, step \d, .*\bvideo5\b"):
+        train(toy(), loader, RECIPE, tmp_path / "bad", **QUIET)
+    assert not (tmp_path / "bad" / "last.pt").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    class Root(Toy):
+        def forward(self, clips):
+            return super().forward(clips) + 0 * self.conv.weight.sum().sub(self.conv.weight.sum()).sqrt()
+
+    with pytest.raises(DivergedError, match=r"gradient's norm is nan: epoch 1, step 1"):
+        train(Root(norm=False), ToyLoader(), RECIPE, tmp_path, **QUIET)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    train(toy(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+    with pytest.raises(InputError, match="differs in lr;"):
+        train(toy(), ToyLoader(), replace(RECIPE, lr=0.01), tmp_path, **QUIET)
+    with pytest.raises(InputError, match="differs in weights;"):
+        train(toy(n_classes=5), ToyLoader(), RECIPE, tmp_path, **QUIET)
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="expected a training checkpoint"):
+        train(toy(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+
+
+def test_empty_and_unlabelled_loaders_are_refused(tmp_path):
+    with pytest.raises(InputError, match="empty loader"):
+        train(toy(), [], RECIPE, tmp_path, **QUIET)
+    with pytest.raises(InputError, match=r"labelled videos to train on.*video"):
+        train(toy(), ToyLoader(labelled=False), RECIPE, tmp_path, **QUIET)
+    with pytest.raises(InputError, match="labelled videos to evaluate on"):
+        evaluate(toy(), ToyLoader(labelled=False))
+    with pytest.raises(InputError, match="empty loader"):
+        evaluate(toy(), [])
+
+
+def test_evaluation_averages_the_log_likelihoods_of_views():
+    model = toy(norm=False).eval()
+    loader = ToyLoader(n=30, views=3)
+    clips, _, labels = toy_clips(30)
+    with torch.no_grad():
+        views = torch.stack([model(clips + 0.1 * v).log_softmax(1) for v in range(3)], 1)
+    fused = views.mean(1).log_softmax(1)
+    scores = evaluate(model, loader)
+    assert scores["n"] == 30
+    assert scores["top1"] == pytest.approx((fused.argmax(1) == labels).float().mean().item())
+    assert scores["nll"] == pytest.approx(-fused[torch.arange(30), labels].mean().item(), rel=1e-5)
+
+
+def test_bfloat16_trains_on_a_cpu_too(tmp_path):
+    recipe = replace(RECIPE, precision="bfloat16", epochs=1, mixup=0.0, cutmix=0.0)
+    done = train(toy(), ToyLoader(), recipe, tmp_path, **QUIET)
+    assert all(p.dtype == torch.float32 for p in done.model.parameters())
+    assert done.history[0]["loss"] < 3
+
+
+def test_frozen_parameters_stay(tmp_path):
+    model = toy()
+    model.conv.requires_grad_(False)
+    before = state_of(model)
+    done = train(model, ToyLoader(), RECIPE, tmp_path, **QUIET)
+    assert torch.equal(done.model.conv.weight, before["conv.weight"])
+    assert not torch.equal(done.model.classifier.weight, before["classifier.weight"])
+
+
+def test_networks_that_answer_with_an_object_train(tmp_path):
+    class Answer:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Wrapped(Toy):
+        def forward(self, clips):
+            return Answer(super().forward(clips))
+
+    done = train(Wrapped(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+    assert len(done.history) == 4
+    with pytest.raises(InputError, match=r"expected logits of shape \(N, K\)"):
+        train(nn.Flatten(1, 2), ToyLoader(), RECIPE, tmp_path / "other", **QUIET)
+
+
+def test_mixed_targets_have_the_width_of_the_classifier():
+    assert toy()(toy_clips(2)[0]).shape[1] == N_CLASSES
