@@ -1,0 +1,391 @@
+"""The best subset of the members, exactly: as a function, and as an estimator that a cross-validation refits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import InputError
+from vidfuse.fusion.base import Fuser, as_stack, member_floors
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.selection.hits import Judge, score_hits
+from vidfuse.fusion.selection.losses import linear_losses, log_linear_losses
+from vidfuse.fusion.selection.masks import (
+    MOST_SUBSETS,
+    SubsetTable,
+    bits,
+    count_subsets,
+    enumerate_masks,
+    member_costs,
+)
+from vidfuse.fusion.selection.rivals import Rivals, find_rivals
+from vidfuse.fusion.weights import score_weights, true_log_likelihoods
+from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
+
+__all__ = ["MOST_REFITS", "SubsetPool", "SubsetSearch", "search_subsets", "video_weights"]
+
+MOST_REFITS = 4096
+"""A pool that learns, or an objective without a shortcut, is fitted and scored once a subset: at most so many."""
+
+
+@dataclass(frozen=True)
+class SubsetSearch:
+    """The result of an exhaustive search.
+
+    Attributes:
+        members: The best subset, in the stack's order; ties went to fewer members, then lower cost, then name.
+        score: What the objective gives it on the videos of the search: an in-sample number.
+        objective: The objective's name.
+        table: All subsets with their scores.
+    """
+
+    members: tuple[str, ...]
+    score: float
+    objective: str
+    table: SubsetTable = field(repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"SubsetSearch({' + '.join(self.members)}: in-sample {self.objective} {self.score:.6g}, "
+            f"best of {len(self.table):,} subsets)"
+        )
+
+
+def search_subsets(
+    stack: Any,
+    objective: str | Objective = "accuracy",
+    pool: Fuser | None = None,
+    *,
+    labels: ArrayLike | None = None,
+    max_members: int | None = None,
+    costs: Mapping[str, float] | Sequence[float] | None = None,
+    budget: float | None = None,
+    time_limit: float = 3600.0,
+    sample_weight: NDArray[np.float64] | None = None,
+) -> SubsetSearch:
+    """Score every subset of the members, exactly, and return the best.
+
+    A subset's weights are the pool's own rule on the whole stack, restricted to the subset and divided by their sum.
+    With a pool of fixed weights ("uniform", "accuracy", "log-odds", "inverse-nll", numbers), accuracy and mean class
+    accuracy run on the rivals that remain after exact pruning, the NLL of a linear pool on the true class's column. Any
+    other pool is refitted, and a callable objective called, once a subset: at most 4,096 of them.
+
+    The score is in-sample: the best of many numbers on the same videos is optimistic. Score a `SubsetPool` by
+    `honest_score`, or on other videos.
+
+    Args:
+        stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`, higher is
+            better.
+        pool: Any fuser; `LogLinearPool(weights="accuracy")` by default.
+        labels: True classes, shape (N,); the stack's own by default.
+        max_members: Only subsets of at most so many members.
+        costs: {member: cost} or one a member; it breaks ties, and counts for `budget`. 1 each by default.
+        budget: Only subsets whose costs sum to at most this.
+        time_limit: Seconds. A search whose estimate is longer is refused before it starts.
+        sample_weight: One weight of at least 0 a video, for the named objectives.
+
+    Raises:
+        InputError: The search is too large (the message has the count and an estimate), a limit leaves no subset, or
+            labels are missing.
+
+    Source:
+        Partridge and Yates (1996), Engineering multiversion neural-net systems, section 4, for choosing by exhaustive
+        search; the pruning is this library's own.
+
+    Example:
+        >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [5, 0]]], dtype=np.float32)
+        >>> stack = LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"])
+        >>> search_subsets(stack)
+        SubsetSearch(good: in-sample accuracy 1, best of 3 subsets)
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to search on")
+    pool = LogLinearPool(weights="accuracy") if pool is None else pool
+    order = sorted(stack.members)
+    pool._check_layout(stack)
+    cost = member_costs(costs, stack.members)[[stack.members.index(name) for name in order]]
+    fixed = _is_fixed(pool, stack)
+    shortcut = fixed and not callable(objective)
+    resolve_objective(objective)
+    _check_size(stack, objective, pool, shortcut, max_members, budget, time_limit)
+    masks = enumerate_masks(cost, max_members, budget)
+    _check_size(stack, objective, pool, shortcut, max_members, budget, time_limit, len(masks))
+    ordered = stack.select(order)
+    if shortcut:
+        scores = _FixedPool(ordered, y, pool, stack, sample_weight).scores(str(objective), masks)
+    else:
+        scores = _refit_each(ordered, stack.members, y, pool, objective, masks, sample_weight)
+    table = SubsetTable(
+        names=stack.members,
+        masks=_reorder(masks, [stack.members.index(name) for name in order]),
+        scores=scores,
+        costs=bits(masks, len(order)) @ cost,
+        higher_is_better=higher_is_better(objective),
+    )
+    best = table.best(1)[0]
+    return SubsetSearch(best.members, best.score, _name(objective), table)
+
+
+def video_weights(
+    labels: NDArray[np.int64], objective: str, sample_weight: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return what each video counts, of sum 1: 1/N, or 1/(C N_c) for the mean class accuracy.
+
+    Example:
+        >>> video_weights(np.array([0, 0, 2]), "mean-class-accuracy").tolist()
+        [0.25, 0.25, 0.5]
+    """
+    a = np.ones(len(labels)) if sample_weight is None else sample_weight
+    if objective == "mean-class-accuracy":
+        totals = np.bincount(labels, weights=a)
+        return np.divide(a, totals[labels], out=np.zeros(len(a)), where=a > 0) / np.count_nonzero(totals)
+    return a / a.sum()
+
+
+def _name(objective: str | Objective) -> str:
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
+
+
+def _is_fixed(pool: Fuser, stack: LogitStack) -> bool:
+    """Say whether a subset's weights follow from the whole stack's."""
+    learned = isinstance(getattr(pool, "weights", None), str) and getattr(pool, "weights", None) == "learned"
+    return type(pool) in (LinearPool, LogLinearPool) and not learned and stack.present is None
+
+
+def _reorder(masks: NDArray[np.uint64], columns: list[int]) -> NDArray[np.uint64]:
+    """Move bit i to bit columns[i]."""
+    moved = np.zeros_like(masks)
+    for bit, column in enumerate(columns):
+        moved |= (masks >> np.uint64(bit) & np.uint64(1)) << np.uint64(column)
+    return moved
+
+
+def _check_size(
+    stack: LogitStack,
+    objective: str | Objective,
+    pool: Fuser,
+    shortcut: bool,
+    max_members: int | None,
+    budget: float | None,
+    time_limit: float,
+    count: int | None = None,
+) -> None:
+    """Refuse a search that would not finish; with a budget only its enumeration tells the count."""
+    n, m, k = stack.shape
+    if count is None:
+        if budget is not None:
+            return
+        count = count_subsets(m, max_members)
+    if not shortcut:
+        seconds = count * (2e-3 + 4e-8 * n * m * k)
+    elif objective != "nll":
+        seconds = count * n * 1.5e-8
+    elif isinstance(pool, LinearPool):
+        seconds = count * n * (2e-9 + 2e-10 * m)
+    else:
+        seconds = count * n * k * (3e-9 + 1e-10 * m)
+    advice = "use greedy_search or GreedyPool, or lower max_members or budget"
+    if not shortcut and count > MOST_REFITS:
+        why = "a callable objective" if callable(objective) else f"{type(pool).__name__} with these parameters"
+        raise InputError(
+            f"an exhaustive search of {count:,} subsets, each fitted and scored for {why}, would take about "
+            f"{_duration(seconds)}; at most {MOST_REFITS:,} are allowed; {advice}"
+        )
+    if seconds > time_limit or count > MOST_SUBSETS:
+        raise InputError(
+            f"an exhaustive search of {count:,} subsets of {m} members would take about {_duration(seconds)} "
+            f"(time_limit is {_duration(time_limit)}, at most {MOST_SUBSETS:,} subsets fit the table); {advice}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("years", 31557600.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:,.3g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+class _FixedPool:
+    """The rule of a pool on a whole stack, and what the searches need of it."""
+
+    def __init__(
+        self,
+        ordered: LogitStack,
+        labels: NDArray[np.int64],
+        pool: Fuser,
+        stack: LogitStack,
+        sample_weight: NDArray[np.float64] | None,
+    ) -> None:
+        self.stack, self.labels, self.sample_weight = ordered, labels, sample_weight
+        self.linear = isinstance(pool, LinearPool)
+        self.floors = member_floors(ordered, pool.floor)
+        self._rivals: Rivals | None = None
+        self.weights = self._rule(pool, stack)
+
+    def _rule(self, pool: Any, stack: LogitStack) -> NDArray[np.float64]:
+        """Return the pool's weights of all members, in the order of `self.stack`."""
+        by_hits = isinstance(pool.weights, str) and pool.weights in ("accuracy", "log-odds")
+        n_members = len(self.stack.members)
+        if by_hits and pool.class_weight is None and not self.linear and not self.floors.any():
+            # The rivals tell a member's hits too: the pool's own pass over all classes is not needed.
+            pool._check_parameters()
+            a = video_weights(self.labels, "accuracy", self.sample_weight)
+            ones = np.uint64(1) << np.arange(n_members, dtype=np.uint64)
+            accuracy = score_hits(self.rivals(n_members), self._judge(np.ones(n_members)), ones, a)
+            # score_weights averages hits with the videos' weights: one row of accuracies of weight 1 does the same,
+            # but for log-odds, which counts videos.
+            if pool.weights == "accuracy":
+                return score_weights("accuracy", accuracy[None], np.ones(1), self.stack.n_classes, pool.power)
+        fitted = clone(pool).fit(stack, self.labels, self.sample_weight)
+        return fitted.weights_[[stack.members.index(name) for name in self.stack.members]]
+
+    def rivals(self, n_members: int) -> Rivals:
+        if self._rivals is None:
+            rounds = 2 if n_members < 10 else 64
+            self._rivals = find_rivals(self.stack, self.labels, self.floors, linear=self.linear, rounds=rounds)
+        return self._rivals
+
+    def _judge(self, weights: NDArray[np.float64]) -> Judge:
+        return Judge(self.stack, self.labels, self.floors, weights, self.linear)
+
+    def scores(self, objective: str, masks: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Return each subset's score; members of weight 0 alone are weighted equally, as the pools do."""
+        n_members = len(self.weights)
+        weighted = np.uint64(sum(1 << m for m in range(n_members) if self.weights[m] > 0))
+        idle = masks & weighted == 0
+        scores = np.empty(len(masks))
+        for part, weights in ((~idle, self.weights), (idle, np.ones(n_members))):
+            if part.any():
+                scores[part] = self._scores(objective, masks[part], weights)
+        return scores
+
+    def _scores(self, objective: str, masks: NDArray[np.uint64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        if objective == "accuracy" and self.sample_weight is None:  # whole numbers: their sums are exact
+            ones = np.ones(len(self.labels))
+            return score_hits(self.rivals(len(weights)), self._judge(weights), masks, ones) / len(ones)
+        a = video_weights(self.labels, objective, self.sample_weight)
+        if objective != "nll":
+            return score_hits(self.rivals(len(weights)), self._judge(weights), masks, a)
+        uneven = None if self.sample_weight is None else a
+        if self.linear:
+            log_true = true_log_likelihoods(self.stack, self.labels, self.floors)
+            return linear_losses(log_true, weights, masks, uneven)
+        return log_linear_losses(self.stack, self.labels, self.floors, weights, masks, uneven)
+
+
+def _restricted(pool: Fuser, members: Sequence[str], chosen: Sequence[str]) -> Fuser:
+    """Return an unfitted copy of the pool for some of its members; given weights are those of the chosen."""
+    copy: Fuser = clone(pool)
+    given = getattr(pool, "weights", None)
+    if given is not None and not isinstance(given, str):
+        numbers = given if isinstance(given, Mapping) else dict(zip(members, given, strict=True))
+        own = {name: float(numbers[name]) for name in chosen}
+        copy.set_params(weights=own if any(own.values()) else "uniform")
+    return copy
+
+
+def _refit_each(
+    ordered: LogitStack,
+    members: Sequence[str],
+    labels: NDArray[np.int64],
+    pool: Fuser,
+    objective: str | Objective,
+    masks: NDArray[np.uint64],
+    sample_weight: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Fit the pool on each subset and score its predictions on the same videos."""
+    if sample_weight is not None and callable(objective):
+        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+    scores = np.empty(len(masks))
+    for index, chosen in enumerate(bits(masks, len(ordered.members))):
+        part = ordered.select([name for name, take in zip(ordered.members, chosen, strict=True) if take])
+        log_proba = _restricted(pool, members, part.members).fit(part, labels, sample_weight).predict_log_proba(part)
+        if callable(objective):
+            scores[index] = objective(labels, log_proba)
+        elif objective == "nll":
+            true = np.take_along_axis(log_proba, labels[:, None], axis=1)[:, 0]
+            scores[index] = -float(video_weights(labels, "nll", sample_weight) @ true)
+        else:
+            hits = log_proba.argmax(axis=1) == labels
+            scores[index] = float(video_weights(labels, objective, sample_weight) @ hits)
+    if np.isnan(scores).any():
+        raise InputError("objective: expected a number for every subset, got NaN")
+    return scores
+
+
+class SubsetPool(Fuser):
+    """A pool of the best subset of the members, which the fit searches for, exactly.
+
+    As an estimator the search is part of the fit, so that a cross-validation (`honest_score`, `cross_val_score`)
+    repeats it on each fold's own videos.
+
+    Args:
+        pool: The fuser whose subsets are searched, and which is then fitted on the best.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        max_members: At most so many members.
+        costs: {member: cost}, or one a member.
+        budget: The most that a subset may cost.
+
+    Attributes:
+        selected_: The chosen members, in the order of `members_`.
+        weights_: Each member's weight, 0 where it was not chosen, shape (M,); where the pool has weights.
+        score_: What the objective gives on the videos of the fit, an in-sample number.
+        pool_: The pool, fitted on the chosen members.
+
+    Example:
+        >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [5, 0]]], dtype=np.float32)
+        >>> stack = LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"])
+        >>> SubsetPool(LogLinearPool(weights="accuracy")).fit(stack).selected_
+        ('good',)
+    """
+
+    selected_: tuple[str, ...]
+    weights_: NDArray[np.float64]
+    score_: float
+    pool_: Fuser
+
+    def __init__(
+        self,
+        pool: Fuser,
+        objective: str | Objective = "accuracy",
+        *,
+        max_members: int | None = None,
+        costs: Mapping[str, float] | Sequence[float] | None = None,
+        budget: float | None = None,
+    ) -> None:
+        self.pool = pool
+        self.objective = objective
+        self.max_members = max_members
+        self.costs = costs
+        self.budget = budget
+
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        found = search_subsets(
+            stack,
+            self.objective,
+            self.pool,
+            labels=labels,
+            max_members=self.max_members,
+            costs=self.costs,
+            budget=self.budget,
+            sample_weight=weight,
+        )
+        self.selected_, self.score_ = found.members, found.score
+        self.pool_ = _restricted(self.pool, stack.members, self.selected_).fit(
+            stack.select(self.selected_), labels, weight
+        )
+        inner = getattr(self.pool_, "weights_", None)
+        if inner is not None and np.shape(inner) == (len(self.selected_),):
+            self.weights_ = np.zeros(len(stack.members))
+            self.weights_[[stack.members.index(name) for name in self.selected_]] = inner
+
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        present = [name for name in stack.members if name in self.selected_]
+        return self.pool_.predict_log_proba(stack.select(present))
