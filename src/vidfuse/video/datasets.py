@@ -206,9 +206,9 @@ class VideoDataset(Dataset[Sample | Failure]):
             n_frames = info.n_frames
             wanted = self._wanted(item.id, n_frames)
             keep = source.fit(info)
-            union = (
-                np.arange(n_frames) if keep else np.unique([f for clips in wanted.values() for c in clips for f in c])
-            )
+            union = np.arange(n_frames)
+            if not keep:
+                union = np.unique(np.concatenate([clip for clips in wanted.values() for clip in clips]))
             frames = source.decode(info, union)
             if keep:
                 source.keep(index, frames)

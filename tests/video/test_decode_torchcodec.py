@@ -1,0 +1,110 @@
+"""The torchcodec decoder's own part, with a stand-in for torchcodec that PyAV feeds.
+
+Where torchcodec is installed, `test_decode.py` holds its frames to the full decode too.
+"""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.video import decode_torchcodec
+from vidfuse.video.clips import ClipSampler
+from vidfuse.video.datasets import Failure, Input, VideoDataset
+from vidfuse.video.decode import decode, probe
+from vidfuse.video.lists import VideoItem
+from vidfuse.video.transforms import TransformConfig
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Put a torchcodec that decodes with PyAV into place; give the list of its calls."""
+    calls = []
+
+    class VideoDecoder:
+        def __init__(self, path, *, dimension_order, seek_mode, device, transforms=()):
+            assert (dimension_order, seek_mode) == ("NHWC", "exact")
+            try:
+                info = probe(path)
+            except InputError as error:
+                raise RuntimeError("Could not open input file") from error
+            self.path, self.size = path, transforms[0] if transforms else None
+            self.metadata = SimpleNamespace(
+                num_frames=info.n_frames,
+                height=info.height,
+                width=info.width,
+                average_fps_from_header=info.rate,
+                average_fps=info.rate,
+                duration_seconds_from_header=2.0,
+                duration_seconds=info.n_frames / info.rate,
+            )
+
+        def get_frames_at(self, indices):
+            calls.append((indices, self.size))
+            if 13 in indices:
+                raise RuntimeError("Requested next frame while there are no more frames left to decode.")
+            return SimpleNamespace(data=torch.from_numpy(decode(self.path, indices, self.size)))
+
+    package, decoders, transforms = (
+        ModuleType(n) for n in ("torchcodec", "torchcodec.decoders", "torchcodec.transforms")
+    )
+    decoders.VideoDecoder, transforms.Resize = VideoDecoder, tuple
+    for module in (package, decoders, transforms):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def test_every_frame_is_asked_for_once_and_in_order(stand_in, tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4")
+    frames = decode_torchcodec.decode(path, [30, 2, 2, 59, 30])
+    assert stand_in == [([2, 30, 59], None)]
+    assert np.array_equal(frames.numpy(), decode(path, [30, 2, 2, 59, 30]))
+
+
+def test_frames_are_resized_in_the_decoder(stand_in, tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4")
+    assert decode_torchcodec.decode(path, [4], size=32).shape == (1, 32, 48, 3)
+    assert decode_torchcodec.decode(path, [4], size=64).shape == (1, 64, 96, 3)
+    assert [size for _, size in stand_in] == [(32, 48), None]
+
+
+def test_what_is_found_in_a_file(stand_in, tmp_path, write_video):
+    assert not decode_torchcodec.probe(write_video(tmp_path / "a.mp4")).truncated
+    info = decode_torchcodec.probe(write_video(tmp_path / "b.mp4", n_frames=40))
+    assert (info.n_frames, info.height, info.width, info.rate) == (40, 64, 96, 30.0)
+    assert info.truncated  # the stand-in's header says 2 seconds
+
+
+def test_a_data_set_decodes_with_torchcodec(stand_in, tmp_path, write_video):
+    videos = [VideoItem("a", str(write_video(tmp_path / "a.mp4")), 0), VideoItem("b", str(tmp_path / "gone.mp4"), 0)]
+    network = Input(ClipSampler(length=4, interval=1), TransformConfig(size=32, short_side=40))
+    dataset = VideoDataset(videos, network, decoder="torchcodec", seed=2)
+    assert torch.equal(dataset[0].clips, VideoDataset(videos, network, seed=2)[0].clips)
+    assert len(stand_in) == 1
+    assert isinstance(dataset[1], Failure)
+
+
+def test_errors_name_the_file_and_the_frames(stand_in, tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match=r"cannot decode some of frames 3 to 13: Requested next frame"):
+        decode_torchcodec.decode(path, [13, 3])
+    with pytest.raises(InputError, match="expected frame indices"):
+        decode_torchcodec.decode(path, [60])
+    with pytest.raises(InputError, match=r"expected a readable video, got .*gone\.mp4: Could not open"):
+        decode_torchcodec.probe(tmp_path / "gone.mp4")
+
+
+def test_without_torchcodec_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(MissingExtraError, match=r"vidfuse\[torchcodec\]"):
+        decode_torchcodec.probe("a.mp4")
+
+
+@pytest.mark.parametrize("wrong", [{"decoder": "opencv"}, {"device": "cuda"}])
+def test_decoders_that_are_not_there(wrong):
+    with pytest.raises(InputError, match="expected decoder="):
+        VideoDataset([VideoItem("a", "a.mp4")], Input(), **wrong)
