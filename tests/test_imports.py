@@ -28,6 +28,7 @@ FLOORS = {
     "training": 7,
     "ensemble": 7,
     "cli": 8,
+    "__main__": 8,
 }
 CORE = [name for name, floor in FLOORS.items() if floor <= 4]
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import floored_blocks, member_floors
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
-from vidfuse.likelihood import log_linear_pool, reduce_views_array
 from vidfuse.report.layout import Table, share
 from vidfuse.report.scores import Score, reduced, require_labels, score
 
@@ -128,14 +124,12 @@ def combination_table(
         chosen = plain.select(names)
         equal = {name: 1.0 for name in names}
         weights = {name: weight[name] for name in names} if any(weight[name] for name in names) else equal
-        if stack.n_views is not None:
-            voted = _vote_of_views(stack.select(names), weights)
-        else:
-            voted = MajorityVote().fit(chosen).predict_log_proba(chosen)
+        voters = chosen if stack.n_views is None else stack.select(names)
+        vote = MajorityVote() if stack.n_views is None else MajorityVote(weights=weights)
         predictions = {
             "uniform": LogLinearPool(weights=equal).fit(chosen).predict_log_proba(chosen),
             "score-weighted": LogLinearPool(weights=weights).fit(chosen).predict_log_proba(chosen),
-            "vote": voted,
+            "vote": vote.fit(voters).predict_log_proba(voters),
         }
         rows.append(Combination(tuple(names), {rule: score(rule, labels, z) for rule, z in predictions.items()}))
     return Combinations(
@@ -145,13 +139,3 @@ def combination_table(
         n=len(stack),
         views=stack.n_views,
     )
-
-
-def _vote_of_views(stack: LogitStack, weights: Mapping[str, float]) -> NDArray[Any]:
-    """Fuse view v of all members to one label, and let the views vote: log-likelihoods (N, K)."""
-    stack = stack.select(sorted(stack.members))
-    by_member = [weights[name] for name in stack.members]
-    out = np.empty((len(stack), stack.n_classes))
-    for rows, block in floored_blocks(stack, member_floors(stack, "auto")):
-        out[rows] = reduce_views_array(log_linear_pool(block, by_member), "vote")
-    return out

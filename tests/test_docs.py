@@ -1,0 +1,97 @@
+"""The README and the pages: their Python runs, their commands parse, their links lead somewhere, their figures hold."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vidfuse.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(
+    r"(?:<!-- needs: (?P<needs>\w+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+INSTALLED = (None, "networks", "video", "training")  # what the test environment has; other blocks are only parsed
+
+
+def blocks(page, language):
+    return [
+        (m["needs"], m["code"]) for m in FENCE.finditer(page.read_text(encoding="utf-8")) if m["language"] == language
+    ]
+
+
+def with_blocks(language):
+    return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    for number, (needs, code) in enumerate(blocks(page, "python")):
+        where = f"{page.name}, block {number}"
+        compiled = compile(ast.parse(code, where), where, "exec", dont_inherit=True)
+        if needs in INSTALLED:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compiled, vars(module))  # noqa: S102 -- the pages are our own
+
+
+@pytest.mark.parametrize("page", with_blocks("console"))
+def test_the_commands_of_a_page_exist_and_parse(page):
+    found = 0
+    for _, code in blocks(page, "console"):
+        for line in code.splitlines():
+            words = shlex.split(line, comments=True)
+            if "vidfuse" not in words or words[0] == "pip":
+                continue
+            name, *arguments = words[words.index("vidfuse") + 1 :]
+            command = main.get_command(click.Context(main), name)
+            assert command is not None, line
+            parser = command.make_parser(click.Context(command))
+            values, rest, _ = parser.parse_args(list(arguments))  # an unknown option raises
+            assert rest == [], line
+            for parameter in command.params:
+                if parameter.required and not isinstance(parameter, click.Argument):
+                    assert parameter.name in values, line
+            found += 1
+    assert found or "pip install" in page.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if target and "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_first_screen_says_what_it_is_for_and_holds_both_commands():
+    first = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:40]
+    text = "\n".join(first)
+    for words in ("make demo", "make test", "single-label classification", "researchers", "LogitStack.from_arrays"):
+        assert words in text
+
+
+def test_the_figures_of_the_readme_are_those_of_the_demo(tmp_path):
+    result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "digits"), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    board = json.loads(result.stdout)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"> {board['headline']}" in readme
+    accuracy = {entry["name"]: 100 * entry["accuracy"] for entry in board["entries"]}
+    assert (
+        f"score-weighted log-likelihoods get {accuracy['score-weighted']:.1f} %, the plain average of probabilities "
+        f"{accuracy['average of probabilities']:.1f} %, the majority vote {accuracy['majority vote']:.1f} %"
+    ) in readme
