@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -254,8 +253,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline once for each seed, and say how the fusion did."""
     args, clock = parse(argv), Clock()
-    if args.device == "cpu":
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
     with clock.stage("render or find the videos"):
         root, test_labels = find_videos(args)
     with clock.stage("index the videos"):
