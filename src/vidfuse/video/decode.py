@@ -105,10 +105,10 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decode the frames of a video at the given indices, in one pass over their union.
 
-    Indices may repeat and come in any order: the file is read once, in order, every wanted frame is converted once, and
-    long gaps are skipped at keyframes. Views that overlap should therefore be decoded by one call with all of
-    their indices. Frames keep the stored orientation: a rotation in the
-    metadata is not applied.
+    Indices may repeat and come in any order: the file is read once, in order, every wanted frame is converted once,
+    long gaps are skipped at keyframes, and unwanted frames that no other refers to are not decoded. Views that
+    overlap should therefore be decoded by one call with all of their indices. Frames keep the stored orientation:
+    a rotation in the metadata is not applied.
 
     Args:
         path: a video file.
@@ -134,9 +134,9 @@ def decode(
     wanted, places = np.unique(asked, return_inverse=True)
     height, width = frame_size(info.height, info.width, size)
     frames = np.empty((len(wanted), height, width, 3), np.uint8)
-    missing = _fill(info, wanted, frames, seek=True)
+    missing = _fill(info, wanted, frames, skip=True)
     if missing is not None:
-        missing = _fill(info, wanted, frames, seek=False)
+        missing = _fill(info, wanted, frames, skip=False)
     if missing is not None:
         raise InputError(
             f"expected {info.n_frames} frames in {info.path}, but frame {missing} cannot be decoded; "
@@ -310,11 +310,16 @@ def _count_by_decoding(name: str) -> tuple[int, NDArray[np.int64] | None]:
     return len(times), np.array(times, np.int64)
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decode on from the present position; damaged packets are left out, frames before time 0 too."""
+def _frames(container: Any, stream: Any, wanted: frozenset[int] | None = None) -> Iterator[Any]:
+    """Decode on from the present position; damaged packets are left out, frames before time 0 too.
+
+    Given the presentation times that are wanted, frames at other times that no frame refers to are not decoded.
+    """
     for packet in container.demux(stream):
         if packet.is_corrupt:
             continue
+        if wanted is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
             decoded = packet.decode()
         except ValueError:  # FFmpeg's "invalid data": the frame is missing, and is reported if it was wanted
@@ -324,22 +329,26 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
                 yield frame
 
 
-def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8], *, seek: bool) -> int | None:
-    """Decode the frames `wanted` (sorted, unique) into `frames`; give the first one that is missing, if any."""
+def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8], *, skip: bool) -> int | None:
+    """Decode the frames `wanted` (sorted, unique) into `frames`; give the first one that is missing, if any.
+
+    With `skip`, what is not wanted is passed over where it can be; without, the whole file is decoded in order.
+    """
     av = _import_av()
     reformatter = av.video.reformatter.VideoReformatter()  # one for the file: its tables are built once
     height, width = frames.shape[1:3]
+    times = frozenset(info.times[wanted].tolist()) if skip and info.times is not None else None
     done = 0
     with _open(info.path) as (container, stream):
-        position, source = -1, _frames(container, stream)  # the index of the frame that came last
+        position, source = -1, _frames(container, stream, times)  # the index of the frame that came last
         checked = True
         while done < len(wanted):
             target = int(wanted[done])
-            if seek and info.times is not None:
+            if times is not None:
                 k = int(np.searchsorted(info.keyframes, target, side="right")) - 1
                 if k >= 0 and info.keyframes[k] > position + _SEEK_GAIN:
                     container.seek(int(info._key_dts[k]), stream=stream)
-                    source, checked = _frames(container, stream), False
+                    source, checked = _frames(container, stream, times), False
             for frame in source:
                 if info.times is None:
                     position += 1
