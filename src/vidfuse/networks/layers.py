@@ -18,6 +18,7 @@ __all__ = [
     "ConvNorm",
     "VideoNetwork",
     "combine_windows",
+    "convolve",
     "fold_batch_norm",
     "init_convolutions",
     "pool_windows",
@@ -110,6 +111,36 @@ class VideoNetwork(nn.Module):
             raise InputError(f"{expected}; {got}")
 
 
+def convolve(x: Tensor, conv: nn.Module) -> Tensor:
+    """Apply a 3D convolution, as a 2D one where its kernel reaches over space or over time alone.
+
+    2D convolutions have the faster kernels, and with channels last they see the same memory: frames as samples, or
+    positions as a row.
+
+    Args:
+        x: ``(N, C, T, H, W)``; best with channels last.
+        conv: The convolution.
+
+    Returns:
+        What ``conv(x)`` returns, with channels last.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    if not isinstance(conv, nn.Conv3d) or isinstance(conv.padding, str):
+        return conv(x)
+    (samples, channels, frames, height, width), kernel, stride = x.shape, conv.kernel_size, conv.stride
+    last = x.permute(0, 2, 3, 4, 1)
+    if kernel[0] == stride[0] == 1:
+        flat = last.reshape(samples * frames, height, width, channels).permute(0, 3, 1, 2)
+        y = functional.conv2d(flat, conv.weight.squeeze(2), conv.bias, stride[1:], conv.padding[1:], groups=conv.groups)
+        return y.permute(0, 2, 3, 1).unflatten(0, (samples, frames)).permute(0, 4, 1, 2, 3)
+    if kernel[1:] == stride[1:] == (1, 1):
+        flat = last.reshape(samples, frames, height * width, channels).permute(0, 3, 1, 2)
+        weight, padding = conv.weight.squeeze(-1), (conv.padding[0], 0)
+        y = functional.conv2d(flat, weight, conv.bias, (stride[0], 1), padding, groups=conv.groups)
+        return y.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+    return conv(x)
+
+
 class ConvNorm(nn.Module):
     """A 3D convolution without bias, batch normalisation, and a ReLU where asked for; padded to keep the extent.
 
@@ -142,7 +173,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, width_in, T, H, W)`` to ``(N, width_out, T', H', W')``."""
-        x = self.norm(self.conv(x))
+        x = self.norm(convolve(x, self.conv))
         return functional.relu_(x) if self.relu else x
 
 

@@ -95,7 +95,7 @@ class R2Plus1D(VideoNetwork):
         frames = torch.Size(config.temporal_strides).numel()
         size = torch.Size(config.spatial_strides).numel() * (4 if config.stem_pool else 2)
         self.check_clips(clips, frames=frames, size=size)
-        x = self.pool(self.stem(clips.contiguous(memory_format=torch.channels_last_3d)))
+        x = self.pool(self.stem(clips))
         features = []
         for stage in self.blocks:
             x = self.run_blocks(stage.children(), x)

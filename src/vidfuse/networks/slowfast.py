@@ -103,7 +103,6 @@ class SlowFast(VideoNetwork):
         """
         alpha = self.config.alpha
         self.check_clips(clips, frames=alpha, frames_step=alpha, size=32)
-        clips = clips.contiguous(memory_format=torch.channels_last_3d)
         slow = self.pool(self.slow_stem(self._sample(clips)))
         fast = self.pool(self.fast_stem(clips))
         features = []

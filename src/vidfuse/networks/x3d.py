@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvNorm, VideoNetwork, combine_windows, init_convolutions, pool_windows
+from vidfuse.networks.layers import ConvNorm, VideoNetwork, combine_windows, convolve, init_convolutions, pool_windows
 
 __all__ = ["PRESETS", "X3D", "X3DConfig", "build", "convert"]
 
@@ -84,7 +83,7 @@ class X3D(VideoNetwork):
     def stages(self, clips: Tensor) -> list[Tensor]:
         """Return four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
         self.check_clips(clips, size=32)
-        x = self.stem_time(self.stem_space(clips.contiguous(memory_format=torch.channels_last_3d)))
+        x = self.stem_time(convolve(clips, self.stem_space))
         features = []
         for stage in self.blocks:
             x = self.run_blocks(stage.children(), x)
