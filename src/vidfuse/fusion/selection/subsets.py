@@ -28,7 +28,7 @@ from vidfuse.fusion.selection.rivals import Rivals, find_rivals
 from vidfuse.fusion.weights import score_weights, true_log_likelihoods
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
 
-__all__ = ["MOST_REFITS", "SubsetPool", "SubsetSearch", "search_subsets", "video_weights"]
+__all__ = ["MOST_REFITS", "SubsetPool", "SubsetSearch", "restricted", "search_subsets", "video_weights"]
 
 MOST_REFITS = 4096
 """A pool that learns, or an objective without a shortcut, is fitted and scored once a subset: at most so many."""
@@ -280,8 +280,13 @@ class _FixedPool:
         return log_linear_losses(self.stack, self.labels, self.floors, weights, masks, uneven)
 
 
-def _restricted(pool: Fuser, members: Sequence[str], chosen: Sequence[str]) -> Fuser:
-    """Return an unfitted copy of the pool for some of its members; given weights are those of the chosen."""
+def restricted(pool: Fuser, members: Sequence[str], chosen: Sequence[str]) -> Fuser:
+    """Return an unfitted copy of the pool for some of its members; given weights are those of the chosen.
+
+    Example:
+        >>> restricted(LinearPool(weights=[1, 2, 3]), ["a", "b", "c"], ["c", "a"]).weights
+        {'c': 3.0, 'a': 1.0}
+    """
     copy: Fuser = clone(pool)
     given = getattr(pool, "weights", None)
     if given is not None and not isinstance(given, str):
@@ -306,7 +311,7 @@ def _refit_each(
     scores = np.empty(len(masks))
     for index, chosen in enumerate(bits(masks, len(ordered.members))):
         part = ordered.select([name for name, take in zip(ordered.members, chosen, strict=True) if take])
-        log_proba = _restricted(pool, members, part.members).fit(part, labels, sample_weight).predict_log_proba(part)
+        log_proba = restricted(pool, members, part.members).fit(part, labels, sample_weight).predict_log_proba(part)
         if callable(objective):
             scores[index] = objective(labels, log_proba)
         elif objective == "nll":
@@ -378,7 +383,7 @@ class SubsetPool(Fuser):
             sample_weight=weight,
         )
         self.selected_, self.score_ = found.members, found.score
-        self.pool_ = _restricted(self.pool, stack.members, self.selected_).fit(
+        self.pool_ = restricted(self.pool, stack.members, self.selected_).fit(
             stack.select(self.selected_), labels, weight
         )
         inner = getattr(self.pool_, "weights_", None)
