@@ -205,7 +205,7 @@ def _recording(action: str) -> NDArray[np.float64]:
     frames = np.array(json.loads(file.read_text())["Frames"], dtype=np.float64)
     for start in _QUATERNIONS:
         q = frames[:, start : start + 4]
-        q *= np.cumprod(np.sign(np.append(1.0, (q[1:] * q[:-1]).sum(1))) + 0.0)[:, None]
+        q *= np.cumprod(np.where(np.append(1.0, (q[1:] * q[:-1]).sum(1)) < 0, -1.0, 1.0))[:, None]
     return frames
 
 

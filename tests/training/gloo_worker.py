@@ -1,0 +1,34 @@
+"""One rank of a distributed run, started by torchrun: trains, evaluates and extracts, and writes down what it saw."""
+
+import json
+import sys
+from pathlib import Path
+
+from toy_videos import ToyLoader, toy
+
+from vidfuse.training import TrainRecipe, distributed, evaluate, train
+from vidfuse.training.extract import extract
+
+RECIPE = TrainRecipe(lr=0.05, epochs=3, batch_size=8, reference_batch=8, precision="float32", label_smoothing=0.1)
+
+
+def work(out, n=27, crash=-1):
+    """Train on 27 videos (an odd number, so that the ranks' shares differ), score 23, cache the scores of 27."""
+    rank, world = distributed.rank(), distributed.world_size()
+    share = {"rank": rank, "world_size": world, "batch_size": 8 // world}
+    loader = ToyLoader(n=n, **share)
+    model = toy(dropout=0.0, norm=False)
+    done = train(model, loader, RECIPE, out / "run", progress=False, tensorboard=False)
+    scores = evaluate(done.model, ToyLoader(n=23, seed=1, **share))
+    if rank == crash:
+        sys.exit(3)
+    cached = extract(
+        done.model, ToyLoader(n=n, **share), out / "cache", ids=ToyLoader(n=n).ids, videos_per_part=4, progress=False
+    )
+    facts = {"history": done.history, "scores": scores, "asked": loader.asked, "written": cached.written}
+    (out / f"rank{rank}of{world}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    with distributed.joined():
+        work(Path(sys.argv[1]), crash=int(sys.argv[2]))

@@ -1,0 +1,220 @@
+"""Extraction: what is stored, what a resumed call computes, and whose networks it reads."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_videos import Toy, ToyLoader, toy, toy_clips
+
+import vidfuse as vf
+from vidfuse.errors import CacheConflictError, InputError
+from vidfuse.training.extract import extract, fingerprint_of
+from vidfuse.video.clips import ViewPlan
+
+QUIET = {"progress": False}
+
+
+class Restricted(ToyLoader):
+    """A loader that knows its ids and can be restricted to some of them, as the video loader does."""
+
+    def __init__(self, kept=None, **settings):
+        super().__init__(**settings)
+        self.all, self.settings, self.kept = tuple(self.ids), settings, kept
+        self.restricted = []
+
+    @property
+    def dataset(self):
+        return type("Data", (), {"videos": type("Videos", (), {"ids": self.all})})
+
+    def rows(self):
+        rows = super().rows()
+        return rows if self.kept is None else np.array([r for r in rows if self.ids[r] in self.kept])
+
+    def only(self, ids):
+        self.restricted.append(list(ids))
+        return Restricted(kept=set(ids), **self.settings)
+
+
+def by_hand(model, views):
+    clips, ids, _ = toy_clips(24)
+    with torch.no_grad():
+        scores = torch.stack([model.eval()(clips + 0.1 * v) for v in range(views)], 1)
+    return dict(zip(ids, scores.numpy(), strict=True))
+
+
+@pytest.mark.parametrize("clips_per_pass", [1, 7, 1000])
+def test_every_view_of_every_video_is_stored_once(tmp_path, clips_per_pass):
+    model = toy()
+    done = extract(model, ToyLoader(views=4), tmp_path / "toy", clips_per_pass=clips_per_pass, **QUIET)
+    stack = vf.load_stack(tmp_path / "toy")
+    expected = by_hand(model, 4)
+    assert (done.written, done.present, done.failures) == (24, 0, ())
+    assert stack.shape == (24, 1, 4, 3) and set(stack.ids) == set(expected)
+    np.testing.assert_allclose(stack.scores("toy"), [expected[i] for i in stack.ids], atol=1e-6)
+    labels = dict(zip(ToyLoader().ids, ToyLoader().labels.tolist(), strict=True))
+    assert stack.labels.tolist() == [labels[i] for i in stack.ids]
+
+
+def test_clips_without_views_are_stored_without_the_axis(tmp_path):
+    extract(toy(), ToyLoader(), tmp_path / "toy", **QUIET)
+    assert vf.load_stack(tmp_path / "toy").shape == (24, 1, 3)
+
+
+def test_an_interrupted_call_is_resumed_by_what_is_missing(tmp_path):
+    model, calls = toy(), []
+
+    def failing(network, clips):
+        calls.append(len(clips))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return network(clips)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(model, Restricted(batch_size=5), tmp_path / "toy", forward=failing, videos_per_part=5, **QUIET)
+    loader = Restricted(batch_size=5)
+    again = extract(model, loader, tmp_path / "toy", **QUIET)
+    assert (again.present, again.written) == (10, 14)
+    assert [len(ids) for ids in loader.restricted] == [14]
+    assert loader.asked == []  # only the restricted loader was read
+    expected = by_hand(model, 1)
+    stack = vf.load_stack(tmp_path / "toy")
+    np.testing.assert_allclose(stack.scores("toy"), [expected[i][0] for i in stack.ids], atol=1e-6)
+
+
+def test_a_loader_that_cannot_be_restricted_resumes_too(tmp_path):
+    model, ids = toy(), ToyLoader().ids
+    extract(model, list(ToyLoader(batch_size=6))[:2], tmp_path / "toy", ids=ids, **QUIET)
+    seen = []
+
+    def counted(network, clips):
+        seen.append(len(clips))
+        return network(clips)
+
+    extract(model, ToyLoader(batch_size=5), tmp_path / "toy", ids=ids, forward=counted, **QUIET)
+    assert sum(seen) == 12
+    assert len(vf.load_stack(tmp_path / "toy")) == 24
+
+
+def test_a_finished_cache_reads_nothing(tmp_path):
+    model = toy()
+    extract(model, Restricted(), tmp_path / "toy", **QUIET)
+    loader = Restricted()
+    done = extract(model, loader, tmp_path / "toy", **QUIET)
+    assert (done.written, done.present) == (0, 24)
+    assert loader.asked == [] and loader.restricted == []
+
+
+def test_members_share_each_decoded_batch(tmp_path):
+    models = {"a": toy(1), "b": toy(2)}
+    loader = ToyLoader(views=2)
+    extract(models, loader, tmp_path, **QUIET)
+    assert len(loader.asked) == 24
+    stack = vf.load_stack(tmp_path)
+    assert stack.members == ("a", "b") and stack.shape == (24, 2, 2, 3)
+    for name, model in models.items():
+        expected = by_hand(model, 2)
+        np.testing.assert_allclose(stack.scores(name), [expected[i] for i in stack.ids], atol=1e-6)
+
+
+def test_members_read_their_own_clips_of_a_batch(tmp_path):
+    clips, ids, labels = toy_clips(6)
+    models = {"a": toy(1), "b": toy(2)}
+    extract(models, [({"a": clips, "b": clips + 1}, ids, labels)], tmp_path, **QUIET)
+    stack = vf.load_stack(tmp_path)
+    with torch.no_grad():
+        expected = models["b"](clips + 1).numpy()
+    order = [ids.index(i) for i in stack.ids]
+    np.testing.assert_allclose(stack.scores("b"), expected[order], atol=1e-6)
+
+
+def test_a_member_that_lags_behind_catches_up_alone(tmp_path):
+    models = {"a": toy(1), "b": toy(2)}
+    extract({"a": models["a"]}, Restricted(), tmp_path, **QUIET)
+    before = {p.name for p in (tmp_path / "a").iterdir()}
+    ran = []
+
+    def counted(network, clips):
+        ran.append(network)
+        return network(clips)
+
+    extract(models, Restricted(), tmp_path, forward=counted, **QUIET)
+    assert all(network is models["b"] for network in ran) and ran
+    assert {p.name for p in (tmp_path / "a").iterdir()} == before
+
+
+def test_row_39_another_checkpoint_or_view_plan_is_a_conflict(tmp_path):
+    plan = ViewPlan(clips=2)
+    extract(toy(), list(ToyLoader(views=2))[:1], tmp_path / "toy", views=plan, ids=ToyLoader().ids, **QUIET)
+    with pytest.raises(CacheConflictError, match="fingerprint"):
+        extract(toy(1), ToyLoader(views=2), tmp_path / "toy", views=plan, ids=ToyLoader().ids, **QUIET)
+    with pytest.raises(CacheConflictError, match="view_plan"):
+        extract(toy(), ToyLoader(views=2), tmp_path / "toy", views=ViewPlan(clips=2, seed=1), **QUIET)
+
+
+def test_row_43_videos_that_cannot_be_decoded_are_reported(tmp_path):
+    class Broken(ToyLoader):
+        failures = (type("Failure", (), {"id": "video3", "reason": "truncated"}),)
+
+    assert extract(toy(), Broken(), tmp_path / "toy", **QUIET).failures == (("video3", "truncated"),)
+
+
+class Answer:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize("wrap", [Answer, lambda z: {"logits": z, "loss": 0}], ids=["object", "mapping"])
+def test_answers_that_hold_logits_are_read(tmp_path, wrap):
+    model = toy().eval()
+    extract(lambda clips: wrap(model(clips)), ToyLoader(), tmp_path / "toy", **QUIET)
+    expected = by_hand(model, 1)
+    stack = vf.load_stack(tmp_path / "toy")
+    np.testing.assert_allclose(stack.scores("toy"), [expected[i][0] for i in stack.ids], atol=1e-6)
+
+
+def test_a_forward_of_ones_own_reads_any_batch(tmp_path):
+    """Another library's batch is no tensor; its forward function knows what to do with it."""
+    model = toy().eval()
+    clips, ids, labels = toy_clips(6)
+    loader = [({"pixel_values": clips.transpose(1, 2)}, ids, labels)]
+    extract(
+        model, loader, tmp_path / "toy", forward=lambda net, batch: net(batch["pixel_values"].transpose(1, 2)), **QUIET
+    )
+    assert vf.load_stack(tmp_path / "toy").shape == (6, 1, 3)
+
+
+def test_networks_are_put_into_eval_mode_and_no_graph_is_kept(tmp_path):
+    model = toy().train()
+    modes = []
+
+    def watched(network, clips):
+        modes.append((network.training, torch.is_grad_enabled()))
+        return network(clips)
+
+    extract(model, ToyLoader(), tmp_path / "toy", forward=watched, **QUIET)
+    assert set(modes) == {(False, False)}
+
+
+def test_wrong_answers_are_refused(tmp_path):
+    with pytest.raises(InputError, match="expected at least one network"):
+        extract({}, ToyLoader(), tmp_path, **QUIET)
+    with pytest.raises(InputError, match=r"expected logits of shape \(N, K\)"):
+        extract(nn.Flatten(1, 2), ToyLoader(), tmp_path / "a", **QUIET)
+    with pytest.raises(InputError, match="one row of scores for each of 24 clips"):
+        extract(lambda clips: torch.zeros(3, 5), ToyLoader(batch_size=24), tmp_path / "b", **QUIET)
+
+
+def test_a_fingerprint_tells_weights_apart():
+    assert fingerprint_of(toy()) == fingerprint_of(toy()) != fingerprint_of(toy(1))
+    other = toy()
+    other.norm.running_mean += 1e-7
+    assert fingerprint_of(other) != fingerprint_of(toy())
+    assert fingerprint_of(Toy.forward) == "toy_videos.Toy.forward"
+
+
+def test_half_precision_is_stored_on_request(tmp_path):
+    extract(toy(), ToyLoader(), tmp_path / "toy", dtype="float16", precision="bfloat16", **QUIET)
+    stack = vf.load_stack(tmp_path / "toy")
+    assert stack.scores("toy").dtype == np.float16
+    expected = by_hand(toy(), 1)
+    np.testing.assert_allclose(stack.scores("toy"), [expected[i][0] for i in stack.ids], atol=0.05)
