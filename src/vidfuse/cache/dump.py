@@ -5,17 +5,16 @@ Formats are told apart by what they contain. What the numbers are is never guess
 
 from __future__ import annotations
 
-import io
 import mmap
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from vidfuse._validate import first_few
@@ -28,8 +27,13 @@ _SCORE_KEYS: Final = ("scores", "logits", "preds", "pred_scores", "probabilities
 _LABEL_KEYS: Final = ("labels", "label", "gt_labels", "y")
 _ID_KEYS: Final = ("ids", "video_ids", "names")
 _MAX_RATIO: Final = 200  # a zip member that unpacks to more than this many times the file is a bomb
-_MAX_NPY_HEADER: Final = 1 << 17
-_SPARE_BYTES: Final = 1 << 24
+_MAX_NPY_HEADER: Final = 1 << 16
+_NPY_HEADER: Final = re.compile(
+    rb"\{'descr': '([<>|](?:[fiub][1248]|c8|c16|[SU]\d{1,5})|\|O)', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,18}, ?)*(?:\d{1,18},?)?)\),? ?\} *\n?$"
+)
+_SPARE_BYTES: Final = 1 << 20
+_PIECE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -87,36 +91,47 @@ def _map_npy(path: Path) -> Any:
     """Map an .npy file of numbers; one of objects is read."""
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    checked = _read_npy(content, str(path))
-    if isinstance(checked, np.ndarray) and checked.size and checked.dtype != object:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    return checked
+    dtype, shape, order, start = _npy_header(content, str(path))
+    if dtype.hasobject:
+        return loads(content[start:])
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
 
 
-def _read_npy(data: bytes | mmap.mmap, name: str) -> Any:
+def _read_npy(data: bytes, name: str) -> Any:
     """Read an array in .npy form; an array of objects goes through the restricted unpickler."""
-    stream = io.BytesIO(data[:_MAX_NPY_HEADER])
+    dtype, shape, order, start = _npy_header(data, name)
+    if dtype.hasobject:
+        return loads(data[start:])
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.frombuffer(memoryview(data)[start:], dtype).reshape(shape, order=order)
+
+
+def _npy_header(data: bytes | mmap.mmap, name: str) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
+    """Read an .npy header of version 1 or 2: dtype, shape, order, and where the numbers begin.
+
+    Only the form that NumPy writes is accepted, and the numbers must fill the rest of the file.
+    """
+    width = 2 if data[6:8] == b"\x01\x00" else 4
+    length = int.from_bytes(data[8 : 8 + width], "little")
+    start = 8 + width + length
+    found = _NPY_HEADER.match(data[8 + width : start]) if length < _MAX_NPY_HEADER else None
+    if data[6:8] not in (b"\x01\x00", b"\x02\x00") or found is None:
+        raise InputError(f"{name}: damaged, or not an .npy file of numbers: {data[:80]!r}")
+    shape = tuple(int(extent) for extent in found[3].split(b",") if extent.strip())
+    code = found[1].decode()
     try:
-        version = npy.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"version {version}")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except (ValueError, TypeError, SyntaxError, EOFError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise InputError(f"{name}: damaged .npy header: {error}") from error
-    body = memoryview(data)[stream.tell() :]
-    if dtype == np.dtype(object):
-        return loads(bytes(body))
-    if dtype.kind not in "fiubcUS" or dtype.shape:
-        raise InputError(f"{name}: expected numbers or names, got dtype {dtype}")
+        dtype = np.dtype(object) if code == "|O" else np.dtype(code)
+    except TypeError as error:
+        raise InputError(f"{name}: damaged: {error}") from error
     size = dtype.itemsize
     for extent in shape:
         size *= extent
-    if size != len(body) or any(extent < 0 for extent in shape):
-        raise InputError(f"{name}: damaged: an array of shape {shape} needs {size} bytes, {len(body)} are there")
-    if not size:
-        return np.empty(shape, dtype)
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+    if not dtype.hasobject and size != len(data) - start:
+        raise InputError(f"{name}: damaged: shape {shape} of {code} needs {size} bytes, {len(data) - start} are there")
+    return dtype, shape, "F" if found[2] == b"True" else "C", start
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -125,11 +140,14 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                pieces = []
                 with archive.open(info) as stream:
-                    data = stream.read(limit + 1)
-                limit -= len(data)
-                if limit < 0:
-                    raise InputError(f"{path}: it unpacks to more than {_MAX_RATIO} times its size; a damaged file?")
+                    while piece := stream.read(_PIECE):
+                        pieces.append(piece)
+                        limit -= len(piece)
+                        if limit < 0:
+                            raise InputError(f"{path}: it unpacks to over {_MAX_RATIO} times its size; a damaged file?")
+                data = b"".join(pieces)
                 content[info.filename.removesuffix(".npy")] = _read_npy(data, f"{path}: {info.filename}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
         if isinstance(error, InputError):

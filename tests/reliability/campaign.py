@@ -1,0 +1,292 @@
+"""Try to make a cache lose, tear or mix up a prediction; the tests run a few rounds, this command as many as wanted.
+
+``python tests/reliability/campaign.py --rounds 200 --payload-bits 10000 --truncations 1000 --fuzz-seconds 600``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from crash_writer import expected_ids, scores_of  # noqa: E402
+
+from vidfuse.cache.annotations import read_annotations  # noqa: E402
+from vidfuse.cache.format import _verified, open_part  # noqa: E402
+from vidfuse.cache.importers import read_predictions  # noqa: E402
+from vidfuse.cache.store import CacheWriter, open_cache, verify  # noqa: E402
+from vidfuse.errors import CacheError, InputError  # noqa: E402
+
+
+def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int = 4, seed: int = 0) -> dict[str, int]:
+    """Kill `writers` writers at random moments, look at what is left, and resume until everything is there.
+
+    Returns:
+        Counts: rounds, kills, temporaries left behind, and caches that were completed.
+
+    Raises:
+        AssertionError: A part was torn, something acknowledged was lost, or a resumed cache differs.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    ids = expected_ids(videos)
+    reference = np.stack([scores_of(name) for name in ids])
+    counts = {"rounds": 0, "kills": 0, "temporaries": 0, "completed": 0, "acknowledged": 0}
+    folder = Path(tempfile.mkdtemp(prefix="campaign-"))
+    acknowledged: set[str] = set()
+    try:
+        while counts["rounds"] < rounds:
+            counts["rounds"] += 1
+            running = [_start(folder, rank, writers, videos, batch) for rank in range(writers)]
+            for process in running:
+                assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.0, 0.12))
+            for process in running:
+                counts["kills"] += process.poll() is None
+                process.kill()
+            for process in running:
+                with process:
+                    lines = process.stdout.read()
+                # A line that the kill cut off was not acknowledged.
+                for line in lines.splitlines(keepends=True):
+                    if line.endswith("\n"):
+                        acknowledged.update(line.split())
+            counts["temporaries"] += len(list(folder.glob(".tmp-*")))
+            if not _check_left(folder, acknowledged, reference, ids):
+                continue
+            cache = open_cache(folder)
+            assert np.array_equal(cache.scores, reference) and cache.ids.tolist() == ids
+            assert cache.labels.tolist() == [number % 50 for number in range(videos)]
+            counts["completed"] += 1
+            counts["acknowledged"] += len(acknowledged)
+            acknowledged.clear()
+            shutil.rmtree(folder)
+            folder.mkdir()
+        counts["acknowledged"] += len(acknowledged)
+        if list(folder.glob("*.safetensors")):  # an undisturbed run completes what is left
+            for rank in range(writers):
+                process = _start(folder, rank, writers, videos, batch)
+                assert process.communicate()[0] and process.returncode == 0
+            assert np.array_equal(open_cache(folder).scores, reference)
+            assert verify(folder).ok and not list(folder.glob(".tmp-*"))
+            counts["completed"] += 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return counts
+
+
+def _start(folder: Path, *numbers: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(HERE / "crash_writer.py"), str(folder), *map(str, numbers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _check_left(folder: Path, acknowledged: set[str], reference: np.ndarray, ids: list[str]) -> bool:
+    """Whether the cache is complete; every part in it must be whole, right, and include what was acknowledged."""
+    _verified.clear()
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        part = open_part(path)
+        part.verify()
+        for name, row in zip(part.ids.tolist(), part.scores(), strict=True):
+            assert np.array_equal(row, reference[int(name[5:])]), f"{name} holds other scores"
+            found.add(name)
+    lost = acknowledged - found
+    assert not lost, f"acknowledged and lost: {sorted(lost)[:5]}"
+    return len(found) == len(ids)
+
+
+def damage_rounds(payload_bits: int, truncations: int, *, seed: int = 0, rows: int = 64) -> dict[str, int]:
+    """Flip every bit of a part's header and some of its payload, and cut it everywhere; all must be noticed.
+
+    Returns:
+        Counts of flips and truncations, all of them detected, and the largest allocation in bytes.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    folder = Path(tempfile.mkdtemp(prefix="damage-"))
+    try:
+        ids = [f"video{number:05d}" for number in range(rows)]
+        with CacheWriter(folder) as writer:
+            writer.append(ids, np.stack([scores_of(name) for name in ids]), [row % 50 for row in range(rows)])
+        (path,) = folder.glob("*.safetensors")
+        content = path.read_bytes()
+        header = 8 + int.from_bytes(content[:8], "little")
+        bits = [*range(8 * header), *(rng.randrange(8 * header, 8 * len(content)) for _ in range(payload_bits))]
+        cuts = [*range(header + 1), *(rng.randrange(header, len(content)) for _ in range(truncations))]
+        largest = 0
+        descriptor = os.open(path, os.O_RDWR)
+        for number, bit in enumerate(bits):
+            byte = content[bit // 8]
+            os.pwrite(descriptor, bytes([byte ^ 1 << (bit % 8)]), bit // 8)
+            measured = number % 16 == 0 or bit < 64  # the header's length is where memory is asked for
+            largest = max(largest, _expect_error(path, f"bit {bit}", measured=measured))
+            os.pwrite(descriptor, bytes([byte]), bit // 8)
+        open_part(path).verify()
+        for number, cut in enumerate(sorted(cuts, reverse=True)):
+            os.ftruncate(descriptor, cut)
+            largest = max(largest, _expect_error(path, f"truncation at {cut}", measured=number % 16 == 0))
+        os.close(descriptor)
+        assert largest <= 2 * len(content) + (1 << 16), f"{largest} bytes for a file of {len(content)}"
+        return {
+            "header_bits": 8 * header,
+            "payload_bits": payload_bits,
+            "truncations": len(cuts),
+            "size": len(content),
+            "largest_allocation": largest,
+        }
+    finally:
+        shutil.rmtree(folder)
+
+
+def _expect_error(path: Path, what: str, *, measured: bool) -> int:
+    """Read a damaged part, which must raise a CacheError; return how many bytes that took where it is measured."""
+    if measured:
+        tracemalloc.start()
+    try:
+        open_part(path).verify()
+    except CacheError:
+        return tracemalloc.get_traced_memory()[1] if measured else 0
+    finally:
+        tracemalloc.stop()
+    raise AssertionError(f"{what} was not noticed")
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """One small file of every format that is read, pickles written by pickle and NumPy alone."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(6, 4)).astype(np.float32)
+    ids = [f"video{number:05d}" for number in range(6)]
+    labels = np.arange(6) % 4
+    files: dict[str, bytes] = {
+        "pyskl.pkl": pickle.dumps(list(scores)),
+        "old.pkl": pickle.dumps([scores, labels], protocol=0),
+        "slowfast.pkl": pickle.dumps([scores, labels], protocol=5),
+        "dict.pkl": pickle.dumps({"scores": scores, "ids": ids, "labels": labels.tolist()}, protocol=2),
+        "wide.csv": ("id,label,p0,p1\n" + "".join(f"{n},{i % 2},{i}.5,1e-3\n" for i, n in enumerate(ids))).encode(),
+        "list.txt": b"run/a.mp4 0\nrun/b.mp4 1\njump/c.mp4 2\n",
+        "names.txt": b"label,videoid,split\n0,a,val\n1,b,val\n",
+        "long.csv": b"id,class,score\na,0,0.25\na,1,2.75\nb,1,0.5\nb,0,0.5\n",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    np.save(folder / "plain.npy", scores)
+    np.savez(folder / "plain.npz", scores=scores, labels=labels, ids=np.array(ids))
+    np.savez_compressed(folder / "packed.npz", scores=scores)
+    cells = np.empty((6, 2), dtype=object)
+    for row in range(6):
+        cells[row, 0], cells[row, 1] = np.tile(scores[row], (3, 1, 1)), int(labels[row])
+    np.savez(folder / "tsn.npz", scores=cells, labels=labels)
+    from vidfuse.cache.export import write_predictions
+
+    write_predictions(scores, folder / "mmaction2.pkl", ids=ids, labels=labels)
+    with CacheWriter(folder / "cache") as writer:
+        writer.append(ids, scores, labels)
+    return sorted([*folder.glob("*.*"), *folder.glob("cache/*.safetensors")])
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Change a file in one to four places: bits, bytes, lengths, copies, cuts."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data)) if data else 0
+        choice = rng.randrange(6)
+        if not data or choice == 0:
+            data[at:at] = rng.randbytes(rng.randint(1, 9))
+        elif choice == 1:
+            data[at] ^= 1 << rng.randrange(8)
+        elif choice == 2:
+            data[at] = rng.choice(b"\x00\xff\x7f\x80.(]}tRcb\x93\x94BX\x8e\x96")
+        elif choice == 3:
+            del data[at : at + rng.randint(1, 16)]
+        elif choice == 4:
+            end = at + rng.randint(1, 32)
+            data[at:at] = data[at:end] * rng.choice([1, 2, 50])
+        else:
+            data[at : at + 8] = rng.choice([0, 1, 1 << 31, (1 << 63) - 1, (1 << 64) - 1]).to_bytes(8, "little")
+    return bytes(data)
+
+
+def read_any(path: Path) -> None:
+    """Read a file as what its name says it is: a part of a cache, or a dump."""
+    if path.suffix == ".safetensors":
+        open_part(path).verify()
+    elif path.suffix == ".txt":
+        read_annotations(path)
+    else:
+        read_predictions({"member": path}, kind="logits", views="mean-log")
+
+
+def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[str, float]:
+    """Read mutated files of every format for a while: only this package's errors may come out.
+
+    Returns:
+        Counts of files, of those refused, the slowest read in seconds and the largest allocation in bytes.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    counts: dict[str, float] = {"files": 0, "refused": 0, "slowest_seconds": 0.0, "largest_allocation": 0}
+    try:
+        samples = [(path, path.read_bytes()) for path in sample_files(folder)]
+        for path, _ in samples:
+            read_any(path)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and (rounds is None or counts["files"] < rounds):
+            path, content = rng.choice(samples)
+            mutated = mutate(content, rng)
+            path.write_bytes(mutated)
+            tracemalloc.start()
+            started = time.monotonic()
+            try:
+                with contextlib.suppress(CacheError, InputError):
+                    counts["refused"] += 1
+                    read_any(path)
+                    counts["refused"] -= 1
+            except BaseException:
+                saved = Path(tempfile.gettempdir()) / f"fuzz-failure{path.suffix}"
+                saved.write_bytes(mutated)
+                print(f"not refused properly: {saved} (from {path.name})", file=sys.stderr)
+                raise
+            counts["slowest_seconds"] = max(counts["slowest_seconds"], time.monotonic() - started)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            counts["largest_allocation"] = max(counts["largest_allocation"], peak)
+            assert peak < (1 << 22) + 64 * len(mutated), f"{path.name}: {peak} bytes for {len(mutated)}"
+            counts["files"] += 1
+    finally:
+        tracemalloc.stop()
+        shutil.rmtree(folder)
+    return counts
+
+
+def main() -> None:
+    """Run the whole campaign, and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--payload-bits", type=int, default=10_000)
+    parser.add_argument("--truncations", type=int, default=1_000)
+    parser.add_argument("--fuzz-seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    figures = {
+        "crash": crash_rounds(options.rounds, seed=options.seed),
+        "damage": damage_rounds(options.payload_bits, options.truncations, seed=options.seed),
+        "fuzz": fuzz(options.fuzz_seconds, seed=options.seed),
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
