@@ -211,7 +211,7 @@ _MMACTION2: Final = replace(_M, pooling="global")
 _PYTORCHVIDEO: Final = replace(_M, first_shortcut_norm=False, pooling="logits")
 
 PRESETS: Final[Mapping[str, X3DConfig]] = {
-    "x3d_tiny": X3DConfig(widths=(16, 24, 48, 96), depths=(1, 1, 2, 1), features=256, dropout=0.2, size=64),
+    "x3d_tiny": X3DConfig(widths=(24, 32, 64, 128), depths=(1, 1, 1, 1), features=256, dropout=0.0, size=64),
     "x3d_xs": _XS,
     "x3d_s": _XS,
     "x3d_m": _M,
