@@ -16,6 +16,7 @@ from vidfuse._validate import check_weights, place
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion.base import Floor, Fuser, Missing, floored_blocks, member_floors
+from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.learned_linear import fit_linear
 from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, LogLinearFit, fit_log_linear, shrinkage_penalty
 from vidfuse.fusion.learned_passes import Passes
@@ -37,6 +38,10 @@ Weights = str | Sequence[float] | Mapping[str, float] | NDArray[np.float64]
 
 SHRUNK_FLOOR: Final = 0.01
 """The floor of every member in a shrunk learned fit; it was chosen together with the shrinkage."""
+
+
+CLASS_PRECISION: Final = 100.0
+"""The precision of the prior on a class's weights around the shared ones, in videos."""
 
 
 class _Pool(Fuser):
@@ -205,6 +210,7 @@ class LogLinearPool(_Pool):
         power: the exponent of "accuracy".
         floor: the uniform distribution's share in every member. "auto": 0.01 where a learned fit is shrunk; else
             1e-4 for members given as probabilities and 0 for logits, whose zeros are no accident.
+        per_class: whether a learned fit goes on to weights per class, shrunk to those that all classes share.
         class_weight: "balanced" gives every class that occurs the same total weight in the fit.
         missing: "renormalise" shares an absent member's weight among those that a video has; "error" refuses.
         n_jobs: joblib's workers for the passes of a learned fit (threads, unless `parallel_config` says otherwise).
@@ -214,6 +220,7 @@ class LogLinearPool(_Pool):
         temperature_: T; 1 unless learned.
         optimality_gap_: how much lower the fit's objective could be, at most, in nats; None unless learned.
         shrinkage_: λ as used; None unless learned.
+        class_weights_: β per member and class (M, K), weights over temperature; None unless `per_class`.
         floor_: each member's floor (M,).
         weight_sum_: the sum of given numbers.
         n_missing_: for how many videos of the fit each member was missing (M,).
@@ -228,6 +235,7 @@ class LogLinearPool(_Pool):
     """
 
     shrinkage_: float | None
+    class_weights_: NDArray[np.float64] | None
 
     def __init__(
         self,
@@ -236,12 +244,14 @@ class LogLinearPool(_Pool):
         shrinkage: Shrinkage = "auto",
         power: float = 1.0,
         floor: Floor = "auto",
+        per_class: bool = False,
         class_weight: Literal["balanced"] | None = None,
         missing: Missing = "error",
         n_jobs: int | None = None,
     ) -> None:
         self.weights = weights
         self.shrinkage = shrinkage
+        self.per_class = per_class
         self.power = power
         self.floor = floor
         self.class_weight = class_weight
@@ -251,7 +261,9 @@ class LogLinearPool(_Pool):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_shrinkage(self.shrinkage)
-        self.shrinkage_ = None
+        self.shrinkage_, self.class_weights_ = None, None
+        if self.per_class and self.weights != "learned":
+            raise InputError(f'per_class: weights per class are learned; say weights="learned", got {self.weights!r}')
 
     def _default_floor(self) -> float:
         learned = isinstance(self.weights, str) and self.weights == "learned"
@@ -281,8 +293,23 @@ class LogLinearPool(_Pool):
         self.shrinkage_ = strength
         self.optimality_gap_ = fit.gap
         self.temperature_ = float(1.0 / fit.beta.sum())
+        if self.per_class:
+            classes = fit_classes(
+                stack, labels, omega, floors, fit.beta,
+                weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
+            )  # fmt: skip
+            self.class_weights_ = classes.beta[[stack.members.index(name) for name in self.members_]]
         pull = np.zeros(len(direction)) if penalty is None else penalty.quadratic @ fit.beta - penalty.linear
         return fit.beta / fit.beta.sum(), _OneStep(fit, pull, Passes(stack, labels, omega, floors, self.n_jobs))
+
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        if self.class_weights_ is None or stack.present is not None or len(stack.members) < len(self.members_):
+            return super()._fuse(stack)  # weights per class are not renormalised: the shared ones are
+        columns = [self.members_.index(name) for name in stack.members]
+        out = np.empty((len(stack), stack.n_classes))
+        for rows, block in floored_blocks(stack, self.floor_[columns]):
+            out[rows] = log_linear_pool(block, self.class_weights_[columns], per_class=True)
+        return out
 
     def _combine(self, block: NDArray[np.float32], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
         return log_linear_pool(block, weights, ids=ids)

@@ -9,7 +9,6 @@ margins within its rounding error are decided by the pool's own float64 arithmet
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,16 +16,15 @@ from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.selection.masks import bits
 from vidfuse.fusion.selection.rivals import HUGE, Rivals
 from vidfuse.likelihood import linear_pool, log_linear_pool
 
-__all__ = ["Judge", "score_hits"]
+__all__ = ["Judge", "lay_out", "rounding_error", "score_hits", "unsafe_videos"]
 
 _LEAF = 128  # masks that are evaluated together
 _CHUNK = 512  # videos a piece of the matrix product: its buffers stay in the second-level cache
 _PENDING = 1 << 19  # uncertain (mask, video) pairs that are kept before they are decided
-
-Settle = Callable[[NDArray[np.int64], NDArray[np.int64]], None]
 
 
 @dataclass(frozen=True)
@@ -37,76 +35,71 @@ class Judge:
         stack: Members, sorted by name as the pools sum them.
         labels: True classes, shape (N,).
         floors: Each member's floor, shape (M,).
-        weights: The members' weights on the whole stack, float64 of shape (M,).
         linear: A linear pool; a log-linear one otherwise.
     """
 
     stack: LogitStack
     labels: NDArray[np.int64]
     floors: NDArray[np.float64]
-    weights: NDArray[np.float64]
     linear: bool
 
-    def right(self, masks: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether subset `masks[i]` predicts the true class of video `rows[i]`, shape (P,).
+    def right(self, weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the members with `weights[i]` predict the true class of video `rows[i]`, shape (P,).
 
         Args:
-            masks: Subsets as bit masks, shape (P,).
+            weights: Weights of at least 0 and a positive sum, shape (P, M).
             rows: Videos, shape (P,).
         """
         result = np.empty(len(rows), bool)
         order = np.argsort(rows, kind="stable")
         videos, starts = np.unique(rows[order], return_index=True)
         stops = np.append(starts[1:], len(rows))
-        members = np.arange(len(self.weights), dtype=np.uint64)
         pool = linear_pool if self.linear else log_linear_pool
-        step = max(1, (1 << 22) // (len(members) * self.stack.n_classes))
+        n_members = weights.shape[1]
+        step = max(1, (1 << 22) // (n_members * self.stack.n_classes))
         for first in range(0, len(videos), step):
             part = videos[first : first + step]
-            scores = np.empty((len(part), len(members), self.stack.n_classes), np.float32)
+            scores = np.empty((len(part), n_members, self.stack.n_classes), np.float32)
             for where, block in floored_blocks(self.stack[part], self.floors):
                 scores[where] = block
             chosen = order[starts[first] : stops[min(first + step, len(videos)) - 1]]
             local = np.searchsorted(part, rows[chosen])
             for at in range(0, len(chosen), step):
                 pairs = chosen[at : at + step]
-                weights = np.where(masks[pairs, None] >> members & np.uint64(1), self.weights, 0.0)
-                weights /= weights.sum(axis=1, keepdims=True)
-                fused = pool(scores[local[at : at + step]], weights)
+                shares = weights[pairs] / weights[pairs].sum(axis=1, keepdims=True)
+                fused = pool(scores[local[at : at + step]], shares)
                 result[pairs] = fused.argmax(axis=1) == self.labels[rows[pairs]]
         return result
 
 
 def score_hits(
-    rivals: Rivals, judge: Judge, masks: NDArray[np.uint64], video_weights: NDArray[np.float64]
+    rivals: Rivals,
+    judge: Judge,
+    weights: NDArray[np.float64],
+    masks: NDArray[np.uint64],
+    video_weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return Σ_n a_n [subset s gets video n right] for each subset s, shape (S,).
 
     Args:
         rivals: The rivals of `judge.stack`'s videos, with the same members.
         judge: Decides what float32 cannot.
+        weights: The members' weights on the whole stack, shape (M,).
         masks: Subsets as bit masks, shape (S,), each of positive total weight.
         video_weights: a, shape (N,): 1/N for accuracy, 1/(C N_c) for mean class accuracy.
     """
-    weights = (judge.weights / judge.weights.sum()).astype(np.float32)
-    margins = rivals.margins * weights[:, None]
-    masked = np.abs(rivals.margins) >= HUGE
-    size = np.where(masked, 0, np.abs(margins)).sum(axis=0).max(initial=0.0)
-    depth = len(weights) + 4
-    rounding = float(
-        2.0**-23 * (depth * size + (0.0 if judge.linear else 4 * (rivals.scale + 10)) + 1e-3 * judge.linear)
-    )
-    influence = np.where(masked, 0, np.abs(margins)).sum(axis=1)
-    order = np.argsort(-influence, kind="stable")
+    shares = weights / weights.sum()
+    margins = rivals.margins * shares.astype(np.float32)[:, None]
+    order = np.argsort(-np.abs(margins, where=np.abs(rivals.margins) < HUGE, out=np.zeros_like(margins)).sum(axis=1))
     keys = np.zeros(len(masks), np.uint64)
     for place, member in enumerate(order):
         bit = masks >> np.uint64(member) & np.uint64(1)
         keys |= bit << np.uint64(len(weights) - 1 - place)
     by_key = np.argsort(keys, kind="stable")
-    # A true class that is masked by a huge finite score: float32 cannot hold its margins beside the others.
-    unsafe = np.unique(rivals.rows[((rivals.margins >= HUGE) & (rivals.margins < 1e29)).any(axis=0)])
+    unsafe = unsafe_videos(rivals)
     keep = np.flatnonzero(~np.isin(rivals.rows, unsafe))
-    search = _Search(keys[by_key], order, video_weights, np.float32(rounding), judge, masks[by_key])
+    rounding = np.float32(rounding_error(rivals, shares, linear=judge.linear))
+    search = _Search(keys[by_key], order, video_weights, rounding, judge, shares, masks[by_key])
     search.scores += float(video_weights[rivals.right].sum())
     search.descend(0, 0, len(masks), rivals.rows[keep], margins[:, keep][order], np.zeros(len(keep), np.float32))
     for row in unsafe:
@@ -117,6 +110,27 @@ def score_hits(
     return scores
 
 
+def rounding_error(rivals: Rivals, shares: NDArray[np.float64], *, linear: bool) -> float:
+    """Return how far a float32 sum of weighted margins may be from the pool's own arithmetic.
+
+    Args:
+        rivals: The rivals and their margins.
+        shares: Weights of sum 1 that bound those of the sums, shape (M,).
+        linear: Margins are of probabilities, whose values are exact; of stored scores otherwise, which the pool rounds
+            when it normalises them.
+    """
+    opinions = np.abs(rivals.margins)
+    opinions[opinions >= HUGE] = 0
+    largest = float((shares.astype(np.float32) @ opinions).max(initial=0.0))
+    inherited = 1e-3 if linear else 4 * (rivals.scale + 10)
+    return 2.0**-23 * ((len(shares) + 4) * largest + inherited)
+
+
+def unsafe_videos(rivals: Rivals) -> NDArray[np.int64]:
+    """Return videos whose true class has a huge finite negative score: float32 cannot hold it beside the others."""
+    return np.unique(rivals.rows[((rivals.margins >= HUGE) & (rivals.margins < 1e29)).any(axis=0)])
+
+
 @dataclass
 class _Search:
     keys: NDArray[np.uint64]
@@ -124,6 +138,7 @@ class _Search:
     video_weights: NDArray[np.float64]
     rounding: np.float32
     judge: Judge
+    shares: NDArray[np.float64]
     masks: NDArray[np.uint64]
     pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     n_pending: int = 0
@@ -194,7 +209,7 @@ class _Search:
         shifts = np.arange(left - 1, -1, -1, dtype=np.uint64)
         chosen = np.ones((stop - start, left + 1), np.float32)
         chosen[:, :left] = self.keys[start:stop, None] >> shifts & np.uint64(1)
-        videos, offsets, columns = _slots(rows)
+        videos, offsets, columns = lay_out(rows)
         table = np.empty((left + 1, len(rows)), np.float32)
         table[:left, columns] = margins
         table[left, columns] = sums
@@ -234,7 +249,8 @@ class _Search:
         if self.pending:
             indices = np.concatenate([pair[0] for pair in self.pending])
             rows = np.concatenate([pair[1] for pair in self.pending])
-            right = self.judge.right(self.masks[indices], rows)
+            chosen = bits(self.masks[indices], len(self.shares))
+            right = self.judge.right(chosen * self.shares, rows)
             self.scores += np.bincount(indices, weights=right * self.video_weights[rows], minlength=len(self.scores))
         self.pending, self.n_pending = [], 0
 
@@ -244,7 +260,7 @@ def _starts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]])) if len(rows) else np.zeros(0, np.int64)
 
 
-def _slots(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def lay_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Lay a ragged array out by slots: first every video's first rival, then every second one, and so on.
 
     Videos are sorted by falling number of rivals, so that slot k is a prefix of them and a maximum over rivals runs

@@ -238,7 +238,7 @@ class _FixedPool:
             pool._check_parameters()
             a = video_weights(self.labels, "accuracy", self.sample_weight)
             ones = np.uint64(1) << np.arange(n_members, dtype=np.uint64)
-            accuracy = score_hits(self.rivals(n_members), self._judge(np.ones(n_members)), ones, a)
+            accuracy = score_hits(self.rivals(n_members), self._judge, np.ones(n_members), ones, a)
             # score_weights averages hits with the videos' weights: one row of accuracies of weight 1 does the same,
             # but for log-odds, which counts videos.
             if pool.weights == "accuracy":
@@ -252,8 +252,9 @@ class _FixedPool:
             self._rivals = find_rivals(self.stack, self.labels, self.floors, linear=self.linear, rounds=rounds)
         return self._rivals
 
-    def _judge(self, weights: NDArray[np.float64]) -> Judge:
-        return Judge(self.stack, self.labels, self.floors, weights, self.linear)
+    @property
+    def _judge(self) -> Judge:
+        return Judge(self.stack, self.labels, self.floors, self.linear)
 
     def scores(self, objective: str, masks: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Return each subset's score; members of weight 0 alone are weighted equally, as the pools do."""
@@ -269,15 +270,15 @@ class _FixedPool:
     def _scores(self, objective: str, masks: NDArray[np.uint64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         if objective == "accuracy" and self.sample_weight is None:  # whole numbers: their sums are exact
             ones = np.ones(len(self.labels))
-            return score_hits(self.rivals(len(weights)), self._judge(weights), masks, ones) / len(ones)
+            return score_hits(self.rivals(len(weights)), self._judge, weights, masks, ones) / len(ones)
         a = video_weights(self.labels, objective, self.sample_weight)
         if objective != "nll":
-            return score_hits(self.rivals(len(weights)), self._judge(weights), masks, a)
+            return score_hits(self.rivals(len(weights)), self._judge, weights, masks, a)
         uneven = None if self.sample_weight is None else a
         if self.linear:
             log_true = true_log_likelihoods(self.stack, self.labels, self.floors)
             return linear_losses(log_true, weights, masks, uneven)
-        return log_linear_losses(self.stack, self.labels, self.floors, weights, masks, uneven)
+        return log_linear_losses(self.stack, self.labels, self.floors, bits(masks, len(weights)) * weights, uneven)
 
 
 def restricted(pool: Fuser, members: Sequence[str], chosen: Sequence[str]) -> Fuser:
