@@ -40,11 +40,11 @@ TINY = {
 }
 FULL = {
     "slowfast": "slowfast_r152_4x16",
-    "swin": "swin_base",
+    "swin": "swin_b",
     "tin": "tin_r50",
     "tpn": "tpn_r50",
     "x3d": "x3d_m",
-    "timesformer": "timesformer_base",
+    "timesformer": "timesformer_b",
     "r2plus1d": "r2plus1d_r34_32x2",
 }
 SPLITS = ("train", "val", "test")

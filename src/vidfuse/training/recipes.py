@@ -181,11 +181,11 @@ _SMALL = TrainRecipe(
 
 # For the `<network>_tiny` presets on the embedded videos: about half a minute each on two cores.
 TINY: Mapping[str, TrainRecipe] = {
-    "slowfast_tiny": _SMALL,
-    "tin_tiny": _SMALL,
-    "tpn_tiny": _SMALL,
-    "swin_tiny": replace(_SMALL, lr=1e-3),
-    "r2plus1d_tiny": _SMALL,
-    "timesformer_tiny": replace(_SMALL, lr=1e-3),
-    "x3d_tiny": _SMALL,
+    "slowfast_tiny": replace(_SMALL, lr=5e-3, epochs=8),
+    "tin_tiny": replace(_SMALL, epochs=8),
+    "tpn_tiny": replace(_SMALL, epochs=8),
+    "swin_tiny": replace(_SMALL, lr=1e-3, epochs=8),
+    "r2plus1d_tiny": replace(_SMALL, epochs=8),
+    "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=8),
+    "x3d_tiny": replace(_SMALL, lr=2e-3, epochs=7),
 }

@@ -84,7 +84,7 @@ class MotionPlan:
     frames: int = 40
     size: int = 80
     fps: int = 20
-    difficulty: float = 0.5
+    difficulty: float = 0.25
     damaged: int = 1
     seed: int = 0
 
