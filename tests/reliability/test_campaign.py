@@ -1,0 +1,20 @@
+"""The campaign's short form: some rounds of everything that the command runs for long."""
+
+from __future__ import annotations
+
+import campaign
+
+
+def test_killed_writers_lose_nothing_that_was_acknowledged():
+    counts = campaign.crash_rounds(2, videos=60, batch=3, seed=7)
+    assert counts["kills"] > 0 and counts["completed"] >= 1
+
+
+def test_every_header_bit_sampled_payload_bits_and_truncations_are_noticed():
+    counts = campaign.damage_rounds(payload_bits=500, truncations=100)
+    assert counts["header_bits"] >= 4096 and counts["largest_allocation"] <= 2 * counts["size"] + (1 << 16)
+
+
+def test_mutated_files_of_every_format_are_refused_or_read():
+    counts = campaign.fuzz(60, rounds=600, seed=11)
+    assert counts["files"] == 600 and counts["refused"] > 300
