@@ -1,0 +1,384 @@
+"""Ensemble selection: grow an ensemble member by member, each time with the one that helps most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import InputError
+from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.selection.hits import Judge, lay_out, rounding_error, unsafe_videos
+from vidfuse.fusion.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
+from vidfuse.fusion.selection.masks import TIE
+from vidfuse.fusion.selection.rivals import find_rivals
+from vidfuse.fusion.selection.subsets import video_weights
+from vidfuse.fusion.weights import true_log_likelihoods
+from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
+
+__all__ = ["GreedyPool", "GreedySearch", "Kind", "greedy_search"]
+
+Kind = Literal["linear", "log-linear"]
+Gains = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+"""From the counts so far (M,) to the score, higher is better, with each one member more (M,)."""
+
+
+@dataclass(frozen=True)
+class GreedySearch:
+    """The result of a greedy search.
+
+    Attributes:
+        weights: {member: weight} of the chosen members, summing to 1.
+        score: What the objective gives the ensemble on the videos of the search: an in-sample number.
+        objective: The objective's name.
+        path: (member, score) of each round; of bags, one after the other. The ensemble is the best prefix of a path.
+    """
+
+    weights: dict[str, float]
+    score: float
+    objective: str
+    path: tuple[tuple[str, float], ...] = field(repr=False)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The chosen members, in the stack's order."""
+        return tuple(self.weights)
+
+    def __repr__(self) -> str:
+        listed = " + ".join(f"{weight:.3g} {name}" for name, weight in self.weights.items())
+        return f"GreedySearch({listed}: in-sample {self.objective} {self.score:.6g} after {len(self.path)} rounds)"
+
+
+def greedy_search(
+    stack: Any,
+    objective: str | Objective = "nll",
+    rounds: int = 100,
+    *,
+    kind: Kind = "linear",
+    replacement: bool = True,
+    sorted_start: int = 0,
+    bagging: int = 0,
+    bag_fraction: float = 0.5,
+    floor: Floor = "auto",
+    labels: ArrayLike | None = None,
+    sample_weight: NDArray[np.float64] | None = None,
+    random_state: int | None = 0,
+) -> GreedySearch:
+    """Grow an ensemble: in each round add the member that makes the pooled prediction best, and keep the best prefix.
+
+    A member that is added k times in t rounds has weight k/t. For accuracy only the classes that can win are looked at
+    (exactly as in `search_subsets`), for the NLL of a linear pool only the true class's column. Among equal scores the
+    first name wins, among equal prefixes the shorter.
+
+    Args:
+        stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`, higher is
+            better.
+        rounds: How many members are added; at most M without replacement.
+        kind: "linear" averages probabilities (as published), "log-linear" log-likelihoods.
+        replacement: Whether a member may be added again.
+        sorted_start: Begin with the so many best single members.
+        bagging: Repeat on so many random bags of members and average the weights; 0 searches once, with all of them.
+        bag_fraction: The share of the members in a bag.
+        floor: The uniform distribution's share in every member, or "auto".
+        labels: True classes, shape (N,); the stack's own by default.
+        sample_weight: One weight of at least 0 a video, for the named objectives.
+        random_state: Seed of the bags.
+
+    Raises:
+        InputError: An argument is out of range, or labels are missing.
+
+    Source:
+        Caruana, Niculescu-Mizil, Crew and Ksikes (2004), ICML, Ensemble selection from libraries of models, section 2:
+        selection with replacement (2.1), sorted initialisation (2.2), bagging (2.3).
+
+    Example:
+        >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
+        >>> greedy_search(LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"]), rounds=2)
+        GreedySearch(0.5 a + 0.5 b: in-sample nll 0.61465 after 2 rounds)
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to search on")
+    resolve_objective(objective)
+    _check_arguments(stack, rounds, kind, sorted_start, bagging, bag_fraction, objective, sample_weight)
+    ordered = stack.select(sorted(stack.members))
+    n_members = len(ordered.members)
+    gains = _gains(ordered, y, objective, kind, floor, sample_weight)
+    rng = np.random.default_rng(random_state)
+    shares = np.zeros(n_members)
+    path: list[tuple[str, float]] = []
+    sign = 1.0 if higher_is_better(objective) else -1.0
+    for _ in range(max(bagging, 1)):
+        allowed = np.ones(n_members, bool)
+        if bagging:
+            allowed[:] = False
+            size = max(1, round(bag_fraction * n_members))
+            allowed[rng.choice(n_members, size=size, replace=False)] = True
+        order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
+        kept = int(np.flatnonzero(scores >= scores.max() - TIE)[0]) + 1
+        counts = np.bincount(order[:kept], minlength=n_members)
+        shares += counts / kept
+        path += [(ordered.members[m], sign * score) for m, score in zip(order, scores.tolist(), strict=True)]
+        score = float(scores[kept - 1])
+    shares /= shares.sum()
+    if bagging > 1:
+        score = _score_of(ordered, y, objective, kind, floor, shares, sample_weight) * sign
+    by_name = dict(zip(ordered.members, shares.tolist(), strict=True))
+    weights = {name: by_name[name] for name in stack.members if by_name[name] > 0}
+    name = objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
+    return GreedySearch(weights, sign * score, name, tuple(path))
+
+
+def _check_arguments(
+    stack: LogitStack,
+    rounds: int,
+    kind: str,
+    sorted_start: int,
+    bagging: int,
+    bag_fraction: float,
+    objective: str | Objective,
+    sample_weight: NDArray[np.float64] | None,
+) -> None:
+    if stack.n_views is not None:
+        raise InputError(
+            f"greedy_search takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views"
+        )
+    if rounds < 1 or sorted_start < 0 or bagging < 0:
+        raise InputError(
+            "expected rounds of at least 1, sorted_start and bagging of at least 0, "
+            f"got rounds={rounds}, sorted_start={sorted_start}, bagging={bagging}"
+        )
+    if kind not in ("linear", "log-linear"):
+        raise InputError(f"kind: expected 'linear' or 'log-linear', got {kind!r}")
+    if not 0 < bag_fraction <= 1:
+        raise InputError(f"bag_fraction: expected above 0 and at most 1, got {bag_fraction!r}")
+    if callable(objective) and sample_weight is not None:
+        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+    if stack.present is not None:
+        raise InputError(
+            f"{int((~stack.present).sum())} predictions are missing; search on the videos that all members have: "
+            "stack[stack.present.all(axis=1)]"
+        )
+
+
+def _grow(
+    gains: Gains, allowed: NDArray[np.bool_], rounds: int, replacement: bool, sorted_start: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the members in the order in which they were added, and the score after each."""
+    counts = np.zeros(len(allowed), np.int64)
+    free = allowed.copy()
+    order: list[int] = []
+    scores: list[float] = []
+    start: list[int] = []
+    if sorted_start:
+        singles = np.where(allowed, gains(counts), -np.inf)
+        start = np.argsort(-singles, kind="stable")[: min(sorted_start, int(allowed.sum()))].tolist()
+    for step in range(max(rounds, len(start))):
+        if not free.any():
+            break
+        with_one = np.where(free, gains(counts), -np.inf)
+        if step < len(start):
+            member = start[step]
+        else:
+            member = int(np.flatnonzero(with_one >= with_one.max() - TIE)[0])
+        order.append(member)
+        scores.append(float(with_one[member]))
+        counts[member] += 1
+        if not replacement:
+            free[member] = False
+    return np.array(order), np.array(scores)
+
+
+def _gains(
+    ordered: LogitStack,
+    labels: NDArray[np.int64],
+    objective: str | Objective,
+    kind: Kind,
+    floor: Floor,
+    sample_weight: NDArray[np.float64] | None,
+) -> Gains:
+    floors = member_floors(ordered, floor)
+    linear = kind == "linear"
+    if callable(objective):
+        return _callable_gains(ordered, labels, objective, kind, floor)
+    a = video_weights(labels, objective, sample_weight)
+    if objective != "nll":
+        return _HitGains(ordered, labels, floors, linear, a)
+    uneven = None if sample_weight is None else a
+    if linear:
+        relative, constant = relative_likelihoods(true_log_likelihoods(ordered, labels, floors), uneven)
+        scale = len(labels) if uneven is None else 1.0
+
+        def gains(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+            pooled = (counts @ relative + relative) / (counts.sum() + 1)
+            return constant + sum_logs(pooled, uneven) / scale
+
+        return gains
+
+    def log_linear_gains(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        return -log_linear_losses(ordered, labels, floors, counts + np.eye(len(counts)), uneven)
+
+    return log_linear_gains
+
+
+def _callable_gains(
+    ordered: LogitStack, labels: NDArray[np.int64], objective: Objective, kind: Kind, floor: Floor
+) -> Gains:
+    def gains(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array(
+            [_score_of(ordered, labels, objective, kind, floor, row, None) for row in counts + np.eye(len(counts))]
+        )
+
+    return gains
+
+
+def _score_of(
+    ordered: LogitStack,
+    labels: NDArray[np.int64],
+    objective: str | Objective,
+    kind: Kind,
+    floor: Floor,
+    weights: NDArray[np.float64],
+    sample_weight: NDArray[np.float64] | None,
+) -> float:
+    """Return the objective of one ensemble by the pool itself."""
+    pool = _pool(kind, floor, dict(zip(ordered.members, weights.tolist(), strict=True)))
+    log_proba = pool.fit(ordered).predict_log_proba(ordered)
+    if callable(objective):
+        return float(objective(labels, log_proba))
+    a = video_weights(labels, objective, sample_weight)
+    if objective == "nll":
+        return float(-a @ np.take_along_axis(log_proba, labels[:, None], axis=1)[:, 0])
+    return float(a @ (log_proba.argmax(axis=1) == labels))
+
+
+def _pool(kind: Kind, floor: Floor, weights: dict[str, float]) -> Fuser:
+    return (LinearPool if kind == "linear" else LogLinearPool)(weights=weights, floor=floor)
+
+
+class _HitGains:
+    """Accuracy with each one member more, from the rivals alone."""
+
+    def __init__(
+        self,
+        ordered: LogitStack,
+        labels: NDArray[np.int64],
+        floors: NDArray[np.float64],
+        linear: bool,
+        video_weights: NDArray[np.float64],
+    ) -> None:
+        rivals = find_rivals(ordered, labels, floors, linear=linear, rounds=1 if len(ordered.members) < 10 else 8)
+        self._judge = Judge(ordered, labels, floors, linear)
+        self._a = video_weights
+        self._unsafe = unsafe_videos(rivals)
+        kept = np.flatnonzero(~np.isin(rivals.rows, self._unsafe))
+        self._videos, self._offsets, columns = lay_out(rivals.rows[kept])
+        self._margins = np.empty((len(floors), len(kept)), np.float32)
+        self._margins[:, columns] = rivals.margins[:, kept]
+        self._base = float(video_weights[rivals.right].sum())
+        # Each sum has its own weights; equal ones of sum M bound any weights of sum 1.
+        self._rounding = rounding_error(rivals, np.ones(len(floors)), linear=linear)
+
+    def __call__(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        total = counts.sum() + 1
+        scores = np.full(len(counts), self._base)
+        sums = counts.astype(np.float32) @ self._margins if counts.any() else np.zeros_like(self._margins[0])
+        slots = len(self._offsets) - 1
+        if slots:
+            first = slice(0, self._offsets[1])
+            worst = self._margins[:, first] + sums[first]
+            for slot in range(1, slots):
+                part = slice(self._offsets[slot], self._offsets[slot + 1])
+                size = part.stop - part.start
+                np.maximum(worst[:, :size], self._margins[:, part] + sums[part], out=worst[:, :size])
+            error = np.float32(self._rounding * total)
+            scores += (worst < -error) @ self._a[self._videos]
+            member, column = np.nonzero(np.abs(worst) <= error)
+            scores += self._settle(counts, member, self._videos[column])
+        if len(self._unsafe):
+            member = np.repeat(np.arange(len(counts)), len(self._unsafe))
+            scores += self._settle(counts, member, np.tile(self._unsafe, len(counts)))
+        return scores
+
+    def _settle(
+        self, counts: NDArray[np.int64], member: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return what the judge adds to each candidate's score for (candidate, video) pairs."""
+        if not len(rows):
+            return np.zeros(len(counts))
+        right = self._judge.right((counts + np.eye(len(counts)))[member], rows)
+        return np.bincount(member, weights=right * self._a[rows], minlength=len(counts)).astype(np.float64)
+
+
+class GreedyPool(Fuser):
+    """Ensemble selection as an estimator: a pool whose weights are how often a greedy search chose each member.
+
+    Args:
+        objective: "nll", "accuracy", "mean-class-accuracy", or a callable `(labels, log_proba) -> float`.
+        rounds: How many members are added.
+        kind: "linear" averages probabilities, "log-linear" log-likelihoods.
+        replacement: Whether a member may be added again.
+        sorted_start: Begin with the so many best single members.
+        bagging: Repeat on so many random bags of members and average; 0 searches once.
+        bag_fraction: The share of the members in a bag.
+        floor: The uniform distribution's share in every member, or "auto".
+        random_state: Seed of the bags.
+
+    Attributes:
+        weights_: (M,), on the simplex, in the order of `members_`.
+        score_: What the objective gives on the videos of the fit, an in-sample number.
+        path_: The member added in each round.
+        pool_: The pool of the chosen members.
+
+    Source:
+        Caruana, Niculescu-Mizil, Crew and Ksikes (2004), ICML, Ensemble selection from libraries of models.
+
+    Example:
+        >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
+        >>> pool = GreedyPool(rounds=2).fit(LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"]))
+        >>> pool.weights_.tolist(), pool.path_
+        ([0.5, 0.5], ['b', 'a'])
+    """
+
+    weights_: NDArray[np.float64]
+    score_: float
+    path_: list[str]
+    pool_: Fuser
+
+    def __init__(
+        self,
+        objective: str | Objective = "nll",
+        rounds: int = 100,
+        *,
+        kind: Kind = "linear",
+        replacement: bool = True,
+        sorted_start: int = 0,
+        bagging: int = 0,
+        bag_fraction: float = 0.5,
+        floor: Floor = "auto",
+        random_state: int | None = 0,
+    ) -> None:
+        self.objective = objective
+        self.rounds = rounds
+        self.kind = kind
+        self.replacement = replacement
+        self.sorted_start = sorted_start
+        self.bagging = bagging
+        self.bag_fraction = bag_fraction
+        self.floor = floor
+        self.random_state = random_state
+
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        found = greedy_search(stack, labels=labels, sample_weight=weight, **self.get_params(deep=False))
+        self.weights_ = np.array([found.weights.get(name, 0.0) for name in stack.members])
+        self.score_ = found.score
+        self.path_ = [name for name, _ in found.path]
+        self.pool_ = _pool(self.kind, self.floor, found.weights).fit(stack.select(found.members))
+
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        return self.pool_.predict_log_proba(stack.select([m for m in stack.members if m in self.pool_.members_]))
