@@ -146,7 +146,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Return the fused class (N,); of equally probable classes the lowest wins."""
-        return self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        return np.asarray(self.predict_log_proba(X).argmax(axis=1))  # the classes are 0 … K - 1
 
     def score(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on `y`, or on the stack's own labels.

@@ -1,0 +1,209 @@
+"""Which rule fuses best? Held-out NLL and accuracy on real predictions, with ranks and what loses.
+
+    python benchmarks/fusion_quality.py --aeon FOLDER [--autogluon PYTHON] [--repeats 5] [--out FILE]
+
+For every data set, repetition and validation size each rule is fitted on the validation items and judged on items
+that neither it nor the members saw. All rules get the same members, floored at 1e-4. Ranks are averaged over the
+cases; their intervals come from a bootstrap over data sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+
+import vidfuse as vf
+from quality_data import CLASSIFIERS, SETS, predictions
+from vidfuse.errors import VidfuseWarning
+
+Array = NDArray[np.float64]
+Rule = Callable[[Array, NDArray[np.int64], Array], Array]
+
+AUTOGLUON = """
+import sys, numpy as np
+from autogluon.core.metrics import log_loss
+from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
+data = np.load(sys.argv[1])
+result = {}
+for key in {name.partition(":")[0] for name in data.files}:
+    p, y, k = data[key + ":p"], data[key + ":y"], int(data[key + ":k"])
+    kind = "binary" if k == 2 else "multiclass"
+    own = [m[:, 1] for m in p] if k == 2 else [m for m in p]
+    rng = np.random.RandomState(0)
+    selection = EnsembleSelection(ensemble_size=25, problem_type=kind, metric=log_loss, random_state=rng)
+    selection.fit(own, y)
+    result[key] = selection.weights_
+np.savez(sys.argv[2], **result)
+"""
+
+
+def _vidfuse(build: Callable[[], vf.LogLinearPool]) -> Rule:
+    def rule(log_p: Array, y: NDArray[np.int64], test: Array) -> Array:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VidfuseWarning)
+            return build().fit(log_p, y).predict_log_proba(test)
+
+    return rule
+
+
+def _best_single(log_p: Array, y: NDArray[np.int64], test: Array) -> Array:
+    return test[:, log_p[np.arange(len(y)), :, y].mean(axis=0).argmax()]
+
+
+def _caruana(log_p: Array, y: NDArray[np.int64], test: Array, rounds: int = 50) -> Array:
+    true, total = np.exp(log_p[np.arange(len(y)), :, y]), np.zeros(len(y))
+    counts = np.zeros(log_p.shape[1])
+    for _ in range(rounds):
+        best = np.log(total[:, None] + true).mean(axis=0).argmax()
+        total, counts[best] = total + true[:, best], counts[best] + 1
+    return np.log(np.einsum("nmk,m->nk", np.exp(test), counts / rounds))
+
+
+def _sklearn_stacking(log_p: Array, y: NDArray[np.int64], test: Array) -> Array:
+    """Fit `StackingClassifier`'s default final estimator on what it would be given: probabilities side by side."""
+    if (y == y[0]).all():
+        return np.log(np.exp(test).mean(axis=1))
+    final = LogisticRegression(max_iter=2000).fit(np.exp(log_p).reshape(len(y), -1), y)
+    p = np.full((len(test), test.shape[2]), 0.0)
+    p[:, final.classes_] = final.predict_proba(np.exp(test).reshape(len(test), -1))
+    return np.log((1 - 1e-4) * p + 1e-4 / test.shape[2])
+
+
+def _weighted(log_p: Array, weights: Array) -> Array:
+    return np.log(np.einsum("nmk,m->nk", np.exp(log_p), weights / weights.sum()))
+
+
+RULES: dict[str, Rule] = {
+    "vidfuse default": _vidfuse(vf.LogLinearPool),
+    "vidfuse shrinkage=cv": _vidfuse(lambda: vf.LogLinearPool(shrinkage="cv")),
+    "vidfuse unshrunk": _vidfuse(lambda: vf.LogLinearPool(shrinkage=None)),
+    "vidfuse per class": _vidfuse(lambda: vf.LogLinearPool(per_class=True)),
+    "vidfuse stacked": _vidfuse(vf.StackedPool),
+    "vidfuse dynamic": _vidfuse(vf.DynamicPool),
+    "accuracy log-linear (the paper's)": _vidfuse(lambda: vf.LogLinearPool(weights="accuracy")),
+    "accuracy log-linear, calibrated": _vidfuse(lambda: vf.Calibrated(vf.LogLinearPool(weights="accuracy"))),
+    "uniform log-linear": _vidfuse(lambda: vf.LogLinearPool(weights="uniform")),
+    "linear optimum": _vidfuse(vf.LinearPool),
+    "uniform linear (scikit-learn's soft voting)": _vidfuse(lambda: vf.LinearPool(weights="uniform")),
+    "accuracy linear": _vidfuse(lambda: vf.LinearPool(weights="accuracy")),
+    "majority vote": _vidfuse(vf.MajorityVote),
+    "Caruana, 50 rounds": _caruana,
+    "scikit-learn's stacking": _sklearn_stacking,
+    "best single": _best_single,
+}
+
+
+def main() -> None:
+    """Run every rule on every case and print mean ranks, means, and the comparison with uniform."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--aeon", type=Path, help="unpacked aeon wheel (the folder that holds datasets/data)")
+    parser.add_argument("--autogluon", type=Path, help="a Python that has autogluon.core")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vidfuse-quality")
+    parser.add_argument("--sets", nargs="*", default=list(SETS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    cases = []
+    for name in options.sets:
+        for seed in range(options.repeats):
+            try:
+                given = predictions(name, seed, options.aeon, options.cache)
+            except FileNotFoundError as error:
+                print(f"left out {name}: {error}")
+                break
+            cases += [(name, seed, size, given) for size in SETS[name][2]]
+    gluon = _autogluon(options.autogluon, cases) if options.autogluon else {}
+    names = [*RULES, *(["AutoGluon, 25 rounds"] if gluon else [])]
+    loss, hits, spread = np.empty((len(cases), len(names))), np.empty((len(cases), len(names))), np.empty(len(cases))
+    for row, (name, seed, size, given) in enumerate(cases):
+        fit, test = given.log_p[:size], given.log_p[size:]
+        y, truth = given.labels[:size], given.labels[size:]
+        each = []
+        for column, rule in enumerate(names):
+            log_q = _weighted(test, gluon[f"{name}-{seed}-{size}"]) if rule not in RULES else RULES[rule](fit, y, test)
+            each.append(-log_q[np.arange(len(truth)), truth])
+            loss[row, column], hits[row, column] = each[-1].mean(), (log_q.argmax(axis=1) == truth).mean()
+        uniform = names.index("uniform linear (scikit-learn's soft voting)")
+        difference = each[0] - np.minimum(each[uniform].mean(), each[names.index("uniform log-linear")].mean())
+        spread[row] = (each[0] - each[uniform]).std() / np.sqrt(len(difference))
+    _report(cases, names, loss, hits, spread, options)
+
+
+def _autogluon(python: Path, cases: list) -> dict[str, Array]:
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = {}
+        for name, seed, size, given in cases:
+            key = f"{name}-{seed}-{size}"
+            arrays[f"{key}:p"] = np.exp(given.log_p[:size]).swapaxes(0, 1)
+            arrays[f"{key}:y"], arrays[f"{key}:k"] = given.labels[:size], given.log_p.shape[2]
+        np.savez(f"{folder}/in.npz", **arrays)
+        Path(f"{folder}/run.py").write_text(AUTOGLUON)
+        subprocess.run([python, f"{folder}/run.py", f"{folder}/in.npz", f"{folder}/out.npz"], check=True)
+        return dict(np.load(f"{folder}/out.npz"))
+
+
+def _report(
+    cases: list, names: list[str], loss: Array, hits: Array, spread: Array, options: argparse.Namespace
+) -> None:
+    ranks = {"NLL": rankdata(loss.round(9), axis=1), "accuracy": rankdata(-hits.round(9), axis=1)}
+    sets = np.array([case[0] for case in cases])
+    rng = np.random.default_rng(0)
+    unique = np.unique(sets)
+    rows = []
+    draws = [np.concatenate([np.flatnonzero(sets == s) for s in rng.choice(unique, len(unique))]) for _ in range(1000)]
+    for column, name in enumerate(names):
+        row: dict[str, object] = {"rule": name}
+        for what, rank in ranks.items():
+            means = [rank[draw, column].mean() for draw in draws]
+            row[f"{what} rank"] = float(rank[:, column].mean())
+            row[f"{what} rank interval"] = [float(v) for v in np.percentile(means, [2.5, 97.5])]
+        for size in sorted({case[2] for case in cases}):
+            chosen = np.array([case[2] == size for case in cases])
+            row[f"NLL at {size}"] = float(loss[chosen, column].mean())
+        row["accuracy"] = float(hits[:, column].mean())
+        rows.append(row)
+    rows.sort(key=lambda row: row["NLL rank"])
+    sizes = [key for key in rows[0] if key.startswith("NLL at")]
+    print(f"{len(cases)} cases, {len(unique)} data sets, {len(CLASSIFIERS)} classifiers, {len(names)} rules")
+    print(f"{'rule':<44} {'NLL rank':>20} {'accuracy rank':>22}  accuracy  " + "  ".join(f"{s:>11}" for s in sizes))
+    for row in rows:
+        text = f"{row['rule']:<44}"
+        for what in ranks:
+            low, high = row[f"{what} rank interval"]
+            text += f" {row[f'{what} rank']:>7.2f} ({low:.2f} to {high:.2f})"
+        print(text + f"  {row['accuracy']:.4f}  " + "  ".join(f"{row[s]:>11.4f}" for s in sizes))
+    uniform = np.minimum(
+        loss[:, names.index("uniform log-linear")], loss[:, names.index("uniform linear (scikit-learn's soft voting)")]
+    )
+    worse = loss[:, 0] - uniform
+    print(f"default worse than the better uniform pool in {int((worse > 0).sum())} of {len(cases)} cases; "
+          f"by more than one standard error in {int((worse > spread).sum())}")  # fmt: skip
+    for row in np.flatnonzero(worse > spread):
+        print(f"  {cases[row][0]} seed {cases[row][1]} at {cases[row][2]}: {worse[row]:+.4f} (error {spread[row]:.4f})")
+    by_case = {
+        f"{set_name} at {size}": {
+            "default - uniform": float(np.mean(part := worse[[c[0] == set_name and c[2] == size for c in cases]])),
+            "standard error over splits": float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None,
+        }
+        for set_name, size in dict.fromkeys((c[0], c[2]) for c in cases)
+    }
+    for key, value in by_case.items():
+        print(f"  {key:<24} default - better uniform {value['default - uniform']:+.4f}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        content = {"cases": len(cases), "sets": unique.tolist(), "rules": rows, "against uniform": by_case}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""What every fuser owes its callers, and scikit-learn: one test each, over all of them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.utils import get_tags
+
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.fusion.calibration import Calibrated, VectorScaling
+from vidfuse.fusion.dynamic import DynamicPool
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.stacking import StackedPool
+from vidfuse.fusion.voting import BordaCount, MajorityVote
+
+FUSERS = {
+    "default": LogLinearPool(),
+    "unshrunk": LogLinearPool(shrinkage=None),
+    "cv": LogLinearPool(shrinkage="cv"),
+    "per-class": LogLinearPool(per_class=True),
+    "log-linear-accuracy": LogLinearPool(weights="accuracy", power=2.0),
+    "log-linear-uniform": LogLinearPool(weights="uniform"),
+    "log-linear-given": LogLinearPool(weights=[3.0, 1.0, 0.0]),
+    "linear": LinearPool(),
+    "linear-log-odds": LinearPool(weights="log-odds"),
+    "linear-inverse-nll": LinearPool(weights="inverse-nll"),
+    "vote": MajorityVote(),
+    "vote-weighted": MajorityVote(weights="accuracy"),
+    "borda": BordaCount(),
+    "stacked": StackedPool(),
+    "stacked-diagonal": StackedPool("diagonal"),
+    "calibrated": Calibrated(LogLinearPool(weights="accuracy")),
+    "calibrated-members": Calibrated(LinearPool(), VectorScaling(), where="members"),
+    "dynamic": DynamicPool(neighbours=5),
+}
+K = 4
+
+
+@pytest.fixture(params=list(FUSERS))
+def fuser(request):
+    return clone(FUSERS[request.param])
+
+
+def members(n=80, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % K
+    shared = rng.normal(size=(n, K))
+    scores = {
+        name: (shared + 1.5 * rng.normal(size=(n, K)) + skill * np.eye(K)[y])
+        for name, skill in (("b", 2.5), ("a", 2.0), ("c", 3.0))
+    }
+    return scores, y
+
+
+@pytest.fixture
+def data():
+    scores, y = members()
+    return LogitStack.from_arrays(scores, labels=y), np.stack(list(scores.values()), axis=1), y
+
+
+def test_fits_and_predicts_normalised_probabilities(fuser, data):
+    stack, _, y = data
+    assert fuser.fit(stack) is fuser
+    log_p, p = fuser.predict_log_proba(stack), fuser.predict_proba(stack)
+    assert log_p.shape == (len(stack), K)
+    assert log_p.dtype == np.float64
+    np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-12)
+    np.testing.assert_array_equal(fuser.predict(stack), p.argmax(axis=1))
+    assert fuser.score(stack) == pytest.approx((fuser.predict(stack) == y).mean())
+    assert fuser.score(stack) > 0.6
+    assert fuser.members_ == stack.members
+    assert fuser.n_features_in_ == 3
+    assert fuser.classes_.tolist() == list(range(K))
+
+
+def test_stack_and_array_agree(fuser, data):
+    stack, X, y = data
+    a = fuser.fit(stack).predict_log_proba(stack)
+    b = clone(fuser).fit(X, y).predict_log_proba(X)
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_fit_repeats_itself_and_leaves_parameters_alone(fuser, data):
+    stack, _, _ = data
+    before = repr(fuser.get_params())
+    first = fuser.fit(stack).predict_log_proba(stack)
+    assert repr(fuser.get_params()) == before
+    np.testing.assert_array_equal(fuser.fit(stack).predict_log_proba(stack), first)
+
+
+def test_members_are_matched_by_name(fuser, data):
+    stack, _, _ = data
+    fuser.fit(stack)
+    shuffled = stack.select(["a", "c", "b"])
+    np.testing.assert_array_equal(fuser.predict_log_proba(shuffled), fuser.predict_log_proba(stack))
+
+
+def test_the_order_of_members_changes_nothing(fuser, data):
+    stack, _, _ = data
+    if fuser.get_params().get("weights").__class__ is list:
+        fuser.set_params(weights={"b": 3.0, "a": 1.0, "c": 0.0})
+    one = clone(fuser).fit(stack).predict_log_proba(stack)
+    other = clone(fuser).fit(stack.select(["c", "b", "a"])).predict_log_proba(stack)
+    np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_row_05_veto_of_a_member_without_weight_is_harmless():
+    z = np.zeros((2, 2, 3))
+    z[0, 1, 0] = -np.inf
+    for pool in (LogLinearPool(weights=[1.0, 0.0]), LinearPool(weights=[1.0, 0.0]), MajorityVote(weights=[1.0, 0.0])):
+        assert np.isfinite(pool.fit(z).predict_log_proba(z)).all()
+
+
+def test_row_06_every_class_vetoed():
+    z = np.array([[[0.0, -np.inf], [-np.inf, 0.0]]])
+    stack = LogitStack.from_arrays({"a": z[:, 0], "b": z[:, 1]}, ids=["clip7"])
+    with pytest.raises(InputError, match=r"clip7.*linear pool"):
+        LogLinearPool(weights="uniform").fit(stack).predict_proba(stack)
+    np.testing.assert_allclose(LinearPool(weights="uniform").fit(stack).predict_proba(stack), [[0.5, 0.5]])
+
+
+def test_pickle_round_trip(fuser, data):
+    stack, _, _ = data
+    fuser.fit(stack)
+    copy = pickle.loads(pickle.dumps(fuser))
+    np.testing.assert_array_equal(copy.predict_log_proba(stack), fuser.predict_log_proba(stack))
+
+
+def test_clone_is_unfitted(fuser, data):
+    stack, _, _ = data
+    fuser.fit(stack)
+    with pytest.raises(NotFittedError):
+        clone(fuser).predict(stack)
+
+
+def test_fitted_attributes_can_be_stored(fuser, data):
+    def plain(value):
+        if isinstance(value, np.ndarray):
+            return value.dtype.kind in "biufU"
+        if isinstance(value, (list, tuple)):
+            return all(map(plain, value))
+        if hasattr(value, "get_params"):
+            return all(plain(v) for k, v in vars(value).items() if k.endswith("_") and not k.startswith("_"))
+        json.dumps(value)
+        return True
+
+    fuser.fit(data[0])
+    fitted = {k: v for k, v in vars(fuser).items() if k.endswith("_") and not k.startswith("_")}
+    assert {"members_", "classes_", "n_features_in_"} <= set(fitted)
+    assert all(plain(value) for value in fitted.values())
+
+
+def test_parameters_are_set_and_got(fuser):
+    params = fuser.get_params(deep=False)
+    assert params == clone(fuser).set_params(**params).get_params(deep=False) or "fuser" in params
+    assert type(fuser).__name__ in repr(fuser)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        fuser.set_params(no_such_parameter=1)
+
+
+def test_tags_say_what_it_is(fuser):
+    tags = get_tags(fuser)
+    assert is_classifier(fuser)
+    assert tags.input_tags.three_d_array
+    assert not tags.input_tags.two_d_array
+
+
+def test_cross_validation_on_stack_and_array(fuser, data):
+    stack, X, y = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VidfuseWarning)
+        own = cross_val_score(fuser, stack, cv=2)  # the default scorer uses the stack's labels
+        on_stack = cross_val_score(fuser, stack, y, cv=2)
+        on_array = cross_val_score(fuser, X, y, cv=2)
+    assert own.shape == (2,)
+    np.testing.assert_allclose(on_stack, on_array, atol=0.03)
+
+
+def test_a_fold_may_lack_a_class(fuser, data):
+    stack, _, y = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VidfuseWarning)
+        fuser.fit(stack[y != 2])
+    assert fuser.classes_.tolist() == list(range(K))
+    assert fuser.predict_proba(stack).shape == (len(stack), K)
+
+
+def test_row_53_labels_that_differ_from_the_stacks(fuser, data):
+    stack, _, y = data
+    with pytest.raises(InputError, match=r"differ in 1 of 80"):
+        fuser.fit(stack, np.where(np.arange(80) == 3, (y + 1) % K, y))
+
+
+def test_row_52_missing_and_added_members(fuser, data):
+    stack, X, _ = data
+    fuser.fit(stack)
+    with pytest.raises(AlignmentError, match="missing: 'a'"):
+        fuser.predict(stack.select(["b", "c"]))
+    scores, _ = members()
+    with pytest.raises(AlignmentError, match="not in the fit: 'd'"):
+        fuser.predict(LogitStack.from_arrays({**scores, "d": scores["a"]}))
+    with pytest.raises(AlignmentError):
+        fuser.predict(X[:, :2])
+    with pytest.raises(AlignmentError, match="4 classes"):
+        fuser.predict(X[:, :, :3])
+
+
+def test_views_are_refused_or_voted_on(fuser, data):
+    _, X, y = data
+    views = np.repeat(X[:, :, None], 2, axis=2)
+    if fuser._takes_views:
+        assert fuser.fit(views, y).predict_proba(views).shape == (80, K)
+    else:
+        with pytest.raises(InputError, match="views="):
+            fuser.fit(views, y)
+
+
+def test_sample_weight_equals_repetition(fuser, data):
+    stack, _, _ = data
+    if isinstance(fuser, (DynamicPool, Calibrated)) or fuser.get_params().get("shrinkage") == "cv":
+        return  # neighbours, folds and priors count videos
+    weight = np.where(np.arange(80) < 30, 0.0, 1.0)
+    a = clone(fuser).fit(stack, sample_weight=weight)
+    b = clone(fuser).fit(stack[30:])
+    np.testing.assert_allclose(a.predict_log_proba(stack), b.predict_log_proba(stack), atol=2e-4)
+
+
+@pytest.mark.parametrize("weight", [[-1.0] + [1.0] * 79, [np.nan] + [1.0] * 79, [1.0] * 79, [0.0] * 80])
+def test_bad_sample_weights(weight, data):
+    with pytest.raises(InputError, match="sample_weight"):
+        LogLinearPool(weights="accuracy").fit(data[0], sample_weight=weight)
+
+
+def test_row_18_labels_missing_where_a_fit_needs_them(data):
+    _, X, _ = data
+    for fuser in (LogLinearPool(), LinearPool(weights="accuracy"), MajorityVote(weights="accuracy"), StackedPool()):
+        with pytest.raises(InputError, match="learns from labels"):
+            fuser.fit(X)
+    assert LogLinearPool(weights="uniform").fit(X).predict(X).shape == (80,)
+    with pytest.raises(InputError, match="expected labels"):
+        MajorityVote().fit(X).score(X)
+
+
+def test_row_19_no_videos():
+    with pytest.raises(InputError, match="at least one video"):
+        LogLinearPool().fit(np.zeros((0, 2, 3)), np.zeros(0, dtype=int))
+    with pytest.raises(InputError):
+        LogLinearPool().fit(np.zeros((3, 0, 3)), np.zeros(3, dtype=int))
+
+
+def test_row_20_one_class():
+    with pytest.raises(InputError, match="at least 2 classes"):
+        LogLinearPool().fit(np.zeros((3, 2, 1)), np.zeros(3, dtype=int))
+
+
+@pytest.mark.parametrize("name", ["default", "unshrunk", "linear", "stacked", "calibrated", "dynamic", "per-class"])
+def test_row_21_only_one_label_value(name, data):
+    _, X, _ = data
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = clone(FUSERS[name]).fit(X, np.full(80, 2))
+    assert any("every label of the fit is class 2" in str(w.message) for w in caught)
+    assert np.isfinite(fitted.predict_log_proba(X)).all()
+
+
+@pytest.mark.parametrize(
+    "y", [np.zeros(80), np.eye(4)[np.zeros(80, dtype=int)], np.full(80, 7), np.zeros((80, 2), int)]
+)
+def test_row_54_labels_that_are_not_single_classes(y, data):
+    with pytest.raises(InputError):
+        LogLinearPool().fit(data[1], y)
+
+
+def test_grid_search_with_two_jobs(data):
+    stack, _, y = data
+    search = GridSearchCV(LogLinearPool(), {"shrinkage": ["auto", 0.5], "floor": ["auto", 0.0]}, cv=2, n_jobs=2)
+    search.fit(stack)
+    assert search.best_score_ > 0.5
+    assert search.predict(stack).shape == y.shape
+    nested = GridSearchCV(Calibrated(LogLinearPool(weights="accuracy")), {"fuser__power": [0.0, 4.0]}, cv=2)
+    assert nested.fit(stack, y).best_params_["fuser__power"] in (0.0, 4.0)
+
+
+def test_cross_val_predict_gives_every_class_a_column(data):
+    stack, _, y = data
+    p = cross_val_predict(LinearPool(), stack, y, cv=4, method="predict_proba", n_jobs=2)
+    assert p.shape == (80, K)
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
