@@ -1,0 +1,110 @@
+"""A recipe and its networks as one module: clips in, fused log-likelihoods out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vidfuse.errors import AlignmentError, MissingExtraError
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.recipe import Recipe
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise MissingExtraError("an ensemble of networks", "networks") from error
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble(nn.Module):
+    """The members' networks, fused by a recipe, as a network: `clips (N, 3, T, H, W) -> log-likelihoods (N, K)`.
+
+    Clips with views (N, V, 3, T, H, W) are reduced by the recipe's rule, by the mean of log-likelihoods if it has none.
+    Log-linear and linear pools are computed in torch, on the networks' device, and pass gradients on; every other fuser
+    is computed in NumPy, and passes none.
+
+    Args:
+        recipe: The fitted ensemble.
+        models: {member: network}, each `clips -> logits` or an object with `.logits`.
+
+    Raises:
+        AlignmentError: The models are not the recipe's members.
+
+    Example:
+        >>> import vidfuse as vf
+        >>> stack = vf.LogitStack.from_arrays({"a": 3 * np.eye(2), "b": 3 * np.eye(2)}, labels=[0, 1])
+        >>> pool = vf.LogLinearPool(weights="accuracy").fit(stack)
+        >>> models = {name: nn.Sequential(nn.Flatten(), nn.Linear(3, 2)) for name in "ab"}
+        >>> ensemble = Ensemble.from_recipe(vf.Recipe.from_fitted(pool, stack), models)
+        >>> ensemble(torch.zeros(5, 3, 1, 1, 1)).exp().sum(1)
+        tensor([1., 1., 1., 1., 1.], grad_fn=...)
+    """
+
+    def __init__(self, recipe: Recipe, models: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        if set(models) != set(recipe.members):
+            missing, unknown = sorted(set(recipe.members) - set(models)), sorted(set(models) - set(recipe.members))
+            raise AlignmentError(
+                f"expected a network for each of {list(recipe.members)}; missing {missing}, not in the recipe {unknown}"
+            )
+        self.recipe = recipe
+        self.networks = nn.ModuleDict({name: models[name] for name in sorted(recipe.members)})
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, models: Mapping[str, nn.Module]) -> Ensemble:
+        """Make the ensemble of a recipe and its members' networks; as the class itself."""
+        return cls(recipe, models)
+
+    def forward(self, clips: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return fused log-likelihoods (N, K).
+
+        Args:
+            clips: (N, 3, T, H, W) or (N, V, 3, T, H, W) for all members, or {member: its own}.
+        """
+        scores = {name: _scores(model, _own(clips, name)) for name, model in self.networks.items()}
+        fuser, views = self.recipe.fuser, self.recipe.views
+        reducible = all(z.ndim == 2 for z in scores.values()) or views in (None, "mean-log")
+        exact = type(fuser) in (LogLinearPool, LinearPool) and getattr(fuser, "class_weights_", None) is None
+        if exact and reducible and set(self.recipe.kinds.values()) <= {"logits", "log-likelihoods"}:
+            return _pool(fuser, scores)
+        arrays = {name: z.detach().float().cpu().numpy() for name, z in scores.items()}
+        first = next(iter(scores.values()))
+        return torch.from_numpy(self.recipe.predict_log_proba(arrays)).to(first.device, torch.float32)
+
+
+def _own(clips: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
+    return clips if isinstance(clips, Tensor) else clips[name]
+
+
+def _scores(model: nn.Module, clips: Tensor) -> Tensor:
+    """Return a member's logits (N, K), or (N, V, K) of clips with views."""
+    views = clips.ndim == 6
+    answer: Any = model(clips.flatten(0, 1) if views else clips)
+    logits: Tensor = getattr(answer, "logits", answer)
+    return logits.unflatten(0, (-1, clips.shape[1])) if views else logits
+
+
+def _pool(fuser: LogLinearPool | LinearPool, scores: Mapping[str, Tensor]) -> Tensor:
+    """Fuse as the pool does: floors mixed in, weighted sums over members with a positive weight, normalised."""
+    terms, weights = [], []
+    for name, weight, floor in zip(fuser.members_, fuser.weights_, fuser.floor_, strict=True):
+        if weight <= 0:
+            continue
+        log_p = scores[name].double().log_softmax(-1)
+        if log_p.ndim == 3:
+            log_p = log_p.mean(1).log_softmax(-1)
+        if floor > 0:
+            uniform = torch.full_like(log_p, math.log(floor / log_p.shape[-1]))
+            log_p = torch.logaddexp(log_p + math.log1p(-floor), uniform)
+        terms.append(log_p)
+        weights.append(float(weight))
+    share = torch.as_tensor(np.array(weights) / sum(weights), device=terms[0].device)[:, None, None]
+    stacked = torch.stack(terms)
+    if isinstance(fuser, LinearPool):
+        return torch.logsumexp(stacked + share.log(), 0).log_softmax(-1).float()
+    return ((stacked * share).sum(0) / fuser.temperature_).log_softmax(-1).float()

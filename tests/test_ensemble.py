@@ -1,0 +1,89 @@
+"""One module of a recipe and its networks agrees with the recipe on the networks' scores."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vidfuse as vf
+from vidfuse.errors import AlignmentError
+
+NAMES = ("x3d", "swin", "tin")
+
+
+def network(seed, n_classes=4):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 2 * 2, n_classes))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: network(i) for i, name in enumerate(NAMES)}
+
+
+def fitted(fuser, models, views=None):
+    torch.manual_seed(9)
+    clips = torch.randn(80, 3, 2, 2, 2)
+    labels = np.random.default_rng(0).integers(0, 4, 80)
+    with torch.no_grad():
+        scores = {name: 3 * model(clips) + 2 * torch.eye(4)[labels] for name, model in models.items()}
+    stack = vf.LogitStack.from_arrays(scores, labels=labels)
+    return vf.Recipe.from_fitted(fuser.fit(stack), stack, views=views)
+
+
+FUSERS = [
+    vf.LogLinearPool(),
+    vf.LogLinearPool(weights="accuracy"),
+    vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}),
+    vf.LogLinearPool(weights="uniform", floor=0.2),
+    vf.LinearPool(),
+    vf.LinearPool(weights="accuracy", floor=0.1),
+    vf.MajorityVote(),
+    vf.StackedPool(),
+]
+
+
+@pytest.mark.parametrize("fuser", FUSERS, ids=repr)
+@pytest.mark.parametrize("views", [None, "mean-log", "vote"])
+def test_the_module_is_the_recipe_on_the_networks_scores(models, fuser, views):
+    recipe = fitted(fuser, models, views)
+    ensemble = vf.Ensemble.from_recipe(recipe, models)
+    clips = torch.randn(6, 5, 3, 2, 2, 2) if views else torch.randn(6, 3, 2, 2, 2)
+    with torch.no_grad():
+        fused = ensemble(clips)
+        flat = clips.reshape(-1, 3, 2, 2, 2)
+        shape = (6, 5, 4) if views else (6, 4)
+        scores = {name: model(flat).reshape(shape).numpy() for name, model in models.items()}
+    np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
+
+
+def test_members_may_have_clips_of_their_own(models):
+    recipe = fitted(vf.LogLinearPool(), models)
+    clips = {name: torch.randn(6, 3, 2, 2, 2) for name in NAMES}
+    with torch.no_grad():
+        fused = vf.Ensemble(recipe, models)(clips)
+        scores = {name: model(clips[name]).numpy() for name, model in models.items()}
+    np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
+
+
+def test_gradients_reach_every_member_with_a_weight(models):
+    recipe = fitted(vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}), models)
+    ensemble = vf.Ensemble(recipe, models)
+    ensemble.zero_grad()
+    ensemble(torch.randn(6, 3, 2, 2, 2))[:, 0].sum().backward()
+    reached = {name for name in NAMES if ensemble.networks[name][1].weight.grad is not None}
+    assert reached == {"x3d", "tin"}
+
+
+def test_the_modules_state_is_its_networks(models):
+    ensemble = vf.Ensemble(fitted(vf.LogLinearPool(), models), models)
+    other = vf.Ensemble(ensemble.recipe, {name: network(50 + i) for i, name in enumerate(NAMES)})
+    other.load_state_dict(ensemble.state_dict())
+    clips = torch.randn(2, 3, 2, 2, 2)
+    assert torch.equal(other(clips), ensemble(clips))
+
+
+def test_models_that_are_not_the_members_are_refused(models):
+    recipe = fitted(vf.LogLinearPool(), models)
+    with pytest.raises(AlignmentError, match=r"missing \['tin'\], not in the recipe \['tpn'\]"):
+        vf.Ensemble(recipe, {"x3d": models["x3d"], "swin": models["swin"], "tpn": models["tin"]})
