@@ -308,14 +308,14 @@ def test_row_32_a_header_that_claims_too_much(tmp_path):
 def test_row_33_foreign_file(tmp_path):
     one_part(tmp_path)
     (tmp_path / "swin" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    with pytest.raises(CacheFormatError, match="not a part of a logit cache.*supported is vidfuse-logits version 1"):
+    with pytest.raises(CacheFormatError, match=r"not a part of a logit cache.*supported is vidfuse-logits version 1"):
         load_stack(tmp_path)
 
 
 def test_row_33_newer_version(tmp_path):
     part = one_part(tmp_path)
     part.write_bytes(part.read_bytes().replace(b'"version":"1"', b'"version":"7"'))
-    with pytest.raises(CacheFormatError, match="found version 7 .*supported up to 1: upgrade"):
+    with pytest.raises(CacheFormatError, match=r"found version 7 .*supported up to 1: upgrade"):
         open_part(part)
     meta = tmp_path / "swin" / "meta.json"
     meta.write_text(meta.read_text().replace('"version": 1', '"version": 7'))

@@ -61,7 +61,7 @@ def warn_if_misordered(stack: LogitStack) -> None:
     """Warn where a member scores what a random order would give while another is far above it.
 
     For labels with frequencies f_c and predictions with frequencies q_c, a random order is right with probability
-    a = Σ f_c q_c; a member is suspected where its hits stay within 3 standard deviations of N·a.
+    a = Σ f_c q_c; a member is suspected where its hits stay within 2 standard deviations of N·a.
     """
     labels, n = stack.labels, len(stack)
     if labels is None or n < 50 or len(stack.members) < 2 or stack.ndim != 3 or stack.present is not None:
@@ -73,7 +73,7 @@ def warn_if_misordered(stack: LogitStack) -> None:
         chance = float(frequencies @ np.bincount(predicted, minlength=stack.n_classes)) / n
         spread = max(np.sqrt(n * chance * (1 - chance)), 1.0)
         excess[name] = (float((predicted == labels).sum()) - n * chance) / spread
-    suspects = sorted(name for name, z in excess.items() if z < 3)
+    suspects = sorted(name for name, z in excess.items() if z < 2)
     if suspects and max(excess.values()) > 8:
         warnings.warn(
             f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
