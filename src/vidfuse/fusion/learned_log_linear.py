@@ -178,10 +178,15 @@ def _newton(
         if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
             break
         step, decrease = _newton_step(beta, moments)
-        if decrease <= max(tolerance, 1e-15):
+        if decrease <= max(tolerance, 1e-12):  # too small for values to judge, and the model is exact enough
             if not double:
-                beta = beta + step  # too small for float32 to judge, and the model is exact enough to take it
-            break
+                return beta + step, moments
+            candidate = np.maximum(beta + step, 0.0)
+            trial = penalty.add_to(passes.moments(candidate, double=double), candidate)
+            if frank_wolfe_gap(candidate, trial.gradient) >= frank_wolfe_gap(beta, moments.gradient):
+                break
+            beta, moments = candidate, trial
+            continue
         length = 1.0
         while True:
             candidate = np.maximum(beta + length * step, 0.0)

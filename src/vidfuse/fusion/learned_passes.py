@@ -192,10 +192,11 @@ class _Part:
                 inner = memory[rows.start * members * classes : rows.stop * members * classes]
                 kept.append(inner.reshape(members, rows.stop - rows.start, classes))
         for index, (rows, block) in enumerate(floored_blocks(self.stack, self.floors, self.step)):
+            relative = block.swapaxes(0, 1)
+            relative -= np.take_along_axis(relative, self.labels[None, rows, None], axis=2)
+            np.maximum(relative, _VETO, out=relative)
             target = kept[index] if buffer is None else _of_rows(buffer, rows)
-            np.copyto(target, block.swapaxes(0, 1))
-            target -= np.take_along_axis(target, self.labels[None, rows, None], axis=2)
-            np.maximum(target, _VETO, out=target)
+            np.copyto(target, relative)
             yield rows, target, None
         self.kept = kept
 

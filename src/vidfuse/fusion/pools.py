@@ -166,6 +166,9 @@ class _Pool(Fuser):
             )
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_refit": None, "_omega": None}
+
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each member's weight, with percentile intervals over `bootstrap` resamples of the fit's videos.
 

@@ -1,0 +1,324 @@
+"""The learned log-linear fit against SciPy's solvers, float64 brute force, and its own promises."""
+
+from __future__ import annotations
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import approx_fprime, minimize
+from scipy.special import logsumexp
+
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.fusion import learned_log_linear, learned_passes
+from vidfuse.fusion.learned_log_linear import fit_log_linear, frank_wolfe_gap, shrinkage_penalty
+from vidfuse.fusion.learned_passes import Passes, block_moments
+from vidfuse.fusion.learned_qp import least_norm, solve_qp
+from vidfuse.fusion.learned_shrinkage import choose_shrinkage
+from vidfuse.fusion.pools import LogLinearPool
+
+
+def problem(n=200, members=4, classes=5, seed=0, skill=1.0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    shared = rng.normal(size=(n, 1, classes))
+    z = 0.7 * shared + 1.3 * rng.normal(size=(n, members, classes))
+    z[np.arange(n), :, y] += skill * np.linspace(0.3, 1.5, members)
+    return z, y
+
+
+def brute(beta, z, y, omega=None):
+    """Mean negative log-likelihood, straight from the definition, in float64."""
+    log_p = z - logsumexp(z, axis=2, keepdims=True)
+    pooled = np.einsum("nmk,m->nk", log_p, beta)
+    pooled -= logsumexp(pooled, axis=1, keepdims=True)
+    loss = -pooled[np.arange(len(y)), y]
+    return float(loss.mean() if omega is None else omega @ loss)
+
+
+def brute_penalised(beta, z, y, strength, s):
+    away = beta - beta.sum() * s
+    return brute(beta, z, y) + 0.5 * strength * away @ away + 0.5 * strength**2 * (beta.sum() - 1) ** 2
+
+
+def slsqp(function, members):
+    constraint = {"type": "ineq", "fun": lambda b: [100 - b.sum(), b.sum() - 0.01]}
+    found = minimize(
+        function, np.full(members, 0.5), method="SLSQP", bounds=[(0, None)] * members,
+        constraints=[constraint], options={"ftol": 1e-14, "maxiter": 500},
+    )  # fmt: skip
+    return found.x, found.fun
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_unshrunk_fit_against_slsqp(seed):
+    z, y = problem(seed=seed)
+    pool = LogLinearPool(shrinkage=None).fit(z, y)
+    beta = pool.weights_ / pool.temperature_
+    x, value = slsqp(lambda b: brute(b, z, y), 4)
+    assert brute(beta, z, y) <= value + 1e-9
+    np.testing.assert_allclose(beta, x, atol=2e-4)
+    assert pool.optimality_gap_ <= 1e-7
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.3])
+def test_shrunk_fit_against_slsqp(strength):
+    z, y = problem(seed=7)
+    accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
+    s = accuracy / accuracy.sum()
+    pool = LogLinearPool(shrinkage=strength, floor=0.0).fit(z, y)
+    beta = pool.weights_ / pool.temperature_
+    _, value = slsqp(lambda b: brute_penalised(b, z, y, strength, s), 4)
+    assert brute_penalised(beta, z, y, strength, s) == pytest.approx(value, abs=1e-9)
+    assert pool.shrinkage_ == strength
+
+
+def test_auto_is_one_over_root_n_at_a_floor_of_one_percent():
+    z, y = problem(n=400, seed=3)
+    pool = LogLinearPool().fit(z, y)
+    assert pool.shrinkage_ == pytest.approx(0.05)
+    assert pool.floor_.tolist() == [0.01] * 4
+    p = np.exp(z - logsumexp(z, axis=2, keepdims=True))
+    floored = np.log(0.99 * p + 0.01 / 5)
+    accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
+    function = lambda b: brute_penalised(b, floored, y, 0.05, accuracy / accuracy.sum())  # noqa: E731
+    beta = pool.weights_ / pool.temperature_
+    assert function(beta) == pytest.approx(slsqp(function, 4)[1], abs=1e-8)
+    np.testing.assert_allclose(
+        pool.predict_log_proba(z), np.einsum("nmk,m->nk", floored, beta)
+        - logsumexp(np.einsum("nmk,m->nk", floored, beta), axis=1, keepdims=True), atol=1e-5,
+    )  # fmt: skip
+
+
+def test_large_stacks_take_the_float32_path_to_the_same_optimum(monkeypatch):
+    z, y = problem(n=600, members=3, classes=6, seed=11)
+    z = z.astype(np.float32)
+    small = LogLinearPool(shrinkage=None).fit(z, y)
+    monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
+    monkeypatch.setattr(learned_passes, "_PART", 1000)
+    large = LogLinearPool(shrinkage=None).fit(z, y)
+    np.testing.assert_allclose(large.weights_, small.weights_, atol=1e-6)
+    assert large.optimality_gap_ <= 1e-7
+    streamed = LogLinearPool(shrinkage=0.1).fit(z, y)
+    monkeypatch.setattr(learned_passes, "_RESIDENT", 0)
+    np.testing.assert_array_equal(LogLinearPool(shrinkage=0.1).fit(z, y).weights_, streamed.weights_)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_workers_change_nothing(monkeypatch, backend):
+    z, y = problem(n=300, seed=2)
+    monkeypatch.setattr(learned_passes, "_PART", 1000)
+    one = LogLinearPool(shrinkage=None).fit(z, y)
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        two = LogLinearPool(shrinkage=None).fit(z, y)
+    np.testing.assert_allclose(two.weights_, one.weights_, atol=1e-12)
+
+
+def test_certificate_is_the_bound_it_claims_to_be():
+    z, y = problem(n=60, seed=5)
+    beta = np.array([0.3, 0.1, 0.0, 0.4])
+    gradient = approx_fprime(beta, lambda b: brute(b, z, y), 1e-7)
+    gap = frank_wolfe_gap(beta, gradient)
+    assert brute(beta, z, y) - slsqp(lambda b: brute(b, z, y), 4)[1] <= gap + 1e-6
+    vertices = [s * np.eye(4)[m] for m in range(4) for s in (0.01, 100.0)]
+    assert gap == pytest.approx(max(gradient @ (beta - v) for v in vertices))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moments_against_finite_differences(dtype):
+    z, y = problem(n=30, seed=9)
+    relative = np.ascontiguousarray((z - z[np.arange(30), :, y][:, :, None]).swapaxes(0, 1), dtype=dtype)
+    omega, beta = np.random.default_rng(0).dirichlet(np.ones(30)), np.array([0.5, 0.2, 0.0, 0.9])
+    got = block_moments(relative, omega, beta)
+    function = lambda b: brute(b, z, y, omega)  # noqa: E731
+    assert got.value == pytest.approx(function(beta), rel=1e-6)
+    np.testing.assert_allclose(got.gradient, approx_fprime(beta, function, 1e-7), atol=1e-5)
+    slope = lambda b: block_moments(relative.astype(np.float64), omega, b, hessian=False).gradient  # noqa: E731
+    columns = [(slope(beta + step) - slope(beta - step)) / 2e-5 for step in 1e-5 * np.eye(4)]
+    np.testing.assert_allclose(got.hessian, np.stack(columns), atol=1e-4)
+
+
+def test_moments_as_stored_equal_relative_ones():
+    z, y = problem(n=20, seed=4)
+    block = np.ascontiguousarray(z.swapaxes(0, 1))
+    true = z[np.arange(20), :, y].T
+    omega, beta = np.full(20, 0.05), np.full(4, 0.3)
+    a = block_moments(block, omega, beta, true=true)
+    b = block_moments(block - true[:, :, None], omega, beta)
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-12)
+    np.testing.assert_allclose(a.gradient, b.gradient, atol=1e-12)
+    np.testing.assert_allclose(a.hessian, b.hessian, atol=1e-12)
+
+
+def test_a_duplicated_member_shares_its_weight_equally():
+    z, y = problem(seed=1)
+    doubled = np.concatenate([z, z[:, 3:]], axis=1)
+    one, two = LogLinearPool(shrinkage=None).fit(z, y), LogLinearPool(shrinkage=None).fit(doubled, y)
+    assert two.weights_[3] == pytest.approx(two.weights_[4], abs=1e-9)
+    np.testing.assert_allclose(two.predict_log_proba(doubled), one.predict_log_proba(z), atol=1e-6)
+    assert one.weights_[3] == pytest.approx(two.weights_[3:].sum(), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.permutations(range(4)), st.permutations(range(5)), st.integers(0, 3))
+def test_permutations_and_shifts_change_nothing(order, classes, seed):
+    z, y = problem(n=60, seed=seed)
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(60)
+    base = LogLinearPool(shrinkage=None).fit(z, y)
+    members = LogLinearPool(shrinkage=None).fit(z[:, order], y)
+    np.testing.assert_allclose(members.weights_, base.weights_[order], atol=1e-5)
+    renamed = LogLinearPool(shrinkage=None).fit(z[:, :, classes], np.argsort(classes)[y])
+    np.testing.assert_allclose(renamed.weights_, base.weights_, atol=1e-5)
+    shuffled = LogLinearPool(shrinkage=None).fit(z[rows], y[rows])
+    np.testing.assert_allclose(shuffled.weights_, base.weights_, atol=1e-5)
+    shifted = LogLinearPool(shrinkage=None).fit(z + 7 * rng.normal(size=(60, 4, 1)), y)
+    np.testing.assert_allclose(shifted.weights_, base.weights_, atol=1e-5)
+
+
+def test_row_51_separable_videos_reach_the_lowest_temperature():
+    y = np.arange(30) % 3
+    z = np.stack([3 * np.eye(3)[y], np.random.default_rng(0).normal(size=(30, 3))], axis=1)
+    with pytest.warns(VidfuseWarning, match="lowest temperature"):
+        pool = LogLinearPool(shrinkage=None).fit(z, y)
+    assert pool.temperature_ == pytest.approx(0.01)
+    assert np.isfinite(pool.weights_).all()
+    assert pool.score(z, y) == 1.0
+    assert pool.optimality_gap_ <= 1e-7
+    assert LogLinearPool().fit(z, y).temperature_ > 0.02  # shrinkage keeps a finite optimum, without a warning
+
+
+def test_members_at_chance_reach_the_highest_temperature():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    z = rng.normal(size=(60, 2, 3)) - 3 * np.eye(3)[y][:, None]  # worse than chance
+    pool = LogLinearPool(shrinkage=None).fit(z, y)
+    assert pool.temperature_ == pytest.approx(100.0)
+    assert pool.optimality_gap_ <= 1e-7
+
+
+def test_row_50_zero_at_the_true_class():
+    p = np.array([[1.0, 0.0], [0.3, 0.7], [0.6, 0.4]])
+    stack = LogitStack.from_arrays({"a": p, "b": p[:, ::-1]}, kind="probabilities", ids=["u", "v", "w"])
+    with pytest.raises(InputError, match=r"'a', id 'u'.*floor"):
+        LogLinearPool(shrinkage=None, floor=0.0).fit(stack, [1, 1, 0])
+    assert np.isfinite(LogLinearPool(shrinkage=None).fit(stack, [1, 1, 0]).weights_).all()
+    with np.errstate(divide="ignore"):
+        logits = np.log(p)[:, None]
+    with pytest.raises(InputError, match="floor"):
+        LogLinearPool(shrinkage=None).fit(logits, [1, 1, 0])
+
+
+def test_vetoes_of_other_classes_enter_the_fit():
+    z, y = problem(n=50, seed=8)
+    z[np.arange(50), 0, (y + 1) % 5] = -np.inf
+    pool = LogLinearPool(shrinkage=None).fit(z, y)
+    assert np.isfinite(pool.weights_).all()
+    assert pool.weights_[0] > 0
+
+
+def test_balanced_class_weight_equals_sample_weight():
+    z, y = problem(n=120, seed=6)
+    y = np.where(np.arange(120) < 90, 0, y)
+    weight = 1.0 / np.bincount(y)[y]
+    a = LogLinearPool(shrinkage=None, class_weight="balanced").fit(z, y)
+    b = LogLinearPool(shrinkage=None).fit(z, y, sample_weight=weight)
+    np.testing.assert_allclose(a.weights_, b.weights_, atol=1e-7)
+    assert np.abs(a.weights_ - LogLinearPool(shrinkage=None).fit(z, y).weights_).max() > 1e-3
+
+
+def test_cross_validated_shrinkage_is_on_the_grid_and_repeats():
+    z, y = problem(n=60, seed=0)
+    stack = LogitStack.from_arrays(z)
+    arguments = (stack, y, np.full(60, 1 / 60), np.zeros(4), np.full(4, 0.25))
+    chosen = choose_shrinkage("cv", *arguments)
+    assert chosen == choose_shrinkage("cv", *arguments)
+    assert any(chosen == pytest.approx(c / np.sqrt(60)) for c in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+    for wrong in ("cross", -1.0, np.nan):
+        with pytest.raises(InputError, match="shrinkage"):
+            choose_shrinkage(wrong, *arguments)
+
+
+def test_weights_per_class_follow_a_member_that_knows_one_class():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    z = rng.normal(size=(600, 2, 3)) * 2
+    z[np.arange(600), 0, y] += np.where(y == 0, 5.0, 0.0)
+    z[np.arange(600), 1, y] += np.where(y == 0, 0.0, 4.0)
+    shared, own = LogLinearPool().fit(z, y), LogLinearPool(per_class=True).fit(z, y)
+    assert own.class_weights_.shape == (2, 3)
+    assert (own.class_weights_ >= 0).all()
+    own_loss = -own.predict_log_proba(z)[np.arange(600), y].mean()
+    assert own_loss < -shared.predict_log_proba(z)[np.arange(600), y].mean()
+    with pytest.raises(InputError, match="per_class"):
+        LogLinearPool(weights="uniform", per_class=True).fit(z, y)
+
+
+def test_summary_bootstraps_the_weights():
+    z, y = problem(n=300, seed=2)
+    pool = LogLinearPool(shrinkage=None).fit(z, y)
+    summary = pool.summary(bootstrap=200)
+    again = pool.summary(bootstrap=200)
+    assert str(summary) == str(again)
+    assert (summary.lower <= pool.weights_ + 1e-9).all()
+    assert (pool.weights_ <= summary.upper + 1e-9).all()
+    rng = np.random.default_rng(1)
+    draws = []
+    for _ in range(40):
+        rows = rng.integers(0, 300, 300)
+        draws.append(LogLinearPool(shrinkage=None).fit(z[rows], y[rows]).weights_)
+    spread = np.std(draws, axis=0)
+    np.testing.assert_allclose((summary.upper - summary.lower) / 3.92, spread, rtol=0.5, atol=0.01)
+    assert "member0" in str(summary)
+    assert "<table>" in summary._repr_html_()
+    with pytest.raises(InputError, match="fit the pool again"):
+        pickle.loads(pickle.dumps(pool)).summary(bootstrap=10)
+    with pytest.raises(InputError, match="confidence"):
+        pool.summary(confidence=1.0)
+
+
+def test_quadratic_program_against_slsqp():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        root = rng.normal(size=(5, 5))
+        hessian, linear = root @ root.T + 0.1 * np.eye(5), 3 * rng.normal(size=5)
+        x = solve_qp(hessian, linear, 0.5, 1.5, np.full(5, 0.2))
+        constraint = {"type": "ineq", "fun": lambda v: [1.5 - v.sum(), v.sum() - 0.5]}
+        found = minimize(
+            lambda v, h=hessian, c=linear: 0.5 * v @ h @ v - c @ v, np.full(5, 0.2), method="SLSQP",
+            bounds=[(0, None)] * 5, constraints=[constraint], options={"ftol": 1e-15, "maxiter": 300},
+        )  # fmt: skip
+        np.testing.assert_allclose(x, found.x, atol=1e-5)
+
+
+def test_least_norm_among_optima():
+    hessian = np.diag([1.0, 0.0, 0.0])
+    np.testing.assert_allclose(least_norm(np.array([0.5, 0.3, 0.1]), hessian, 0.01, 100.0), [0.5, 0.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(
+        least_norm(np.array([0.5, 0.3, 0.1]), hessian, 0.8, 100.0), [0.5, 0.15, 0.15], atol=1e-12
+    )
+    unique = np.array([0.2, 0.8])
+    assert least_norm(unique, np.eye(2), 0.0, np.inf) is unique
+
+
+def test_penalty_is_what_the_documentation_says():
+    rng = np.random.default_rng(0)
+    s, beta = rng.dirichlet(np.ones(4)), rng.random(4)
+    penalty = shrinkage_penalty(0.3, s)
+    got = 0.5 * beta @ penalty.quadratic @ beta - penalty.linear @ beta + penalty.constant
+    away = beta - beta.sum() * s
+    assert got == pytest.approx(0.5 * 0.3 * away @ away + 0.5 * 0.09 * (beta.sum() - 1) ** 2)
+
+
+def test_a_sample_of_videos_without_weight_is_not_used():
+    stack = LogitStack.from_arrays(problem(n=50)[0])
+    omega = np.zeros(50)
+    omega[1] = 1.0
+    passes = Passes(stack, np.zeros(50, dtype=np.int64), omega, np.zeros(4))
+    assert passes.sample(2) is passes
+    with passes:
+        assert fit_log_linear(passes).gap <= 1e-7
