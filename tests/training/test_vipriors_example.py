@@ -116,7 +116,7 @@ def dying(function, calls):
     [
         pytest.param(motion, "_publish", 5, id="rendering"),
         pytest.param(motion, "_annotations", 1, id="annotating"),
-        pytest.param(loop, "_take_step", 2, id="training the first member"),
+        pytest.param(loop, "take_step", 2, id="training the first member"),
         pytest.param(run_state, "save_checkpoint", 4, id="publishing the last checkpoint"),
         pytest.param(CacheWriter, "_store", 1, id="caching validation views"),
         pytest.param(CacheWriter, "_store", 4, id="caching test views"),

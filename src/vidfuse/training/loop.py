@@ -1,23 +1,20 @@
 """The training loop: one network, one recipe, one folder that holds everything needed to go on after an interruption.
 
-Chance in a step is drawn from the recipe's seed, the step's number and the rank alone, so a run that is resumed at an
-epoch's end takes the same steps as one that never stopped, bit by bit on one process.
+A run that is resumed at an epoch's end takes the same steps as one that never stopped, bit by bit on one process.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
-from vidfuse.errors import InputError, MissingExtraError, VidfuseError
+from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.training.recipes import TrainRecipe, learning_rate
 
 try:
@@ -26,31 +23,13 @@ try:
     from torch.nn.functional import cross_entropy
 
     from vidfuse.training import distributed
-    from vidfuse.training.augment import augment_batch
     from vidfuse.training.logs import Events
-    from vidfuse.training.state import Run, autocast, average, logits_of
+    from vidfuse.training.state import Run, logits_of
+    from vidfuse.training.step import Batch, DivergedError, Loader, forward_module, groups, take_step
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
 __all__ = ["Batch", "DivergedError", "Loader", "TrainResult", "evaluate", "train"]
-
-Batch = tuple[Tensor, Sequence[str], "Tensor | None"]
-
-
-class Loader(Protocol):
-    """Anything that yields `(clips (N, 3, T, H, W), ids, labels (N,))`; `set_epoch(epoch)` is called if it has it."""
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        ...
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of one pass."""
-        ...
-
-
-class DivergedError(VidfuseError):
-    """A loss or gradient is not finite; the message names the epoch, the step and the batch's ids."""
 
 
 @dataclass(frozen=True)
@@ -125,78 +104,6 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[list[Batch], int, int]]:
-    """Yield the batches of each step, how many of their videos count here, and how many do on all ranks.
-
-    A rank whose videos are used up goes along with its last batch, which counts nothing, until all ranks are done: each
-    video counts exactly once an epoch.
-    """
-    source = iter(loader)
-    group: list[Batch] = []
-    while True:
-        fresh = list(islice(source, size))
-        local = sum(len(batch[1]) for batch in fresh)
-        n = int(distributed.total([local], device)[0])
-        if n == 0:
-            return
-        group = fresh or group[-1:]
-        if not group:
-            raise InputError("expected videos on every rank, got a rank that has none")
-        yield group, local, n
-
-
-def _seed_step(seed: int, step: int, part: int) -> None:
-    """Draw all chance of a forward pass from where it stands in the run, so that a resumed run draws the same."""
-    mixed = (seed * 1_000_003 + step) * 1_009 + part * 101 + distributed.rank()
-    torch.manual_seed(mixed % 2**63)
-
-
-def _take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr: float) -> tuple[float, float]:
-    """Take one step over the group's batches and return the videos' summed loss and the gradient's norm.
-
-    Each batch's summed loss counts `scale`: such that the mean over ranks is the mean over the step's videos.
-    """
-    recipe = run.recipe
-    for settings in run.optimizer.param_groups:
-        settings["lr"] = lr
-    ids = [str(i) for batch in group for i in batch[1]]
-    where = f"epoch {run.epoch + 1}, step {run.step + 1}, learning rate {lr:.3g}, videos {', '.join(ids)}"
-    summed = 0.0
-    for part, (clips, _, labels) in enumerate(group):
-        if labels is None:
-            raise InputError(f"expected labelled videos to train on, got none in {where}")
-        _seed_step(recipe.seed, run.step, part)
-        clips, labels = clips.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
-        last = part == len(group) - 1
-        hold: Any = nullcontext()
-        if isinstance(forward, nn.parallel.DistributedDataParallel) and not last:
-            hold = forward.no_sync()  # ranks exchange gradients once a step
-        with hold:
-            with autocast(run.device, run.dtype):
-                # The classifier's width is known once the network has answered; mixing needs it before.
-                width = run.width(clips) if recipe.mixup or recipe.cutmix else 0
-                clips, targets = augment_batch(clips, labels, recipe, width)
-                logits = logits_of(forward(clips))
-            loss = cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss is {value}: {where}; lower the learning rate or look at these videos")
-            run.scaler.scale(loss * (len(clips) * scale)).backward()
-        summed += value * len(clips)
-    run.scaler.unscale_(run.optimizer)
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
-    norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
-    if not math.isfinite(norm) and not run.scaler.is_enabled():
-        raise DivergedError(f"the gradient's norm is {norm}: {where}; lower the learning rate or look at these videos")
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.step += 1
-    if run.ema is not None:
-        average(run.ema, run.model, float(recipe.ema or 0.0), run.step)
-    return summed, norm
-
-
 def train(
     model: nn.Module,
     loader: Loader,
@@ -252,7 +159,7 @@ def train(
     gpus = [where] if where.type == "cuda" else []
     unfinished = run.epoch < recipe.epochs and distributed.rank() == 0
     with torch.random.fork_rng(devices=gpus), Events(run.folder, run.step, tensorboard and unfinished) as events:
-        forward = _wrapped(run)
+        forward = forward_module(run)
         with _bar(run, loader, name, progress) as bar:
             while run.epoch < recipe.epochs:
                 row, videos = _train_epoch(run, forward, loader, bar)
@@ -268,16 +175,6 @@ def train(
     run.best.eval()
     speed = seen / (time.perf_counter() - began) if seen else math.nan
     return TrainResult(run.best, run.history, run.folder, resumed_at, speed)
-
-
-def _wrapped(run: Run) -> nn.Module:
-    """Return what the forward passes go through: the network, compiled and shared between ranks where asked."""
-    forward: nn.Module = run.model
-    if run.recipe.compile:
-        forward = torch.compile(forward)  # type: ignore[assignment]
-    if distributed.world_size() > 1:
-        forward = nn.parallel.DistributedDataParallel(forward)
-    return forward
 
 
 def _bar(run: Run, loader: Loader, name: str, progress: bool) -> Any:
@@ -301,10 +198,10 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
     steps = distributed.largest(-(-len(loader) // run.recipe.accumulate), run.device)
     loss = norm = lr = 0.0
     videos = taken = 0
-    for group, local, n in _groups(loader, run.recipe.accumulate, run.device):
+    for group, local, n in groups(loader, run.recipe.accumulate, run.device):
         lr = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
         scale = distributed.world_size() / n if local else 0.0
-        step_loss, step_norm = _take_step(run, forward, group, scale, lr)
+        step_loss, step_norm = take_step(run, forward, group, scale, lr)
         loss += step_loss if local else 0.0
         norm, videos, taken = norm + step_norm, videos + local, taken + 1
         bar.update()

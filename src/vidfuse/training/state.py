@@ -108,8 +108,8 @@ class Run:
             self.model.train()
         return self._width
 
-    def save(self) -> None:
-        """Publish the checkpoint and the log; a finished run keeps its weights and its history alone."""
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed run needs; of a finished run, its weights and its history alone."""
         state: dict[str, Any] = {
             "identity": json.dumps(self.identity),
             "epoch": self.epoch,
@@ -124,15 +124,25 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-        save_checkpoint(self.folder / "last.pt", state)
+        return state
+
+    def save(self) -> None:
+        """Publish the checkpoint and the log."""
+        save_checkpoint(self.folder / "last.pt", self.state())
         write_csv(self.folder / "log.csv", self.history)
 
     def load(self) -> None:
         """Go on from the folder's checkpoint, if it has one."""
         path = self.folder / "last.pt"
-        if not path.exists():
-            return
-        state = load_checkpoint(path)
+        if path.exists():
+            self.restore(load_checkpoint(path), path)
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from a state that `state` returned.
+
+        Raises:
+            InputError: It is that of another run; `path` says whose.
+        """
         stored = json.loads(state["identity"])
         if stored != json.loads(json.dumps(self.identity)):
             differ = [k for k in self.identity if stored.get(k) != json.loads(json.dumps(self.identity[k]))]

@@ -1,0 +1,174 @@
+"""One step of training: the batches that make it, the loss, the gradient, and what stops a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vidfuse.errors import InputError, VidfuseError
+from vidfuse.training import distributed
+from vidfuse.training.augment import augment_batch
+from vidfuse.training.recipes import TrainRecipe
+from vidfuse.training.state import Run, autocast, average, logits_of
+
+__all__ = ["Batch", "DivergedError", "Loader", "forward_module", "groups", "moved", "take_step"]
+
+Batch = tuple[Tensor, Sequence[str], "Tensor | None"]
+
+
+class Loader(Protocol):
+    """Anything that yields `(clips (N, 3, T, H, W), ids, labels (N,))`; `set_epoch(epoch)` is called if it has it."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one pass."""
+        ...
+
+
+class DivergedError(VidfuseError):
+    """A loss or gradient is not finite; the message names the epoch, the step and the batch's ids."""
+
+
+def groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[list[Batch], int, int]]:
+    """Yield the batches of each step, how many of their videos count here, and how many do on all ranks.
+
+    A rank whose videos are used up goes along with its last batch, which counts nothing, until all ranks are done: each
+    video counts exactly once an epoch.
+    """
+    source = iter(loader)
+    group: list[Batch] = []
+    while True:
+        fresh = list(islice(source, size))
+        local = sum(len(batch[1]) for batch in fresh)
+        n = int(distributed.total([local], device)[0])
+        if n == 0:
+            return
+        group = fresh or group[-1:]
+        if not group:
+            raise InputError("expected videos on every rank, got a rank that has none")
+        yield group, local, n
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Logits, and those of classifiers that help in training alone."""
+
+    logits: Tensor
+    auxiliary: Sequence[Tensor]
+    auxiliary_weight: float
+
+
+class _WithAuxiliary(nn.Module):
+    """A network whose second classifier counts half in training, as TPN's does (its section 4.1)."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clips: Tensor) -> _Answer:
+        stages = self.network.stages(clips)
+        return _Answer(self.network.head(stages[-1]), [self.network.auxiliary_logits(stages)], 0.5)
+
+
+def forward_module(run: Run) -> nn.Module:
+    """Return what training's forward passes go through: the network, compiled and shared between ranks where asked.
+
+    Raises:
+        InputError: The recipe asks for activation checkpointing, which the network cannot do.
+    """
+    forward: Any = run.model
+    if run.recipe.activation_checkpointing:
+        if not hasattr(forward, "set_grad_checkpointing"):
+            raise InputError("activation_checkpointing: expected a network with set_grad_checkpointing(), got none")
+        forward.set_grad_checkpointing(True)
+    if getattr(forward, "auxiliary", None) is not None and hasattr(forward, "auxiliary_logits"):
+        forward = _WithAuxiliary(forward)
+    if run.recipe.compile:
+        forward = torch.compile(forward)
+    if distributed.world_size() > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
+    return forward
+
+
+def moved(clips: Any, device: torch.device) -> Any:
+    """Return clips, or a mapping of them, on a device."""
+    if isinstance(clips, Mapping):
+        return {name: value.to(device, non_blocking=True) for name, value in clips.items()}
+    return clips.to(device, non_blocking=True)
+
+
+def _loss(answer: Any, targets: Tensor, recipe: TrainRecipe) -> Tensor:
+    """Return the mean cross-entropy of the logits, and that of an answer's auxiliary logits times their weight."""
+
+    def loss_of(logits: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+
+    loss = loss_of(logits_of(answer))
+    for logits in getattr(answer, "auxiliary", ()):
+        loss = loss + answer.auxiliary_weight * loss_of(logits)
+    return loss
+
+
+def _seed_step(seed: int, step: int, part: int) -> None:
+    """Draw all chance of a forward pass from where it stands in the run, so that a resumed run draws the same."""
+    mixed = (seed * 1_000_003 + step) * 1_009 + part * 101 + distributed.rank()
+    torch.manual_seed(mixed % 2**63)
+
+
+def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr: float) -> tuple[float, float]:
+    """Take one step over the group's batches and return the videos' summed loss and the gradient's norm.
+
+    Each batch's summed loss counts `scale`: such that the mean over ranks is the mean over the step's videos.
+    """
+    recipe = run.recipe
+    for settings in run.optimizer.param_groups:
+        settings["lr"] = lr
+    ids = [str(i) for batch in group for i in batch[1]]
+    where = f"epoch {run.epoch + 1}, step {run.step + 1}, learning rate {lr:.3g}, videos {', '.join(ids)}"
+    summed = 0.0
+    for part, (clips, _, labels) in enumerate(group):
+        if labels is None:
+            raise InputError(f"expected labelled videos to train on, got none in {where}")
+        _seed_step(recipe.seed, run.step, part)
+        clips, labels = moved(clips, run.device), labels.to(run.device, non_blocking=True)
+        last = part == len(group) - 1
+        hold: Any = nullcontext()
+        if isinstance(forward, nn.parallel.DistributedDataParallel) and not last:
+            hold = forward.no_sync()  # ranks exchange gradients once a step
+        with hold:
+            with autocast(run.device, run.dtype):
+                if recipe.mixup or recipe.cutmix:
+                    if isinstance(clips, Mapping):
+                        raise InputError("mixup, cutmix: expected one clip a video, got a mapping of clips by network")
+                    # Mixed targets need the classifier's width before the network has answered.
+                    clips, labels = augment_batch(clips, labels, recipe, run.width(clips))
+                answer = forward(clips)
+            loss = _loss(answer, labels, recipe)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss is {value}: {where}; lower the learning rate or look at these videos")
+            run.scaler.scale(loss * (len(labels) * scale)).backward()
+        summed += value * len(labels)
+    run.scaler.unscale_(run.optimizer)
+    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
+    if not math.isfinite(norm) and not run.scaler.is_enabled():
+        raise DivergedError(f"the gradient's norm is {norm}: {where}; lower the learning rate or look at these videos")
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    if run.ema is not None:
+        average(run.ema, run.model, float(recipe.ema or 0.0), run.step)
+    return summed, norm
