@@ -85,6 +85,18 @@ def test_several_networks_share_one_decode(videos, monkeypatch):
     assert not torch.equal(sample.clips["x3d"], sample.clips["swin"])
 
 
+def test_networks_may_share_the_place_in_time(videos, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(datasets, "decode", lambda *a, **k: (decoded.append(len(a[1])), decode(*a, **k))[1])
+    network = Input(ClipSampler(length=4, interval=2), TransformConfig(size=16, short_side=20))
+    for shared in (True, False):
+        dataset = VideoDataset(videos[:3], dict.fromkeys("abc", network), shared_time=shared)
+        clips = [dataset[index].clips for index in range(3)]
+        assert not any(torch.equal(clip["a"], clip[name]) for clip in clips for name in "bc")
+    assert decoded[:3] == [4, 4, 4]
+    assert min(decoded[3:]) > 4
+
+
 def test_a_network_sees_the_same_clips_alone_and_among_others(videos):
     alone = VideoDataset(videos, {"swin": TRAIN})[1].clips["swin"]
     among = VideoDataset(videos, {"x3d": TRAIN, "swin": TRAIN})[1].clips["swin"]

@@ -88,6 +88,8 @@ class VideoDataset(Dataset[Sample | Failure]):
         memory: bytes of decoded frames to keep (uint8), so that later epochs of a small data set do not decode again.
             Each worker process keeps its own; call `preload` first and they share it.
         seed: any integer.
+        shared_time: draw the place in time once for all networks, so that those with equal samplers see the same
+            frames, each in an augmentation of its own: their features can be fused, and less is decoded.
         strict: raise on a video that cannot be decoded, where a `Failure` is given otherwise.
         decoder: "pyav" or "torchcodec".
         device: "cpu", or "cuda" to decode and transform on the GPU, with torchcodec and without worker processes.
@@ -109,6 +111,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         short_side: int | None = None,
         memory: int = 0,
         seed: int = 0,
+        shared_time: bool = False,
         strict: bool = False,
         decoder: Literal["pyav", "torchcodec"] = "pyav",
         device: str = "cpu",
@@ -123,7 +126,7 @@ class VideoDataset(Dataset[Sample | Failure]):
                 'expected decoder="pyav" on the CPU or decoder="torchcodec" on any device, '
                 f"got {decoder!r} on {device!r}"
             )
-        self.videos, self.seed, self.strict = videos, seed, strict
+        self.videos, self.seed, self.strict, self.shared_time = videos, seed, strict, shared_time
         self.inputs = {name: Views(i) if isinstance(i, ViewPlan) else i for name, i in named.items()}
         self._single = not isinstance(inputs, Mapping)
         needed = max(_short_side(i) for i in self.inputs.values())
@@ -169,7 +172,14 @@ class VideoDataset(Dataset[Sample | Failure]):
             seed: another seed, or None for this data set's.
         """
         seed = self.seed if seed is None else seed
-        other = VideoDataset(self.videos, inputs, short_side=self.short_side, seed=seed, strict=self.strict)
+        other = VideoDataset(
+            self.videos,
+            inputs,
+            short_side=self.short_side,
+            seed=seed,
+            shared_time=self.shared_time,
+            strict=self.strict,
+        )
         other._frames = self._frames
         return other
 
@@ -226,7 +236,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         source = self.inputs[name]
         if isinstance(source, Views):
             return [np.array(f) for f in dict.fromkeys(v.frames for v in source.plan.views(video_id, n_frames))]
-        rng = sample_source(self.seed, self.epoch, video_id, name, "time")
+        rng = sample_source(self.seed, self.epoch, video_id, "" if self.shared_time else name, "time")
         return [source.sampler.sample(n_frames, rng)]
 
     def _cut(
