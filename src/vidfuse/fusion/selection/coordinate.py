@@ -75,8 +75,10 @@ def best_step(
     low = np.where(slopes < 0, crossing, np.where((slopes == 0) & (sums >= 0), np.inf, -np.inf))
     high = np.where(slopes > 0, crossing, np.inf)
     begin = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-    low = np.maximum(np.maximum.reduceat(low, begin), 0.0)
+    low = np.maximum.reduceat(low, begin)
     high = np.minimum.reduceat(high, begin)
+    at_zero = float(video_weights[rows[begin]] @ ((low < 0) & (high > 0)))
+    low = np.maximum(low, 0.0)
     alive = low < high
     low, high, a = low[alive], high[alive], video_weights[rows[begin[alive]]]
     ends = np.concatenate([[0.0], low, high[np.isfinite(high)]])
@@ -88,9 +90,8 @@ def best_step(
     right = np.append(at, np.inf)[best + 1]
     width = np.where(np.isfinite(right), right - left, 2 * np.maximum(1.0, left))
     point = np.clip(current, left + width / 4, left + 3 * width / 4)
-    # Zero itself is inside the first stretch: a weight of 0 drops the member.
-    inside = (left == 0) & (current == 0)
-    point = np.where(inside & (level[0] >= level.max() - 1e-12), 0.0, point)
+    if current == 0 and at_zero >= level.max() - 1e-12:
+        return 0.0, at_zero  # a weight of 0 leaves the member out, which is as good
     nearest = int(np.argmin(np.abs(point - current)))
     return float(point[nearest]), float(level[best[nearest]])
 

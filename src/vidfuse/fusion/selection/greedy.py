@@ -100,7 +100,7 @@ def greedy_search(
     Example:
         >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
         >>> greedy_search(LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"]), rounds=2)
-        GreedySearch(0.5 a + 0.5 b: in-sample nll 0.61465 after 2 rounds)
+        GreedySearch(0.5 a + 0.5 b: in-sample nll 0.614645 after 2 rounds)
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to search on")

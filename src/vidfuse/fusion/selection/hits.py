@@ -54,7 +54,6 @@ class Judge:
         order = np.argsort(rows, kind="stable")
         videos, starts = np.unique(rows[order], return_index=True)
         stops = np.append(starts[1:], len(rows))
-        pool = linear_pool if self.linear else log_linear_pool
         n_members = weights.shape[1]
         step = max(1, (1 << 22) // (n_members * self.stack.n_classes))
         for first in range(0, len(videos), step):
@@ -66,10 +65,36 @@ class Judge:
             local = np.searchsorted(part, rows[chosen])
             for at in range(0, len(chosen), step):
                 pairs = chosen[at : at + step]
-                shares = weights[pairs] / weights[pairs].sum(axis=1, keepdims=True)
-                fused = pool(scores[local[at : at + step]], shares)
+                shares = _simplex(weights[pairs])
+                chosen_scores = scores[local[at : at + step]]
+                if self.linear:  # as if the others were not there: the pool scales by the largest of its members
+                    chosen_scores[shares == 0] = -np.inf
+                    fused = linear_pool(chosen_scores, shares)
+                else:
+                    ids = None if self.stack.ids is None else self.stack.ids[rows[pairs]].tolist()
+                    fused = log_linear_pool(chosen_scores, shares, ids=ids)
                 result[pairs] = fused.argmax(axis=1) == self.labels[rows[pairs]]
         return result
+
+
+def _simplex(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide each row by its sum as the pools do, to the last bit: they see only the members of positive weight.
+
+    Exact ties between classes may hang on that bit. A pool normalises once when it is fitted, once when it predicts.
+    """
+    shares = np.zeros_like(weights)
+    used = weights > 0
+    sizes = used.sum(axis=1)
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        chosen = used[rows]
+        compact = weights[rows][chosen].reshape(len(rows), size)
+        for _ in range(2):
+            compact /= compact.sum(axis=1, keepdims=True)
+        part = np.zeros(chosen.shape)
+        part[chosen] = compact.ravel()
+        shares[rows] = part
+    return shares
 
 
 def score_hits(
@@ -99,7 +124,7 @@ def score_hits(
     unsafe = unsafe_videos(rivals)
     keep = np.flatnonzero(~np.isin(rivals.rows, unsafe))
     rounding = np.float32(rounding_error(rivals, shares, linear=judge.linear))
-    search = _Search(keys[by_key], order, video_weights, rounding, judge, shares, masks[by_key])
+    search = _Search(keys[by_key], order, video_weights, rounding, judge, weights, masks[by_key])
     search.scores += float(video_weights[rivals.right].sum())
     search.descend(0, 0, len(masks), rivals.rows[keep], margins[:, keep][order], np.zeros(len(keep), np.float32))
     for row in unsafe:
@@ -138,7 +163,7 @@ class _Search:
     video_weights: NDArray[np.float64]
     rounding: np.float32
     judge: Judge
-    shares: NDArray[np.float64]
+    weights: NDArray[np.float64]
     masks: NDArray[np.uint64]
     pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     n_pending: int = 0
@@ -249,8 +274,8 @@ class _Search:
         if self.pending:
             indices = np.concatenate([pair[0] for pair in self.pending])
             rows = np.concatenate([pair[1] for pair in self.pending])
-            chosen = bits(self.masks[indices], len(self.shares))
-            right = self.judge.right(chosen * self.shares, rows)
+            chosen = bits(self.masks[indices], len(self.weights))
+            right = self.judge.right(chosen * self.weights, rows)
             self.scores += np.bincount(indices, weights=right * self.video_weights[rows], minlength=len(self.scores))
         self.pending, self.n_pending = [], 0
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vidfuse._validate import first_few
 from vidfuse.errors import InputError
 
-__all__ = ["MOST_SUBSETS", "Subset", "SubsetTable", "bits", "count_subsets", "enumerate_masks", "member_costs"]
+__all__ = ["MOST_SUBSETS", "TIE", "Subset", "SubsetTable", "bits", "count_subsets", "enumerate_masks", "member_costs"]
 
 MOST_SUBSETS = 1 << 26
 """More subsets than this are not enumerated: their table alone would take a gigabyte."""
@@ -46,6 +46,7 @@ class SubsetTable:
         scores: What the objective gives each, in its own units, shape (S,).
         costs: The sum of each subset's costs, shape (S,).
         higher_is_better: False for a loss.
+        tie: Scores that differ by no more are equal: the precision to which they were computed.
 
     Example:
         >>> masks = np.array([1, 2, 3], np.uint64)
@@ -61,6 +62,7 @@ class SubsetTable:
     scores: NDArray[np.float64] = field(repr=False)
     costs: NDArray[np.float64] = field(repr=False)
     higher_is_better: bool = True
+    tie: float = field(default=TIE, repr=False)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -96,11 +98,11 @@ class SubsetTable:
         loss = -self.scores if self.higher_is_better else self.scores
         count = min(count, len(self))
         cut = np.partition(loss, count - 1)[count - 1]
-        near = np.flatnonzero(loss <= cut + TIE) if np.isfinite(cut) else np.arange(len(self))
+        near = np.flatnonzero(loss <= cut + self.tie) if np.isfinite(cut) else np.arange(len(self))
         # Scores within rounding of each other form one rank: a new one starts where the gap is real.
         ascending = near[np.argsort(loss[near], kind="stable")]
         with np.errstate(invalid="ignore"):
-            gaps = np.diff(loss[ascending], prepend=loss[ascending[:1]]) > TIE
+            gaps = np.diff(loss[ascending], prepend=loss[ascending[:1]]) > self.tie
         rank = np.cumsum(gaps)
         order = np.lexsort((self._name_keys(ascending), self.costs[ascending], self.sizes[ascending], rank))
         return [

@@ -18,6 +18,7 @@ from vidfuse.fusion.selection.hits import Judge, score_hits
 from vidfuse.fusion.selection.losses import linear_losses, log_linear_losses
 from vidfuse.fusion.selection.masks import (
     MOST_SUBSETS,
+    TIE,
     SubsetTable,
     bits,
     count_subsets,
@@ -25,7 +26,7 @@ from vidfuse.fusion.selection.masks import (
     member_costs,
 )
 from vidfuse.fusion.selection.rivals import Rivals, find_rivals
-from vidfuse.fusion.weights import score_weights, true_log_likelihoods
+from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
 
 __all__ = ["MOST_REFITS", "SubsetPool", "SubsetSearch", "restricted", "search_subsets", "video_weights"]
@@ -128,6 +129,7 @@ def search_subsets(
         scores=scores,
         costs=bits(masks, len(order)) @ cost,
         higher_is_better=higher_is_better(objective),
+        tie=1e-7 if shortcut and objective == "nll" and not isinstance(pool, LinearPool) else TIE,
     )
     best = table.best(1)[0]
     return SubsetSearch(best.members, best.score, _name(objective), table)
@@ -230,19 +232,26 @@ class _FixedPool:
         self.weights = self._rule(pool, stack)
 
     def _rule(self, pool: Any, stack: LogitStack) -> NDArray[np.float64]:
-        """Return the pool's weights of all members, in the order of `self.stack`."""
-        by_hits = isinstance(pool.weights, str) and pool.weights in ("accuracy", "log-odds")
+        """Return the pool's weights of all members, in the order of `self.stack`, not normalised."""
+        if not isinstance(pool.weights, str):
+            clone(pool).fit(stack)  # checks the numbers
+            given = (
+                pool.weights
+                if isinstance(pool.weights, Mapping)
+                else dict(zip(stack.members, pool.weights, strict=True))
+            )
+            return np.array([float(given[name]) for name in self.stack.members])
+        if pool.weights == "uniform":
+            return np.ones(len(self.stack.members))
         n_members = len(self.stack.members)
-        if by_hits and pool.class_weight is None and not self.linear and not self.floors.any():
-            # The rivals tell a member's hits too: the pool's own pass over all classes is not needed.
+        if pool.weights == "accuracy" and pool.class_weight is None and not self.linear and not self.floors.any():
+            # The rivals tell the members' accuracies too: the pool's own pass over all classes is not needed.
             pool._check_parameters()
             a = video_weights(self.labels, "accuracy", self.sample_weight)
             ones = np.uint64(1) << np.arange(n_members, dtype=np.uint64)
             accuracy = score_hits(self.rivals(n_members), self._judge, np.ones(n_members), ones, a)
-            # score_weights averages hits with the videos' weights: one row of accuracies of weight 1 does the same,
-            # but for log-odds, which counts videos.
-            if pool.weights == "accuracy":
-                return score_weights("accuracy", accuracy[None], np.ones(1), self.stack.n_classes, pool.power)
+            if accuracy.any():
+                return accuracy**pool.power
         fitted = clone(pool).fit(stack, self.labels, self.sample_weight)
         return fitted.weights_[[stack.members.index(name) for name in self.stack.members]]
 

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selection_cases import ensemble, fused, score, stack_of
+
+import vidfuse as vf
+from vidfuse.errors import InputError
+from vidfuse.fusion.selection.coordinate import best_step, coordinate_search
+
+
+def reached(sums, slopes, rows, a, t):
+    worst = {}
+    for margin, row in zip(sums + t * slopes, rows, strict=True):
+        worst[row] = max(worst.get(row, -np.inf), margin)
+    return sum(a[row] for row, value in worst.items() if value < 0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 4))
+def test_the_line_search_finds_the_optimum_of_a_fine_grid(seed, n, current):
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.integers(0, n, 3 * n))
+    sums, slopes = rng.integers(-3, 4, 3 * n).astype(float), rng.integers(-3, 4, 3 * n).astype(float)
+    a = rng.uniform(0.5, 1.0, n)
+    t, value = best_step(sums, slopes, rows, a, float(current))
+    assert t >= 0
+    assert value == pytest.approx(reached(sums, slopes, rows, a, t))
+    ends = np.concatenate([[0.0], -sums[slopes != 0] / slopes[slopes != 0], [50.0]])
+    ends = np.unique(ends[ends >= 0])
+    grid = np.concatenate([(ends[1:] + ends[:-1]) / 2, [100.0]])  # one point inside every stretch
+    assert value == pytest.approx(max(reached(sums, slopes, rows, a, x) for x in grid))
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy"])
+def test_the_score_is_that_of_the_weights_and_at_least_every_starts(kind, objective):
+    z, y = ensemble(1, n=150, m=4, k=6)
+    stack = stack_of(z, y)
+    found = coordinate_search(stack, objective, kind=kind)
+    log_p = stack.log_likelihoods()
+    weights = [found.weights[name] for name in stack.members]
+    assert sum(weights) == pytest.approx(1) and min(weights) >= 0
+    assert found.score == pytest.approx(score(fused(log_p, weights, kind == "linear"), y, objective), abs=1e-12)
+    assert found.score == pytest.approx(found.path[-1], abs=1e-12)
+    starts = [np.ones(4), *np.eye(4)]
+    assert found.score >= max(score(fused(log_p, w, kind == "linear"), y, objective) for w in starts) - 1e-12
+    assert np.all(np.diff(found.path) > 0)
+
+
+def test_two_members_reach_the_global_optimum():
+    z, y = ensemble(2, n=80, m=2, k=5)
+    stack = stack_of(z, y)
+    log_p = stack.log_likelihoods()
+    grid = [score(fused(log_p, [1 - t, t], False), y, "accuracy") for t in np.linspace(0.0005, 0.9995, 2000)]
+    assert coordinate_search(stack).score >= max(grid)
+
+
+def test_a_given_start_and_bad_arguments():
+    z, y = ensemble(3, m=3)
+    stack = stack_of(z, y)
+    found = coordinate_search(stack, start={"m0": 1.0, "m1": 0.0, "m2": 1.0})
+    assert found.score >= vf.LogLinearPool(weights=[1, 0, 1]).fit(stack).score(stack)
+    assert "in-sample accuracy" in repr(found)
+    with pytest.raises(InputError, match="'accuracy' or 'mean-class-accuracy'"):
+        coordinate_search(stack, "nll")
+    with pytest.raises(InputError, match="'linear' or 'log-linear'"):
+        coordinate_search(stack, kind="cubic")
+    with pytest.raises(InputError, match="m1"):
+        coordinate_search(stack, start={"m0": 1.0, "m1": -1.0, "m2": 1.0})
+
+
+def test_nothing_to_decide():
+    z = np.tile(np.array([[[2.0, 0.0]], [[0.0, 2.0]]], np.float32), (1, 2, 1))
+    assert coordinate_search(stack_of(z, [0, 1])).score == 1.0

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selection_cases import ensemble, fused, score, stack_of
+
+import vidfuse as vf
+from vidfuse.errors import InputError
+from vidfuse.fusion.selection.greedy import greedy_search
+
+
+def by_hand(stack, y, objective, linear, rounds, replacement=True):
+    """Caruana's loop in float64: the member order, and the score after each round."""
+    log_p = stack.log_likelihoods()
+    m = log_p.shape[1]
+    counts, order, scores = np.zeros(m), [], []
+    sign = -1 if objective == "nll" else 1
+    for _ in range(rounds):
+        trial = [
+            -np.inf
+            if counts[j] and not replacement
+            else sign * score(fused(log_p, counts + np.eye(m)[j], linear), y, objective)
+            for j in range(m)
+        ]
+        best = int(np.flatnonzero(np.array(trial) >= max(trial) - 1e-12)[0])
+        if trial[best] == -np.inf:
+            break
+        counts[best] += 1
+        order.append(stack.members[best])
+        scores.append(sign * trial[best])
+    return order, scores
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
+@pytest.mark.parametrize("replacement", [True, False])
+def test_the_path_is_caruanas(kind, objective, replacement):
+    z, y = ensemble(1, n=150, m=5, k=6)
+    stack = stack_of(z, y)
+    found = greedy_search(stack, objective, 12, kind=kind, replacement=replacement)
+    order, scores = by_hand(stack, y, objective, kind == "linear", 12, replacement)
+    assert [name for name, _ in found.path] == order
+    np.testing.assert_allclose([value for _, value in found.path], scores, atol=2e-7 if objective == "nll" else 1e-12)
+    assert found.score == pytest.approx((min if objective == "nll" else max)(scores), abs=2e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans(), st.booleans())
+def test_the_score_is_the_pools_own(seed, m, linear, ties):
+    z, y = ensemble(seed, n=30, m=m, k=4, ties=ties)
+    stack = stack_of(z, y)
+    pool = vf.GreedyPool("accuracy", 7, kind="linear" if linear else "log-linear").fit(stack)
+    assert pool.weights_.sum() == pytest.approx(1)
+    if not ties:
+        assert pool.score_ == pytest.approx(pool.score(stack), abs=1e-12)
+    assert pool.score_ >= max((z[:, j].argmax(1) == y).mean() for j in range(m)) - 1e-12
+
+
+def test_the_ensemble_is_the_best_prefix_and_its_weights_are_shares():
+    z, y = ensemble(2, n=100, m=4)
+    found = greedy_search(stack_of(z, y), "accuracy", 20)
+    scores = [value for _, value in found.path]
+    kept = scores.index(max(scores)) + 1
+    names = [name for name, _ in found.path[:kept]]
+    assert found.weights == {name: names.count(name) / kept for name in found.weights}
+    assert found.members == tuple(sorted(set(names)))
+    assert "after 20 rounds" in repr(found)
+
+
+def test_sorted_start_begins_with_the_best_single_members():
+    z, y = ensemble(3, n=200, m=5, signal=2.5)
+    stack = stack_of(z, y)
+    singles = [vf.metrics.nll(y, stack.log_likelihoods()[:, j]) for j in range(5)]
+    found = greedy_search(stack, "nll", 6, sorted_start=3)
+    assert [name for name, _ in found.path[:3]] == [f"m{j}" for j in np.argsort(singles)[:3]]
+    assert len(found.path) == 6
+
+
+def test_bagging_averages_bags_and_is_reproducible():
+    z, y = ensemble(4, n=120, m=6)
+    stack = stack_of(z, y)
+    one = greedy_search(stack, "nll", 10, bagging=8, random_state=1)
+    assert one == greedy_search(stack, "nll", 10, bagging=8, random_state=1)
+    assert one.weights != greedy_search(stack, "nll", 10, bagging=8, random_state=2).weights
+    assert sum(one.weights.values()) == pytest.approx(1) and len(one.path) == 80
+    expected = fused(stack.log_likelihoods(), [one.weights.get(name, 0.0) for name in stack.members], True)
+    assert one.score == pytest.approx(score(expected, y, "nll"), abs=1e-6)
+
+
+def test_a_callable_objective_takes_the_pools_predictions():
+    z, y = ensemble(5, n=60, m=3)
+    stack = stack_of(z, y)
+    found = greedy_search(stack, lambda labels, log_proba: -vf.metrics.nll(labels, log_proba), 6)
+    named = greedy_search(stack, "nll", 6)
+    assert [name for name, _ in found.path] == [name for name, _ in named.path]
+    assert found.score == pytest.approx(-named.score, abs=1e-6)
+
+
+def test_weights_count_like_copies():
+    z, y = ensemble(6, n=50, m=4)
+    copies = np.random.default_rng(0).integers(1, 4, 50)
+    rows = np.repeat(np.arange(50), copies)
+    for objective in ("accuracy", "nll"):
+        weighted = vf.GreedyPool(objective, 8).fit(stack_of(z, y), sample_weight=copies.astype(float))
+        repeated = vf.GreedyPool(objective, 8).fit(stack_of(z[rows], y[rows]))
+        assert weighted.path_ == repeated.path_
+        assert weighted.score_ == pytest.approx(repeated.score_, abs=1e-7)
+
+
+def test_probabilities_with_a_zero_at_the_true_class_are_floored():
+    p = np.array([[[1.0, 0.0], [0.6, 0.4]], [[1.0, 0.0], [0.3, 0.7]]], np.float32)
+    stack = stack_of(p, np.array([0, 1]), kind="probabilities")
+    assert np.isfinite(greedy_search(stack, "nll", 5).score)
+    assert greedy_search(stack, "nll", 1, floor=0.0).weights == {"m1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"kind": "cubic"}, "'linear' or 'log-linear'"),
+        ({"bag_fraction": 0.0}, "bag_fraction"),
+        ({"objective": "f1"}, "accuracy"),
+    ],
+)
+def test_bad_arguments(options, message):
+    z, y = ensemble(7)
+    with pytest.raises(InputError, match=message):
+        greedy_search(stack_of(z, y), **options)

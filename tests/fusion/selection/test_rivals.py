@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selection_cases import ensemble, stack_of
+
+from vidfuse.fusion.selection.hits import lay_out
+from vidfuse.fusion.selection.rivals import find_rivals
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(2, 8), st.booleans(), st.booleans(), st.integers(1, 9))
+def test_no_class_that_can_win_is_dropped(seed, m, k, ties, linear, rounds):
+    z, y = ensemble(seed, n=12, m=m, k=k, ties=ties)
+    stack = stack_of(z, y)
+    found = find_rivals(stack, y, np.zeros(m), linear=linear, rounds=rounds)
+    log_p = stack.log_likelihoods().astype(float)
+    values = np.exp(log_p) if linear else log_p
+    rng = np.random.default_rng(seed)
+    for weights in [*np.eye(m), np.ones(m), *rng.dirichlet(np.ones(m), 20)]:
+        winner = np.einsum("m,nmk->nk", weights, values).argmax(1)
+        for n in np.flatnonzero(winner != y):
+            rivals = found.classes[found.rows == n]
+            assert not found.right[n]
+            if len(rivals):  # the pruned race has the same outcome: some rival is at or above the true class
+                margin = (found.margins[:, found.rows == n] * weights[:, None].astype(np.float32)).sum(0).max()
+                assert margin > -1e-4
+        assert not found.right[winner != y].any()
+
+
+def test_right_and_wrong_for_any_weights():
+    z = np.array([[[5, 1, 0], [4, 2, 1]], [[0, 1, 9], [0, 1, 9]], [[3, 1, 0], [0, 3, 1]]], np.float32)
+    y = np.array([0, 0, 0])
+    found = find_rivals(stack_of(z, y), y, np.zeros(2), linear=False)
+    assert found.right.tolist() == [True, False, False]
+    assert found.rows.tolist() == [2] and found.classes.tolist() == [1]
+    assert repr(found) == "Rivals(1 rivals in 1 undecided of 3 videos)"
+
+
+def test_ties_in_every_member_go_to_the_lower_class():
+    z = np.zeros((3, 2, 3), np.float32)
+    y = np.array([0, 1, 2])
+    found = find_rivals(stack_of(z, y), y, np.zeros(2), linear=False)
+    assert found.right.tolist() == [True, False, False]
+    assert len(found.rows) == 0
+
+
+def test_more_rounds_leave_fewer_rivals():
+    z, y = ensemble(0, n=200, m=6, k=60)
+    stack = stack_of(z, y)
+    counts = [len(find_rivals(stack, y, np.zeros(6), linear=False, rounds=r).rows) for r in (1, 2, 8, 60)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < 0.9 * counts[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_layout_by_slots_is_a_permutation_that_keeps_videos_together(seed):
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice([3, 5, 8, 9, 20], size=30))
+    videos, offsets, columns = lay_out(rows)
+    assert sorted(columns) == list(range(30))
+    laid = np.empty(30, int)
+    laid[columns] = rows
+    for slot in range(len(offsets) - 1):
+        part = laid[offsets[slot] : offsets[slot + 1]]
+        assert part.tolist() == videos[: len(part)].tolist()
