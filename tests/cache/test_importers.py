@@ -130,7 +130,7 @@ def test_a_weighted_sum_of_raw_scores_from_imported_caches_is_report_accuracys(t
     top1, mean_class = report_accuracy([a, b], coefficients)
     assert vf.metrics.top_k_accuracy(stack.labels, fused) == top1
     assert vf.metrics.mean_class_accuracy(stack.labels, fused) == pytest.approx(mean_class, abs=1e-12)
-    assert 0.4 < top1 < 1
+    assert 0.25 < top1 < 1
 
 
 def test_dumps_in_another_order_are_refused_or_realigned(tmp_path):

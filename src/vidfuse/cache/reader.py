@@ -50,6 +50,7 @@ class PartsSource:
             rows = self._physical[rows]
         if isinstance(rows, slice):
             return self._take_run(rows.start, rows.stop)
+        rows = np.where(rows < 0, rows + self._starts[-1], rows)  # -1: a video that this member lacks
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         for number in np.unique(owner):

@@ -1,0 +1,336 @@
+"""Caches on disk: parts, many writers, resuming, verification at first use, consolidation, the golden of version 1."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidfuse.cache.format import encode_part, open_part
+from vidfuse.cache.store import CacheWriter, consolidate, find_caches, load_stack, open_cache, verify
+from vidfuse.errors import (
+    CacheConflictError,
+    CacheCorruptError,
+    CacheError,
+    CacheFormatError,
+    CacheIncompleteError,
+    InputError,
+)
+
+GOLDEN = Path(__file__).parent.parent / "compat" / "cache_v1"
+IDS = [f"v{i:04d}" for i in range(30)]
+Z = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+
+
+def golden_scores():
+    """The released file's numbers, by a rule instead of a copy: (1 + row) / (1 + class), view v negated."""
+    rows, classes = np.arange(6, dtype=np.float32)[:, None], np.arange(3, dtype=np.float32)
+    one = (1 + rows) / (1 + classes)
+    return np.stack([one, -one], axis=1)
+
+
+def test_every_release_reads_version_1():
+    cache = open_cache(GOLDEN / "swin")
+    assert cache.ids.tolist() == ["dog", "ape", "bée", "cat/1.mp4", "emu", "fox"]
+    assert cache.labels.tolist() == [2, 1, 0, 2, 1, 0] and cache.classes == ("jump", "kick", "run")
+    np.testing.assert_array_equal(cache.scores, golden_scores())
+    assert cache.kind == "logits" and cache.meta.fingerprint == {"sha256": "00ff"}
+    assert cache.meta.view_plan == {"clips": 2, "crops": 1} and len(cache.parts) == 2
+    half = open_cache(GOLDEN / "x3d")
+    np.testing.assert_array_equal(half.scores, np.full((6, 3), [0.5, 0.25, 0.25], dtype=np.float16))
+    assert half.kind == "probabilities" and half.labels is None
+    assert load_stack(GOLDEN, views="mean-log").shape == (6, 2, 3)
+
+
+def test_version_1_is_still_written_to_the_bit(tmp_path):
+    with CacheWriter(
+        tmp_path,
+        classes=["jump", "kick", "run"],
+        view_plan={"clips": 2, "crops": 1},
+        fingerprint={"sha256": "00ff"},
+        expected_ids=["dog", "ape", "bée", "cat/1.mp4", "emu", "fox"],
+    ) as writer:
+        writer.append(["dog", "ape", "bée"], golden_scores()[:3], [2, 1, 0])
+        writer.append(["cat/1.mp4", "emu", "fox"], golden_scores()[3:], [2, 1, 0])
+    for released in (GOLDEN / "swin").iterdir():
+        assert (tmp_path / released.name).read_bytes() == released.read_bytes(), released.name
+
+
+def test_a_part_is_a_plain_safetensors_file(tmp_path):
+    with CacheWriter(tmp_path) as writer:
+        writer.append(IDS, Z, np.arange(30) % 4)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = safetensors.numpy.load_file(path)
+    np.testing.assert_array_equal(tensors["scores"], Z)
+    np.testing.assert_array_equal(tensors["labels"], np.arange(30) % 4)
+    assert bytes(tensors["ids"][7]).rstrip(b"\0") == b"v0007"
+    header = path.read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    metadata = json.loads(header[8 : 8 + length])["__metadata__"]
+    assert metadata["payload"] == hashlib.sha256(Z.tobytes()).hexdigest()
+    assert (8 + length + tensors["labels"].nbytes + tensors["ids"].nbytes) % 64 == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_any_part_comes_back(tmp_path_factory, data):
+    names = data.draw(
+        st.lists(
+            st.text(
+                st.characters(min_codepoint=33, exclude_characters="/\\:.\x7f", exclude_categories=["Cs", "Cc"]),
+                min_size=1,
+                max_size=12,
+            ),
+            min_size=1,
+            max_size=6,
+            unique=True,
+        )
+    )
+    views = data.draw(st.sampled_from([None, 1, 3]))
+    shape = (len(names), 4) if views is None else (len(names), views, 4)
+    scores = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=shape)
+    scores = scores.astype(data.draw(st.sampled_from([np.float16, np.float32])))
+    labels = data.draw(st.sampled_from([None, np.arange(len(names))]))
+    content = encode_part(np.array(names), scores, labels, "logits")
+    path = tmp_path_factory.mktemp("part") / "part-a.safetensors"
+    path.write_bytes(b"".join(content.chunks))
+    assert path.stat().st_size == content.size
+    part = open_part(path)
+    assert part.ids.tolist() == names and part.digest == content.digest and part.kind == "logits"
+    np.testing.assert_array_equal(part.scores(), scores)
+    assert (part.labels is None) == (labels is None)
+
+
+def test_parts_are_checked_once_at_first_use(tmp_path, monkeypatch):
+    with CacheWriter(tmp_path / "swin") as writer:
+        writer.append(IDS, Z)
+    (path,) = (tmp_path / "swin").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    loaded = load_stack(tmp_path)  # headers, ids and labels are fine
+    with pytest.raises(CacheCorruptError, match="scores are not the bytes"):
+        loaded.log_likelihoods()
+    assert load_stack(tmp_path, verify=False).log_likelihoods().shape == (30, 1, 4)
+    content[-1] ^= 1
+    path.write_bytes(content)
+    calls = []
+    real = hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda *a: calls.append(a) or real(*a))
+    loaded = load_stack(tmp_path)
+    opening = len(calls)
+    loaded.log_likelihoods()
+    first_use = len(calls)
+    load_stack(tmp_path).log_likelihoods()
+    assert first_use == opening + 1 and len(calls) == first_use + opening
+
+
+def test_many_writers_make_the_cache_that_one_makes(tmp_path):
+    writers = [CacheWriter(tmp_path / "many", expected_ids=IDS) for _ in range(3)]
+    for start in range(0, 30, 5):
+        for rank, writer in enumerate(writers):
+            names = [name for name in IDS[start : start + 5] if int(name[1:]) % 3 == rank]
+            writer.append(names, Z[[int(name[1:]) for name in names]])
+    with CacheWriter(tmp_path / "one", expected_ids=IDS) as writer:
+        writer.append(IDS, Z)
+    many, one = open_cache(tmp_path / "many"), open_cache(tmp_path / "one")
+    assert len(many.parts) > 3 and many.ids.tolist() == one.ids.tolist() == IDS
+    assert many.scores.tobytes() == one.scores.tobytes()
+
+
+def test_the_order_is_that_of_the_expected_ids_or_sorted(tmp_path):
+    order = IDS[::-1]
+    for name, expected in (("given", order), ("sorted", None)):
+        with CacheWriter(tmp_path / name, expected_ids=expected) as writer:
+            writer.append(IDS[10:], Z[10:])
+            writer.append(IDS[:10], Z[:10])
+    assert open_cache(tmp_path / "given").ids.tolist() == order
+    np.testing.assert_array_equal(open_cache(tmp_path / "given").scores, Z[::-1])
+    assert open_cache(tmp_path / "sorted").ids.tolist() == IDS
+    np.testing.assert_array_equal(open_cache(tmp_path / "sorted").scores, Z)
+
+
+def test_buffered_videos_are_published_by_number_by_flush_and_on_leaving(tmp_path):
+    with CacheWriter(tmp_path, buffer_rows=8) as writer:
+        assert writer.append(IDS[:5], Z[:5]) == 0 and writer.missing(IDS[:7]) == IDS[5:7]
+        assert not list(tmp_path.glob("*.safetensors"))
+        assert writer.append(IDS[5:9], Z[5:9]) == 9
+        writer.append(IDS[9:12], Z[9:12])
+        assert writer.flush() == 3 and writer.flush() == 0
+        writer.append(IDS[12:], Z[12:])
+    assert len(open_cache(tmp_path)) == 30
+    with pytest.raises(RuntimeError, match="stop"), CacheWriter(tmp_path, buffer_rows=8) as writer:
+        writer.append(["new"], Z[:1])
+        raise RuntimeError("stop")
+    assert "new" in open_cache(tmp_path).ids.tolist()
+
+
+def test_appends_must_look_alike(tmp_path):
+    writer = CacheWriter(tmp_path, expected_ids=IDS)
+    writer.append(IDS[:2], Z[:2])
+    with pytest.raises(InputError, match=r"\(4, None, False\) as in the first append, got \(4, None, True\)"):
+        writer.append(IDS[2:4], Z[2:4], [0, 1])
+    with pytest.raises(InputError, match="got \\(3, None, False\\)"):
+        writer.append(IDS[2:4], Z[2:4, :3])
+    with pytest.raises(InputError, match="1 videos are not expected, such as 'stranger'"):
+        writer.append(["stranger"], Z[:1])
+    with pytest.raises(InputError, match=r"expected 2, got 1|expected 1, got 2|one for each row"):
+        writer.append(IDS[2:4], Z[2:3])
+
+
+def test_two_parts_that_contradict_each_other_are_never_mixed(tmp_path):
+    for name, scores in (("a", Z), ("b", Z + 1)):
+        with CacheWriter(tmp_path / name) as writer:
+            writer.append(IDS if name == "a" else IDS[:5], scores if name == "a" else scores[:5])
+    (older,) = (tmp_path / "a").glob("*.safetensors")
+    (newer,) = (tmp_path / "b").glob("*.safetensors")
+    os.utime(older, (1, 1))
+    shutil.copy(newer, tmp_path / "a")
+    with pytest.raises(CacheConflictError, match=f"'v0000': .*{newer.name if newer.name < older.name else older.name}"):
+        open_cache(tmp_path / "a")
+    report = verify(tmp_path / "a", quarantine=True)
+    assert [problem.kind for problem in report.problems] == ["CacheConflictError"]
+    assert report.problems[0].moved_to.name.startswith(newer.name)
+    np.testing.assert_array_equal(open_cache(tmp_path / "a").scores, Z)
+
+
+def test_repeated_videos_that_agree_are_read_once(tmp_path):
+    for name, rows in (("a", slice(0, 20)), ("b", slice(10, 30))):
+        with CacheWriter(tmp_path / name) as writer:
+            writer.append(IDS[rows], Z[rows])
+    (extra,) = (tmp_path / "b").glob("*.safetensors")
+    shutil.copy(extra, tmp_path / "a")
+    np.testing.assert_array_equal(open_cache(tmp_path / "a").scores, Z)
+    assert verify(tmp_path / "a").ok
+
+
+@pytest.mark.parametrize("views", [None, 2])
+def test_consolidation_leaves_one_mapped_array(tmp_path, views):
+    scores = Z if views is None else np.stack([Z] * views, axis=1)
+    with CacheWriter(tmp_path / "swin", expected_ids=IDS[::-1]) as writer:
+        for start in range(0, 30, 7):
+            writer.append(IDS[start : start + 7], scores[start : start + 7], np.arange(start, min(start + 7, 30)) % 4)
+    before = load_stack(tmp_path)
+    (cache,) = consolidate(tmp_path)
+    assert len(cache.parts) == 1 and cache.ids.tolist() == IDS[::-1] and not cache.scores.flags.owndata
+    np.testing.assert_array_equal(cache.scores, scores[::-1])
+    assert cache.labels.tolist() == (np.arange(30)[::-1] % 4).tolist()
+    np.testing.assert_array_equal(before.scores("swin"), scores[::-1])  # still open on the parts that are gone
+    assert verify(tmp_path).ok and len(consolidate(tmp_path)[0].parts) == 1
+    with CacheWriter(tmp_path / "swin") as writer:
+        assert writer.append(IDS[:3], scores[:3], [0, 1, 2]) == 0
+
+
+def test_a_crash_during_consolidation_loses_nothing(tmp_path, monkeypatch):
+    with CacheWriter(tmp_path / "swin") as writer:
+        for start in range(0, 30, 10):
+            writer.append(IDS[start : start + 10], Z[start : start + 10])
+    real = Path.unlink
+
+    def interrupted(path, **options):
+        real(path, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", interrupted)
+        consolidate(tmp_path)
+    assert len(list((tmp_path / "swin").glob("*.safetensors"))) == 3
+    np.testing.assert_array_equal(open_cache(tmp_path / "swin").scores, Z)
+    assert len(consolidate(tmp_path)[0].parts) == 1
+
+
+def test_verify_reports_everything_and_changes_nothing_unasked(tmp_path):
+    for name in ("swin", "x3d"):
+        with CacheWriter(tmp_path / name, expected_ids=IDS) as writer:
+            writer.append(IDS[:10], Z[:10])
+            writer.append(IDS[10:20], Z[10:20])
+    first, second = sorted((tmp_path / "swin").glob("*.safetensors"))
+    os.truncate(first, 100)
+    second.write_bytes(b"{}" * 50)
+    (tmp_path / "x3d" / ".tmp-1-dead").touch()
+    report = verify(tmp_path)
+    assert [p.kind for p in report.problems] == ["CacheCorruptError", "CacheFormatError", "CacheIncompleteError"]
+    assert report.parts == 2 and report.videos == 20 and not report.ok and len(report.swept) == 1
+    assert "20 of 30" in str(report) and first.exists() and second.exists()
+    report = verify(tmp_path, quarantine=True)
+    assert not first.exists() and all(p.moved_to.exists() for p in report.problems[:2])
+    assert [p.kind for p in verify(tmp_path).problems][-1] == "CacheIncompleteError"
+
+
+def test_a_damaged_description_is_refused(tmp_path):
+    with CacheWriter(tmp_path) as writer:
+        writer.append(IDS, Z)
+    meta = tmp_path / "meta.json"
+    text = meta.read_text()
+    meta.write_text(text.replace('"n_classes": 4', '"n_classes": 5'))
+    with pytest.raises(CacheCorruptError, match=r"meta\.json: not the bytes that were written"):
+        open_cache(tmp_path)
+    for broken in ("", "[]", "{", '{"format": "other", "version": 1, "digest": ""}', "[" * 100_000):
+        meta.write_text(broken)
+        with pytest.raises(CacheFormatError, match=r"meta\.json"):
+            open_cache(tmp_path)
+    meta.unlink()
+    meta.mkdir()
+    with pytest.raises(CacheFormatError, match="expected a regular file"):
+        open_cache(tmp_path)
+
+
+def test_every_flipped_bit_of_the_description_is_noticed(tmp_path):
+    with CacheWriter(tmp_path, expected_ids=IDS[:3]) as writer:
+        writer.append(IDS[:3], Z[:3])
+    meta = tmp_path / "meta.json"
+    content = meta.read_bytes()
+    values = json.loads(content)
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        with meta.open("r+b", buffering=0) as stream:
+            stream.write(damaged)
+        try:
+            cache = open_cache(tmp_path)
+        except CacheError:
+            continue
+        assert json.loads(damaged) == values and len(cache) == 3  # blanks between values carry nothing
+
+
+def test_a_part_of_another_cache_is_refused(tmp_path):
+    for name, scores in (("swin", Z), ("x3d", Z[:, :3])):
+        with CacheWriter(tmp_path / name) as writer:
+            writer.append([f"{name}{i}" for i in range(30)], scores)
+    (stray,) = (tmp_path / "x3d").glob("*.safetensors")
+    shutil.copy(stray, tmp_path / "swin")
+    with pytest.raises(CacheFormatError, match="the part belongs to another cache"):
+        open_cache(tmp_path / "swin")
+
+
+def test_finding_caches(tmp_path):
+    with pytest.raises(InputError, match="found no folder"):
+        find_caches(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"sub-folders with a meta\.json each"):
+        load_stack(tmp_path)
+    with CacheWriter(tmp_path / "swin") as writer:
+        writer.append(IDS, Z)
+    (tmp_path / "notes").mkdir()
+    assert list(find_caches(tmp_path)) == ["swin"] and list(find_caches(tmp_path / "swin")) == ["swin"]
+    with pytest.raises(InputError, match="no cache for members 'tin'; there are 'swin'"):
+        load_stack(tmp_path, members=["tin"])
+    CacheWriter(tmp_path / "empty", expected_ids=IDS)
+    assert list(find_caches(tmp_path)) == ["swin"]
+
+
+def test_a_cache_says_what_it_is(tmp_path):
+    with CacheWriter(tmp_path / "swin", expected_ids=IDS) as writer:
+        writer.append(IDS[:10], np.stack([Z[:10]] * 3, axis=1))
+    with pytest.raises(CacheIncompleteError, match=r"10 of 30 videos are there; missing: 'v0010'"):
+        open_cache(tmp_path / "swin")
+    cache = open_cache(tmp_path / "swin", partial=True)
+    assert "10 of 30 videos x 3 views x 4 classes, logits, float32, 1 parts" in repr(cache)
+    assert cache.missing == IDS[10:] and len(cache) == 10
