@@ -103,6 +103,12 @@ RULES: dict[str, Rule] = {
 }
 
 
+OWN = tuple(rule for rule in RULES if rule.startswith("vidfuse ") and rule != "vidfuse default")
+"""Other options of vidfuse, which the default is ranked without, too."""
+
+UNIFORM = ("uniform log-linear", "uniform linear (scikit-learn's soft voting)")
+
+
 def main() -> None:
     """Run every rule on every case and print mean ranks, means, and the comparison with uniform."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -133,9 +139,8 @@ def main() -> None:
             log_q = _weighted(test, gluon[f"{name}-{seed}-{size}"]) if rule not in RULES else RULES[rule](fit, y, test)
             each.append(-log_q[np.arange(len(truth)), truth])
             loss[row, column], hits[row, column] = each[-1].mean(), (log_q.argmax(axis=1) == truth).mean()
-        uniform = names.index("uniform linear (scikit-learn's soft voting)")
-        difference = each[0] - np.minimum(each[uniform].mean(), each[names.index("uniform log-linear")].mean())
-        spread[row] = (each[0] - each[uniform]).std() / np.sqrt(len(difference))
+        uniform = min((names.index(rule) for rule in UNIFORM), key=lambda column: loss[row, column])
+        spread[row] = (each[0] - each[uniform]).std() / np.sqrt(len(truth))
     _report(cases, names, loss, hits, spread, options)
 
 
@@ -155,54 +160,56 @@ def _autogluon(python: Path, cases: list) -> dict[str, Array]:
 def _report(
     cases: list, names: list[str], loss: Array, hits: Array, spread: Array, options: argparse.Namespace
 ) -> None:
-    ranks = {"NLL": rankdata(loss.round(9), axis=1), "accuracy": rankdata(-hits.round(9), axis=1)}
     sets = np.array([case[0] for case in cases])
-    rng = np.random.default_rng(0)
     unique = np.unique(sets)
-    rows = []
+    print(f"{len(cases)} cases, {len(unique)} data sets, {len(CLASSIFIERS)} classifiers")
+    others = [column for column, name in enumerate(names) if name not in OWN]
+    print("\nThe default among rules from elsewhere")
+    peers = _table([names[column] for column in others], loss[:, others], hits[:, others], cases)
+    print("\nWith vidfuse's other options")
+    everything = _table(names, loss, hits, cases)
+    worse = loss[:, 0] - np.minimum(*(loss[:, names.index(rule)] for rule in UNIFORM))
+    print(f"\nThe default is worse than the better uniform pool in {int((worse > 0).sum())} of {len(cases)} cases, "
+          f"by more than one standard error in {int((worse > spread).sum())}.")  # fmt: skip
+    by_case = {}
+    for set_name, size in dict.fromkeys((case[0], case[2]) for case in cases):
+        part = worse[[case[0] == set_name and case[2] == size for case in cases]]
+        error = float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None
+        by_case[f"{set_name} at {size}"] = {"default - uniform": float(part.mean()), "standard error": error}
+        print(f"  {set_name + ' at ' + str(size):<26} {part.mean():+.4f} nats" + (f" ± {error:.4f}" if error else ""))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        content = {"cases": len(cases), "sets": unique.tolist(), "among rules from elsewhere": peers,
+                   "with own options": everything, "against the better uniform pool": by_case}  # fmt: skip
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _table(names: list[str], loss: Array, hits: Array, cases: list) -> list[dict[str, object]]:
+    """Print and return mean ranks with intervals (a bootstrap over data sets) and mean scores, best first."""
+    sets = np.array([case[0] for case in cases])
+    rng, unique, rows = np.random.default_rng(0), np.unique(sets), []
     draws = [np.concatenate([np.flatnonzero(sets == s) for s in rng.choice(unique, len(unique))]) for _ in range(1000)]
+    ranks = {"NLL": rankdata(loss.round(9), axis=1), "accuracy": rankdata(-hits.round(9), axis=1)}
+    sizes = sorted({case[2] for case in cases})
     for column, name in enumerate(names):
         row: dict[str, object] = {"rule": name}
         for what, rank in ranks.items():
-            means = [rank[draw, column].mean() for draw in draws]
             row[f"{what} rank"] = float(rank[:, column].mean())
+            means = [rank[draw, column].mean() for draw in draws]
             row[f"{what} rank interval"] = [float(v) for v in np.percentile(means, [2.5, 97.5])]
-        for size in sorted({case[2] for case in cases}):
-            chosen = np.array([case[2] == size for case in cases])
-            row[f"NLL at {size}"] = float(loss[chosen, column].mean())
-        row["accuracy"] = float(hits[:, column].mean())
-        rows.append(row)
+        for size in sizes:
+            row[f"NLL at {size}"] = float(loss[[case[2] == size for case in cases], column].mean())
+        rows.append({**row, "accuracy": float(hits[:, column].mean())})
     rows.sort(key=lambda row: row["NLL rank"])
-    sizes = [key for key in rows[0] if key.startswith("NLL at")]
-    print(f"{len(cases)} cases, {len(unique)} data sets, {len(CLASSIFIERS)} classifiers, {len(names)} rules")
-    print(f"{'rule':<44} {'NLL rank':>20} {'accuracy rank':>22}  accuracy  " + "  ".join(f"{s:>11}" for s in sizes))
+    head = "".join(f"{'NLL at ' + str(size):>13}" for size in sizes)
+    print(f"{'rule':<44}{'NLL rank':>22}{'accuracy rank':>22}  accuracy{head}")
     for row in rows:
         text = f"{row['rule']:<44}"
         for what in ranks:
             low, high = row[f"{what} rank interval"]
-            text += f" {row[f'{what} rank']:>7.2f} ({low:.2f} to {high:.2f})"
-        print(text + f"  {row['accuracy']:.4f}  " + "  ".join(f"{row[s]:>11.4f}" for s in sizes))
-    uniform = np.minimum(
-        loss[:, names.index("uniform log-linear")], loss[:, names.index("uniform linear (scikit-learn's soft voting)")]
-    )
-    worse = loss[:, 0] - uniform
-    print(f"default worse than the better uniform pool in {int((worse > 0).sum())} of {len(cases)} cases; "
-          f"by more than one standard error in {int((worse > spread).sum())}")  # fmt: skip
-    for row in np.flatnonzero(worse > spread):
-        print(f"  {cases[row][0]} seed {cases[row][1]} at {cases[row][2]}: {worse[row]:+.4f} (error {spread[row]:.4f})")
-    by_case = {
-        f"{set_name} at {size}": {
-            "default - uniform": float(np.mean(part := worse[[c[0] == set_name and c[2] == size for c in cases]])),
-            "standard error over splits": float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None,
-        }
-        for set_name, size in dict.fromkeys((c[0], c[2]) for c in cases)
-    }
-    for key, value in by_case.items():
-        print(f"  {key:<24} default - better uniform {value['default - uniform']:+.4f}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"cases": len(cases), "sets": unique.tolist(), "rules": rows, "against uniform": by_case}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+            text += f"{row[f'{what} rank']:>8.2f} ({low:5.2f}-{high:5.2f})"
+        print(text + f"  {row['accuracy']:.4f}  " + "".join(f"{row[f'NLL at {size}']:>13.4f}" for size in sizes))
+    return rows
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class StackedPool(Fuser):
 
     Args:
         structure: "shared" or "diagonal".
-        shrinkage: the precision of the priors; larger is nearer to the log-linear pool.
+        shrinkage: the precision of the priors on shared weights and biases, ten times that on weights of a class;
+            larger is nearer to the log-linear pool.
         floor: the uniform distribution's share in every member; "auto" is 0.01.
         n_jobs: joblib's workers for the learned pool.
 
@@ -83,7 +84,7 @@ class StackedPool(Fuser):
             omega / omega.sum(),
             floors,
             static.weights_ / static.temperature_,
-            weight_precision=self.shrinkage if self.structure == "diagonal" else None,
+            weight_precision=10 * self.shrinkage if self.structure == "diagonal" else None,
             bias_precision=self.shrinkage,
             non_negative=False,
             shared_precision=self.shrinkage,

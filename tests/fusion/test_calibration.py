@@ -1,0 +1,176 @@
+"""Calibration, stacking and dynamic weights against SciPy and against what they are for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize, minimize_scalar
+
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import InputError
+from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
+from vidfuse.fusion.dynamic import DynamicPool
+from vidfuse.fusion.learned_classes import fit_classes
+from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.stacking import StackedPool
+from vidfuse.likelihood import log_softmax
+
+
+def predictions(n=400, classes=4, sharpness=3.0, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    return log_softmax(sharpness * (rng.normal(size=(n, classes)) + 1.5 * np.eye(classes)[y])), y
+
+
+def loss(log_p, y):
+    return -log_p[np.arange(len(y)), y].mean()
+
+
+def test_temperature_against_scipy():
+    z, y = predictions()
+    scaling = TemperatureScaling().fit(z, y)
+    found = minimize_scalar(lambda b: loss(log_softmax(z * b), y), bounds=(0.01, 100), method="bounded",
+                            options={"xatol": 1e-10})  # fmt: skip
+    assert scaling.temperature_ == pytest.approx(1 / found.x, rel=1e-5)
+    assert scaling.temperature_ > 1.5
+    np.testing.assert_array_equal(scaling.transform(z).argmax(axis=1), z.argmax(axis=1))
+
+
+def test_vector_scaling_against_scipy():
+    z, y = predictions(n=150, classes=3, sharpness=1.0)
+    z = log_softmax(z + np.array([1.0, 0.0, 0.0]))
+    scaling = VectorScaling(shrinkage=5.0).fit(z, y)
+    centre = 1 / TemperatureScaling().fit(z, y).temperature_
+
+    def objective(x):
+        prior = np.sum((x[:3] - centre) ** 2) + np.sum(x[3:] ** 2)
+        return loss(log_softmax(z * x[:3] + x[3:]), y) + 0.5 * 5.0 / 150 * prior
+
+    found = minimize(objective, np.r_[np.full(3, centre), np.zeros(3)], method="BFGS", options={"gtol": 1e-9})
+    np.testing.assert_allclose(np.r_[scaling.scale_, scaling.bias_], found.x, atol=2e-3)
+    assert loss(scaling.transform(z), y) < loss(TemperatureScaling().fit(z, y).transform(z), y)
+
+
+def test_vector_scaling_with_few_videos_stays_near_temperature_scaling():
+    z, y = predictions(n=20, classes=10)
+    vector, single = VectorScaling(shrinkage=1e6).fit(z, y), TemperatureScaling().fit(z, y)
+    np.testing.assert_allclose(vector.transform(z), single.transform(z), atol=1e-3)
+
+
+@pytest.mark.parametrize("scaling", [TemperatureScaling(), VectorScaling()])
+def test_calibrators_refuse_what_they_cannot_read(scaling):
+    z, y = predictions(n=20)
+    with pytest.raises(InputError, match="N, K"):
+        scaling.fit(z[:, None], y)
+    with pytest.raises(InputError, match="labels"):
+        scaling.fit(z, y + 4)
+    with pytest.raises(InputError, match="sample_weight"):
+        scaling.fit(z, y, np.zeros(20))
+
+
+def test_zero_probabilities_are_calibrated():
+    z, y = predictions(n=60)
+    z[np.arange(60), (y + 1) % 4] = -np.inf
+    for scaling in (TemperatureScaling(), VectorScaling()):
+        assert np.isfinite(loss(scaling.fit(z, y).transform(z), y))
+
+
+def members(n=400, seed=0):
+    (a, y), (b, _) = predictions(n, seed=seed), predictions(n, sharpness=0.5, seed=seed)
+    rng = np.random.default_rng(seed + 100)
+    b = log_softmax(0.3 * (rng.normal(size=b.shape) + 1.5 * np.eye(4)[y]))
+    return np.stack([a, b], axis=1), y
+
+
+def test_calibrated_members_get_fair_weights():
+    X, y = members()
+    plain = LogLinearPool(weights="uniform").fit(X, y)
+    each = Calibrated(LogLinearPool(weights="uniform"), where="members").fit(X, y)
+    after = Calibrated(LogLinearPool(weights="uniform")).fit(X, y)
+    assert loss(each.predict_log_proba(X), y) < loss(after.predict_log_proba(X), y)
+    assert loss(after.predict_log_proba(X), y) < loss(plain.predict_log_proba(X), y)
+    assert each.calibrators_[0].temperature_ > 1 > each.calibrators_[1].temperature_
+    with pytest.raises(InputError, match="where"):
+        Calibrated(LogLinearPool(), where="before").fit(X, y)
+
+
+def test_class_fit_against_scipy():
+    X, y = members(n=80)
+    stack, shared = LogitStack.from_arrays(X), np.array([0.4, 1.0])
+    omega = np.full(80, 1 / 80)
+    fit = fit_classes(
+        stack, y, omega, np.zeros(2), shared, weight_precision=4.0, bias_precision=2.0, non_negative=False
+    )
+
+    def objective(x):
+        beta, bias = x[:8].reshape(2, 4), x[8:]
+        prior = 4.0 * np.sum((beta - shared[:, None]) ** 2) + 2.0 * np.sum(bias**2)
+        return loss(log_softmax((X * beta).sum(axis=1) + bias), y) + 0.5 / 80 * prior
+
+    found = minimize(objective, np.r_[np.repeat(shared, 4), np.zeros(4)], method="BFGS", options={"gtol": 1e-8})
+    assert fit.value == pytest.approx(found.fun, abs=1e-6)
+    np.testing.assert_allclose(np.r_[fit.beta.ravel(), fit.bias], found.x, atol=0.02)
+
+
+def test_stacking_repairs_a_bias_that_pools_cannot():
+    X, y = members()
+    X = log_softmax(X + np.array([2.0, 0.0, 0.0, 0.0]))
+    pool, stacked = LogLinearPool().fit(X, y), StackedPool().fit(X, y)
+    assert loss(stacked.predict_log_proba(X), y) < loss(pool.predict_log_proba(X), y) - 0.05
+    assert stacked.intercept_.argmin() == 0
+    for parameters in ({"structure": "full"}, {"shrinkage": 0.0}):
+        with pytest.raises(InputError, match=next(iter(parameters))):
+            StackedPool(**parameters).fit(X, y)
+
+
+def test_stacking_does_not_overfit_many_classes():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 100, 600)
+    X = log_softmax(rng.normal(size=(600, 2, 100)) * 1.5 + 4 * np.eye(100)[y][:, None])
+    for structure in ("shared", "diagonal"):
+        stacked = StackedPool(structure).fit(X[:200], y[:200])
+        static = LogLinearPool().fit(X[:200], y[:200])
+        assert (
+            loss(stacked.predict_log_proba(X[200:]), y[200:]) < loss(static.predict_log_proba(X[200:]), y[200:]) + 0.02
+        )
+
+
+def regional(n, seed):
+    """Each of two members knows half of the classes, and is confidently wrong in the other half."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 6, n)
+    z = rng.normal(size=(n, 2, 6))
+    for m in (0, 1):
+        known = (y < 3) == (m == 0)
+        z[known, m, y[known]] += 6.0
+        wrong = 3 * (y >= 3) + (y + 1) % 3  # of the same half
+        z[~known, m, wrong[~known]] += 6.0
+    return log_softmax(z), y
+
+
+def test_dynamic_weights_find_the_member_that_knows():
+    (X, y), (T, truth) = regional(500, 0), regional(500, 1)
+    static, dynamic = LogLinearPool().fit(X, y), DynamicPool().fit(X, y)
+    assert not dynamic.fallback_
+    assert dynamic.gain_ > 0
+    assert loss(dynamic.predict_log_proba(T), truth) < loss(static.predict_log_proba(T), truth)
+
+
+def test_dynamic_weights_fall_back_to_the_static_pool():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 60)
+    X = log_softmax(rng.normal(size=(60, 1, 3)) + np.eye(3)[y][:, None])
+    dynamic = DynamicPool().fit(X, y)
+    assert dynamic.fallback_
+    np.testing.assert_array_equal(dynamic.predict_log_proba(X), LogLinearPool().fit(X, y).predict_log_proba(X))
+    for parameters in ({"features": "luck"}, {"neighbours": 0}, {"pool": StackedPool()}):
+        with pytest.raises(InputError, match=next(iter(parameters))):
+            DynamicPool(**parameters).fit(X, y)
+
+
+@pytest.mark.parametrize("features", ["confidence", "competence", "both"])
+def test_dynamic_features_describe_members(features):
+    X, y = regional(200, 3)
+    dynamic = DynamicPool(features=features).fit(X, y)
+    assert dynamic.strengths_.shape == ({"confidence": 2, "competence": 1, "both": 3}[features],)
+    np.testing.assert_allclose(dynamic.predict_proba(X).sum(axis=1), 1.0, atol=1e-12)
