@@ -48,7 +48,7 @@ class NetworkInfo:
         parameters: Number of parameters with that many classes.
         gmacs: Multiply-adds of convolutions and matrix products for one clip of that size, in 10⁹.
         top1: Published top-1 accuracy of the checkpoint in per cent, or None.
-        licence: Licence that the checkpoint was published under, or ``"unknown"``.
+        licence: Licence that the checkpoint was published under, ``"unknown"``, or ``"none"`` without a checkpoint.
     """
 
     name: str
@@ -113,7 +113,21 @@ _TABLE: Final[Mapping[str, _Row]] = {
     "slowfast_r50_8x8.pytorchvideo": (_SLOWFAST, 32, 2, 224, _HALF, 400, 34_566_488, 50.31, 76.94, "unknown"),
     "slowfast_r101_8x8.pytorchvideo": (_SLOWFAST, 32, 2, 224, _HALF, 400, 62_826_968, 96.4, 77.9, "unknown"),
     "slowfast_16x8_r101_50_50.pytorchvideo": (_SLOWFAST, 64, 2, 224, _HALF, 400, 53_774_808, 163.1, 78.7, "unknown"),
-    "timesformer_tiny": (_TIMESFORMER, 8, 2, 64, _HALF, 15, 1, 0.058, None, "none"),
+    "swin_tiny": (_SWIN, 8, 2, 64, _IMAGENET, 15, 405_683, 0.07235, None, "none"),
+    "swin_t": (_SWIN, 32, 2, 224, _IMAGENET, 400, 28_158_070, 87.76, None, "none"),
+    "swin_s": (_SWIN, 32, 2, 224, _IMAGENET, 400, 49_816_678, 165.7, None, "none"),
+    "swin_b": (_SWIN, 32, 2, 224, _IMAGENET, 400, 88_048_984, 281.3, None, "none"),
+    "swin_l": (_SWIN, 32, 2, 224, _IMAGENET, 400, 196_953_916, 603.3, None, "none"),
+    "swin_t.mmaction2": (_SWIN, 32, 2, 224, _IMAGENET, 400, 28_158_070, 87.76, 78.9, "unknown"),
+    "swin_s.mmaction2": (_SWIN, 32, 2, 224, _IMAGENET, 400, 49_816_678, 165.7, 80.54, "unknown"),
+    "swin_b.mmaction2": (_SWIN, 32, 2, 224, _IMAGENET, 400, 88_048_984, 281.3, 80.57, "unknown"),
+    "swin_l.mmaction2": (_SWIN, 32, 2, 224, _IMAGENET, 400, 196_953_916, 603.3, 83.46, "unknown"),
+    "swin_t.original": (_SWIN, 32, 2, 224, _IMAGENET, 400, 28_158_070, 87.76, 78.8, "unknown"),
+    "swin_b.original": (_SWIN, 32, 2, 224, _IMAGENET, 400, 88_048_984, 281.3, 82.7, "unknown"),
+    "swin_t.torchvision": (_SWIN, 32, 2, 224, _IMAGENET, 400, 28_158_070, 87.76, 77.715, "unknown"),
+    "swin_s.torchvision": (_SWIN, 32, 2, 224, _IMAGENET, 400, 49_816_678, 165.7, 79.521, "unknown"),
+    "swin_b.torchvision": (_SWIN, 32, 2, 224, _IMAGENET, 400, 88_048_984, 281.3, 81.643, "unknown"),
+    "timesformer_tiny": (_TIMESFORMER, 8, 2, 64, _HALF, 15, 493_247, 0.1223, None, "none"),
     "timesformer_b": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 121_566_352, 195.8, None, "none"),
     "timesformer_b_joint": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 86_112_400, 179.6, None, "none"),
     "timesformer_b_space": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 86_106_256, 140.5, None, "none"),
@@ -126,7 +140,18 @@ _TABLE: Final[Mapping[str, _Row]] = {
     "timesformer_b.transformers": (_TIMESFORMER, 8, 32, 224, _HALF, 400, 121_566_352, 195.8, 77.9, "unknown"),
     "timesformer_hr.transformers": (_TIMESFORMER, 16, 16, 448, _HALF, 400, 122_024_080, 1702.7, 79.6, "unknown"),
     "timesformer_l.transformers": (_TIMESFORMER, 96, 4, 224, _HALF, 400, 121_633_936, 2379.9, 80.6, "unknown"),
-    "x3d_tiny": (_X3D, 8, 2, 64, _HALF, 15, 167_371, 0.02325, None, "none"),
+    "tin_tiny": (_TIN, 8, 2, 64, _IMAGENET, 15, 311_675, 0.04757, None, "none"),
+    "tin_r50": (_TIN, 8, 8, 224, _IMAGENET, 400, 24_358_640, 32.70, None, "none"),
+    "tin_r50.mmaction2": (_TIN, 8, 8, 224, _IMAGENET, 400, 24_358_640, 32.70, 71.86, "unknown"),
+    "tin_r50.original": (_TIN, 8, 8, 224, _IMAGENET, 400, 24_358_640, 32.70, None, "unknown"),
+    "tin_r50_sthv1.mmaction2": (_TIN, 8, 8, 224, _IMAGENET, 174, 23_895_566, 32.70, 39.68, "unknown"),
+    "tpn_tiny": (_TPN, 8, 2, 64, _IMAGENET, 15, 539_671, 0.03806, None, "none"),
+    "tpn_slowonly_r50": (_TPN, 8, 8, 224, _IMAGENET, 400, 91_498_336, 50.28, None, "none"),
+    "tpn_slowonly_r50.mmaction2": (_TPN, 8, 8, 224, _IMAGENET, 400, 91_498_336, 50.28, 76.74, "unknown"),
+    "tpn_slowonly_r50.original": (_TPN, 8, 8, 224, _IMAGENET, 400, 91_498_336, 50.28, 76.1, "unknown"),
+    "tpn_tsm_r50": (_TPN, 8, 8, 224, _IMAGENET, 174, 82_445_724, 41.23, None, "none"),
+    "tpn_tsm_r50.mmaction2": (_TPN, 8, 8, 224, _IMAGENET, 174, 82_445_724, 41.23, 51.87, "unknown"),
+    "x3d_tiny": (_X3D, 8, 2, 64, _HALF, 15, 242_519, 0.03946, None, "none"),
     "x3d_xs": (_X3D, 4, 12, 160, _HALF, 400, 3_794_322, 0.605, None, "none"),
     "x3d_s": (_X3D, 13, 6, 160, _HALF, 400, 3_794_322, 1.96, None, "none"),
     "x3d_m": (_X3D, 16, 5, 224, _HALF, 400, 3_794_322, 4.732, None, "none"),

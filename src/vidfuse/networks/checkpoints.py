@@ -27,6 +27,7 @@ _WRAPPERS: Final = ("state_dict", "model_state", "model_state_dict", "model", "s
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 # Buffers that are counted or computed, not learned.
 _IGNORED: Final = ("num_batches_tracked", "relative_position_index")
+_CLASSIFIERS: Final = ("classifier.", "auxiliary.classifier.")
 _LISTED: Final = 20
 
 
@@ -132,7 +133,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     wanted = {key: value for key, value in model.state_dict().items() if not key.endswith(_IGNORED)}
     given = dict(state_dict)
     if replace_classifier:
-        for key in [key for key in wanted if key.startswith("classifier.")]:
+        for key in [key for key in wanted if key.startswith(_CLASSIFIERS)]:
             if key not in given or given[key].shape[1:] == wanted[key].shape[1:]:
                 given[key] = given.get(key, wanted[key])
                 if given[key].shape != wanted[key].shape:
@@ -152,7 +153,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     if problems:
         name = getattr(model, "name", "") or type(model).__name__
         advice = ""
-        if not missing and not unexpected and all(item.startswith("classifier.") for item in misshapen):
+        if not missing and not unexpected and all(item.startswith(_CLASSIFIERS) for item in misshapen):
             advice = (
                 "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"
             )

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from vidfuse.errors import InputError
 
 __all__ = [
+    "Backbone",
     "Bottleneck",
     "ConvNorm",
     "VideoNetwork",
@@ -28,7 +29,39 @@ __all__ = [
 Triple = tuple[int, int, int]
 
 
-class VideoNetwork(nn.Module):
+class Backbone(nn.Module):
+    """What turns clips into the maps of its stages; a subclass writes `stages`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+
+    def stages(self, clips: Tensor) -> list[Tensor]:
+        """Return the feature map after each stage, ``(N, C, T, H, W)``, finest first.
+
+        Args:
+            clips: ``(N, 3, T, H, W)``, floating point, normalised as the network's `info` says.
+
+        Raises:
+            InputError: another number of axes or channels, too few frames, too few pixels.
+        """
+        raise InputError(f"{type(self).__name__} has no stages")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+        """Apply blocks in turn, checkpointing each one's activations if that is switched on."""
+        for block in blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class VideoNetwork(Backbone):
     """What every network of the catalogue can do; a subclass writes `stages`, and `head` where it has its own.
 
     Args:
@@ -41,20 +74,8 @@ class VideoNetwork(nn.Module):
         super().__init__()
         self.name = type(self).__name__
         self.num_features = num_features
-        self.grad_checkpointing = False
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(num_features, num_classes)
-
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return the feature map after each stage, ``(N, C, T, H, W)``, finest first.
-
-        Args:
-            clips: ``(N, 3, T, H, W)``, floating point, normalised as the network's `info` says.
-
-        Raises:
-            InputError: another number of axes or channels, too few frames, too few pixels.
-        """
-        raise InputError(f"{self.name} has no stages")
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""
@@ -70,19 +91,6 @@ class VideoNetwork(nn.Module):
         self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
-        self.grad_checkpointing = enable
-
-    def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
-        """Apply blocks in turn, checkpointing each one's activations if that is switched on."""
-        for block in blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
 
     def check_clips(self, clips: Tensor, *, frames: int = 1, frames_step: int = 1, size: int = 1) -> None:
         """Refuse clips that the network cannot take.
@@ -229,7 +237,7 @@ def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
 
 
 def split_patches(clips: Tensor, patch: Triple) -> Tensor:
-    """View clips ``(N, C, T, H, W)`` as patches ``(N, T / t, H / h, W / w, C, t, h, w)``, dropping what is left over."""
+    """View clips ``(N, C, T, H, W)`` as patches ``(N, T / t, H / h, W / w, C, t, h, w)``, dropping the rest."""
     (t, h, w), (frames, height, width) = patch, clips.shape[2:]
     clips = clips[:, :, : frames // t * t, : height // h * h, : width // w * w]
     clips = clips.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
@@ -282,8 +290,10 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         else:
             pairs = [(key, f"bn{key[4:]}") for key in children if key.startswith("conv")]
         for conv_key, norm_key in pairs:
-            conv, norm = children.get(conv_key), children.get(norm_key)
+            holder, conv, norm = parent, children.get(conv_key), children.get(norm_key)
+            if isinstance(conv, nn.Sequential) and isinstance(norm, _NORMS):  # a stem of several convolutions
+                holder, conv_key, conv = conv, str(len(conv) - 1), conv[-1]
             if isinstance(conv, _CONVOLUTIONS) and isinstance(norm, _NORMS):
-                setattr(parent, conv_key, torch.nn.utils.fuse_conv_bn_eval(conv, norm))
+                setattr(holder, conv_key, torch.nn.utils.fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_key, nn.Identity())
     return model

@@ -7,8 +7,8 @@ divided variant (section 3.3) computes, for the tokens z of a clip,
     z ← z + attend(LN(z)) over the tokens of a frame and the class token,
     z ← z + MLP(LN(z)).
 
-The class token takes no part in the attention over time; every frame attends to a copy of it, and the updates of the copies
-are averaged.
+The class token takes no part in the attention over time; every frame attends to a copy of it, and the copies'
+updates are averaged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TimeSformerConfig:
         attention: Over time and then over space, over all tokens at once, or over each frame alone.
         drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
         dropout: Before the classifier.
-        stem: Widths of convolutions that replace the linear map of a patch; each halves height and width.
+        stem: Widths of 3 × 3 × 3 convolutions in place of the linear map of a patch; each halves height and width.
     """
 
     frames: int = 8
@@ -166,12 +166,14 @@ class _ConvolutionalStem(nn.Sequential):
         super().__init__()
         width_in = 3
         for width in config.stem:
-            self.append(ConvNorm(width_in, width, (1, 3, 3), (1, 2, 2)))
+            self.append(ConvNorm(width_in, width, (3, 3, 3), (1, 2, 2)))
             width_in = width
         self.append(nn.Conv3d(width_in, config.width, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        return super().forward(clips).flatten(3).permute(0, 3, 2, 1)
+        for layer in self:
+            clips = layer(clips)
+        return clips.flatten(3).permute(0, 3, 2, 1)
 
 
 class _Attention(nn.Module):
@@ -307,7 +309,9 @@ _HR: Final = replace(_B, frames=16, size=448)
 _L: Final = replace(_B, frames=96)
 
 PRESETS: Final[Mapping[str, TimeSformerConfig]] = {
-    "timesformer_tiny": TimeSformerConfig(size=64, width=96, depth=3, heads=3, mlp_ratio=2.0, drop_path=0.0),
+    "timesformer_tiny": TimeSformerConfig(
+        size=64, width=96, depth=2, heads=3, mlp_ratio=2.0, drop_path=0.0, stem=(16, 32, 64, 96)
+    ),
     "timesformer_b": _B,
     "timesformer_b_joint": _JOINT,
     "timesformer_b_space": _SPACE,

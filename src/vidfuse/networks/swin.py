@@ -1,0 +1,345 @@
+"""Video Swin: a transformer whose attention stays within windows of space and time, shifted in every other block.
+
+Liu et al. Video Swin Transformer. CVPR 2022, section 3. Four stages of blocks; between two stages, each 2 × 2 places
+merge into one. Attention adds a learned bias for each relative position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from typing import Any, Final, NamedTuple
+
+import torch
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vidfuse.networks.checkpoints import Rules, rename
+from vidfuse.networks.layers import VideoNetwork, split_patches
+
+__all__ = ["PRESETS", "Swin", "SwinConfig", "build", "convert"]
+
+_EPS: Final = 1e-5
+_APART: Final = -100.0  # added to the logit of two places that the shift brought into one window
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """What the variants of Video Swin differ in.
+
+    Attributes:
+        width: Channels of the first stage; each stage doubles them.
+        depths: Blocks of each stage.
+        heads: Heads of each stage's attention.
+        window: Extents (T, H, W) of a window, in places; clipped where the map is smaller.
+        patch: Extents (T, H, W) of a patch, in frames and pixels.
+        mlp_ratio: Width of the hidden layer of an MLP, as a multiple of the stage's width.
+        drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
+        dropout: Before the classifier.
+    """
+
+    width: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: Triple = (8, 7, 7)
+    patch: Triple = (2, 4, 4)
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    dropout: float = 0.5
+
+
+class Swin(VideoNetwork):
+    """Video Swin for clips ``(N, 3, T, H, W)`` of any number of frames; maps are padded to whole windows.
+
+    Args:
+        config: The variant.
+        num_classes: K.
+    """
+
+    def __init__(self, config: SwinConfig, num_classes: int) -> None:
+        stages = len(config.depths)
+        super().__init__(config.width * 2 ** (stages - 1), num_classes, config.dropout)
+        self.config = config
+        self.patch_embed = nn.Linear(3 * math.prod(config.patch), config.width)
+        self.patch_norm = nn.LayerNorm(config.width, eps=_EPS)
+        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
+        self.blocks = nn.ModuleList()
+        self.merges = nn.ModuleList()
+        for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+            width = config.width * 2**stage
+            blocks = (_Block(config, width, heads, index % 2 == 1, next(rates)) for index in range(depth))
+            self.blocks.append(nn.ModuleList(blocks))
+            if stage < stages - 1:
+                self.merges.append(_Merge(width))
+        self.norm = nn.LayerNorm(self.num_features, eps=_EPS)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def stages(self, clips: Tensor) -> list[Tensor]:
+        """Return a map ``(N, C, T / 2, H / s, W / s)`` a stage, s = 4, 8, 16, 32, rounded up; needs 32 × 32 pixels."""
+        patch = self.config.patch
+        self.check_clips(clips, size=patch[1] * 2 ** (len(self.config.depths) - 1))
+        clips = _pad(clips, patch)
+        x = self.patch_norm(self.patch_embed(split_patches(clips, patch).flatten(4)))  # (N, T, H, W, C)
+        features = []
+        for stage, blocks in enumerate(self.blocks):
+            if stage:
+                x = self.merges[stage - 1](x)
+            x = self.run_blocks(blocks.children(), x)
+            features.append(x.movedim(4, 1))
+        return features
+
+    def head(self, features: Tensor) -> Tensor:
+        """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""
+        return self.classifier(self.dropout(self.norm(features.movedim(1, 4)).mean(dim=(1, 2, 3))))
+
+
+class _Merge(nn.Module):
+    """Concatenate each 2 × 2 places and halve the channels: ``(N, T, H, W, C)`` to ``(N, T, H / 2, W / 2, 2 · C)``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width, eps=_EPS)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (N, T, H / 2, 2, W / 2, 2, C)
+        return self.reduction(self.norm(x.permute(0, 1, 2, 4, 5, 3, 6).flatten(4)))
+
+
+class _Block(nn.Module):
+    """Attention within windows, then an MLP, on maps ``(N, T, H, W, C)``."""
+
+    def __init__(self, config: SwinConfig, width: int, heads: int, shifted: bool, rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_EPS)
+        self.attention = _WindowAttention(config.window, width, heads, shifted)
+        self.norm2 = nn.LayerNorm(width, eps=_EPS)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+        self.drop_path = DropPath(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class _WindowAttention(nn.Module):
+    """Self-attention with several heads within each window of a map ``(N, T, H, W, C)``.
+
+    Windows that the shift made of parts that are not neighbours need masks. They are grouped by mask, so that none is
+    repeated for every window.
+    """
+
+    index: Tensor
+
+    def __init__(self, window: Triple, width: int, heads: int, shifted: bool) -> None:
+        super().__init__()
+        self.window = window
+        self.heads = heads
+        self.shifted = shifted
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.bias_table = nn.Parameter(torch.empty(math.prod(2 * extent - 1 for extent in window), heads))
+        trunc_normal_(self.bias_table, std=0.02)
+        self.register_buffer("index", _relative_index(window), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, *extents, width = x.shape
+        window, shift = self._clip(extents)
+        padded = _pad(x.movedim(4, 1), window).movedim(1, 4)
+        # Compiled code and fake tensors must not leave tensors of theirs in the cache.
+        make = _make_plan.__wrapped__ if torch.compiler.is_compiling() or type(x) is not Tensor else _make_plan
+        plan = make(n, tuple(padded.shape[1:4]), window, shift, x.device)
+
+        rows = _permute_rows(padded.reshape(-1, width), plan.order, plan.inverse)
+        qkv = self.qkv(rows).view(-1, math.prod(window), 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = self._bias(math.prod(window))
+        attended = []
+        for start, end, mask in plan.groups:
+            added = (bias if mask is None else bias + mask).to(query.dtype)
+            part = slice(start, end)
+            group = functional.scaled_dot_product_attention(query[part], key[part], value[part], attn_mask=added[None])
+            attended.append(group.transpose(1, 2))
+        rows = self.out((torch.cat(attended) if len(attended) > 1 else attended[0]).reshape(-1, width))
+        rows = _permute_rows(rows, plan.inverse, plan.order).view(padded.shape)
+        return rows[:, : extents[0], : extents[1], : extents[2]]
+
+    def _clip(self, extents: list[int]) -> tuple[Triple, Triple]:
+        """Return window and shift for a map of these extents; a window that covers an axis is not shifted along it."""
+        pairs = zip(self.window, extents, strict=True)
+        window = [min(window, extent) for window, extent in pairs]
+        pairs = zip(self.window, extents, strict=True)
+        shift = [window // 2 if self.shifted and extent > window else 0 for window, extent in pairs]
+        return (window[0], window[1], window[2]), (shift[0], shift[1], shift[2])
+
+    def _bias(self, length: int) -> Tensor:
+        """Return the bias ``(heads, L, L)`` of each pair of places.
+
+        A clipped window takes the upper left part of the full window's index, as the published networks were trained
+        to, though its places lie elsewhere in the full window.
+        """
+        index = self.index[:length, :length].reshape(-1)
+        return self.bias_table[index].view(length, length, self.heads).permute(2, 0, 1).contiguous()
+
+
+class _Plan(NamedTuple):
+    """How a map's places (N · T · H · W rows) are arranged into windows.
+
+    Attributes:
+        order: The row at each position when windows lie one after another, those of the same mask side by side.
+        inverse: Its inverse.
+        groups: First and last window of each group, and its mask ``(L, L)``, or None where every pair may attend.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    groups: list[tuple[int, int, Tensor | None]]
+
+
+@lru_cache(maxsize=64)
+def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: torch.device) -> _Plan:
+    with torch.inference_mode(False):
+        rows = torch.arange(n * math.prod(extents), device=device).view(n, *extents)
+        rows = rows.roll([-by for by in shift], dims=(1, 2, 3))
+        for axis in (3, 2, 1):
+            rows = rows.unflatten(axis, (-1, window[axis - 1]))
+        rows = rows.permute(1, 3, 5, 0, 2, 4, 6).flatten(4)  # (windows in T, H, W; N; L)
+        # Along a shifted axis, the last window holds places from both ends.
+        spans = [
+            [(0, count - 1, False), (count - 1, count, True)] if by else [(0, count, False)]
+            for count, by in zip(rows.shape[:3], shift, strict=True)
+        ]
+        parts, groups, start = [], [], 0
+        for spans_of_group in product(*spans):
+            slices = tuple(slice(first, last) for first, last, _ in spans_of_group)
+            part = rows[slices].reshape(-1, math.prod(window))
+            if len(part):
+                wraps = tuple(wrapped for _, _, wrapped in spans_of_group)
+                mask = _mask(window, shift, wraps, device) if any(wraps) else None
+                groups.append((start, start + len(part), mask))
+                parts.append(part)
+                start += len(part)
+        order = torch.cat(parts).flatten()
+        return _Plan(order, order.argsort(), groups)
+
+
+def _mask(window: Triple, shift: Triple, wraps: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Return 0 for each pair of places (L, L) from the same end of every wrapped axis, and -100 for the others."""
+    side = torch.zeros(window, dtype=torch.long, device=device)
+    for axis, (extent, by, wrapped) in enumerate(zip(window, shift, wraps, strict=True)):
+        if wrapped:
+            far = torch.arange(extent, device=device) >= extent - by
+            shape = [1, 1, 1]
+            shape[axis] = extent
+            side = side + (far.long() << axis).view(shape)
+    side = side.flatten()
+    return torch.where(side[:, None] == side, 0.0, _APART)
+
+
+def _relative_index(window: Triple) -> Tensor:
+    """Return the row ``(L, L)`` of the bias table for each pair of a window's places."""
+    axes = [torch.arange(extent) for extent in window]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, L)
+    apart = places[:, :, None] - places[:, None] + (torch.tensor(window) - 1)[:, None, None]
+    return (apart[0] * (2 * window[1] - 1) + apart[1]) * (2 * window[2] - 1) + apart[2]
+
+
+class _PermuteRows(torch.autograd.Function):
+    """Rows in another order; backward is the inverse order, where autograd would add row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _permute_rows(grad, inverse, order), None, None
+
+
+def _permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _PermuteRows.apply(x, order, inverse)
+    return x.index_select(0, order)
+
+
+def _pad(x: Tensor, multiple: Triple) -> Tensor:
+    """Pad ``(N, C, T, H, W)`` with zeros at the end, to multiples of these extents."""
+    missing = [-extent % step for extent, step in zip(x.shape[2:], multiple, strict=True)]
+    if not any(missing):
+        return x
+    return functional.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
+
+
+def build(config: SwinConfig, num_classes: int) -> Swin:
+    """Build the variant of that configuration."""
+    return Swin(config, num_classes)
+
+
+_BLOCKS: Final[Rules] = (
+    (r"\.attn\.relative_position_bias_table$", ".attention.bias_table"),
+    (r"\.attn\.qkv\.", ".attention.qkv."),
+    (r"\.attn\.proj\.", ".attention.out."),
+    (r"^patch_embed\.proj", "patch_embed"),
+    (r"^patch_embed\.norm", "patch_norm"),
+)
+_OPENMMLAB: Final[Rules] = (
+    (r"^backbone\.", ""),
+    (r"^layers\.(\d+)\.blocks\.", r"blocks.\1."),
+    (r"^layers\.(\d+)\.downsample\.", r"merges.\1."),
+    (r"^norm3\.", "norm."),
+    (r"^cls_head\.fc_cls\.", "classifier."),
+    *_BLOCKS,
+)
+_LAYOUTS: Final[Mapping[str, Rules]] = {
+    "mmaction2": _OPENMMLAB,
+    "original": _OPENMMLAB,
+    "torchvision": (
+        (r"^features\.(\d*[02468])\.", lambda m: f"blocks.{int(m[1]) // 2}."),
+        (r"^features\.(\d+)\.", lambda m: f"merges.{int(m[1]) // 2}."),
+        (r"\.mlp\.0\.", ".mlp.fc1."),
+        (r"\.mlp\.3\.", ".mlp.fc2."),
+        (r"^head\.", "classifier."),
+        *_BLOCKS,
+    ),
+}
+
+
+def convert(state_dict: Mapping[str, Tensor], source: str, config: SwinConfig) -> dict[str, Tensor]:
+    """Rename a published state dict to this module's layout; the patches' convolution becomes a linear map."""
+    renamed = rename(state_dict, _LAYOUTS[source])
+    return {key: value.flatten(1) if key == "patch_embed.weight" else value for key, value in renamed.items()}
+
+
+_T: Final = SwinConfig()
+_S: Final = replace(_T, depths=(2, 2, 18, 2), drop_path=0.2)
+_B: Final = replace(_S, width=128, heads=(4, 8, 16, 32), drop_path=0.3)
+_L: Final = replace(_S, width=192, heads=(6, 12, 24, 48), drop_path=0.4)
+
+PRESETS: Final[Mapping[str, SwinConfig]] = {
+    "swin_tiny": SwinConfig(32, (2, 2, 2), (2, 4, 8), window=(4, 4, 4), mlp_ratio=2.0, drop_path=0.0, dropout=0.0),
+    "swin_t": _T,
+    "swin_s": _S,
+    "swin_b": _B,
+    "swin_l": _L,
+    "swin_t.mmaction2": _T,
+    "swin_s.mmaction2": _S,
+    "swin_b.mmaction2": _B,
+    "swin_l.mmaction2": _L,
+    "swin_t.original": _T,
+    "swin_b.original": _B,
+    "swin_t.torchvision": replace(_T, dropout=0.0),
+    "swin_s.torchvision": replace(_S, drop_path=0.1, dropout=0.0),
+    "swin_b.torchvision": replace(_B, drop_path=0.1, dropout=0.0),
+}
