@@ -231,8 +231,8 @@ def test_warnings_go_to_standard_error(tmp_path):
 
 
 def test_pairs_and_named_values():
-    assert pairs(("a=b=c",), "FILE") == {"a": "b=c"}
-    assert named_values(("a=1",), "NUMBER") == {"a": "1"}
+    assert pairs(("a=b=c",), "MEMBER=FILE") == {"a": "b=c"}
+    assert named_values(("a=1",), "MEMBER=NUMBER") == {"a": "1"}
     for bad, message in ((("a=1", "a=2"), "comes twice"), (("=1",), "expected MEMBER=FILE"), (("a=",), "expected")):
         with pytest.raises(click.BadParameter, match=message):
-            pairs(bad, "FILE")
+            pairs(bad, "MEMBER=FILE")

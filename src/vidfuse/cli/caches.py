@@ -54,10 +54,10 @@ def import_(
 ) -> None:
     """Import predictions that other tools dumped (MMAction2, PySlowFast, TSN, pyskl, npy, npz, csv, parquet)."""
     stack = vf.read_predictions(
-        options.pairs(files, "FILE"),
-        kind=options.named_values(kinds, "KIND"),
+        options.pairs(files, "MEMBER=FILE"),
+        kind=options.named_values(kinds, "MEMBER=KIND"),
         annotations=annotations,
-        views=options.named_values(reductions, "REDUCTION"),
+        views=options.named_values(reductions, "MEMBER=REDUCTION"),
         labels=None if no_labels else "dump",
         head=head,
     )

@@ -37,8 +37,8 @@ def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
     with _stage("train the members"):
         val, test, thumbnails = _predictions(seed)
     with _stage("write the caches"):
-        val.save(out / "caches" / "val")
-        test.save(out / "caches" / "test")
+        val.save(out / f"caches-seed{seed}" / "val")
+        test.save(out / f"caches-seed{seed}" / "test")
     with _stage("fit the fusion"):
         pool = vf.LogLinearPool().fit(val)
         recipe = vf.Recipe.from_fitted(pool, val).save(out / "ensemble.json")

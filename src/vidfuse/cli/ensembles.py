@@ -34,7 +34,7 @@ _objective = click.option(
 def _fuser(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
     """Return the unfitted fuser that the options name."""
     if rule in ("log-linear", "linear"):
-        named = options.named_values(weights, "NUMBER")
+        named = options.named_values(weights, "MEMBER=NUMBER")
         pool = vf.LogLinearPool if rule == "log-linear" else vf.LinearPool
         if not isinstance(named, dict):
             return pool(weights=named or "learned")

@@ -199,7 +199,7 @@ def _recipe(name: str, settings: tuple[str, ...]) -> Any:
         import yaml
     except ImportError as error:
         raise MissingExtraError("training", "training") from error
-    values = {key: yaml.safe_load(value) for key, value in options.pairs(settings, "VALUE").items()}
+    values = {key: yaml.safe_load(value) for key, value in options.pairs(settings, "NAME=VALUE").items()}
     if Path(name).suffix in (".yaml", ".yml"):
         loaded = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
         if not isinstance(loaded, dict):

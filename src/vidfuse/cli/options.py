@@ -33,22 +33,22 @@ def pairs(values: tuple[str, ...], what: str) -> dict[str, str]:
 
     Args:
         values: The arguments as they were typed.
-        what: What the value is, for the message.
+        what: The form that is expected, for the message.
 
     Raises:
         click.BadParameter: an argument has no `=`, or a name comes twice.
 
     Example:
-        >>> pairs(("swin=val_swin.pkl", "x3d=val_x3d.npz"), "FILE")
+        >>> pairs(("swin=val_swin.pkl", "x3d=val_x3d.npz"), "MEMBER=FILE")
         {'swin': 'val_swin.pkl', 'x3d': 'val_x3d.npz'}
     """
     result: dict[str, str] = {}
     for value in values:
         name, equals, rest = value.partition("=")
         if not (name and equals and rest):
-            raise click.BadParameter(f"expected MEMBER={what}, got {value!r}")
+            raise click.BadParameter(f"expected {what}, got {value!r}")
         if name in result:
-            raise click.BadParameter(f"the member {name!r} comes twice: {result[name]!r} and {rest!r}")
+            raise click.BadParameter(f"{name!r} comes twice: {result[name]!r} and {rest!r}")
         result[name] = rest
     return result
 
@@ -57,8 +57,8 @@ def named_values(values: tuple[str, ...], what: str) -> str | dict[str, str] | N
     """Read an option that is either one value for every member, or `NAME=VALUE` for each.
 
     Example:
-        >>> named_values(("logits",), "KIND"), named_values(("a=logits", "b=sum"), "KIND"), named_values((), "KIND")
-        ('logits', {'a': 'logits', 'b': 'sum'}, None)
+        >>> [named_values(values, "MEMBER=KIND") for values in (("logits",), ("a=logits", "b=sum"), ())]
+        ['logits', {'a': 'logits', 'b': 'sum'}, None]
     """
     if not values:
         return None

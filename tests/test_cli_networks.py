@@ -1,0 +1,124 @@
+"""`vidfuse train` and `vidfuse extract` on a few small videos, up to a recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import av
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import vidfuse as vf
+from vidfuse.cli import main
+from vidfuse.cli.networks import _recipe
+from vidfuse.training.recipes import TABLE_I
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two classes, four videos each: a bright and a dark ramp."""
+    root = tmp_path_factory.mktemp("videos")
+    for label, name in enumerate(("dark", "light")):
+        (root / name).mkdir()
+        for number in range(4):
+            with av.open(str(root / name / f"{name}{number}.mp4"), "w") as container:
+                stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast", "threads": "1"})
+                stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
+                for index in range(12):
+                    level = 40 + 140 * label + 5 * number + index
+                    frame = av.VideoFrame.from_ndarray(np.full((48, 48, 3), level, np.uint8), format="rgb24")
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+    return root
+
+
+CLIP = ("--layout", "folders", "--workers", 0)
+
+
+@pytest.fixture(scope="module")
+def trained(videos, tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "x3d"
+    fields = {"epochs": 2, "warmup_epochs": 0, "batch_size": 4, "frames": 4, "interval": 2, "size": 32}
+    settings = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+    result = run("train", "x3d_tiny", videos, *CLIP, "--val", videos, *settings, "--out", out, "--json")
+    return out, json.loads(result.stdout)
+
+
+def test_train_writes_a_run_and_its_configuration(trained, videos):
+    out, result = trained
+    assert result["epochs"] == 2
+    assert np.isfinite(result["last"]["loss"])
+    assert (out / "last.pt").exists()
+    config = json.loads((out.parent / "x3d.config.json").read_text())
+    assert (config["command"], config["options"]["network"]) == ("train", "x3d_tiny")
+    assert config["options"]["data"] == str(videos)
+
+
+def extract(trained, videos, out, *more, status=0):
+    plan = ("--clips", 3, "--frames", 4, "--size", 32, "--batch-size", 4)
+    return run(
+        "extract", "x3d_tiny", videos, *CLIP, "--checkpoint", trained[0] / "last.pt", *plan, "--out", out, *more,
+        status=status,
+    )  # fmt: skip
+
+
+def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):
+    out = tmp_path / "val" / "x3d"
+    extract(trained, videos, out)
+    stack = vf.load_stack(tmp_path / "val")
+    assert stack.shape == (8, 1, 3, 2)
+    assert stack.classes == ("dark", "light")
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    extract(trained, videos, out)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    run("fit", tmp_path / "val", "--weights", "uniform", "--out", tmp_path / "ensemble.json")
+    assert json.loads((tmp_path / "ensemble.json").read_text())["views"] == "mean-log"
+
+
+def test_row_39_other_views_in_the_same_cache_are_a_message(trained, videos, tmp_path):
+    out = tmp_path / "x3d"
+    extract(trained, videos, out)
+    error = extract(trained, videos, out, "--seed", 5, status=2)
+    assert "Error: " in error.stderr
+    assert "Traceback" not in error.stderr
+
+
+def test_a_recipe_file_is_read_and_checked(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 0.1\nepochs: 3\n")
+    assert (_recipe(str(path), ("epochs=5",)).lr, _recipe(str(path), ("epochs=5",)).epochs) == (0.1, 5)
+    assert _recipe("x3d_m", ()) == TABLE_I["x3d"]
+    assert _recipe("swin_base.videoswin", ()) == TABLE_I["swin"]
+    path.write_text("[1, 2]")
+    with pytest.raises(vf.errors.InputError, match="expected fields of a training recipe, got list"):
+        _recipe(str(path), ())
+    with pytest.raises(vf.errors.InputError, match="expected a recipe of slowfast"):
+        _recipe("resnet", ())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "x4d", "{videos}", "--recipe", "x3d"), "x4d"),
+        (("train", "x3d_tiny", "{videos}", "--set", "colour=1"), "colour"),
+        (("train", "x3d_tiny", "{videos}", "--set", "epochs"), "expected NAME=VALUE, got 'epochs'"),
+        (("extract", "x3d_tiny", "{videos}", "--checkpoint", "{videos}/dark/dark0.mp4"), "dark0.mp4"),
+    ],
+)
+def test_bad_input_is_one_message(arguments, message, videos, tmp_path):
+    arguments = [argument.format(videos=videos) for argument in arguments]
+    error = run(*arguments, *CLIP, "--out", tmp_path / "out", status=2)
+    assert "Error: " in error.stderr
+    assert re.search(message, error.stderr)
