@@ -209,7 +209,9 @@ def _check_id_texts(text: NDArray[np.str_], owner: str) -> None:
     codes = np.ascontiguousarray(text).view(np.uint32).reshape(len(text), -1)
     # Plain ASCII without separators, dots first or controls cannot be unsafe: the usual case costs one pass.
     plain = bool(((codes == 0) | ((codes > 0x20) & (codes < 0x7F))).all())
-    suspicious = ~plain or bool(np.isin(codes[:, :2], [0x2F, 0x5C, 0x3A, 0x2E, 0]).any()) or bool((codes == 0x2E).any())
+    suspicious = (
+        not plain or bool(np.isin(codes[:, :2], [0x2F, 0x5C, 0x3A, 0x2E, 0]).any()) or bool((codes == 0x2E).any())
+    )
     if suspicious:
         for value in text.tolist():
             check_name(value, f"{owner}: video", folder=False)
@@ -297,7 +299,7 @@ def check_scores(
     for start in range(0, len(scores), step):
         block = scores[start : start + step]
         with np.errstate(invalid="ignore", over="ignore"):
-            totals = block.sum(axis=-1, dtype=np.float64)
+            totals = block.sum(axis=-1, dtype=np.float64 if block.dtype == np.float64 else np.float32)
         if not np.isfinite(totals).all():
             _check_finite(scores, start, step, kind, member, ids)
         if looks_like_probabilities:

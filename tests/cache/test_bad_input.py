@@ -400,7 +400,7 @@ def test_row_38_two_writers_at_the_same_moment(tmp_path, monkeypatch):
     first, second = CacheWriter(tmp_path / "swin"), CacheWriter(tmp_path / "swin")
     first.append(["zoo"], logits(1))
     second.append(["zoo"], logits(1))
-    monkeypatch.setattr(second, "_refresh", lambda: None)
+    monkeypatch.setattr(second, "_refresh", list)
     first.append(IDS, logits())
     with pytest.raises(CacheConflictError, match=r"its digest is [0-9a-f]{64}, this one's [0-9a-f]{64}; the first is"):
         second.append(IDS, logits(seed=1))

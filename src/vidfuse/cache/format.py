@@ -130,9 +130,9 @@ def unpack_ids(packed: NDArray[np.uint8]) -> NDArray[np.str_]:
         >>> unpack_ids(np.array([[97, 0], [98, 99]], dtype=np.uint8)).tolist()
         ['a', 'bc']
     """
+    if packed.max(initial=0) < 0x80:  # widening the bytes is a hundred times faster than decoding them
+        return packed.astype(np.uint32).view(f"U{packed.shape[1]}").reshape(-1)
     texts = np.ascontiguousarray(packed).view(f"S{packed.shape[1]}").reshape(-1)
-    if packed.max(initial=0) < 0x80:
-        return texts.astype(np.str_)
     return np.array([text.decode("utf-8") for text in texts.tolist()], dtype=np.str_)
 
 
@@ -167,23 +167,20 @@ class Part:
                 raise CacheCorruptError(f"{path}: truncated: expected {expected} bytes, got {status.st_size}")
             if status.st_size > expected:
                 raise CacheFormatError(f"{path}: expected {expected} bytes, got {status.st_size}: trailing bytes")
+            index = os.pread(descriptor, entries["ids"].stop, base)  # cheaper than the faults of a fresh mapping
             self._map = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.digest)
-        index = memoryview(self._map)[base : base + entries["ids"].stop]
-        if _sha256(index) != index_digest:
-            raise _corrupt(path, "labels and ids", index_digest, _sha256(index))
-        self._scores = self._array(entries["scores"], base)
-        self.labels = self._array(entries["labels"], base).astype(np.int64) if "labels" in entries else None
+        found = _sha256(index)
+        if found != index_digest:
+            raise _corrupt(path, "labels and ids", index_digest, found)
+        self._scores = _array(self._map, entries["scores"], base)
+        self.labels = _array(index, entries["labels"], 0).astype(np.int64) if "labels" in entries else None
         try:
-            self.ids = unpack_ids(self._array(entries["ids"], base))
+            self.ids = unpack_ids(_array(index, entries["ids"], 0))
         except UnicodeDecodeError as error:
             raise CacheFormatError(f"{path}: ids are not UTF-8 ({error})") from error
-
-    def _array(self, entry: _Entry, base: int) -> NDArray[Any]:
-        count = (entry.stop - entry.start) // entry.dtype.itemsize
-        return np.frombuffer(self._map, entry.dtype, count, base + entry.start).reshape(entry.shape)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -224,6 +221,11 @@ def open_part(path: Path, *, check: bool = True) -> Part:
         CacheCorruptError: Truncated, or header, labels or ids are not what was written.
     """
     return Part(path, check=check)
+
+
+def _array(buffer: bytes | mmap.mmap, entry: _Entry, base: int) -> NDArray[Any]:
+    count = (entry.stop - entry.start) // entry.dtype.itemsize
+    return np.frombuffer(buffer, entry.dtype, count, base + entry.start).reshape(entry.shape)
 
 
 def _chunks(array: NDArray[Any]) -> Iterator[memoryview]:

@@ -123,14 +123,17 @@ class CacheWriter:
         if stored.expected_ids is not None:
             self._expected = frozenset(stored.expected_ids)
 
-    def _refresh(self) -> None:
-        """Learn of the parts that any writer has published since."""
+    def _refresh(self) -> list[Part]:
+        """Learn of the parts that any writer has published since, and return them."""
+        found = []
         for path in list_parts(self.folder):
             if path.name not in self._parts:
                 with suppress(FileNotFoundError):  # consolidated meanwhile
                     part = self._parts[path.name] = open_part(path)
+                    found.append(part)
                     for row, name in enumerate(part.ids.tolist()):
                         self._rows.setdefault(name, (part, row))
+        return found
 
     def missing(self, ids: Iterable[str] | None = None) -> list[str]:
         """Return which of these ids (by default the expected ones) are not stored yet, in the given order."""
@@ -265,21 +268,27 @@ class CacheWriter:
                     f"{path}: another writer stored other scores for the same {len(ids)} videos: its digest is "
                     f"{other.digest}, this one's {content.digest}; the first is kept"
                 )
-        self._refresh()
         # A part with some of the same videos may have appeared since the first look.
-        self._stored_already(ids, scores, labels)
+        for other in self._refresh():
+            if other.path != path:
+                rows = {name: (other, row) for row, name in enumerate(other.ids.tolist())}
+                self._stored_already(ids, scores, labels, rows)
         return len(ids) if published else 0
 
     def _stored_already(
-        self, ids: NDArray[np.str_], scores: NDArray[Any], labels: NDArray[np.int64] | None
+        self,
+        ids: NDArray[np.str_],
+        scores: NDArray[Any],
+        labels: NDArray[np.int64] | None,
+        known: dict[str, tuple[Part, int]] | None = None,
     ) -> NDArray[np.bool_]:
         """Which videos are stored with these very bytes; other bytes are a conflict."""
+        known = self._rows if known is None else known
         stored = np.zeros(len(ids), dtype=bool)
         for row, name in enumerate(ids.tolist()):
-            known = self._rows.get(name)
-            if known is None:
+            if name not in known:
                 continue
-            part, at = known
+            part, at = known[name]
             mine = _item(scores[row], None if labels is None else labels[row])
             theirs = _item(part.scores()[at], None if part.labels is None else part.labels[at])
             if mine != theirs:

@@ -1,0 +1,143 @@
+"""Writing, opening and reading a logit cache beside plain safetensors and .npy files, in one run on one machine.
+
+``python benchmarks/cache_speed.py [--members 7] [--videos 20000] [--classes 400] [--repeats 5] [--folder DIR]``
+
+Only the ratios mean anything: both sides do the same work on the same disk, in turns, and the best of each is taken.
+Plain safetensors parts are written with the same flushes (file and folder) as the cache's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+import vidfuse as vf
+from vidfuse.cache import format as part_format
+from vidfuse.cache.store import CacheWriter, consolidate, load_stack
+
+ROWS = 1024
+
+
+def best_of(repeats: int, *sides: Callable[[], object]) -> list[float]:
+    """Seconds of each side, the best of several runs that take turns."""
+    times = [[] for _ in sides]
+    for _ in range(repeats):
+        for side, taken in zip(sides, times, strict=True):
+            started = time.perf_counter()
+            side()
+            taken.append(time.perf_counter() - started)
+    return [min(taken) for taken in times]
+
+
+def write_plain(folder: Path, ids: list[str], scores: np.ndarray) -> None:
+    """Write plain safetensors parts with the flushes that a durable file needs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for start in range(0, len(ids), ROWS):
+        names = np.array(ids[start : start + ROWS]).astype("S16").view(np.uint8).reshape(-1, 16)
+        path = folder / f"{start}.safetensors"
+        safetensors.numpy.save_file({"ids": names, "scores": scores[start : start + ROWS]}, path)
+        for flushed in (path, folder):
+            descriptor = os.open(flushed, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+def write_cache(folder: Path, ids: list[str], scores: np.ndarray) -> None:
+    """Write the same parts as a cache."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with CacheWriter(folder) as writer:
+        for start in range(0, len(ids), ROWS):
+            writer.append(ids[start : start + ROWS], scores[start : start + ROWS])
+
+
+def total(arrays: list[np.ndarray]) -> float:
+    """Read every number once, in blocks that stay in the CPU cache."""
+    return sum(float(array[start : start + 512].sum()) for array in arrays for start in range(0, len(array), 512))
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("members", 7), ("videos", 20_000), ("classes", 400), ("repeats", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="cache-speed-", dir=options.folder))
+    ids = [f"video{number:06d}" for number in range(options.videos)]
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((options.videos, options.classes), dtype=np.float32)
+    size = scores.nbytes / 1e9
+    figures: dict[str, object] = {"members": options.members, "videos": options.videos, "classes": options.classes}
+    try:
+        plain, cache = best_of(
+            options.repeats,
+            lambda: write_plain(folder / "plain", ids, scores),
+            lambda: write_cache(folder / "written", ids, scores),
+        )
+        figures["write"] = {"plain_gb_s": size / plain, "cache_gb_s": size / cache, "ratio": plain / cache}
+        stack = folder / "stack"
+        for member in range(options.members):
+            write_cache(stack / f"member{member}", ids, scores)
+            np.save(folder / f"member{member}.npy", scores)
+        (opening,) = best_of(options.repeats, lambda: load_stack(stack))
+        figures["open_ms"] = {"parts": 1e3 * opening}
+
+        def verified() -> None:
+            part_format._verified.clear()
+            loaded = load_stack(stack)
+            total([loaded.scores(name) for name in loaded.members])
+
+        (first,) = best_of(2, verified)
+        figures["first_use_gb_s"] = options.members * size / first
+
+        mapped = [np.load(folder / f"member{member}.npy", mmap_mode="r") for member in range(options.members)]
+        parts = load_stack(stack)
+
+        def from_npy() -> None:
+            total(mapped)
+
+        def from_cache() -> None:
+            total([part.scores() for member in parts._members for part in member.source._parts])
+
+        def blocks(loaded: vf.LogitStack) -> None:
+            for _ in loaded.iter_blocks():
+                pass
+
+        npy, cached = best_of(options.repeats, from_npy, from_cache)
+        in_memory = vf.LogitStack.from_arrays({f"member{m}": array for m, array in enumerate(mapped)})
+        npy_blocks, parts_blocks = best_of(options.repeats, lambda: blocks(in_memory), lambda: blocks(parts))
+        figures["read_parts"] = {"npy_gb_s": options.members * size / npy, "ratio": npy / cached}
+        consolidate(stack)
+        (opening,) = best_of(options.repeats, lambda: load_stack(stack))
+        figures["open_ms"]["consolidated"] = 1e3 * opening
+
+        joined = load_stack(stack)
+
+        def from_consolidated() -> None:
+            total([joined.scores(name) for name in joined.members])
+
+        from_consolidated()
+        npy, cached = best_of(options.repeats, from_npy, from_consolidated)
+        figures["read_consolidated"] = {"npy_gb_s": options.members * size / npy, "ratio": npy / cached}
+        again, joined_blocks = best_of(options.repeats, lambda: blocks(in_memory), lambda: blocks(joined))
+        figures["log_likelihood_blocks"] = {
+            "parts_to_npy_ratio": npy_blocks / parts_blocks,
+            "consolidated_to_npy_ratio": again / joined_blocks,
+        }
+    finally:
+        shutil.rmtree(folder)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
