@@ -227,7 +227,7 @@ def test_a_file_without_video(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(InputError, match="expected a video stream"):
+    with pytest.raises(InputError, match="expected a video stream that can be decoded"):
         probe(path)
 
 
@@ -240,6 +240,35 @@ def test_a_damaged_frame_is_an_error_not_a_wrong_picture(tmp_path, write_video):
     path.write_bytes(data)
     with pytest.raises(InputError, match="frame 25 cannot be decoded"):
         decode(path, [25], info=info)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
+def test_row_43_damage_anywhere_gives_frames_or_a_listed_reason(name, tmp_path, write_video):
+    codec = "mpeg4" if name == "a.avi" else "libx264"
+    whole = write_video(tmp_path / name, n_frames=20, gop=6, b_frames=2, codec=codec).read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for trial in range(60):
+        data = bytearray(whole)
+        at, length = rng.integers(0, len(data)), rng.integers(1, 200)
+        data[at : at + length] = rng.bytes(len(data[at : at + length]))
+        if trial % 3 == 0:
+            del data[rng.integers(0, len(data)) :]
+        path = tmp_path / f"damaged{trial}{name}"
+        path.write_bytes(data)
+        ((_, info, reason),) = check_videos([path], allow_truncated=True)
+        if info is None:
+            assert reason
+            outcomes.add("listed")
+            continue
+        try:
+            frames = decode(path, np.arange(info.n_frames), size=(8, 8), info=info)
+            assert frames.shape == (info.n_frames, 8, 8, 3)
+            outcomes.add("decoded")
+        except InputError:
+            outcomes.add("listed later")
+    assert "decoded" in outcomes
+    assert len(outcomes) > 1
 
 
 @pytest.mark.parametrize("indices", [[-1], [60], [], [[0, 1]], [0.5]])

@@ -33,7 +33,18 @@ _HOME = {
     "score_submission": "submissions",
     "write_submission": "submissions",
 }
-_SUBMODULES = ("clips", "datasets", "decode", "lists", "loader", "motion", "submissions", "transforms", "vipriors")
+_SUBMODULES = (
+    "clips",
+    "datasets",
+    "decode",
+    "decode_torchcodec",
+    "lists",
+    "loader",
+    "motion",
+    "submissions",
+    "transforms",
+    "vipriors",
+)
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 

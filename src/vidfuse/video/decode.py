@@ -251,15 +251,15 @@ def _open(name: str) -> Iterator[tuple[Any, Any]]:
     av = _import_av()
     try:
         container = av.open(name)
-    except (OSError, ValueError) as error:  # PyAV's errors derive from these two
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise InputError(
             f"expected a readable video, got {name}: {getattr(error, 'strerror', None) or error}; "
             "check the path, or leave the file out"
         ) from error
     with container:
         stream = container.streams.best("video")  # never a cover picture beside a video
-        if stream is None:
-            raise InputError(f"expected a video stream in {name}, found none; leave the file out")
+        if stream is None or stream.codec_context is None:
+            raise InputError(f"expected a video stream that can be decoded in {name}, found none; leave the file out")
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         yield container, stream
@@ -267,12 +267,12 @@ def _open(name: str) -> Iterator[tuple[Any, Any]]:
 
 def _packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
     """Read all packets of a stream; the flag is False where reading failed before the end."""
-    packets: list[Any] = []
+    failure, packets = _import_av().FFmpegError, []
     try:
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
-    except (OSError, ValueError):
+    except failure:
         return packets, False
     return packets, True
 
@@ -315,14 +315,21 @@ def _frames(container: Any, stream: Any, wanted: frozenset[int] | None = None) -
 
     Given the presentation times that are wanted, frames at other times that no frame refers to are not decoded.
     """
-    for packet in container.demux(stream):
+    failure, packets = _import_av().FFmpegError, container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except failure:  # the file cannot be read on: its frames end here
+            return
+        if packet is None:
+            return
         if packet.is_corrupt:
             continue
         if wanted is not None:
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
             decoded = packet.decode()
-        except ValueError:  # FFmpeg's "invalid data": the frame is missing, and is reported if it was wanted
+        except failure:  # the frame is missing, and is reported if it was wanted
             continue
         for frame in decoded:
             if frame.pts is None or frame.pts >= 0:
@@ -347,7 +354,10 @@ def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8],
             if times is not None:
                 k = int(np.searchsorted(info.keyframes, target, side="right")) - 1
                 if k >= 0 and info.keyframes[k] > position + _SEEK_GAIN:
-                    container.seek(int(info._key_dts[k]), stream=stream)
+                    try:
+                        container.seek(int(info._key_dts[k]), stream=stream)
+                    except av.FFmpegError:
+                        return target
                     source, checked = _frames(container, stream, times), False
             for frame in source:
                 if info.times is None:
