@@ -12,6 +12,7 @@ import pytest
 
 import vidfuse as vf
 from vidfuse.errors import InputError
+from vidfuse.report.layout import points
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
 VOID = {"meta", "img"}
@@ -68,6 +69,7 @@ def test_the_page_answers_first_and_shows_what_the_answer_rests_on(tmp_path):
         "Leaderboard",
         "Growing combinations",
         "Weights",
+        "Contributions",
         "Classes",
         "Agreement",
         "Calibration",
@@ -152,3 +154,12 @@ def test_views_are_kept_for_the_vote(tmp_path):
 def test_the_same_input_gives_the_same_page(tmp_path):
     pages = [vf.write_report(make_stack(), tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
+
+
+def test_contributions_are_those_of_the_library(tmp_path):
+    val, test = make_stack(seed=1), make_stack(seed=2)
+    text, _ = page_of(tmp_path, val, test=test)
+    shapley, without = vf.shapley_values(test, objective="accuracy"), vf.leave_one_out(test, objective="accuracy")
+    for name in test.members:
+        cells = f"<td>{points(shapley.values[name])}</td><td>{points(without.values[name])}</td>"
+        assert re.search(f'<th scope="row">{name}</th><td>[0-9.]+</td>{re.escape(cells)}', text)

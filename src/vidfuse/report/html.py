@@ -19,10 +19,11 @@ from sklearn.base import clone
 from vidfuse import __version__
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.fusion.selection.contribution import leave_one_out, shapley_values
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
 from vidfuse.report import svg
 from vidfuse.report.combinations import combination_table
-from vidfuse.report.layout import Table, number, percent
+from vidfuse.report.layout import Table, number, percent, points
 from vidfuse.report.scores import class_names, folds_of, log_proba_of, predict_rule, reduced
 from vidfuse.report.tables import Leaderboard, default_rules, leaderboard
 
@@ -31,6 +32,7 @@ __all__ = ["write_report"]
 _MOST_CLASSES = 20  # classes that a plot of classes shows
 _MOST_CELLS = 24  # classes that a confusion matrix shows
 _MOST_MISTAKES = 12
+_MOST_SHAPLEY = 12  # members: all of their subsets are scored
 _FEWEST = 5  # videos that a bin of the reliability diagram needs
 
 
@@ -73,8 +75,8 @@ def write_report(
     """Write one HTML page on what fusing the members is worth; nothing is loaded from elsewhere when it is opened.
 
     The page answers first (accuracy with its 95 % interval, gain over the best single member, p-value) and goes on with
-    the leaderboard, the growing combinations, the weights, the classes, the agreement of the members, calibration,
-    confusions and the most confident mistakes. Scores are taken as `leaderboard` takes them.
+    the leaderboard, the growing combinations, weights, contributions, classes, the agreement of the members,
+    calibration, confusions and the most confident mistakes. Scores are taken as `leaderboard` takes them.
 
     Args:
         stack: Labelled stack that rules are fitted on, (N, M, K) or (N, M, V, K).
@@ -136,6 +138,7 @@ def write_report(
         _leaderboard_section(data),
         _section("Growing combinations", "What each further member adds, under three rules.", combinations.table()),
         _weights_section(data),
+        _contributions_section(data),
         _classes_section(data),
         _agreement_section(data),
         _calibration_section(data),
@@ -206,6 +209,26 @@ def _weights_section(data: _Data) -> str:
     if temperature is not None:
         text += f" The pool's temperature is {float(temperature):.3g}: below 1 it sharpens the probabilities."
     return _section("Weights", text, drawing)
+
+
+def _contributions_section(data: _Data) -> str:
+    members = data.scored.members
+    if not 2 <= len(members) <= _MOST_SHAPLEY or data.scored.present is not None:
+        return ""
+    shapley = shapley_values(data.scored, objective="accuracy")
+    without = leave_one_out(data.scored, objective="accuracy")
+    order = sorted(members, key=lambda name: -shapley.values[name])
+    rows = []
+    for name in order:
+        alone = data.board.entry(name).score.accuracy
+        rows.append((name, percent(alone), points(shapley.values[name]), points(without.values[name])))
+    text = (
+        "What each member brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
+        f"orders of adding the members; they sum to {percent(shapley.full)} % less the {percent(shapley.empty)} % of "
+        "chance. Left out: points lost without it, with all others there. Weights are those of the scored videos."
+    )
+    table = Table(("member", "alone %", "Shapley", "left out"), tuple(rows))
+    return _section("Contributions", text, table)
 
 
 def _classes_section(data: _Data) -> str:
