@@ -8,7 +8,7 @@ from torch import nn
 
 from vidfuse import networks
 from vidfuse.errors import InputError
-from vidfuse.networks.layers import combine_windows, pool_windows
+from vidfuse.networks.layers import combine_windows, convolve, pool_windows
 
 
 def norm_constants(name):
@@ -63,8 +63,29 @@ def test_windows_are_averaged_by_hand():
     rows = x.mean(dim=2)[0, 0]
     windows = [rows[i : i + 2, j : j + 2].mean() for i in range(2) for j in range(3)]
     assert pool_windows(x, 2)[0, :, 0].tolist() == pytest.approx([float(w) for w in windows])
-    assert pool_windows(x, 3)[0, :, 0].numel() == 1
+    assert pool_windows(x, 3)[0, :, 0].tolist() == pytest.approx([float(rows[:, :3].mean()), float(rows[:, 1:].mean())])
+    assert pool_windows(x, 4)[0, 0, 0] == x.mean()
     assert pool_windows(x, None)[0, 0, 0] == x.mean()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups"),
+    [((1, 3, 3), (1, 2, 2), 1), ((3, 1, 1), (2, 1, 1), 1), ((1, 1, 1), (2, 2, 2), 1), ((5, 1, 1), (1, 1, 1), 4),
+     ((3, 3, 3), (1, 2, 2), 4), ((1, 1, 1), (1, 1, 1), 2)],
+)  # fmt: skip
+def test_a_convolution_done_in_two_dimensions_is_the_same(kernel, stride, groups, samples):
+    torch.manual_seed(0)
+    padding = tuple(extent // 2 for extent in kernel)
+    conv = nn.Conv3d(4, 8, kernel, stride, padding, groups=groups).double()
+    for x in (torch.randn(samples, 4, 6, 7, 5, dtype=torch.float64), torch.randn(samples, 4, 1, 7, 5).double()):
+        torch.testing.assert_close(convolve(x, conv), conv(x))
+
+
+def test_a_dilated_convolution_stays_dilated():
+    conv = nn.Conv3d(4, 8, (1, 3, 3), dilation=(1, 2, 2))
+    x = torch.randn(1, 4, 2, 9, 9)
+    torch.testing.assert_close(convolve(x, conv), conv(x))
 
 
 def test_windows_combine_as_logits_or_as_probabilities():

@@ -133,7 +133,7 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
         What ``conv(x)`` returns, with channels last.
     """
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    if not isinstance(conv, nn.Conv3d) or isinstance(conv.padding, str):
+    if not isinstance(conv, nn.Conv3d) or isinstance(conv.padding, str) or conv.dilation != (1, 1, 1):
         return conv(x)
     (samples, channels, frames, height, width), kernel, stride = x.shape, conv.kernel_size, conv.stride
     last = x.permute(0, 2, 3, 4, 1)
@@ -216,15 +216,16 @@ def pool_windows(x: Tensor, window: int | None) -> Tensor:
 
     Args:
         x: ``(N, C, T, H, W)``.
-        window: Height and width of the window, which slides by 1; None, or at least the map's, averages over all.
+        window: Height and width of the window, at most the map's, which slides by 1; None averages over all.
 
     Returns:
         ``(N, P, C)``, P the number of windows.
     """
     x = x.mean(dim=2)
-    if window is None or window >= min(x.shape[2:]):
+    height, width = x.shape[2:]
+    if window is None or (window >= height and window >= width):
         return x.mean(dim=(2, 3))[:, None]
-    return functional.avg_pool2d(x, window, stride=1).flatten(2).transpose(1, 2)
+    return functional.avg_pool2d(x, (min(window, height), min(window, width)), stride=1).flatten(2).transpose(1, 2)
 
 
 def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
