@@ -9,15 +9,17 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "DivergedError": "loop",
+    "DivergedError": "step",
     "TABLE_I": "recipes",
     "TINY": "recipes",
+    "TogetherResult": "together",
     "TrainRecipe": "recipes",
     "TrainResult": "loop",
     "evaluate": "loop",
     "extract": "extract",
     "learning_rate": "recipes",
     "train": "loop",
+    "train_together": "together",
     "train_input": "data",
     "view_input": "data",
     "view_plan": "data",

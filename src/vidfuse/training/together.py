@@ -1,0 +1,262 @@
+"""Several networks trained side by side on the same decoded videos, their fusion followed from stage to stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from tqdm import tqdm
+
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.fusion.base import Fuser
+from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.training.recipes import TrainRecipe, learning_rate
+
+try:
+    import torch
+    from torch import nn
+
+    from vidfuse.training import distributed
+    from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
+    from vidfuse.training.logs import write_csv
+    from vidfuse.training.state import Run, logits_of
+    from vidfuse.training.step import Loader, forward_module, groups, moved, take_step
+except ImportError as error:
+    raise MissingExtraError("training", "training") from error
+
+__all__ = ["TogetherResult", "train_together"]
+
+
+@dataclass(frozen=True)
+class TogetherResult:
+    """Networks that were trained together.
+
+    Attributes:
+        models: The networks in eval mode, by member.
+        stages: One row a stage: stage, epoch, step, each member's accuracy (`top1_<member>`) and weight
+            (`weight_<member>`), `fused_top1` and `uniform_top1`.
+        histories: Each member's rows, one an epoch.
+        folder: Where checkpoint and logs lie.
+        resumed_at: Epochs that were done when this call began.
+    """
+
+    models: dict[str, nn.Module]
+    stages: list[dict[str, float]]
+    histories: dict[str, list[dict[str, float]]]
+    folder: Path
+    resumed_at: int
+
+
+def train_together(
+    models: Mapping[str, nn.Module],
+    loader: Loader,
+    recipes: Mapping[str, TrainRecipe],
+    folder: str | Path,
+    *,
+    val_loader: Iterable[Any],
+    stage_steps: int | None = None,
+    pool: Fuser | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> TogetherResult:
+    """Train several networks on each decoded batch, and fuse their validation predictions anew after each stage.
+
+    A stage is an epoch, or a number of steps. After it every member predicts the validation videos, the pool is fitted
+    on these predictions, and its weights are logged: how much each member counts at this stage of its training. The
+    fused score is cross-fitted: the weights that fuse one half of the videos were fitted on the other half. Every
+    member takes the steps that `train` would take with it alone, and the run resumes from its last epoch bit by bit.
+
+    Args:
+        models: {member: network}.
+        loader: Yields `(clips, ids, labels)`, clips a mapping with each member's own augmentation of a video (see
+            `VideoDataset`), or a tensor that all members share. A member that the mapping does not name receives it
+            whole, as the fused network wants it.
+        recipes: {member: recipe}; of equal epochs, batch size and accumulation.
+        folder: Receives `last.pt`, `stages.csv` and each member's `log_<member>.csv`.
+        val_loader: Labelled videos in the same form.
+        stage_steps: Steps of a stage; an epoch if left out. An epoch's end always ends a stage.
+        pool: An unfitted fuser; weights by accuracy in a log-linear pool if left out.
+        device: Where to train.
+        progress: Whether to show a bar on stderr.
+
+    Returns:
+        The networks, and what every stage was worth.
+
+    Raises:
+        DivergedError: A member's loss or gradient is not finite.
+        InputError: Members and recipes do not match, or the folder belongs to another run.
+
+    Example:
+        >>> import tempfile
+        >>> clips, labels = torch.eye(4).reshape(4, 4, 1, 1, 1), torch.tensor([0, 1, 0, 1])
+        >>> models = {name: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for name in ("a", "b")}
+        >>> recipe = TrainRecipe(lr=1.0, epochs=2, batch_size=4, reference_batch=4, precision="float32")
+        >>> batches = [(clips, list("wxyz"), labels)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = train_together(models, batches, {"a": recipe, "b": recipe}, folder, val_loader=batches,
+        ...                           progress=False)
+        >>> [round(row["weight_a"] + row["weight_b"], 6) for row in done.stages]
+        [1.0, 1.0]
+    """
+    _check(models, recipes)
+    folder, where = Path(folder), torch.device(device)
+    runs = {name: Run(model, recipes[name], folder, where) for name, model in models.items()}
+    first = next(iter(runs.values()))
+    stages = _restore(runs, folder)
+    resumed_at, epochs, accumulate = first.epoch, first.recipe.epochs, first.recipe.accumulate
+    steps = int(distributed.largest(-(-len(loader) // accumulate), where))
+    pool = LogLinearPool(weights="accuracy") if pool is None else pool
+    gpus = [where] if where.type == "cuda" else []
+    quiet = not progress or distributed.rank() > 0 or resumed_at == epochs
+    bar = tqdm(
+        total=steps * epochs, initial=steps * resumed_at, desc=f"train {' '.join(runs)}", unit="step", disable=quiet
+    )
+    with torch.random.fork_rng(devices=gpus), bar:
+        forwards = {name: forward_module(run) for name, run in runs.items()}
+        while first.epoch < epochs:
+            _train_epoch(
+                runs, forwards, loader, steps, stage_steps, lambda: _end_stage(runs, val_loader, pool, stages), bar
+            )
+            for run in runs.values():
+                run.epoch += 1
+            if distributed.rank() == 0:
+                _save(runs, stages, folder)
+    for run in runs.values():
+        run.best.eval()
+    histories = {name: run.history for name, run in runs.items()}
+    return TogetherResult({name: run.best for name, run in runs.items()}, stages, histories, folder, resumed_at)
+
+
+def _check(models: Mapping[str, nn.Module], recipes: Mapping[str, TrainRecipe]) -> None:
+    if not models or set(models) != set(recipes):
+        raise InputError(f"expected a recipe for each network, got networks {list(models)} and recipes {list(recipes)}")
+    common = {(r.epochs, r.batch_size, r.accumulate) for r in recipes.values()}
+    if len(common) > 1:
+        raise InputError(
+            f"expected recipes of equal epochs, batch_size and accumulate to train together, got {sorted(common)}"
+        )
+
+
+def _train_epoch(
+    runs: Mapping[str, Run],
+    forwards: Mapping[str, nn.Module],
+    loader: Loader,
+    steps: int,
+    stage_steps: int | None,
+    end_stage: Any,
+    bar: Any,
+) -> None:
+    """Pass over the loader once: every batch through every member."""
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(next(iter(runs.values())).epoch)
+    began = time.perf_counter()
+    sums = {name: [0.0, 0.0, 0.0] for name in runs}  # loss, gradient norm, learning rate
+    videos = taken = 0
+    device = next(iter(runs.values())).device
+    for group, local, n in groups(loader, next(iter(runs.values())).recipe.accumulate, device):
+        scale = distributed.world_size() / n if local else 0.0
+        for name, run in runs.items():
+            run.model.train()
+            lr = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
+            own = [(_own(clips, name), ids, labels) for clips, ids, labels in group]
+            loss, norm = take_step(run, forwards[name], own, scale, lr)
+            sums[name] = [sums[name][0] + (loss if local else 0.0), sums[name][1] + norm, lr]
+        videos, taken = videos + local, taken + 1
+        bar.update()
+        if stage_steps and taken % stage_steps == 0 and taken < steps:
+            end_stage()
+    if not taken:
+        raise InputError("expected videos to train on, got none that can be read")
+    for name, run in runs.items():
+        loss, n_videos = distributed.total([sums[name][0], videos], device)
+        row = {"epoch": run.epoch + 1, "step": run.step, "lr": sums[name][2], "loss": loss / n_videos}
+        run.history.append(row | {"grad_norm": sums[name][1] / taken, "seconds": round(time.perf_counter() - began, 3)})
+    end_stage()
+
+
+def _own(clips: Any, name: str) -> Any:
+    return clips[name] if isinstance(clips, Mapping) and name in clips else clips
+
+
+@torch.no_grad()
+def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
+    """Return every member's predictions of the validation videos, those of several views averaged."""
+    scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in runs}
+    ids, labels = [], []
+    for clips, batch_ids, batch_labels in loader:
+        if batch_labels is None:
+            raise InputError(f"expected labelled validation videos, got none with {', '.join(list(batch_ids)[:3])}")
+        for name, run in runs.items():
+            own = moved(_own(clips, name), run.device)
+            run.best.eval()
+            scores[name].append(_mean_of_views(run.best, own).cpu().numpy())
+        ids += [str(i) for i in batch_ids]
+        labels.append(np.asarray(batch_labels))
+    if not ids:
+        raise InputError("expected validation videos, got an empty loader")
+    arrays = {name: np.concatenate(parts) for name, parts in scores.items()}
+    return LogitStack.from_arrays(arrays, labels=np.concatenate(labels), ids=ids, kind="log-likelihoods")
+
+
+def _mean_of_views(model: nn.Module, clips: Any) -> torch.Tensor:
+    views = [c for c in (clips.values() if isinstance(clips, Mapping) else [clips]) if c.ndim == 6]
+    if not views:
+        return logits_of(model(clips)).float().log_softmax(1)
+    n = views[0].shape[1]
+    each = [{k: c[:, v] for k, c in clips.items()} if isinstance(clips, Mapping) else clips[:, v] for v in range(n)]
+    return torch.stack([logits_of(model(c)).float().log_softmax(1) for c in each]).mean(0).log_softmax(1)
+
+
+def _end_stage(runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]]) -> None:
+    """Fuse the members' validation predictions as they are now, and add the stage's row."""
+    stack = _predict(runs, loader)
+    labels = np.asarray(stack.labels)
+    fitted = clone(pool).fit(stack)
+    weights = dict(zip(fitted.members_, getattr(fitted, "weights_", np.full(len(runs), np.nan)), strict=True))
+    first = next(iter(runs.values()))
+    row: dict[str, float] = {"stage": len(stages) + 1, "epoch": first.epoch + 1, "step": first.step}
+    halves = np.zeros(len(stack), bool)
+    halves[np.argsort(labels, kind="stable")[::2]] = True  # half of each class
+    hits = np.empty(len(stack), bool)
+    for half in (halves, ~halves):
+        if half.any() and not half.all():
+            hits[half] = clone(pool).fit(stack[~half]).predict(stack[half]) == labels[half]
+        elif half.any():
+            hits[half] = fitted.predict(stack) == labels
+    row["fused_top1"] = float(hits.mean())
+    row["uniform_top1"] = LogLinearPool(weights="uniform").fit(stack).score(stack)
+    for name in runs:
+        row[f"top1_{name}"] = float((stack.scores(name).argmax(1) == labels).mean())
+        row[f"weight_{name}"] = float(weights[name])
+    stages.append(row)
+
+
+def _save(runs: Mapping[str, Run], stages: list[dict[str, float]], folder: Path) -> None:
+    """Publish all members' states as one file, so that no member is ever ahead of another, and the logs."""
+    save_checkpoint(
+        folder / "last.pt", {"members": {name: run.state() for name, run in runs.items()}, "stages": stages}
+    )
+    write_csv(folder / "stages.csv", stages)
+    for name, run in runs.items():
+        write_csv(folder / f"log_{name}.csv", run.history)
+
+
+def _restore(runs: Mapping[str, Run], folder: Path) -> list[dict[str, float]]:
+    """Go on from the folder's checkpoint, if it has one; return the stages so far."""
+    path = folder / "last.pt"
+    if not path.exists():
+        return []
+    state = load_checkpoint(path)
+    if "members" not in state or set(state["members"]) != set(runs):
+        held = list(state.get("members", ["one network alone"]))
+        raise InputError(f"expected {path} to hold {list(runs)}, got {held}; train into another folder")
+    for name, run in runs.items():
+        run.restore(state["members"][name], path)
+    return list(state["stages"])
