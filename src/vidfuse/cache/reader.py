@@ -18,7 +18,7 @@ from vidfuse.cache.meta import CacheMeta, read_meta
 from vidfuse.cache.source import Rows, Source
 from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError
 
-__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache"]
+__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
 
@@ -148,9 +148,14 @@ class LogitCache:
 
 def list_parts(folder: Path) -> list[Path]:
     """Return the parts' paths, sorted by name; temporaries and other files are not parts."""
+    return [folder / name for name in part_names(folder)]
+
+
+def part_names(folder: Path) -> list[str]:
+    """Return the parts' names, sorted."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.endswith(PART_SUFFIX) and not entry.name.startswith(".")]
-    return [folder / name for name in sorted(names)]
+    return sorted(names)
 
 
 def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify: bool = True) -> LogitCache:

@@ -27,7 +27,7 @@ from vidfuse._validate import (
 from vidfuse.cache.format import Part, encode_part, open_part
 from vidfuse.cache.meta import META_NAME, CacheMeta, check_same_meta, encode_meta, plain_json, read_meta
 from vidfuse.cache.publish import make_folder, publish, sweep
-from vidfuse.cache.reader import PART_SUFFIX, list_parts
+from vidfuse.cache.reader import PART_SUFFIX, part_names
 from vidfuse.errors import CacheConflictError, CacheError, InputError
 
 __all__ = ["ROWS_PER_PART", "CacheWriter"]
@@ -98,7 +98,7 @@ class CacheWriter:
         self._expected = None if expected is None else frozenset(expected)
         self._begun = False
         self._parts: dict[str, Part] = {}
-        self._rows: dict[str, tuple[Part, int]] = {}
+        self._owners: dict[str, Part] = {}  # which part holds a video
         self._buffer_rows = buffer_rows
         self._pending: list[tuple[NDArray[np.str_], NDArray[Any], NDArray[np.int64] | None]] = []
         make_folder(self.folder)
@@ -126,13 +126,12 @@ class CacheWriter:
     def _refresh(self) -> list[Part]:
         """Learn of the parts that any writer has published since, and return them."""
         found = []
-        for path in list_parts(self.folder):
-            if path.name not in self._parts:
+        for name in part_names(self.folder):
+            if name not in self._parts:
                 with suppress(FileNotFoundError):  # consolidated meanwhile
-                    part = self._parts[path.name] = open_part(path)
+                    part = self._parts[name] = open_part(self.folder / name)
                     found.append(part)
-                    for row, name in enumerate(part.ids.tolist()):
-                        self._rows.setdefault(name, (part, row))
+                    self._owners.update(dict.fromkeys(part.ids.tolist(), part))
         return found
 
     def missing(self, ids: Iterable[str] | None = None) -> list[str]:
@@ -142,7 +141,7 @@ class CacheWriter:
             raise InputError("missing: pass ids, or give the writer expected_ids")
         self._refresh()
         pending = {name for part_ids, _, _ in self._pending for name in part_ids.tolist()}
-        return [name for name in wanted if name not in self._rows and name not in pending]
+        return [name for name in wanted if name not in self._owners and name not in pending]
 
     def append(self, ids: Any, scores: Any, labels: Any = None) -> int:
         """Store predictions; when this returns (and nothing is buffered), they survive a crash.
@@ -198,7 +197,7 @@ class CacheWriter:
             self.flush()
 
     def __repr__(self) -> str:
-        return f"CacheWriter({str(self.folder)!r}, {len(self._rows)} videos stored)"
+        return f"CacheWriter({str(self.folder)!r}, {len(self._owners)} videos stored)"
 
     def _checked(
         self, ids: Any, scores: Any, labels: Any
@@ -271,8 +270,7 @@ class CacheWriter:
         # A part with some of the same videos may have appeared since the first look.
         for other in self._refresh():
             if other.path != path:
-                rows = {name: (other, row) for row, name in enumerate(other.ids.tolist())}
-                self._stored_already(ids, scores, labels, rows)
+                self._stored_already(ids, scores, labels, dict.fromkeys(other.ids.tolist(), other))
         return len(ids) if published else 0
 
     def _stored_already(
@@ -280,15 +278,19 @@ class CacheWriter:
         ids: NDArray[np.str_],
         scores: NDArray[Any],
         labels: NDArray[np.int64] | None,
-        known: dict[str, tuple[Part, int]] | None = None,
+        owners: dict[str, Part] | None = None,
     ) -> NDArray[np.bool_]:
         """Which videos are stored with these very bytes; other bytes are a conflict."""
-        known = self._rows if known is None else known
+        owners = self._owners if owners is None else owners
         stored = np.zeros(len(ids), dtype=bool)
+        places: dict[Path, dict[str, int]] = {}
         for row, name in enumerate(ids.tolist()):
-            if name not in known:
+            part = owners.get(name)
+            if part is None:
                 continue
-            part, at = known[name]
+            if part.path not in places:
+                places[part.path] = {other: at for at, other in enumerate(part.ids.tolist())}
+            at = places[part.path][name]
             mine = _item(scores[row], None if labels is None else labels[row])
             theirs = _item(part.scores()[at], None if part.labels is None else part.labels[at])
             if mine != theirs:
