@@ -253,3 +253,13 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_else(tmp_path):
     with_state(second_=2).save(tmp_path / "ensemble.json")
     assert hasattr(vf.load_recipe(tmp_path / "ensemble.json").fuser, "second_")
     assert [file.name for file in tmp_path.iterdir()] == ["ensemble.json"]
+
+
+def test_the_file_is_for_people_to_read(tmp_path):
+    state = {"list_": [1, [2.5, "a]\\[b"], []], "array_": np.arange(6.0).reshape(2, 3), "text_": "two\nlines"}
+    path = with_state(**state).save(tmp_path / "ensemble.json")
+    text = path.read_text()
+    assert '"members": ["a", "b", "c"],' in text
+    assert '"$array": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0],' in text
+    loaded = vf.load_recipe(path).fuser
+    assert (loaded.list_, loaded.text_) == (state["list_"], state["text_"])

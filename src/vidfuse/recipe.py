@@ -30,6 +30,7 @@ __all__ = ["Recipe", "load_recipe"]
 _FORMAT = "vidfuse-recipe"
 _VERSION = 1
 _LARGE = 256  # an array with more elements goes to the safetensors file
+_LISTS = re.compile(r"\[(\n[^\[\]{}]*\n\s*)\]")  # the innermost lists, which are written on one line
 _FITTED = re.compile(r"[a-zA-Z]\w*_")
 
 
@@ -183,7 +184,9 @@ class Recipe:
             tensors = path.with_suffix(".safetensors")
             _publish(tensors, data)
             content["arrays"] = {"file": tensors.name, "sha256": hashlib.sha256(data).hexdigest()}
-        _publish(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+        text = _LISTS.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]).strip() + "]", text)  # no string holds a newline
+        _publish(path, f"{text}\n".encode())
         return path
 
     def _prepare(self, data: LogitStack | Mapping[str, ArrayLike]) -> LogitStack:
