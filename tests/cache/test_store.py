@@ -173,6 +173,19 @@ def test_buffered_videos_are_published_by_number_by_flush_and_on_leaving(tmp_pat
     assert "new" in open_cache(tmp_path).ids.tolist()
 
 
+def test_a_writer_notices_parts_that_are_joined_or_set_aside_meanwhile(tmp_path):
+    writer = CacheWriter(tmp_path, expected_ids=IDS)
+    writer.append(IDS[:10], Z[:10])
+    writer.append(IDS[10:20], Z[10:20])
+    consolidate(tmp_path)
+    assert writer.append(IDS[:25], Z[:25]) == 5
+    for path in tmp_path.glob("joined-*"):
+        path.rename(tmp_path / "elsewhere")
+    assert writer.missing() == IDS[:20] + IDS[25:]
+    assert writer.append(IDS, Z) == 25
+    np.testing.assert_array_equal(open_cache(tmp_path).scores, Z)
+
+
 def test_appends_must_look_alike(tmp_path):
     writer = CacheWriter(tmp_path, expected_ids=IDS)
     writer.append(IDS[:2], Z[:2])

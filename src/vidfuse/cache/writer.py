@@ -97,8 +97,8 @@ class CacheWriter:
         )
         self._expected = None if expected is None else frozenset(expected)
         self._begun = False
-        self._parts: dict[str, Part] = {}
-        self._owners: dict[str, Part] = {}  # which part holds a video
+        self._known: set[str] = set()  # names of the parts whose videos are in _owners
+        self._owners: dict[str, Path] = {}  # which part holds a video
         self._buffer_rows = buffer_rows
         self._pending: list[tuple[NDArray[np.str_], NDArray[Any], NDArray[np.int64] | None]] = []
         make_folder(self.folder)
@@ -126,12 +126,18 @@ class CacheWriter:
     def _refresh(self) -> list[Part]:
         """Learn of the parts that any writer has published since, and return them."""
         found = []
-        for name in part_names(self.folder):
-            if name not in self._parts:
+        names = part_names(self.folder)
+        gone = self._known.difference(names)
+        if gone:  # joined with others, or set aside
+            self._known -= gone
+            self._owners = {video: path for video, path in self._owners.items() if path.name not in gone}
+        for name in names:
+            if name not in self._known:
                 with suppress(FileNotFoundError):  # consolidated meanwhile
-                    part = self._parts[name] = open_part(self.folder / name)
+                    part = open_part(self.folder / name)
                     found.append(part)
-                    self._owners.update(dict.fromkeys(part.ids.tolist(), part))
+                    self._known.add(name)
+                    self._owners.update(dict.fromkeys(part.ids.tolist(), part.path))
         return found
 
     def missing(self, ids: Iterable[str] | None = None) -> list[str]:
@@ -260,7 +266,10 @@ class CacheWriter:
         key = hashlib.sha256("\0".join(ids.tolist()).encode()).hexdigest()[:32]
         path = self.folder / f"part-{key}{PART_SUFFIX}"
         published = publish(path, content.chunks)
-        if not published:
+        if published:
+            self._known.add(path.name)
+            self._owners.update(dict.fromkeys(ids.tolist(), path))
+        else:
             other = open_part(path)
             if other.digest != content.digest:
                 raise CacheConflictError(
@@ -270,7 +279,7 @@ class CacheWriter:
         # A part with some of the same videos may have appeared since the first look.
         for other in self._refresh():
             if other.path != path:
-                self._stored_already(ids, scores, labels, dict.fromkeys(other.ids.tolist(), other))
+                self._stored_already(ids, scores, labels, dict.fromkeys(other.ids.tolist(), other.path))
         return len(ids) if published else 0
 
     def _stored_already(
@@ -278,19 +287,24 @@ class CacheWriter:
         ids: NDArray[np.str_],
         scores: NDArray[Any],
         labels: NDArray[np.int64] | None,
-        owners: dict[str, Part] | None = None,
+        owners: dict[str, Path] | None = None,
     ) -> NDArray[np.bool_]:
         """Which videos are stored with these very bytes; other bytes are a conflict."""
         owners = self._owners if owners is None else owners
         stored = np.zeros(len(ids), dtype=bool)
-        places: dict[Path, dict[str, int]] = {}
-        for row, name in enumerate(ids.tolist()):
-            part = owners.get(name)
-            if part is None:
+        opened: dict[Path, tuple[Part, dict[str, int]]] = {}
+        names = ids.tolist()
+        if owners.keys().isdisjoint(names):
+            return stored
+        for row, name in enumerate(names):
+            path = owners.get(name)
+            if path is None:
                 continue
-            if part.path not in places:
-                places[part.path] = {other: at for at, other in enumerate(part.ids.tolist())}
-            at = places[part.path][name]
+            if path not in opened:
+                part = open_part(path)
+                opened[path] = part, {other: at for at, other in enumerate(part.ids.tolist())}
+            part, places = opened[path]
+            at = places[name]
             mine = _item(scores[row], None if labels is None else labels[row])
             theirs = _item(part.scores()[at], None if part.labels is None else part.labels[at])
             if mine != theirs:
