@@ -163,3 +163,14 @@ def test_contributions_are_those_of_the_library(tmp_path):
     for name in test.members:
         cells = f"<td>{points(shapley.values[name])}</td><td>{points(without.values[name])}</td>"
         assert re.search(f'<th scope="row">{name}</th><td>[0-9.]+</td>{re.escape(cells)}', text)
+
+
+def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
+    full = make_stack()
+    ids = {name: full.ids[: 120 - 20 * number].tolist() for number, name in enumerate(full.members)}
+    arrays = {name: full.scores(name)[: len(ids[name])] for name in full.members}
+    labels = dict(zip(full.ids.tolist(), full.labels.tolist(), strict=True))
+    stack = vf.LogitStack.from_arrays(arrays, ids=ids, labels=labels, missing="allow")
+    text, _ = page_of(tmp_path, stack)
+    assert "The fusion of 3 members gets" in text
+    assert "Contributions" not in headings(text)

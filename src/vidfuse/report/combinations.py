@@ -12,7 +12,7 @@ from vidfuse.errors import InputError
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
 from vidfuse.report.layout import Table, share
-from vidfuse.report.scores import Score, reduced, require_labels, score
+from vidfuse.report.scores import Score, missing_of, reduced, require_labels, score
 
 __all__ = ["Combination", "Combinations", "combination_table"]
 
@@ -109,10 +109,11 @@ def combination_table(
         >>> len(table.rows), len(table.rows[-1].members), table.in_sample
         (5, 3, True)
     """
-    labels = require_labels(stack, "a combination table")
+    require_labels(stack, "a combination table")
     plain = reduced(stack, views)
     fitted = plain if fit is None else reduced(fit, views).select(stack.members)
-    accuracies = LogLinearPool(weights="accuracy").fit(fitted)
+    missing = missing_of(stack, fit)
+    accuracies = LogLinearPool(weights="accuracy", missing=missing).fit(fitted)
     weight = dict(zip(accuracies.members_, np.asarray(accuracies.weights_, dtype=np.float64), strict=True))
     if combinations is None:
         ranked = sorted(stack.members, key=lambda name: (-weight[name], stack.members.index(name)))
@@ -121,16 +122,20 @@ def combination_table(
     for names in combinations:
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
-        chosen = plain.select(names)
+        chosen, voters = plain.select(names), stack.select(names)
+        if chosen.present is not None:  # score the videos that one of these members has
+            kept = np.flatnonzero(chosen.present.any(axis=1))
+            chosen, voters = chosen[kept], voters[kept]
         equal = {name: 1.0 for name in names}
         weights = {name: weight[name] for name in names} if any(weight[name] for name in names) else equal
-        voters = chosen if stack.n_views is None else stack.select(names)
-        vote = MajorityVote() if stack.n_views is None else MajorityVote(weights=weights)
+        views_vote = MajorityVote(weights=weights, missing=missing)
+        vote = MajorityVote(missing=missing) if stack.n_views is None else views_vote
         predictions = {
-            "uniform": LogLinearPool(weights=equal).fit(chosen).predict_log_proba(chosen),
-            "score-weighted": LogLinearPool(weights=weights).fit(chosen).predict_log_proba(chosen),
+            "uniform": LogLinearPool(weights=equal, missing=missing).fit(chosen).predict_log_proba(chosen),
+            "score-weighted": LogLinearPool(weights=weights, missing=missing).fit(chosen).predict_log_proba(chosen),
             "vote": vote.fit(voters).predict_log_proba(voters),
         }
+        labels = require_labels(chosen, "a combination table")
         rows.append(Combination(tuple(names), {rule: score(rule, labels, z) for rule, z in predictions.items()}))
     return Combinations(
         rows=tuple(rows),

@@ -24,7 +24,7 @@ from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliabilit
 from vidfuse.report import svg
 from vidfuse.report.combinations import combination_table
 from vidfuse.report.layout import Table, number, percent, points
-from vidfuse.report.scores import class_names, folds_of, log_proba_of, predict_rule, reduced
+from vidfuse.report.scores import class_names, folds_of, log_proba_of, missing_of, predict_rule, reduced
 from vidfuse.report.tables import Leaderboard, default_rules, leaderboard
 
 __all__ = ["write_report"]
@@ -105,7 +105,7 @@ def write_report(
         >>> page.startswith("<!doctype html>"), "The fusion of 3 members gets" in page
         (True, True)
     """
-    rules = default_rules() if rules is None else dict(rules)
+    rules = default_rules(missing_of(stack, test)) if rules is None else dict(rules)
     stack_with_views, test_with_views = stack, test
     stack = reduced(stack, views)
     test = None if test is None else reduced(test, views).select(stack.members)
@@ -117,6 +117,8 @@ def write_report(
     rule = rules[board.headline_rule]
     fold = folds_of(labels, folds, random_state) if test is None and folds else None
     predictions = np.stack([log_proba_of(scored, name).argmax(axis=1) for name in scored.members], axis=1)
+    if scored.present is not None:
+        predictions[~scored.present] = -1  # no class: never right
     data = _Data(
         board=board,
         fit=stack,

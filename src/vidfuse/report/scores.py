@@ -12,6 +12,7 @@ from sklearn.base import clone
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.fusion.base import Missing
 from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics import (
     Interval,
@@ -34,6 +35,7 @@ __all__ = [
     "folds_of",
     "gain",
     "log_proba_of",
+    "missing_of",
     "predict_rule",
     "reduced",
     "require_labels",
@@ -150,6 +152,12 @@ def gain(first: Score, second: Score, confidence: float = 0.95) -> Gain:
 def log_proba_of(stack: LogitStack, member: str) -> NDArray[np.float32]:
     """Return one member's normalised log-likelihoods (N, K)."""
     return stack.select([member]).log_likelihoods()[:, 0]
+
+
+def missing_of(*stacks: LogitStack | None) -> Missing:
+    """Return "renormalise" where a member lacks videos of one of the stacks, and "error" otherwise."""
+    lacking = any(stack is not None and stack.present is not None for stack in stacks)
+    return "renormalise" if lacking else "error"
 
 
 def reduced(stack: LogitStack, views: str | Mapping[str, str]) -> LogitStack:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.fusion.base import Missing
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
 from vidfuse.report.layout import Table, number, p_value, points, share, span
@@ -21,6 +22,7 @@ from vidfuse.report.scores import (
     folds_of,
     gain,
     log_proba_of,
+    missing_of,
     predict_rule,
     reduced,
     require_labels,
@@ -32,14 +34,22 @@ __all__ = ["Entry", "Leaderboard", "board_of", "default_rules", "leaderboard"]
 Protocol = Literal["held-out", "cross-fitted", "in-sample"]
 
 
-def default_rules() -> dict[str, Any]:
-    """Return the fusion rules that a leaderboard compares, the default pool first; none is fitted."""
+def default_rules(missing: Missing = "error") -> dict[str, Any]:
+    """Return the fusion rules that a leaderboard compares, the default pool first; none is fitted.
+
+    Args:
+        missing: What they do with videos that some member lacks; see `LogLinearPool`.
+
+    Example:
+        >>> list(default_rules())
+        ['learned weights', 'score-weighted', 'uniform', 'average of probabilities', 'majority vote']
+    """
     return {
-        "learned weights": LogLinearPool(),
-        "score-weighted": LogLinearPool(weights="accuracy"),
-        "uniform": LogLinearPool(weights="uniform"),
-        "average of probabilities": LinearPool(weights="uniform"),
-        "majority vote": MajorityVote(),
+        "learned weights": LogLinearPool(missing=missing),
+        "score-weighted": LogLinearPool(weights="accuracy", missing=missing),
+        "uniform": LogLinearPool(weights="uniform", missing=missing),
+        "average of probabilities": LinearPool(weights="uniform", missing=missing),
+        "majority vote": MajorityVote(missing=missing),
     }
 
 
@@ -219,7 +229,7 @@ def leaderboard(
         >>> board.protocol, board.entries[0].fused
         ('cross-fitted', True)
     """
-    rules = default_rules() if rules is None else dict(rules)
+    rules = default_rules(missing_of(stack, test)) if rules is None else dict(rules)
     if not rules:
         raise InputError("rules: expected at least one fuser, got none")
     stack = reduced(stack, views)
