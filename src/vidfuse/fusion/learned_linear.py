@@ -11,6 +11,7 @@ from vidfuse.fusion.learned_qp import least_norm, solve_qp
 
 __all__ = ["LinearFit", "fit_linear"]
 
+_ENTER = 8  # members that enter the problem at once
 _TARGET = 1e-10  # nats; the promise is 1e-7, and a further Newton step costs next to nothing
 
 
@@ -51,23 +52,62 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
     """
     n, members = log_p_true.shape
     omega = np.full(n, 1.0 / n) if sample_weight is None else sample_weight / sample_weight.sum()
-    log_p = np.asarray(log_p_true, dtype=np.float64).T
+    log_p = np.ascontiguousarray(np.transpose(log_p_true), dtype=np.float64)
     peak = log_p.max(axis=0)
     p = np.exp(log_p - peak)  # (M, N), relative to each video's best member: p_im / max_m p_im
-    w = np.full(members, 1.0 / members)
+    active = np.arange(members)
+    if members > _ENTER:  # most members get no weight: begin with few, let in those that the gap names
+        uniform = p.mean(axis=0)
+        active = np.sort(np.argsort(-(p @ (omega / uniform)), kind="stable")[:_ENTER])
+        if not p[active].max(axis=0).all():
+            active = np.arange(members)
+    w, steps = np.zeros(members), 0
+    w[active] = 1.0 / len(active)
+    while True:
+        inner, taken = _newton(p[active], omega, w[active])
+        steps += taken
+        w[:] = 0.0
+        w[active] = inner
+        means = p @ (omega / (inner @ p[active]))
+        gap = float(means.max() - 1.0)
+        entering = np.setdiff1d(np.flatnonzero(means > 1.0 + _TARGET), active)
+        if gap <= _TARGET or not len(entering):
+            break
+        entering = entering[np.argsort(-means[entering], kind="stable")[:_ENTER]]
+        kept = active[inner > 0]
+        active = np.sort(np.concatenate([kept, entering]))
+    touching = np.flatnonzero((w > 0) | (means > 1.0 - 1e-7))  # members that could share weight at the same likelihood
+    if len(touching) > 1:
+        ratio = p[touching] / (w @ p)
+        hessian = (ratio * omega) @ ratio.T
+        within = hessian + np.full(hessian.shape, np.trace(hessian) / len(touching))  # moves that keep the sum
+        shortest = w.copy()
+        shortest[touching] = least_norm(w[touching], within, -np.inf, np.inf)
+        shortest /= shortest.sum()
+        shortest_gap = _gap(p, shortest, omega)
+        if shortest @ shortest < w @ w and shortest_gap <= max(gap, 1e-9):
+            w, gap = shortest, shortest_gap
+    nll = float(-omega @ (np.log(w @ p) + peak))
+    return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0), iterations=steps)
+
+
+def _newton(
+    p: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], int]:
+    """Find the optimum over some members (M, N) from `w`; return it and the number of steps taken."""
+    members = len(p)
+    w = np.where(w > 0, w, 1e-3 / members)
+    w = w / w.sum()
     pooled = w @ p
-    value = _objective(pooled, omega, w)
-    ridge = 1e-13
-    gap, hessian, steps = np.inf, np.eye(members), 0
+    value, steps = _objective(pooled, omega, w), 0
     for _ in range(200):
         ratio = p / pooled
         weighted = ratio * omega
         means = weighted.sum(axis=1)
-        gap = float(means.max() - 1.0)
-        if gap <= _TARGET:
+        if float(means.max() - 1.0) <= _TARGET:
             break
         hessian = weighted @ ratio.T
-        proximal = hessian + ridge * np.trace(hessian) * np.eye(members)
+        proximal = hessian + 1e-13 * np.trace(hessian) * np.eye(members)
         step = solve_qp(proximal, proximal @ w - (1.0 - means), 0.0, np.inf, w) - w
         slope = float((1.0 - means) @ step)
         length, moved = 1.0, False
@@ -85,15 +125,7 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
         total = candidate.sum()  # scaling onto the simplex never raises the objective
         w, pooled, steps = candidate / total, trial / total, steps + 1
         value = _objective(pooled, omega, w)
-    flat_within_simplex = hessian + np.full((members, members), np.trace(hessian) / members)
-    shortest = least_norm(w, flat_within_simplex, -np.inf, np.inf)
-    if shortest is not w:
-        shortest = shortest / shortest.sum()
-        shortest_gap = _gap(p, shortest, omega)
-        if shortest_gap <= max(gap, 1e-9):
-            w, gap = shortest, shortest_gap
-    nll = float(-omega @ (np.log(w @ p) + peak))
-    return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0), iterations=steps)
+    return w, steps
 
 
 def _objective(pooled: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64]) -> float:

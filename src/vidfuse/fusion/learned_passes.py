@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
+from scipy.linalg import blas
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from vidfuse.cache.source import ArraySource
@@ -98,22 +99,33 @@ def block_moments(
     z *= (omega / total).astype(z.dtype)[:, None]
     if not hessian:
         return Moments(value - float(beta @ origin), (flat @ flat_z).astype(np.float64) - origin, None)
-    weighted = np.multiply(relative, z, out=_of_rows(work.weighted, slice(0, rows)))
-    mean = (weighted.reshape(members * rows, classes) @ work.ones).reshape(members, rows).astype(np.float64)
-    second = _outer(weighted.reshape(members, rows * classes), flat)
+    weighted = _of_rows(work.weighted, slice(0, rows))
+    if members > _FEW:
+        mean = np.matmul(relative.transpose(1, 0, 2), z[:, :, None])[:, :, 0].T.astype(np.float64)
+        np.multiply(relative, np.sqrt(z, out=z), out=weighted)
+        second = _square(weighted.reshape(members, rows * classes))
+    else:
+        np.multiply(relative, z, out=weighted)
+        mean = (weighted.reshape(members * rows, classes) @ work.ones).reshape(members, rows).astype(np.float64)
+        second = _products(weighted.reshape(members, rows * classes), flat)
     share = np.divide(1.0, omega, out=np.zeros_like(omega), where=omega > 0)
     return Moments(value - float(beta @ origin), mean.sum(axis=1) - origin, second - (mean * share) @ mean.T)
 
 
-def _outer(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the symmetric ``weighted @ flat.T``; of few long rows, by matrix-vector products, which are faster."""
+def _products(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the symmetric ``weighted @ flat.T`` of few long rows, by matrix-vector products, which are faster."""
     members = len(flat)
-    if members > _FEW:
-        return (weighted @ flat.T).astype(np.float64)
     result = np.empty((members, members))
     for m in range(members):
         result[m, : m + 1] = result[: m + 1, m] = flat[: m + 1] @ weighted[m]
     return result
+
+
+def _square(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return ``rows @ rows.T`` of many rows, half of it computed."""
+    update = blas.ssyrk if rows.dtype == np.float32 else blas.dsyrk
+    upper = update(1.0, rows.T, trans=1).astype(np.float64)
+    return np.asarray(np.triu(upper) + np.triu(upper, 1).T)
 
 
 @dataclass

@@ -1,0 +1,213 @@
+"""How fast are the learned fits? Every ratio is taken side by side, in one run, from the same stack of logits.
+
+    python benchmarks/fusion_speed.py [--autogluon PYTHON] [--repeats 5] [--cache-gb 0] [--out FILE]
+
+Log-linear (no shrinkage): against SciPy's L-BFGS-B with the exact gradient on the same objective, in float64, which
+also has to build its array of log-likelihoods from the stack. Linear: against greedy selection on the true class's
+column, and AutoGluon's own `EnsembleSelection`, 25 rounds each. `--cache-gb` writes a cache of that size and fits it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+import vidfuse as vf
+from vidfuse.cache.store import CacheWriter
+from vidfuse.fusion.learned_linear import fit_linear
+
+AUTOGLUON = """
+import sys, time, numpy as np
+from autogluon.core.metrics import log_loss
+from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
+data = np.load(sys.argv[1])
+rng = np.random.RandomState(0)
+selection = EnsembleSelection(ensemble_size=25, problem_type="multiclass", metric=log_loss, random_state=rng)
+start = time.perf_counter()
+selection.fit(list(data["p"]), data["y"])
+print(time.perf_counter() - start)
+np.save(sys.argv[2], selection.weights_)
+"""
+
+
+def generate(n: int, classes: int, members: int, seed: int = 0) -> tuple[dict[str, NDArray[np.float32]], NDArray[Any]]:
+    """Make correlated, miscalibrated logits of members that differ in skill."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    shared = rng.standard_normal((n, classes), dtype=np.float32)
+    logits = {}
+    for m in range(members):
+        z = 1.2 * shared + 1.5 * rng.standard_normal((n, classes), dtype=np.float32)
+        z[np.arange(n), y] += 3.0 + 0.3 * (m % 5)
+        logits[f"m{m:02d}"] = z * np.float32(0.8 + 0.1 * (m % 7))
+    return logits, y
+
+
+def best(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Return the least wall time of some runs, and the last result."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - start)
+    return min(times), result
+
+
+def lbfgs(stack: vf.LogitStack, y: NDArray[Any]) -> tuple[float, NDArray[np.float64]]:
+    """Fit β with L-BFGS-B and the exact gradient, in float64."""
+    members, n, classes = len(stack.members), len(stack), stack.n_classes
+    log_p = stack.log_likelihoods().swapaxes(0, 1).astype(np.float64)
+    flat = np.ascontiguousarray(log_p).reshape(members, -1)
+    true = log_p[:, np.arange(n), y].sum(axis=1) / n
+
+    def objective(beta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = (beta @ flat).reshape(n, classes)
+        peak = z.max(axis=1)
+        z -= peak[:, None]
+        np.exp(z, out=z)
+        total = z.sum(axis=1)
+        z /= (total * n)[:, None]
+        return float((np.log(total) + peak).mean() - beta @ true), flat @ z.reshape(-1) - true
+
+    found = minimize(objective, np.full(members, 1 / members), jac=True, method="L-BFGS-B",
+                     bounds=[(0, None)] * members, options={"ftol": 1e-13, "gtol": 1e-7, "maxiter": 500})  # fmt: skip
+    return float(objective(found.x)[0]), found.x
+
+
+def exact_nll(logits: dict[str, NDArray[np.float32]], y: NDArray[Any], beta: NDArray[np.float64]) -> float:
+    """Return a log-linear pool's NLL straight from the logits in float64."""
+    z = sum(b * x.astype(np.float64) for b, x in zip(beta, logits.values(), strict=True))
+    peak = z.max(axis=1)
+    return float((np.log(np.exp(z - peak[:, None]).sum(axis=1)) + peak - z[np.arange(len(y)), y]).mean())
+
+
+def greedy(log_true: NDArray[np.float64], rounds: int = 25) -> tuple[float, NDArray[np.float64]]:
+    """Select members greedily with replacement on the true class's column (Caruana et al. 2004)."""
+    true, total = np.exp(log_true), np.zeros(len(log_true))
+    counts = np.zeros(log_true.shape[1])
+    for done in range(rounds):
+        chosen = np.log((total[:, None] + true) / (done + 1)).mean(axis=0).argmax()
+        total, counts[chosen] = total + true[:, chosen], counts[chosen] + 1
+    return float(-np.log(total / rounds).mean()), counts / rounds
+
+
+def compare(n: int, classes: int, members: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run both fits and their rivals on one generated stack."""
+    logits, y = generate(n, classes, members)
+    stack = vf.LogitStack.from_arrays(logits, labels=y)
+    row: dict[str, Any] = {"N": n, "K": classes, "M": members}
+    rival_time, (_, beta) = best(lambda: lbfgs(stack, y), max(1, options.repeats // 2))
+    for jobs in (1, 2):
+        own_time, pool = best(lambda j=jobs: vf.LogLinearPool(shrinkage=None, n_jobs=j).fit(stack), options.repeats)
+        row[f"log-linear, {jobs} threads: ratio to L-BFGS"] = rival_time / own_time
+    own_nll, rival_nll = exact_nll(logits, y, pool.weights_ / pool.temperature_), exact_nll(logits, y, beta)
+    row |= {"log-linear seconds": own_time, "L-BFGS seconds": rival_time, "NLL - L-BFGS's": own_nll - rival_nll,
+            "log-linear gap": pool.optimality_gap_}  # fmt: skip
+    log_true = stack.log_likelihoods()[np.arange(n), :, y].astype(np.float64)
+    linear_time, linear = best(lambda: fit_linear(log_true), options.repeats * 2)
+    greedy_time, (greedy_nll, _) = best(lambda: greedy(log_true), options.repeats)
+    row |= {"linear optimum, from the column, seconds": linear_time, "greedy, from the column, seconds": greedy_time,
+            "linear optimum: ratio to greedy": greedy_time / linear_time,
+            "linear NLL - greedy's": linear.nll - greedy_nll, "linear gap": linear.gap}  # fmt: skip
+    if options.autogluon:
+        probabilities = {name: np.exp(stack.log_likelihoods()[:, m]) for m, name in enumerate(stack.members)}
+        own = vf.LogitStack.from_arrays(probabilities, labels=y, kind="probabilities")
+        path_time, pool = best(lambda: vf.LinearPool(floor=0.0).fit(own), options.repeats)
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(f"{folder}/in.npz", p=np.stack(list(probabilities.values())), y=y)
+            Path(f"{folder}/run.py").write_text(AUTOGLUON)
+            arguments = [options.autogluon, f"{folder}/run.py", f"{folder}/in.npz", f"{folder}/w.npy"]
+            out = subprocess.run(arguments, check=True, capture_output=True, text=True)
+            weights = np.load(f"{folder}/w.npy")
+        gluon = float(out.stdout.strip().splitlines()[-1])
+        gluon_nll = float(-np.log(np.exp(log_true) @ weights).mean())
+        row |= {"linear pool, from probabilities, seconds": path_time, "AutoGluon seconds": gluon,
+                "linear pool: ratio to AutoGluon": gluon / path_time,
+                "solver alone: ratio to AutoGluon": gluon / linear_time,
+                "linear NLL - AutoGluon's": linear.nll - gluon_nll}  # fmt: skip
+    return row
+
+
+def out_of_core(gigabytes: float, folder: Path) -> dict[str, Any]:
+    """Write a cache of so many gigabytes, fit it in a fresh process, and report its peak memory and rate."""
+    members, classes = 7, 400
+    n = int(gigabytes * 1e9 / (members * classes * 4))
+    with ExitStack() as stack:
+        writers = {f"m{m:02d}": stack.enter_context(CacheWriter(folder / f"m{m:02d}")) for m in range(members)}
+        for start in range(0, n, 10_000):
+            count = min(10_000, n - start)
+            logits, y = generate(count, classes, members, seed=start)
+            ids = [f"v{start + row:09d}" for row in range(count)]
+            for name, writer in writers.items():
+                writer.append(ids, logits[name], labels=y)
+    out = subprocess.run([sys.executable, __file__, "--fit", str(folder)], check=True, capture_output=True, text=True)
+    return json.loads(out.stdout)
+
+
+def fit_cache(folder: Path) -> dict[str, Any]:
+    """Fit a cache that is larger than memory may be, then a slice of it in memory, and compare the rates."""
+    stack = vf.load_stack(folder, verify=False)
+    start = time.perf_counter()
+    pool = vf.LogLinearPool(shrinkage=None, n_jobs=2).fit(stack)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    private = _private_peak()
+    few = min(len(stack), 20_000)
+    part = stack[:few]
+    memory = vf.LogitStack.from_arrays({name: np.array(part.scores(name)) for name in part.members}, labels=part.labels)
+    start = time.perf_counter()
+    vf.LogLinearPool(shrinkage=None, n_jobs=2).fit(memory)
+    rate = few / (time.perf_counter() - start)
+    return {"videos": len(stack), "GB": len(stack) * 7 * 400 * 4 / 1e9, "seconds": seconds,
+            "peak GB (with mapped pages)": peak, "anonymous GB": private, "gap": pool.optimality_gap_,
+            "rate as a share of the in-memory fit's": len(stack) / seconds / rate}  # fmt: skip
+
+
+def _private_peak() -> float:
+    """Return the process's own memory, without file pages that are mapped and can be dropped, in GB."""
+    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1e6
+    return float("nan")
+
+
+def main() -> None:
+    """Print one block of figures a size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--autogluon", type=Path, help="a Python that has autogluon.core")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cache-gb", type=float, default=0.0)
+    parser.add_argument("--folder", type=Path, help="where the generated cache goes")
+    parser.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.fit:
+        print(json.dumps(fit_cache(options.fit)))
+        return
+    results = [compare(10_000, 400, 7, options), compare(10_000, 100, 50, options)]
+    if options.cache_gb:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            results.append(out_of_core(options.cache_gb, Path(folder)))
+    for row in results:
+        print(*(f"{key:<44} {value:.6g}" for key, value in row.items()), "", sep="\n")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
