@@ -9,6 +9,7 @@ Plain safetensors parts are written with the same flushes (file and folder) as t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from vidfuse.cache import format as part_format
 from vidfuse.cache.store import CacheWriter, consolidate, load_stack
 
 ROWS = 1024
+RESULTS = Path(__file__).parent / "results" / "cache_speed.json"
 
 
 def best_of(repeats: int, *sides: Callable[[], object]) -> list[float]:
@@ -40,7 +42,6 @@ def best_of(repeats: int, *sides: Callable[[], object]) -> list[float]:
 
 def write_plain(folder: Path, ids: list[str], scores: np.ndarray) -> None:
     """Write plain safetensors parts with the flushes that a durable file needs."""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for start in range(0, len(ids), ROWS):
         names = np.array(ids[start : start + ROWS]).astype("S16").view(np.uint8).reshape(-1, 16)
@@ -54,7 +55,6 @@ def write_plain(folder: Path, ids: list[str], scores: np.ndarray) -> None:
 
 def write_cache(folder: Path, ids: list[str], scores: np.ndarray) -> None:
     """Write the same parts as a cache."""
-    shutil.rmtree(folder, ignore_errors=True)
     with CacheWriter(folder) as writer:
         for start in range(0, len(ids), ROWS):
             writer.append(ids[start : start + ROWS], scores[start : start + ROWS])
@@ -77,12 +77,13 @@ def main() -> None:
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((options.videos, options.classes), dtype=np.float32)
     size = scores.nbytes / 1e9
+    numbers = itertools.count()
     figures: dict[str, object] = {"members": options.members, "videos": options.videos, "classes": options.classes}
     try:
         plain, cache = best_of(
             options.repeats,
-            lambda: write_plain(folder / "plain", ids, scores),
-            lambda: write_cache(folder / "written", ids, scores),
+            lambda: write_plain(folder / f"plain{next(numbers)}", ids, scores),
+            lambda: write_cache(folder / f"written{next(numbers)}", ids, scores),
         )
         figures["write"] = {"plain_gb_s": size / plain, "cache_gb_s": size / cache, "ratio": plain / cache}
         stack = folder / "stack"
@@ -90,7 +91,11 @@ def main() -> None:
             write_cache(stack / f"member{member}", ids, scores)
             np.save(folder / f"member{member}.npy", scores)
         (opening,) = best_of(options.repeats, lambda: load_stack(stack))
-        figures["open_ms"] = {"parts": 1e3 * opening}
+        started = time.process_time()
+        for _ in range(options.repeats):
+            load_stack(stack)
+        busy = (time.process_time() - started) / options.repeats
+        figures["open_ms"] = {"parts": 1e3 * opening, "parts_cpu": 1e3 * busy}
 
         def verified() -> None:
             part_format._verified.clear()
@@ -136,7 +141,9 @@ def main() -> None:
         }
     finally:
         shutil.rmtree(folder)
-    print(json.dumps(figures, indent=1))
+    text = json.dumps({**figures, "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]}}, indent=1)
+    print(text)
+    RESULTS.write_text(text + "\n")
 
 
 if __name__ == "__main__":
