@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
@@ -119,7 +120,8 @@ def greedy_search(
             allowed[:] = False
             size = max(1, round(bag_fraction * n_members))
             allowed[rng.choice(n_members, size=size, replace=False)] = True
-        order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
+        with threadpool_limits(1, user_api="blas"):  # the products are too small to share
+            order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
         kept = int(np.flatnonzero(scores >= scores.max() - TIE)[0]) + 1
         counts = np.bincount(order[:kept], minlength=n_members)
         shares += counts / kept
@@ -272,7 +274,7 @@ class _HitGains:
         linear: bool,
         video_weights: NDArray[np.float64],
     ) -> None:
-        rivals = find_rivals(ordered, labels, floors, linear=linear, rounds=1 if len(ordered.members) < 10 else 8)
+        rivals = find_rivals(ordered, labels, floors, linear=linear, rounds=0 if len(ordered.members) < 10 else 8)
         self._judge = Judge(ordered, labels, floors, linear)
         self._a = video_weights
         self._unsafe = unsafe_videos(rivals)
@@ -280,9 +282,9 @@ class _HitGains:
         self._videos, self._offsets, columns = lay_out(rivals.rows[kept])
         self._margins = np.empty((len(floors), len(kept)), np.float32)
         self._margins[:, columns] = rivals.margins[:, kept]
+        self._buffer = np.empty(len(floors) * len(self._videos), np.float32)
         self._base = float(video_weights[rivals.right].sum())
-        # Each sum has its own weights; equal ones of sum M bound any weights of sum 1.
-        self._rounding = rounding_error(rivals, np.ones(len(floors)), linear=linear)
+        self._rounding = rounding_error(rivals, None, linear=linear)
 
     def __call__(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         total = counts.sum() + 1
@@ -295,7 +297,9 @@ class _HitGains:
             for slot in range(1, slots):
                 part = slice(self._offsets[slot], self._offsets[slot + 1])
                 size = part.stop - part.start
-                np.maximum(worst[:, :size], self._margins[:, part] + sums[part], out=worst[:, :size])
+                raised = self._buffer[: len(counts) * size].reshape(len(counts), size)
+                np.add(self._margins[:, part], sums[part], out=raised)
+                np.maximum(worst[:, :size], raised, out=worst[:, :size])
             error = np.float32(self._rounding * total)
             scores += (worst < -error) @ self._a[self._videos]
             member, column = np.nonzero(np.abs(worst) <= error)

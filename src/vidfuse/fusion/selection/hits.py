@@ -135,20 +135,21 @@ def score_hits(
     return scores
 
 
-def rounding_error(rivals: Rivals, shares: NDArray[np.float64], *, linear: bool) -> float:
+def rounding_error(rivals: Rivals, shares: NDArray[np.float64] | None, *, linear: bool) -> float:
     """Return how far a float32 sum of weighted margins may be from the pool's own arithmetic.
 
     Args:
         rivals: The rivals and their margins.
-        shares: Weights of sum 1 that bound those of the sums, shape (M,).
+        shares: Weights of sum 1 that bound those of the sums, shape (M,); None for any weights of sum 1.
         linear: Margins are of probabilities, whose values are exact; of stored scores otherwise, which the pool rounds
             when it normalises them.
     """
     opinions = np.abs(rivals.margins)
     opinions[opinions >= HUGE] = 0
-    largest = float((shares.astype(np.float32) @ opinions).max(initial=0.0))
+    sums = opinions.max(axis=0) if shares is None else shares.astype(np.float32) @ opinions
+    largest = float(sums.max(initial=0.0))
     inherited = 1e-3 if linear else 4 * (rivals.scale + 10)
-    return 2.0**-23 * ((len(shares) + 4) * largest + inherited)
+    return 2.0**-23 * ((len(opinions) + 4) * largest + inherited)
 
 
 def unsafe_videos(rivals: Rivals) -> NDArray[np.int64]:
@@ -191,6 +192,9 @@ class _Search:
             sums: The decided members' summed margins, shape (R,).
         """
         if stop == start:
+            return
+        if depth == 0 and stop - start <= _LEAF and len(rows):  # one look at all rivals costs less than bounds
+            self._leaf(start, stop, rows, margins, sums)
             return
         best = sums + np.maximum(margins, 0).sum(axis=0)
         worst = sums + np.minimum(margins, 0).sum(axis=0)

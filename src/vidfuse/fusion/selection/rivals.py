@@ -55,7 +55,7 @@ class Rivals:
 
 
 def find_rivals(
-    stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64], *, linear: bool, rounds: int = 2
+    stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64], *, linear: bool, rounds: int = 0
 ) -> Rivals:
     """Find each video's classes that may beat the true one under some weights of at least 0.
 
@@ -64,8 +64,8 @@ def find_rivals(
         labels: True classes, shape (N,).
         floors: Each member's floor, shape (M,).
         linear: Margins of probabilities (a linear pool); of log-likelihoods otherwise.
-        rounds: How many rivals of a video are tried as dominators of its others; the result is exact with any number,
-            and smaller with more.
+        rounds: How many more rivals of a video are tried as dominators of its others, after the strongest one; the
+            result is exact with any number, and smaller with more.
 
     Example:
         >>> z = np.array([[[3.0, 1, 2, 0], [1, 0, 2, 0]]], dtype=np.float32)  # class 2 may win; 1 and 3 never
@@ -78,14 +78,11 @@ def find_rivals(
     scale = 0.0
     for start, block in _score_blocks(stack, floors, raw=not linear):
         truth = labels[start : start + len(block[0])]
-        rows, classes, margins = _above_truth(block, truth)
-        lost = _lost(rows, classes, margins, truth)
-        scale = max(scale, float(margins.max(initial=0.0, where=margins < HUGE)))
-        kept = np.flatnonzero(~lost[rows])
-        ragged = rows[kept], classes[kept], margins.take(kept, axis=1)
-        excess = ragged[2].max(axis=0, initial=-np.inf)
-        kept = np.flatnonzero((excess > 0) | ((excess >= -_SLACK) & (ragged[1] < truth[ragged[0]])))
-        rows, classes, margins = _drop_dominated(*_take(ragged, kept), min(rounds, 2), _SLACK)
+        found, lost = _above_truth(block, truth)
+        most = found[2].max(axis=0, initial=-np.inf)
+        scale = max(scale, float(most.max(initial=0.0, where=most < HUGE)))
+        kept = np.flatnonzero((most > 0) | ((most >= -_SLACK) & (found[1] < truth[found[0]])))
+        rows, classes, margins = _drop_dominated(*_take(found, kept), min(rounds, 2), _SLACK)
         right[start : start + len(truth)] = ~lost & (np.bincount(rows, minlength=len(truth)) == 0)
         if linear:
             for scores, out in zip(block, margins, strict=True):
@@ -125,22 +122,37 @@ def _score_blocks(
         yield rows.start, list(block.swapaxes(0, 1))
 
 
-def _above_truth(block: list[NDArray[np.floating[Any]]], truth: NDArray[np.int64]) -> Ragged:
-    """Return the classes that some member puts at or above the true one, and by how much each member does.
+def _above_truth(block: list[NDArray[np.floating[Any]]], truth: NDArray[np.int64]) -> tuple[Ragged, NDArray[np.bool_]]:
+    """Return the classes that some member puts at or above the true one and at or above the strongest rival.
 
-    −inf counts as −10³⁰, so that a veto outweighs every other term and no difference is NaN.
+    That rival has the largest sum of scores; a class that it beats in every member is dominated. Videos that some
+    class wins in every member are left out: they are lost. −inf counts as −10³⁰, so that a veto outweighs every other
+    term and no difference is NaN.
     """
-    size, n_classes = block[0].shape
+    size = len(truth)
     index = np.arange(size)
     true_scores = np.maximum(np.stack([scores[index, truth] for scores in block]), np.float32(-1e30))
-    limits = true_scores - (_SLACK + 1e-6 * np.abs(true_scores)).astype(np.float32)
-    above = block[0] >= limits[0][:, None]
-    more = np.empty_like(above)
-    for scores, limit in zip(block[1:], limits[1:], strict=True):
-        np.greater_equal(scores, limit[:, None], out=more)
-        np.logical_or(above, more, out=above)
+    total = block[0] + block[1] if len(block) > 1 else block[0].copy()
+    for scores in block[2:]:
+        np.add(total, scores, out=total)
+    total[index, truth] = -np.inf
+    top = total.argmax(axis=1)
+    above, everywhere = _exceeds(block, true_scores)
+    everywhere[index, truth] = False
+    lost = _lost(*_gather(block, everywhere, true_scores), truth)
+    strongest = np.maximum(np.stack([scores[index, top] for scores in block]), np.float32(-1e30))
+    np.logical_and(above, _exceeds(block, strongest)[0], out=above)
     above[index, truth] = False
-    flat = np.flatnonzero(above)
+    above[lost] = False
+    return _gather(block, above, true_scores), lost
+
+
+def _gather(
+    block: list[NDArray[np.floating[Any]]], chosen: NDArray[np.bool_], true_scores: NDArray[np.float32]
+) -> Ragged:
+    """Return the chosen classes with their margins over the true one."""
+    n_classes = chosen.shape[1]
+    flat = np.flatnonzero(chosen)
     rows = flat // n_classes
     classes = flat - rows * n_classes
     margins = np.empty((len(block), len(flat)), np.float32)
@@ -152,6 +164,21 @@ def _above_truth(block: list[NDArray[np.floating[Any]]], truth: NDArray[np.int64
         np.maximum(out, np.float32(-1e30), out=out)
         out -= true_score.take(rows)
     return rows, classes, margins
+
+
+def _exceeds(
+    block: list[NDArray[np.floating[Any]]], scores: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which classes some member puts near or above `scores` (M, B), and which every member does."""
+    limits = scores - (_SLACK + 1e-6 * np.abs(scores)).astype(np.float32)
+    some = block[0] >= limits[0][:, None]
+    every = some.copy()
+    more = np.empty_like(some)
+    for member, limit in zip(block[1:], limits[1:], strict=True):
+        np.greater_equal(member, limit[:, None], out=more)
+        np.logical_or(some, more, out=some)
+        np.logical_and(every, more, out=every)
+    return some, every
 
 
 def _lost(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
@@ -120,7 +121,8 @@ def search_subsets(
     _check_size(stack, objective, pool, shortcut, max_members, budget, time_limit, len(masks))
     ordered = stack.select(order)
     if shortcut:
-        scores = _FixedPool(ordered, y, pool, stack, sample_weight).scores(str(objective), masks)
+        with threadpool_limits(1, user_api="blas"):  # the products are too small to share
+            scores = _FixedPool(ordered, y, pool, stack, sample_weight).scores(str(objective), masks)
     else:
         scores = _refit_each(ordered, stack.members, y, pool, objective, masks, sample_weight)
     table = SubsetTable(
@@ -257,7 +259,7 @@ class _FixedPool:
 
     def rivals(self, n_members: int) -> Rivals:
         if self._rivals is None:
-            rounds = 2 if n_members < 10 else 64
+            rounds = 0 if n_members < 10 else 64
             self._rivals = find_rivals(self.stack, self.labels, self.floors, linear=self.linear, rounds=rounds)
         return self._rivals
 
