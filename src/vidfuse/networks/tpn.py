@@ -7,7 +7,7 @@ fused twice, in cascade: after information flowed from the deepest map down, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -75,7 +75,7 @@ class TPN(VideoNetwork):
     Example:
         >>> from vidfuse import networks
         >>> x3d = networks.create("x3d_tiny")
-        >>> model = TPN(PRESETS["tpn_tiny"], 5, backbone=x3d, channels=(48, 96))
+        >>> model = TPN(PRESETS["tpn_tiny"], 5, backbone=x3d, channels=x3d.config.widths[-2:])
         >>> model(torch.zeros(1, 3, 8, 64, 64)).shape
         torch.Size([1, 5])
     """
@@ -108,6 +108,12 @@ class TPN(VideoNetwork):
         self.check_clips(clips, size=32)
         maps: list[Tensor] = self.backbone.stages(clips)
         return [*maps, self.neck(maps[-self.neck.levels :])]
+
+    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Go through the stages, as `VideoNetwork.walk` says."""
+        self.check_clips(clips, size=32)
+        maps = yield from self.backbone.walk_stages(clips)
+        return self.head((yield self.neck(maps[-self.neck.levels :])))
 
     def auxiliary_logits(self, stages: list[Tensor]) -> Tensor:
         """Return the second classifier's logits ``(N, K)``; its loss counts half in training (section 4.1).
@@ -267,6 +273,14 @@ class SlowOnlyStages(Backbone):
             features.append(x)
         return features
 
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, list[Tensor]]:
+        """Yield the map after each stage, go on from the map that is sent back, and return these."""
+        x, features = self.pool(self.stem(clips)), []
+        for stage in self.blocks:
+            x = yield self.run_blocks(stage.children(), x)
+            features.append(x)
+        return features
+
 
 class FramewiseStages(Backbone):
     """A 2D network of timm's, built with ``features_only=True``, as a video network: every frame is an image.
@@ -311,6 +325,17 @@ class _ShiftedStages(Backbone):
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = self.run_blocks((partial(_run_shifted, block, frames=clips.shape[2]) for block in stage), x)
             features.append(x.unflatten(0, (len(clips), -1)).transpose(1, 2))
+        return features
+
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, list[Tensor]]:
+        """Yield the map after each stage, go on from the map that is sent back, and return these."""
+        network, features = self.network, []
+        x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+            x = self.run_blocks((partial(_run_shifted, block, frames=clips.shape[2]) for block in stage), x)
+            features.append((yield x.unflatten(0, (len(clips), -1)).transpose(1, 2)))
+            x = features[-1].transpose(1, 2).flatten(0, 1)
         return features
 
 
