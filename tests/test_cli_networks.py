@@ -76,12 +76,13 @@ def extract(trained, videos, out, *more, status=0):
 
 def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):
     out = tmp_path / "val" / "x3d"
-    extract(trained, videos, out)
+    first = json.loads(extract(trained, videos, out, "--json").stdout)
+    assert (first["written"], first["present"], first["failures"]) == (8, 0, [])
     stack = vf.load_stack(tmp_path / "val")
     assert stack.shape == (8, 1, 3, 2)
     assert stack.classes == ("dark", "light")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    extract(trained, videos, out)
+    assert "0 videos written" in extract(trained, videos, out).stdout
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     run("fit", tmp_path / "val", "--weights", "uniform", "--out", tmp_path / "ensemble.json")
     assert json.loads((tmp_path / "ensemble.json").read_text())["views"] == "mean-log"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -152,8 +153,13 @@ def extract(
         if distributed.rank() == 0:
             options.save_config(context, out)
             failures = [list(failure) for failure in done.failures]
-            lines = [f"{done!r}", *(f"  {name}: {reason}" for name, reason in failures), f"written to {out}"]
-            options.emit({"out": out, "result": repr(done), "failures": failures}, "\n".join(lines), as_json)
+            result = {"out": out, "written": done.written, "present": done.present, "failures": failures}
+            lines = [
+                f"{done.written} videos written ({done.seconds:.1f} s), {done.present} were there, {len(failures)} failed",
+                *(f"  {name}: {reason}" for name, reason in failures),
+                f"written to {out}",
+            ]
+            options.emit(result, "\n".join(lines), as_json)
 
 
 def _modules(*names: str) -> list[ModuleType]:
@@ -177,7 +183,8 @@ def _videos(layout: str, data: Path, root: Path | None, split: str) -> Any:
         videos = (lists.read_mmaction2 if layout == "mmaction2" else lists.read_csv_list)(data, root)
     if not len(videos):
         raise InputError(f"{data}: expected at least one video in the split {split!r}, got none")
-    click.echo(videos.summary(), err=True)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
+        click.echo(videos.summary(), err=True)
     return videos
 
 
