@@ -14,7 +14,7 @@ from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.selection.hits import Judge, lay_out, rounding_error, unsafe_videos
+from vidfuse.fusion.selection.hits import Judge, rounding_error, unsafe_videos
 from vidfuse.fusion.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
 from vidfuse.fusion.selection.masks import TIE
 from vidfuse.fusion.selection.rivals import find_rivals
@@ -278,32 +278,29 @@ class _HitGains:
         self._judge = Judge(ordered, labels, floors, linear)
         self._a = video_weights
         self._unsafe = unsafe_videos(rivals)
-        kept = np.flatnonzero(~np.isin(rivals.rows, self._unsafe))
-        self._videos, self._offsets, columns = lay_out(rivals.rows[kept])
-        self._margins = np.empty((len(floors), len(kept)), np.float32)
-        self._margins[:, columns] = rivals.margins[:, kept]
-        self._buffer = np.empty(len(floors) * len(self._videos), np.float32)
-        self._base = float(video_weights[rivals.right].sum())
+        self._rows, self._margins = rivals.rows, rivals.margins
+        if len(self._unsafe):
+            kept = np.flatnonzero(~np.isin(rivals.rows, self._unsafe))
+            self._rows, self._margins = self._rows[kept], self._margins.take(kept, axis=1)
+        self._most = self._margins.max(axis=0)
+        self._base = float(video_weights[rivals.right].sum() + video_weights[np.unique(self._rows)].sum())
         self._rounding = rounding_error(rivals, None, linear=linear)
 
     def __call__(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         total = counts.sum() + 1
+        error = np.float32(self._rounding * total)
+        sums = counts.astype(np.float32) @ self._margins
+        # A rival that no next member can lift above the true class has no say in this round.
+        live = np.flatnonzero(sums + self._most >= -error)
         scores = np.full(len(counts), self._base)
-        sums = counts.astype(np.float32) @ self._margins if counts.any() else np.zeros_like(self._margins[0])
-        slots = len(self._offsets) - 1
-        if slots:
-            first = slice(0, self._offsets[1])
-            worst = self._margins[:, first] + sums[first]
-            for slot in range(1, slots):
-                part = slice(self._offsets[slot], self._offsets[slot + 1])
-                size = part.stop - part.start
-                raised = self._buffer[: len(counts) * size].reshape(len(counts), size)
-                np.add(self._margins[:, part], sums[part], out=raised)
-                np.maximum(worst[:, :size], raised, out=worst[:, :size])
-            error = np.float32(self._rounding * total)
-            scores += (worst < -error) @ self._a[self._videos]
+        if len(live):
+            rows = self._rows[live]
+            begin = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+            videos = rows[begin]
+            worst = np.maximum.reduceat(self._margins.take(live, axis=1) + sums[live], begin, axis=1)
+            scores -= (worst >= -error) @ self._a[videos]
             member, column = np.nonzero(np.abs(worst) <= error)
-            scores += self._settle(counts, member, self._videos[column])
+            scores += self._settle(counts, member, videos[column])
         if len(self._unsafe):
             member = np.repeat(np.arange(len(counts)), len(self._unsafe))
             scores += self._settle(counts, member, np.tile(self._unsafe, len(counts)))

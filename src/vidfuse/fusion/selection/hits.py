@@ -20,7 +20,7 @@ from vidfuse.fusion.selection.masks import bits
 from vidfuse.fusion.selection.rivals import HUGE, Rivals
 from vidfuse.likelihood import linear_pool, log_linear_pool
 
-__all__ = ["Judge", "lay_out", "rounding_error", "score_hits", "unsafe_videos"]
+__all__ = ["Judge", "lay_out", "member_accuracies", "rounding_error", "score_hits", "unsafe_videos"]
 
 _LEAF = 128  # masks that are evaluated together
 _CHUNK = 512  # videos a piece of the matrix product: its buffers stay in the second-level cache
@@ -115,18 +115,26 @@ def score_hits(
     """
     shares = weights / weights.sum()
     margins = rivals.margins * shares.astype(np.float32)[:, None]
-    order = np.argsort(-np.abs(margins, where=np.abs(rivals.margins) < HUGE, out=np.zeros_like(margins)).sum(axis=1))
+    order = np.arange(len(weights))
+    if len(masks) > _LEAF:  # the tree decides the members that matter most first
+        opinions = np.abs(margins, where=np.abs(rivals.margins) < HUGE, out=np.zeros_like(margins))
+        order = np.argsort(-opinions.sum(axis=1), kind="stable")
     keys = np.zeros(len(masks), np.uint64)
     for place, member in enumerate(order):
         bit = masks >> np.uint64(member) & np.uint64(1)
         keys |= bit << np.uint64(len(weights) - 1 - place)
     by_key = np.argsort(keys, kind="stable")
     unsafe = unsafe_videos(rivals)
-    keep = np.flatnonzero(~np.isin(rivals.rows, unsafe))
+    rows = rivals.rows
+    if len(unsafe):
+        keep = np.flatnonzero(~np.isin(rows, unsafe))
+        rows, margins = rows[keep], margins[:, keep]
+    if len(masks) > _LEAF:
+        margins = margins[order]
     rounding = np.float32(rounding_error(rivals, shares, linear=judge.linear))
     search = _Search(keys[by_key], order, video_weights, rounding, judge, weights, masks[by_key])
     search.scores += float(video_weights[rivals.right].sum())
-    search.descend(0, 0, len(masks), rivals.rows[keep], margins[:, keep][order], np.zeros(len(keep), np.float32))
+    search.descend(0, 0, len(masks), rows, margins, np.zeros(len(rows), np.float32))
     for row in unsafe:
         search.defer(np.arange(len(masks)), np.full(len(masks), row))
     search.settle()
@@ -154,7 +162,33 @@ def rounding_error(rivals: Rivals, shares: NDArray[np.float64] | None, *, linear
 
 def unsafe_videos(rivals: Rivals) -> NDArray[np.int64]:
     """Return videos whose true class has a huge finite negative score: float32 cannot hold it beside the others."""
+    if rivals.margins.max(initial=0.0) < HUGE:
+        return np.zeros(0, np.int64)
     return np.unique(rivals.rows[((rivals.margins >= HUGE) & (rivals.margins < 1e29)).any(axis=0)])
+
+
+def member_accuracies(rivals: Rivals, judge: Judge, video_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each member's own score Σ_n a_n [member m gets video n right], shape (M,).
+
+    Args:
+        rivals: The rivals of `judge.stack`'s videos.
+        judge: Decides what float32 cannot.
+        video_weights: a, shape (N,).
+    """
+    n_members = len(rivals.margins)
+    scores = np.full(n_members, float(video_weights[rivals.right].sum()))
+    if not len(rivals.rows):
+        return scores
+    begin = _starts(rivals.rows)
+    videos = rivals.rows[begin]
+    worst = np.maximum.reduceat(rivals.margins, begin, axis=1)
+    error = rounding_error(rivals, None, linear=judge.linear)
+    scores += (worst < -error) @ video_weights[videos]
+    member, column = np.nonzero(np.abs(worst) <= error)
+    if len(member):
+        right = judge.right(np.eye(n_members)[member], videos[column])
+        scores += np.bincount(member, weights=right * video_weights[videos[column]], minlength=n_members)
+    return scores
 
 
 @dataclass

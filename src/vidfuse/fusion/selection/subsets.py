@@ -15,7 +15,7 @@ from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Fuser, as_stack, member_floors
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.selection.hits import Judge, score_hits
+from vidfuse.fusion.selection.hits import Judge, member_accuracies, score_hits
 from vidfuse.fusion.selection.losses import linear_losses, log_linear_losses
 from vidfuse.fusion.selection.masks import (
     MOST_SUBSETS,
@@ -250,8 +250,7 @@ class _FixedPool:
             # The rivals tell the members' accuracies too: the pool's own pass over all classes is not needed.
             pool._check_parameters()
             a = video_weights(self.labels, "accuracy", self.sample_weight)
-            ones = np.uint64(1) << np.arange(n_members, dtype=np.uint64)
-            accuracy = score_hits(self.rivals(n_members), self._judge, np.ones(n_members), ones, a)
+            accuracy = member_accuracies(self.rivals(n_members), self._judge, a)
             if accuracy.any():
                 return accuracy**pool.power
         fitted = clone(pool).fit(stack, self.labels, self.sample_weight)
