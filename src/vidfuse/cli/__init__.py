@@ -2,7 +2,7 @@
 
 Results go to standard output (`--json` for machines), progress and warnings to standard error. An error that
 vidfuse raises on purpose is printed as one message and ends the process with status 2. A command's module is imported
-when the command runs, and the numeric libraries when it computes, so that `vidfuse --help` is immediate.
+when the command is asked for, and the numeric libraries when it computes, so that `vidfuse --help` is immediate.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vidfuse.errors import VidfuseError, VidfuseWarning
 
 __all__ = ["main"]
 
-# The commands in the order in which they are used, and where each is defined.
+# The commands in the order in which they are used: where each is defined, and what it does.
 _COMMANDS = {
-    "demo": "vidfuse.cli.demo:demo",
-    "import": "vidfuse.cli.caches:import_",
-    "info": "vidfuse.cli.caches:info",
-    "verify": "vidfuse.cli.caches:verify",
-    "fit": "vidfuse.cli.ensembles:fit",
-    "predict": "vidfuse.cli.ensembles:predict",
-    "evaluate": "vidfuse.cli.ensembles:evaluate",
-    "select": "vidfuse.cli.ensembles:select",
-    "report": "vidfuse.cli.ensembles:report",
-    "submit": "vidfuse.cli.ensembles:submit",
-    "train": "vidfuse.cli.networks:train",
-    "extract": "vidfuse.cli.networks:extract",
+    "demo": ("vidfuse.cli.demo:demo", "Fuse eight classifiers of real digits, and report."),
+    "import": ("vidfuse.cli.caches:import_", "Turn other tools' dumps into caches."),
+    "info": ("vidfuse.cli.caches:info", "Say what caches or a recipe hold."),
+    "verify": ("vidfuse.cli.caches:verify", "Check every part of a cache against its digest."),
+    "fit": ("vidfuse.cli.ensembles:fit", "Fit a fusion rule, and write a recipe."),
+    "predict": ("vidfuse.cli.ensembles:predict", "Fuse by a recipe, and write probabilities."),
+    "evaluate": ("vidfuse.cli.ensembles:evaluate", "Score a recipe beside its members."),
+    "select": ("vidfuse.cli.ensembles:select", "Find the best subset of the members, exactly."),
+    "report": ("vidfuse.cli.ensembles:report", "Write one HTML page on members and rules."),
+    "submit": ("vidfuse.cli.ensembles:submit", "Fuse by a recipe, and write a submission."),
+    "train": ("vidfuse.cli.networks:train", "Train a network by a recipe; resumes."),
+    "extract": ("vidfuse.cli.networks:extract", "Write a network's logits into a cache; resumes."),
 }
 
 
@@ -51,9 +51,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module, name = _COMMANDS[cmd_name].split(":")
+        module, name = _COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -155,7 +155,8 @@ def extract(
             failures = [list(failure) for failure in done.failures]
             result = {"out": out, "written": done.written, "present": done.present, "failures": failures}
             lines = [
-                f"{done.written} videos written ({done.seconds:.1f} s), {done.present} were there, {len(failures)} failed",
+                f"{done.written} videos written in {done.seconds:.1f} s, {done.present} were there, "
+                f"{len(failures)} failed",
                 *(f"  {name}: {reason}" for name, reason in failures),
                 f"written to {out}",
             ]
