@@ -201,6 +201,10 @@ class Part:
             self.verify()
         return self._scores
 
+    def release(self) -> None:
+        """Let the mapped pages leave this process's memory; they are read again where they are used again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def verify(self) -> None:
         """Check the scores against their digest now.
 

@@ -21,6 +21,7 @@ from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncomplete
 __all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
+_MAPPED: Final = 1 << 25  # bytes of a member's scores that stay mapped in while others are read
 
 
 class PartsSource:
@@ -33,6 +34,7 @@ class PartsSource:
         self._parts, self._physical, self._check = tuple(parts), physical, check
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
         self._n = int(self._starts[-1]) if physical is None else len(physical)
+        self._recent: list[int] = []
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,21 +57,31 @@ class PartsSource:
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         for number in np.unique(owner):
             mine = owner == number
-            out[mine] = self._parts[number].scores()[rows[mine] - self._starts[number]]
+            out[mine] = self._read(int(number))[rows[mine] - self._starts[number]]
         return out
 
     def _take_run(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         offset = int(self._starts[first])
         if first < len(self._parts) and stop <= self._starts[first + 1]:
-            return self._parts[first].scores()[start - offset : stop - offset]
+            return self._read(first)[start - offset : stop - offset]
         out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         at = start
         while at < stop:
             offset, end = int(self._starts[first]), min(int(self._starts[first + 1]), stop)
-            out[at - start : end - start] = self._parts[first].scores()[at - offset : end - offset]
+            out[at - start : end - start] = self._read(first)[at - offset : end - offset]
             at, first = end, first + 1
         return out
+
+    def _read(self, number: int) -> NDArray[np.floating[Any]]:
+        """Return one part's mapped scores; parts that were read some time ago leave the process's memory."""
+        scores = self._parts[number].scores()
+        recent = self._recent
+        if number not in recent:
+            recent.append(number)
+            if len(recent) > max(2, _MAPPED // max(1, scores.nbytes)):
+                self._parts[recent.pop(0)].release()
+        return scores
 
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         """Itself, or the rows where they stand: paths and row numbers are cheap to send."""
