@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,15 @@ class Backbone(nn.Module):
         """
         raise InputError(f"{type(self).__name__} has no stages")
 
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, list[Tensor]]:
+        """Yield the feature map after each stage, go on from the map that is sent back, and return these maps.
+
+        Raises:
+            InputError: this backbone cannot be interrupted between its stages.
+        """
+        raise InputError(f"{type(self).__name__} cannot be walked through stage by stage; it gives all maps at once")
+        yield clips  # makes this a generator
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
         self.grad_checkpointing = enable
@@ -76,6 +85,17 @@ class VideoNetwork(Backbone):
         self.num_features = num_features
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(num_features, num_classes)
+
+    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield the feature map after each stage, go on from the map that is sent back, and return the logits.
+
+        Sending each map back unchanged gives what ``forward`` gives.
+
+        Args:
+            clips: As for `stages`.
+        """
+        raise InputError(f"{self.name} cannot be walked through stage by stage")
+        yield clips  # makes this a generator
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""

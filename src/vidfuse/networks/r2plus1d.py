@@ -6,7 +6,7 @@ between the two factors keeps the parameter count of the 3D convolution: ``M = â
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -91,16 +91,25 @@ class R2Plus1D(VideoNetwork):
 
     def stages(self, clips: Tensor) -> list[Tensor]:
         """Return four maps ``(N, C, T / t, H / s, W / s)``; needs as many frames and pixels as the last t and s."""
-        config = self.config
-        frames = torch.Size(config.temporal_strides).numel()
-        size = torch.Size(config.spatial_strides).numel() * (4 if config.stem_pool else 2)
-        self.check_clips(clips, frames=frames, size=size)
-        x = self.pool(self.stem(clips))
-        features = []
+        x, features = self._stem(clips), []
         for stage in self.blocks:
             x = self.run_blocks(stage.children(), x)
             features.append(x)
         return features
+
+    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Go through the stages, as `VideoNetwork.walk` says."""
+        x = self._stem(clips)
+        for stage in self.blocks:
+            x = yield self.run_blocks(stage.children(), x)
+        return self.head(x)
+
+    def _stem(self, clips: Tensor) -> Tensor:
+        config = self.config
+        frames = torch.Size(config.temporal_strides).numel()
+        size = torch.Size(config.spatial_strides).numel() * (4 if config.stem_pool else 2)
+        self.check_clips(clips, frames=frames, size=size)
+        return self.pool(self.stem(clips))
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features into logits, or the logarithms of probabilities averaged over windows."""

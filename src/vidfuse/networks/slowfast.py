@@ -8,7 +8,7 @@ pathway's features over.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -101,18 +101,34 @@ class SlowFast(VideoNetwork):
         The share is the lateral connection's output, and after the last stage the fast pathway's own features,
         averaged over each α frames. Needs α frames, in multiples of α, and 32 × 32 pixels.
         """
-        alpha = self.config.alpha
-        self.check_clips(clips, frames=alpha, frames_step=alpha, size=32)
-        slow = self.pool(self.slow_stem(self._sample(clips)))
-        fast = self.pool(self.fast_stem(clips))
+        slow, fast = self._stems(clips)
         features = []
         for lateral, slow_stage, fast_stage in zip(self.laterals, self.slow, self.fast, strict=True):
             slow = torch.cat((slow, lateral(fast)), dim=1)
             features.append(slow)
             slow = self.run_blocks(slow_stage.children(), slow)
             fast = self.run_blocks(fast_stage.children(), fast)
-        features.append(torch.cat((slow, functional.avg_pool3d(fast, (alpha, 1, 1))), dim=1))
+        features.append(torch.cat((slow, self._slowed(fast)), dim=1))
         return features[1:]
+
+    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Go through the stages, as `VideoNetwork.walk` says."""
+        slow, fast = self._stems(clips)
+        slow = torch.cat((slow, self.laterals[0](fast)), dim=1)
+        shares = [*self.laterals[1:], self._slowed]
+        for share, slow_stage, fast_stage in zip(shares, self.slow, self.fast, strict=True):
+            slow = self.run_blocks(slow_stage.children(), slow)
+            fast = self.run_blocks(fast_stage.children(), fast)
+            slow = yield torch.cat((slow, share(fast)), dim=1)
+        return self.head(slow)
+
+    def _stems(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.config.alpha
+        self.check_clips(clips, frames=alpha, frames_step=alpha, size=32)
+        return self.pool(self.slow_stem(self._sample(clips))), self.pool(self.fast_stem(clips))
+
+    def _slowed(self, fast: Tensor) -> Tensor:
+        return functional.avg_pool3d(fast, (self.config.alpha, 1, 1))
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features into logits, or the logarithms of probabilities averaged over windows."""

@@ -7,7 +7,7 @@ merge into one. Attention adds a learned bias for each relative position.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -85,17 +85,28 @@ class Swin(VideoNetwork):
 
     def stages(self, clips: Tensor) -> list[Tensor]:
         """Return a map ``(N, C, T / 2, H / s, W / s)`` a stage, s = 4, 8, 16, 32, rounded up; needs 32 × 32 pixels."""
-        patch = self.config.patch
-        self.check_clips(clips, size=patch[1] * 2 ** (len(self.config.depths) - 1))
-        clips = _pad(clips, patch)
-        x = self.patch_norm(self.patch_embed(split_patches(clips, patch).flatten(4)))  # (N, T, H, W, C)
-        features = []
+        x, features = self._embed(clips), []
         for stage, blocks in enumerate(self.blocks):
             if stage:
                 x = self.merges[stage - 1](x)
             x = self.run_blocks(blocks.children(), x)
             features.append(x.movedim(4, 1))
         return features
+
+    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Go through the stages, as `VideoNetwork.walk` says."""
+        x = self._embed(clips)
+        for stage, blocks in enumerate(self.blocks):
+            if stage:
+                x = self.merges[stage - 1](x)
+            x = (yield self.run_blocks(blocks.children(), x).movedim(4, 1)).movedim(1, 4)
+        return self.head(x.movedim(4, 1))
+
+    def _embed(self, clips: Tensor) -> Tensor:
+        """Turn clips into embedded patches ``(N, T, H, W, C)``."""
+        patch = self.config.patch
+        self.check_clips(clips, size=patch[1] * 2 ** (len(self.config.depths) - 1))
+        return self.patch_norm(self.patch_embed(split_patches(_pad(clips, patch), patch).flatten(4)))
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""

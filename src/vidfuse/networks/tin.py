@@ -10,7 +10,7 @@ which is linear interpolation with zeros outside the clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
@@ -72,6 +72,22 @@ class TIN(VideoNetwork):
 
     def stages(self, clips: Tensor) -> list[Tensor]:
         """Return four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
+        x, features = self._stem(clips), []
+        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
+            x = self.run_blocks(stage.children(), x)
+            features.append(x.unflatten(0, (-1, self.config.segments)).transpose(1, 2))
+        return features
+
+    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Go through the stages, as `VideoNetwork.walk` says."""
+        x = self._stem(clips)
+        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
+            frames = self.run_blocks(stage.children(), x).unflatten(0, (-1, self.config.segments))
+            x = (yield frames.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+        return self.head(x.unflatten(0, (-1, self.config.segments)).transpose(1, 2))
+
+    def _stem(self, clips: Tensor) -> Tensor:
+        """Turn clips into the stem's maps of their frames ``(N · T, C, H, W)``."""
         segments = self.config.segments
         self.check_clips(clips, frames=segments, size=32)
         if clips.shape[2] != segments:
@@ -79,12 +95,7 @@ class TIN(VideoNetwork):
                 f"{self.name} expects clips (N, 3, T, H, W) of exactly {segments} frames, got {tuple(clips.shape)}"
             )
         x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = self.frames.maxpool(self.frames.act1(self.frames.bn1(self.frames.conv1(x))))
-        features = []
-        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
-            x = self.run_blocks(stage.children(), x)
-            features.append(x.unflatten(0, (-1, segments)).transpose(1, 2))
-        return features
+        return self.frames.maxpool(self.frames.act1(self.frames.bn1(self.frames.conv1(x))))
 
 
 def interlace(x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

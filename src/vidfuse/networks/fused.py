@@ -1,0 +1,197 @@
+"""The multi-network dynamic fusion model: several networks see the same video and are fused after each of their stages.
+
+Each member receives its own augmentation of the video. After every stage the members' feature maps are brought to a
+common grid and width, and summed with gates that depend on the sample and on the stage:
+``f_s = Σ_m g_sm · P_sm(x_sm)``, ``g_s = softmax_m(W_s [mean P_s1(x_s1); …; mean P_sM(x_sM)])``. The fused map is added
+back to each branch, ``x_sm + U_sm(f_s)`` with U zero in the beginning, or only read out; the means of all stages' fused
+maps are classified, beside the members' own classifiers. This is our reading of one sentence of the challenge report
+(feature maps that are "fused dynamically after each stage"); gates as in squeeze-and-excitation (Hu et al., CVPR 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vidfuse.errors import InputError
+from vidfuse.networks.layers import VideoNetwork
+
+__all__ = ["FusedConfig", "FusedNetwork", "FusedOutput"]
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """How members are fused.
+
+    Attributes:
+        width: Channels of the common feature maps.
+        grid: Frames, height and width of the common feature maps.
+        feedback: Add the fused map back to each branch; otherwise it is only read out.
+        frozen: Members whose weights and statistics stay as they are.
+        auxiliary_weight: Weight of each member's own loss in training.
+        dropout: Before the classifier of the fused features.
+    """
+
+    width: int = 64
+    grid: tuple[int, int, int] = (4, 4, 4)
+    feedback: bool = True
+    frozen: tuple[str, ...] = ()
+    auxiliary_weight: float = 0.5
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.width, *self.grid) < 1:
+            raise InputError(f"expected a width and a grid of at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class FusedOutput:
+    """What the fused network says in training.
+
+    Attributes:
+        logits: Of the fused features, (N, K).
+        member_logits: Each member's own, by name.
+        gates: How much each member counted, (N, S, M), summing to 1 over the members.
+        auxiliary_weight: Weight of each auxiliary loss.
+    """
+
+    logits: Tensor
+    member_logits: Mapping[str, Tensor]
+    gates: Tensor
+    auxiliary_weight: float
+
+    @property
+    def auxiliary(self) -> Sequence[Tensor]:
+        """The logits of the members that are trained."""
+        return [z for z in self.member_logits.values() if z.requires_grad]
+
+
+class FusedNetwork(nn.Module):
+    """Members fused after each stage: clips, or {member: its own clips}, to logits (N, K).
+
+    There are as many fusions as the member with the fewest stages has; of the others the last stages are fused. In
+    training mode a call returns a `FusedOutput`, in eval mode its logits alone; `inspect` always returns it all.
+
+    Args:
+        members: {member: network}, any of the catalogue's, attention and convolution alike.
+        num_classes: K.
+        config: How they are fused.
+        example: Clips (1, 3, T, H, W) that all members take, to learn the widths of their stages from.
+
+    Raises:
+        InputError: Fewer than two members, or a frozen one that is none of them.
+
+    Example:
+        >>> from vidfuse import networks
+        >>> members = {name: networks.create(f"{name}_tiny", num_classes=5) for name in ("x3d", "swin")}
+        >>> answer = FusedNetwork(members, 5).inspect(torch.zeros(2, 3, 8, 64, 64))
+        >>> answer.logits.shape, answer.gates.shape
+        (torch.Size([2, 5]), torch.Size([2, 3, 2]))
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, VideoNetwork],
+        num_classes: int,
+        config: FusedConfig | None = None,
+        *,
+        example: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or FusedConfig()
+        unknown = sorted(set(self.config.frozen) - set(members))
+        if len(members) < 2 or unknown:
+            raise InputError(
+                f"expected at least two members and no frozen ones but these, got {list(members)} and frozen {unknown}"
+            )
+        self.members = nn.ModuleDict(members)
+        channels = _channels(members, torch.zeros(1, 3, 8, 64, 64) if example is None else example)
+        stages, width = min(map(len, channels.values())), self.config.width
+        self.skipped = {name: len(widths) - stages for name, widths in channels.items()}
+        fused = {name: widths[-stages:] for name, widths in channels.items()}
+        self.project = nn.ModuleList(
+            nn.ModuleDict({name: nn.Conv3d(c[s], width, 1) for name, c in fused.items()}) for s in range(stages)
+        )
+        self.back = nn.ModuleList(
+            nn.ModuleDict({name: nn.Conv3d(width, c[s], 1) for name, c in fused.items() if self.config.feedback})
+            for s in range(stages)
+        )
+        self.gates = nn.ModuleList(nn.Linear(width * len(members), len(members)) for _ in range(stages))
+        self.norm = nn.LayerNorm(stages * width)
+        self.dropout = nn.Dropout(self.config.dropout)
+        self.classifier = nn.Linear(stages * width, num_classes)
+        for gate in self.gates:  # at first all members count alike
+            nn.init.zeros_(gate.get_parameter("weight"))
+            nn.init.zeros_(gate.get_parameter("bias"))
+        for back in self.back:  # and the branches go on as they would alone
+            for parameter in back.parameters():
+                nn.init.zeros_(parameter)
+        for name in self.config.frozen:
+            self.members[name].requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> FusedNetwork:
+        """Put all but the frozen members into training mode."""
+        super().train(mode)
+        for name in self.config.frozen:
+            self.members[name].eval()
+        return self
+
+    def forward(self, clips: Tensor | Mapping[str, Tensor]) -> Tensor | FusedOutput:
+        """Return logits (N, K), in training mode with the members' own and the gates; see `inspect`."""
+        answer = self.inspect(clips)
+        return answer if self.training else answer.logits
+
+    def inspect(self, clips: Tensor | Mapping[str, Tensor]) -> FusedOutput:
+        """Return the logits of the fused features, the members' own, and the gates' values.
+
+        Args:
+            clips: (N, 3, T, H, W) for all members, or {member: its own augmentation of the same videos}.
+
+        Raises:
+            InputError: A member's clips are missing.
+        """
+        walks, maps = {}, {}
+        members: Any = self.members
+        for name, member in members.items():
+            if isinstance(clips, Mapping) and name not in clips:
+                raise InputError(f"expected clips of each of {list(self.members)}, got {list(clips)}")
+            walks[name] = member.walk(clips if isinstance(clips, Tensor) else clips[name])
+            maps[name] = next(walks[name])
+            for _ in range(self.skipped[name]):
+                maps[name] = walks[name].send(maps[name])
+        logits: dict[str, Tensor] = {}
+        means, gates = [], []
+        layers: Iterable[Any] = zip(self.project, self.back, self.gates, strict=True)
+        for project, back, gate in layers:
+            common = [functional.adaptive_avg_pool3d(project[n](x), self.config.grid) for n, x in maps.items()]
+            weights = gate(torch.cat([x.mean((2, 3, 4)) for x in common], 1)).softmax(1)  # (N, M)
+            fused = torch.einsum("nm,mncthw->ncthw", weights, torch.stack(common))
+            means.append(fused.mean((2, 3, 4)))
+            gates.append(weights)
+            for name, walk in walks.items():
+                x = maps[name]
+                if self.config.feedback:
+                    x = x + functional.interpolate(back[name](fused), x.shape[2:], mode="trilinear")
+                try:
+                    maps[name] = walk.send(x)
+                except StopIteration as end:
+                    logits[name] = end.value
+        features = self.dropout(self.norm(torch.cat(means, 1)))
+        return FusedOutput(self.classifier(features), logits, torch.stack(gates, 1), self.config.auxiliary_weight)
+
+
+@torch.no_grad()
+def _channels(members: Mapping[str, VideoNetwork], example: Tensor) -> dict[str, list[int]]:
+    """Return the channels of each member's stages."""
+    channels = {}
+    for name, member in members.items():
+        training = member.training
+        channels[name] = [x.shape[1] for x in member.eval().stages(example)]
+        member.train(training)
+    return channels

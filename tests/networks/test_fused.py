@@ -1,0 +1,152 @@
+"""Walking a network stage by stage, and the network that fuses others after each of their stages."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from vidfuse import networks
+from vidfuse.errors import InputError
+from vidfuse.networks.fused import FusedConfig, FusedNetwork, FusedOutput
+
+TINY = networks.names("*_tiny")
+PAIR = ("x3d", "timesformer")
+
+
+def member(name, seed=0):
+    torch.manual_seed(seed)
+    return networks.create(name if name.endswith("_tiny") else f"{name}_tiny", num_classes=4)
+
+
+def clips_of(seed=1):
+    torch.manual_seed(seed)
+    return torch.randn(2, 3, 8, 64, 64)
+
+
+def walked(model, clips, change=lambda x: x):
+    walk, maps = model.walk(clips), []
+    x = next(walk)
+    while True:
+        maps.append(x)
+        try:
+            x = walk.send(change(x))
+        except StopIteration as end:
+            return maps, end.value
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_walk_that_changes_nothing_is_the_forward_pass(name):
+    model, clips = member(name).eval(), clips_of()
+    with torch.no_grad():
+        maps, logits = walked(model, clips)
+        torch.testing.assert_close(logits, model(clips))
+        for ours, stage in zip(maps, model.stages(clips), strict=True):
+            torch.testing.assert_close(ours, stage)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_sent_back_is_what_the_network_goes_on_with(name):
+    model, clips = member(name).eval(), clips_of()
+    with torch.no_grad():
+        plain, logits = walked(model, clips)
+        changed, other = walked(model, clips, lambda x: x + torch.linspace(-1, 1, x.shape[1])[:, None, None, None])
+    torch.testing.assert_close(plain[0], changed[0])
+    assert not torch.allclose(plain[1], changed[1])
+    assert not torch.allclose(logits, other)
+
+
+def test_a_backbone_without_stages_in_turn_says_so():
+    from vidfuse.networks.layers import Backbone
+
+    with pytest.raises(InputError, match="all maps at once"):
+        next(Backbone().walk_stages(clips_of()))
+
+
+def fused(names=PAIR, **config):
+    members = {name: member(name, seed) for seed, name in enumerate(names)}
+    torch.manual_seed(7)
+    return FusedNetwork(members, 4, FusedConfig(width=16, **config))
+
+
+def randomised(model):
+    """Gates and feedback start at zero; give them values, as training would."""
+    torch.manual_seed(3)
+    for parameter in [*model.gates.parameters(), *model.back.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def test_all_seven_can_be_fused_at_once():
+    model = fused([name.removesuffix("_tiny") for name in TINY])
+    answer = model(clips_of())
+    stages = min(len(m.stages(clips_of())) for m in model.members.values())
+    assert answer.gates.shape == (2, stages, 7)
+    assert answer.logits.shape == (2, 4) and set(answer.member_logits) == set(model.members)
+
+
+def test_at_first_all_count_alike_and_the_branches_are_undisturbed():
+    model = fused().eval()
+    with torch.no_grad():
+        answer = model.inspect(clips_of())
+        alone = {name: m(clips_of()) for name, m in model.members.items()}
+    torch.testing.assert_close(answer.gates, torch.full_like(answer.gates, 0.5))
+    for name, logits in alone.items():
+        torch.testing.assert_close(answer.member_logits[name], logits)
+
+
+def test_gates_depend_on_the_sample_and_on_the_stage():
+    model = randomised(fused()).eval()
+    with torch.no_grad():
+        gates = model.inspect(clips_of()).gates
+    torch.testing.assert_close(gates.sum(2), torch.ones(gates.shape[:2]))
+    assert not torch.allclose(gates[0], gates[1])
+    assert all(not torch.allclose(a, b) for a, b in pairwise(gates.unbind(1)))
+
+
+def test_feedback_reaches_the_other_members_and_reading_out_does_not():
+    clips = {name: clips_of(seed) for seed, name in enumerate(PAIR)}
+    other = clips | {"timesformer": clips_of(9)}
+    for feedback in (True, False):
+        model = randomised(fused(feedback=feedback)).eval()
+        with torch.no_grad():
+            a, b = model.inspect(clips), model.inspect(other)
+        same = torch.allclose(a.member_logits["x3d"], b.member_logits["x3d"])
+        assert same != feedback
+        assert not torch.allclose(a.logits, b.logits)
+
+
+def test_every_parameter_is_trained():
+    model = randomised(fused())
+    answer = model(clips_of())
+    assert isinstance(answer, FusedOutput)
+    (answer.logits.square().sum() + sum(z.square().sum() for z in answer.auxiliary)).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_frozen_members_stay_as_they_are():
+    model = randomised(fused(frozen=("x3d",))).train()
+    assert not model.members["x3d"].training and model.members["timesformer"].training
+    before = {k: v.clone() for k, v in model.members["x3d"].state_dict().items()}
+    answer = model(clips_of())
+    answer.logits.sum().backward()
+    assert all(p.grad is None for p in model.members["x3d"].parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.members["x3d"].state_dict().items())
+    assert model.gates[0].weight.grad is not None
+
+
+def test_in_eval_mode_it_is_a_network_like_any_other():
+    model = randomised(fused()).eval()
+    with torch.no_grad():
+        logits = model(clips_of())
+    assert isinstance(logits, torch.Tensor) and logits.shape == (2, 4)
+
+
+def test_what_cannot_be_fused_is_refused():
+    with pytest.raises(InputError, match="at least two members"):
+        FusedNetwork({"x3d": member("x3d")}, 4)
+    with pytest.raises(InputError, match=r"frozen \['swin'\]"):
+        fused(frozen=("swin",))
+    with pytest.raises(InputError, match="a width and a grid"):
+        FusedConfig(width=0)
+    with pytest.raises(InputError, match=r"clips of each of \['x3d', 'timesformer'\]"):
+        fused()({"x3d": clips_of()})
