@@ -1,0 +1,56 @@
+"""Fits from caches: the same weights as in memory, in memory that the block bounds."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import joblib
+import numpy as np
+import pytest
+
+import vidfuse as vf
+from vidfuse.fusion import learned_passes
+
+
+@pytest.fixture
+def cached(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 50, 3000)
+    arrays = {
+        name: (rng.normal(size=(3000, 50)) + skill * np.eye(50)[y]).astype(np.float32)
+        for name, skill in (("a", 2.0), ("b", 3.0), ("c", 4.0))
+    }
+    stack = vf.LogitStack.from_arrays(arrays, labels=y, ids=[f"v{i:05d}" for i in range(3000)])
+    stack.save(tmp_path)
+    return stack, vf.load_stack(tmp_path)
+
+
+@pytest.mark.parametrize("pool", [vf.LogLinearPool(), vf.LogLinearPool(shrinkage=None), vf.LinearPool()])
+def test_a_mapped_cache_gives_the_weights_of_the_arrays(cached, pool, monkeypatch):
+    memory, mapped = cached
+    expected = pool.fit(memory).weights_
+    monkeypatch.setattr(learned_passes, "_RESIDENT", 0)
+    monkeypatch.setattr(learned_passes, "_PART", 1 << 15)
+    np.testing.assert_allclose(pool.fit(mapped).weights_, expected, atol=1e-9)
+
+
+def test_process_workers_give_the_same_weights(cached, monkeypatch):
+    _, mapped = cached
+    monkeypatch.setattr(learned_passes, "_PART", 1 << 17)
+    one = vf.LogLinearPool(shrinkage=None).fit(mapped)
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        two = vf.LogLinearPool(shrinkage=None).fit(mapped)
+    np.testing.assert_allclose(two.weights_, one.weights_, atol=1e-12)
+
+
+def test_memory_is_bounded_by_the_block(cached, monkeypatch):
+    _, mapped = cached
+    monkeypatch.setattr(learned_passes, "_RESIDENT", 0)
+    monkeypatch.setattr(learned_passes, "_PART", 1 << 15)
+    monkeypatch.setattr(learned_passes, "block_rows", lambda numbers: 50)
+    vf.LogLinearPool(shrinkage=0.5).fit(mapped[:200])
+    tracemalloc.start()
+    vf.LogLinearPool(shrinkage=None).fit(mapped)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3000 * 3 * 50 * 4  # less than one copy of the cache
