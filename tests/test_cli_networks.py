@@ -101,7 +101,7 @@ def test_a_recipe_file_is_read_and_checked(tmp_path):
     path.write_text("lr: 0.1\nepochs: 3\n")
     assert (_recipe(str(path), ("epochs=5",)).lr, _recipe(str(path), ("epochs=5",)).epochs) == (0.1, 5)
     assert _recipe("x3d_m", ()) == TABLE_I["x3d"]
-    assert _recipe("swin_base.videoswin", ()) == TABLE_I["swin"]
+    assert _recipe("swin_b.original", ()) == TABLE_I["swin"]
     path.write_text("[1, 2]")
     with pytest.raises(vf.errors.InputError, match="expected fields of a training recipe, got list"):
         _recipe(str(path), ())

@@ -16,6 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from vidfuse import networks
 from vidfuse.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,8 @@ def test_the_commands_of_a_page_exist_and_parse(page):
             for parameter in command.params:
                 if parameter.required and not isinstance(parameter, click.Argument):
                     assert parameter.name in values, line
+            if name in ("train", "extract"):
+                assert networks.names(arguments[0]) == [arguments[0]], line
             found += 1
     assert found or "pip install" in page.read_text()
 
