@@ -86,8 +86,10 @@ def test_tensors_are_accepted_by_duck_typing():
         def cpu(self):
             return self
 
-        def __array__(self, dtype=None, copy=None):
-            return np.asarray(self.a, dtype=dtype)
+        dtype = "float32"
+
+        def numpy(self):
+            return np.asarray(self.a)
 
     assert vf.metrics.top_k_accuracy(Tensor([0, 1]), Tensor([[1.0, 0.0], [0.0, 1.0]])) == 1.0
 
@@ -129,5 +131,5 @@ def test_k_out_of_range(k):
 
 
 def test_n_classes_below_the_labels():
-    with pytest.raises(InputError, match="at most 1"):
+    with pytest.raises(InputError, match="0 to 1"):
         mean_class_accuracy([0, 2], np.eye(3)[:2], n_classes=2)

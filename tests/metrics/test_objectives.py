@@ -72,9 +72,9 @@ def test_row_18_labels_missing():
 
 def test_row_53_two_sources_of_labels_differ():
     assert labels_of(Labelled(np.array([0, 1])), [0, 1]).tolist() == [0, 1]
-    with pytest.raises(InputError, match=r"differ in 2 of 3 videos \(row 0: 1 and 0, row 2: 0 and 2\)"):
+    with pytest.raises(InputError, match=r"differ in 2 of 3 videos \(row 0: y 1, stack 0; row 2: y 0, stack 2\)"):
         labels_of(Labelled(np.array([0, 1, 2])), [1, 1, 0])
-    with pytest.raises(InputError, match="y has 1, the stack 2"):
+    with pytest.raises(InputError, match="expected 2, one for each video, got 1"):
         labels_of(Labelled(np.array([0, 1])), [0])
 
 

@@ -7,40 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._validate import as_array, check_labels
 from vidfuse.errors import InputError
 
-__all__ = ["as_hits", "as_labels", "as_log_proba", "as_scores", "as_values", "to_numpy"]
-
-
-def to_numpy(x: Any) -> NDArray[Any]:
-    """Return `x` as a NumPy array; a torch tensor is detached and copied from its device, without importing torch."""
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-    return np.asarray(x)
+__all__ = ["as_hits", "as_labels", "as_log_proba", "as_scores", "as_values"]
 
 
 def as_labels(labels: ArrayLike, n_classes: int | None = None) -> NDArray[np.int64]:
-    """Return labels as int64 of shape (N,), each within 0 … n_classes − 1."""
-    y = to_numpy(labels)
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise InputError(
-            f"labels: expected integers of shape (N,), got {y.dtype} of shape {y.shape}; "
-            "pass class indices, for one-hot rows labels.argmax(1)"
-        )
+    """Return labels as int64 of shape (N,), N ≥ 1, each within 0 … n_classes − 1."""
+    y = check_labels(labels, n_classes=n_classes)
     if len(y) == 0:
         raise InputError("labels: expected at least one video, got none")
-    y = y.astype(np.int64, copy=False)
-    bad = y < 0 if n_classes is None else (y < 0) | (y >= n_classes)
-    if bad.any():
-        row = int(bad.argmax())
-        limit = "" if n_classes is None else f" and at most {n_classes - 1}"
-        raise InputError(f"labels: expected values of at least 0{limit}, got {int(y[row])} at row {row}")
     return y
 
 
 def as_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
     """Return labels (N,) and finite-or-−inf floating scores (N, K) that belong together."""
-    z = to_numpy(scores)
+    z = as_array(scores)
     if z.ndim != 2:
         raise InputError(f"log_proba: expected shape (N, K), got {z.shape}; fuse members and views first")
     if z.dtype.kind not in "fiu":
@@ -76,7 +59,7 @@ def as_log_proba(labels: ArrayLike, log_proba: ArrayLike) -> tuple[NDArray[np.in
 
 def as_hits(hits: ArrayLike, *, ndim: int = 1) -> NDArray[np.bool_]:
     """Return hits (right = True) as booleans of shape (N,) or (N, M)."""
-    h = to_numpy(hits)
+    h = as_array(hits)
     layout = "(N,)" if ndim == 1 else "(N, M)"
     if h.ndim != ndim or h.dtype.kind not in "biuf" or not np.isin(h, (0, 1)).all():
         raise InputError(f"hits: expected booleans of shape {layout}, got {h.dtype} of shape {h.shape}")
@@ -87,7 +70,7 @@ def as_hits(hits: ArrayLike, *, ndim: int = 1) -> NDArray[np.bool_]:
 
 def as_values(values: ArrayLike, name: str = "values") -> NDArray[np.float64]:
     """Return one finite number a video, float64 of shape (N,)."""
-    v = to_numpy(values)
+    v = as_array(values)
     if v.ndim != 1 or v.dtype.kind not in "biuf" or len(v) == 0:
         raise InputError(
             f"{name}: expected one number a video, shape (N,) with N ≥ 1, got {v.dtype} of shape {v.shape}"

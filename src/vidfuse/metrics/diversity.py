@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._validate import as_array
 from vidfuse.errors import InputError
-from vidfuse.metrics._inputs import as_hits, to_numpy
+from vidfuse.metrics._inputs import as_hits
 
 __all__ = ["disagreement", "double_fault", "oracle_accuracy", "prediction_disagreement", "q_statistic"]
 
@@ -36,7 +37,7 @@ def disagreement(hits: ArrayLike) -> NDArray[np.float64]:
         [[0.0, 0.5], [0.5, 0.0]]
     """
     _, n10, _ = _counts(hits)
-    return (n10 + n10.T) / len(to_numpy(hits))
+    return (n10 + n10.T) / len(as_array(hits))
 
 
 def double_fault(hits: ArrayLike) -> NDArray[np.float64]:
@@ -52,7 +53,7 @@ def double_fault(hits: ArrayLike) -> NDArray[np.float64]:
         >>> double_fault([[1, 1], [1, 0], [0, 0], [1, 1]]).tolist()
         [[0.25, 0.25], [0.25, 0.5]]
     """
-    return _counts(hits)[2] / len(to_numpy(hits))
+    return _counts(hits)[2] / len(as_array(hits))
 
 
 def q_statistic(hits: ArrayLike) -> NDArray[np.float64]:
@@ -114,7 +115,7 @@ def prediction_disagreement(predictions: ArrayLike) -> NDArray[np.float64]:
         >>> prediction_disagreement([[0, 0], [1, 2], [2, 2], [1, 1]]).tolist()
         [[0.0, 0.25], [0.25, 0.0]]
     """
-    p = to_numpy(predictions)
+    p = as_array(predictions)
     if p.ndim != 2 or p.dtype.kind not in "iu" or p.size == 0:
         raise InputError(f"predictions: expected integers of shape (N, M), got {p.dtype} of shape {p.shape}")
     return np.stack([(p != p[:, [m]]).mean(axis=0) for m in range(p.shape[1])])

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._validate import as_array
 from vidfuse.errors import InputError
-from vidfuse.metrics._inputs import as_values, to_numpy
+from vidfuse.metrics._inputs import as_values
 
 __all__ = ["Interval", "accuracy_interval", "bootstrap_interval", "resampled_means"]
 
@@ -83,7 +84,7 @@ def resampled_means(
     if strata is None:
         groups = [values]
     else:
-        s = to_numpy(strata)
+        s = as_array(strata)
         if s.shape != values.shape:
             raise InputError(f"strata: expected one a video, shape {values.shape}, got {s.shape}")
         order = np.argsort(s, kind="stable")

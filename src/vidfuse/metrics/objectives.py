@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._validate import check_same_labels
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_labels
 from vidfuse.metrics.accuracy import mean_class_accuracy, top_k_accuracy
@@ -101,14 +102,7 @@ def labels_of(X: Any, y: Any = None, *, where: str = "this data") -> NDArray[np.
         raise InputError(f"labels: {where} has none; pass y, or build the stack with labels=")
     if own is None or y is None:
         return as_labels(np.asarray(own) if y is None else y)
-    given, own = as_labels(y), as_labels(own)
-    if given.shape != own.shape:
-        raise InputError(f"labels: y has {len(given)}, the stack {len(own)}; leave y out or pass the same")
-    rows = np.flatnonzero(given != own)
-    if len(rows):
-        first = ", ".join(f"row {r}: {given[r]} and {own[r]}" for r in rows[:5])
-        raise InputError(f"labels: y and the stack's labels differ in {len(rows)} of {len(own)} videos ({first})")
-    return given
+    return check_same_labels(y, own, getattr(X, "ids", None))
 
 
 scorers: dict[str, Scorer] = {
