@@ -7,7 +7,8 @@ from sklearn.model_selection import StratifiedKFold
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion.selection.honest import _splits, out_of_fold
+from vidfuse.fusion.selection.honest import out_of_fold
+from vidfuse.fusion.selection.resampling import split_folds
 
 UNIFORM = vf.LogLinearPool(weights="uniform")
 
@@ -53,7 +54,7 @@ def test_best_single_is_chosen_on_the_training_folds():
     seed = np.random.default_rng(5).integers(0, 2**31 - 1, size=1)[0]
     hits = z.argmax(-1) == y[:, None]
     expected = np.empty(150)
-    for fit, rest in _splits(y, 3, None, int(seed)):
+    for fit, rest in split_folds(y, 3, None, int(seed)):
         expected[rest] = hits[rest, hits[fit].mean(0).argmax()]
     assert found.best_single == pytest.approx(expected.mean())
     assert found.versus_best_single.difference == pytest.approx(found.score - found.best_single)
@@ -73,11 +74,11 @@ def test_every_objective_has_an_interval_around_its_score(objective):
 def test_groups_are_never_split_and_rare_classes_do_no_harm():
     y = np.array([0] * 20 + [1] * 20 + [2])
     groups = np.arange(41) // 4
-    for fit, rest in _splits(y, 4, groups, 0):
+    for fit, rest in split_folds(y, 4, groups, 0):
         assert not set(groups[fit]) & set(groups[rest])
-    seen = np.concatenate([rest for _, rest in _splits(y, 5, None, 0)])
+    seen = np.concatenate([rest for _, rest in split_folds(y, 5, None, 0)])
     assert sorted(seen) == list(range(41))
-    sizes = [np.bincount(y[rest], minlength=3)[:2].tolist() for _, rest in _splits(y[:40], 4, None, 0)]
+    sizes = [np.bincount(y[rest], minlength=3)[:2].tolist() for _, rest in split_folds(y[:40], 4, None, 0)]
     assert sizes == [[5, 5]] * 4
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
@@ -10,21 +10,18 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from vidfuse._validate import as_array, check_scores
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.base import Fuser, as_stack
 from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.metrics.intervals import Interval, bootstrap_interval
+from vidfuse.fusion.selection.resampling import Draw, Splits, split_folds
+from vidfuse.metrics.intervals import Interval
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
-from vidfuse.metrics.significance import PairedDifference, mcnemar, paired_bootstrap
+from vidfuse.metrics.significance import PairedDifference, mcnemar
 
 __all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score", "out_of_fold"]
-
-Splits = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""(fit rows, score rows) of each fold."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ def honest_score(
     if repeats < 1:
         raise InputError(f"repeats: expected at least 1, got {repeats}")
     seeds = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats)
-    rounds = [list(_splits(y, folds, groups, int(seed))) for seed in seeds]
+    rounds = [list(split_folds(y, folds, groups, int(seed))) for seed in seeds]
     predictions = {
         "rule": [out_of_fold(pool, stack, y, splits) for splits in rounds],
         "uniform": [out_of_fold(LogLinearPool(weights="uniform"), stack, y, splits) for splits in rounds],
@@ -206,7 +203,7 @@ def honest_score(
     fitted = clone(pool).fit(stack, y)
     in_sample = float(metric(y, fitted.predict_log_proba(stack)))
     score = float(np.mean(scores["rule"]))
-    draw = _Draw(y, objective, confidence, n_resamples, random_state)
+    draw = Draw(y, objective, confidence, n_resamples, random_state)
     return HonestScore(
         objective=objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective)),
         score=score,
@@ -276,7 +273,7 @@ def compare(
     predictions: dict[str, list[NDArray[np.float64]]] = {}
     for name, rule in rules.items():
         if hasattr(rule, "predict_log_proba"):
-            splits = splits or list(_splits(y, folds, groups, random_state))
+            splits = splits or list(split_folds(y, folds, groups, random_state))
             predictions[name] = [out_of_fold(cast(Fuser, rule), stack, y, splits)]
             continue
         log_proba = as_array(rule, f"rule {name!r}").astype(np.float64)
@@ -286,7 +283,7 @@ def compare(
             )
         check_scores(log_proba, "log-likelihoods", member=name, ids=stack.ids)
         predictions[name] = [log_proba]
-    draw = _Draw(y, objective, confidence, n_resamples, random_state)
+    draw = Draw(y, objective, confidence, n_resamples, random_state)
     names = list(combinations(rules, 2))
     differences = [draw.difference(predictions[a], predictions[b]) for a, b in names]
     adjusted = _holm([difference.p_value for difference in differences])
@@ -300,35 +297,6 @@ def compare(
             for (a, b), difference, p in zip(names, differences, adjusted, strict=True)
         ),
     )
-
-
-def _splits(
-    labels: NDArray[np.int64], folds: int, groups: ArrayLike | None, seed: int | None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield the folds' (fit rows, score rows): stratified by class, as far as the rarest class allows."""
-    n = len(labels)
-    if folds < 2 or n < folds:
-        raise InputError(f"folds: expected 2 … {n} (the number of videos), got {folds}")
-    counts = np.bincount(labels)
-    stratify = bool((counts[counts > 0] >= folds).any())
-    rows = np.arange(n)
-    if groups is None:
-        # A class with fewer videos than folds is rare enough that chance may place it; StratifiedKFold would warn.
-        rare = (counts < folds)[labels]
-        strata = np.where(rare, -1, labels)
-        stratify = stratify and (not rare.any() or int(rare.sum()) >= folds)
-        splitter = (StratifiedKFold if stratify else KFold)(folds, shuffle=True, random_state=seed)
-        yield from splitter.split(rows, strata)
-        return
-    names = as_array(groups, "groups")
-    if names.shape != (n,):
-        raise InputError(f"groups: expected one for each of {n} videos, got shape {names.shape}")
-    if len(np.unique(names)) < folds:
-        raise InputError(f"groups: expected at least {folds} (one a fold), got {len(np.unique(names))}")
-    if bool((counts[counts > 0] >= folds).all()):
-        yield from StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, names)
-    else:
-        yield from GroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, names)
 
 
 def _best_single(
@@ -371,72 +339,3 @@ def _holm(p_values: list[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """Intervals and differences of an objective by drawing videos."""
-
-    labels: NDArray[np.int64]
-    objective: str | Objective
-    confidence: float
-    n_resamples: int
-    random_state: int | None
-
-    def _values(self, repeated: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return one number a video, higher is better: hits or true log-likelihoods, averaged over the repeats."""
-        true = self.labels[:, None]
-        if self.objective == "nll":
-            values = [np.take_along_axis(p, true, axis=1)[:, 0] for p in repeated]
-            return np.maximum(np.mean(values, axis=0), -1e6)  # a veto's infinite loss cannot be drawn
-        return np.mean([p.argmax(axis=1) == self.labels for p in repeated], axis=0)
-
-    @property
-    def _strata(self) -> NDArray[np.int64] | None:
-        return self.labels if self.objective == "mean-class-accuracy" else None
-
-    def interval(self, repeated: list[NDArray[np.float64]]) -> Interval:
-        """Return the interval of the mean score of these predictions."""
-        if callable(self.objective):
-            low, high = np.quantile(self._redrawn(repeated), [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-            return Interval(float(low), float(high))
-        low, high = bootstrap_interval(
-            self._values(repeated),
-            strata=self._strata,
-            confidence=self.confidence,
-            n_resamples=self.n_resamples,
-            random_state=self.random_state,
-        )
-        return Interval(-high, -low) if self.objective == "nll" else Interval(low, high)
-
-    def difference(self, first: list[NDArray[np.float64]], second: list[NDArray[np.float64]]) -> PairedDifference:
-        """Return how much better the first predictions are."""
-        if not callable(self.objective):
-            return paired_bootstrap(
-                self._values(first),
-                self._values(second),
-                strata=self._strata,
-                confidence=self.confidence,
-                n_resamples=self.n_resamples,
-                random_state=self.random_state,
-            )
-        drawn = self._redrawn(first) - self._redrawn(second)
-        low, high = np.quantile(drawn, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        other_side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-        metric = self.objective
-        return PairedDifference(
-            difference=float(
-                np.mean([metric(self.labels, p) for p in first]) - np.mean([metric(self.labels, p) for p in second])
-            ),
-            interval=Interval(float(low), float(high)),
-            confidence=self.confidence,
-            p_value=min(1.0, 2 * (1 + other_side) / (len(drawn) + 1)),
-        )
-
-    def _redrawn(self, repeated: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return a callable objective on resampled videos; the same videos for every rule."""
-        metric = resolve_objective(self.objective)
-        rng = np.random.default_rng(self.random_state)
-        n = len(self.labels)
-        rows = rng.integers(0, n, size=(min(self.n_resamples, 200), n))
-        return np.array([np.mean([metric(self.labels[r], p[r]) for p in repeated]) for r in rows])
