@@ -18,6 +18,8 @@ from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion.calibration import Calibrated, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.selection.greedy import GreedyPool
+from vidfuse.fusion.selection.subsets import SubsetPool
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.voting import BordaCount, MajorityVote
 
@@ -40,6 +42,10 @@ FUSERS = {
     "calibrated": Calibrated(LogLinearPool(weights="accuracy")),
     "calibrated-members": Calibrated(LinearPool(), VectorScaling(), where="members"),
     "dynamic": DynamicPool(neighbours=5),
+    "subset": SubsetPool(LogLinearPool(weights="accuracy")),
+    "subset-learned": SubsetPool(LogLinearPool(), "nll", max_members=2),
+    "greedy": GreedyPool(rounds=10),
+    "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear"),
 }
 K = 4
 
