@@ -63,20 +63,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         Worker(json.loads(options.worker)).serve()
         return
-    rows = [row for network in options.networks for row in compare(network, options)]
-    geometric = {
-        f"{mode}, batch {batch}": math.exp(statistics.fmean(math.log(row["ratio"]) for row in chosen))
-        for mode in options.modes
-        for batch in options.batch
-        if (chosen := [row for row in rows if row["mode"] == mode and row["batch"] == batch])
-    }
-    print("\ngeometric mean of the ratios: " + "; ".join(f"{key} {value:.2f}" for key, value in geometric.items()))
-    options.output.parent.mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for network in options.networks:
+        for row in compare(network, options):
+            rows.append(row)
+            save(rows, options)
+    for key, value in geometric_means(rows).items():
+        print(f"geometric mean of the ratios, {key}: {value:.2f}")
+
+
+def geometric_means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Average the ratios over the networks, for each mode and batch size."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['mode']}, batch {row['batch']}", []).append(math.log(row["ratio"]))
+    return {key: math.exp(statistics.fmean(logarithms)) for key, logarithms in groups.items()}
+
+
+def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write what is known so far: a long run that is cut short loses nothing."""
     settings = {
         key: getattr(options, key) for key in ("threads", "rounds", "cpu_time", "device", "bfloat16", "compile")
     }
-    text = json.dumps({"settings": settings, "rows": rows, "geometric": geometric}, indent=1)
-    options.output.write_text(text + "\n", encoding="utf-8")
+    content = {"settings": settings, "geometric_means": geometric_means(rows), "rows": rows}
+    options.output.parent.mkdir(exist_ok=True)
+    options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(network: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
