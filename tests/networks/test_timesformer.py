@@ -161,3 +161,12 @@ def test_undivided_layout_of_mmaction2_converts():
     ours = {key: value.shape for key, value in model.state_dict().items() if ".1" not in key[:9] or "blocks" not in key}
     ours = {key: shape for key, shape in ours.items() if not key.startswith("blocks.") or key.startswith("blocks.0.")}
     assert {key: value.shape for key, value in converted.items()} == ours
+
+
+def test_folding_merges_the_two_linear_maps_after_the_attention_over_time():
+    model, clips = small(), torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        expected = model(clips)
+        networks.fold_batch_norm(model)
+        torch.testing.assert_close(model(clips), expected, rtol=1e-4, atol=1e-5)
+    assert all(isinstance(block.time_fc, nn.Identity) for block in model.blocks)

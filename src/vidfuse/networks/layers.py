@@ -301,6 +301,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     if model.training:
         raise InputError("expected a model in eval mode, got one in training mode; call model.eval() first")
     for parent in list(model.modules()):
+        if callable(fold := getattr(parent, "fold", None)):  # what a network knows of itself
+            fold()
         children = dict(parent.named_children())
         pairs: list[tuple[str, str]] = []
         if isinstance(parent, ConvNorm):

@@ -224,7 +224,7 @@ class _Block(nn.Module):
         if self.divided:
             self.time_norm = nn.LayerNorm(width, eps=_EPS)
             self.time_attention = _Attention(width, config.heads)
-            self.time_fc = nn.Linear(width, width)
+            self.time_fc: nn.Module = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=_EPS)
         self.attention = _Attention(width, config.heads)
         self.mlp_norm = nn.LayerNorm(width, eps=_EPS)
@@ -237,6 +237,17 @@ class _Block(nn.Module):
         else:
             tokens = tokens + self.drop_path(self.attention(self.norm(tokens)))
         return tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)))
+
+    def fold(self) -> None:
+        """Merge the two linear maps that end the attention over time into one, in eval mode; for inference only."""
+        if not self.divided or not isinstance(self.time_fc, nn.Linear):
+            return
+        first, second = self.time_attention.out, self.time_fc
+        merged = nn.Linear(first.in_features, second.out_features).to(first.weight)
+        with torch.no_grad():
+            merged.weight.copy_(second.weight @ first.weight)
+            merged.bias.copy_(second(first.bias))
+        self.time_attention.out, self.time_fc = merged, nn.Identity()
 
     def _attend_divided(self, tokens: Tensor, frames: int) -> Tensor:
         class_token, places = tokens[:, :1], tokens[:, 1:].unflatten(1, (-1, frames))
