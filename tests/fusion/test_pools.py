@@ -244,3 +244,20 @@ def test_a_video_without_any_weighted_member_is_named():
     pool = LinearPool(weights={"a": 0.0, "b": 1.0, "c": 0.0}, missing="renormalise").fit(stack)
     with pytest.raises(AlignmentError, match="v30"):
         pool.predict(stack)
+
+
+@pytest.mark.parametrize("pool", [LinearPool(), LinearPool(weights="accuracy"), LogLinearPool(weights="inverse-nll")])
+def test_summary_of_refitted_weights_covers_the_fit(pool):
+    p, y = probabilities(n=150, seed=6)
+    summary = pool.fit(np.log(p), y).summary(bootstrap=100, confidence=0.9)
+    assert (summary.lower <= pool.weights_ + 1e-9).all()
+    assert (summary.upper >= pool.weights_ - 1e-9).all()
+    assert (summary.upper - summary.lower).max() > 0.01
+    assert summary.rows()[0]["weight"] == pytest.approx(pool.weights_.max())
+
+
+def test_summary_of_given_weights_has_no_spread():
+    pool = LogLinearPool(weights=[1.0, 3.0]).fit(np.zeros((3, 2, 2)))
+    summary = pool.summary(bootstrap=5)
+    np.testing.assert_array_equal(summary.lower, summary.upper)
+    assert pool.summary().lower is None

@@ -159,23 +159,30 @@ class Pool(Fuser):
             InputError: the pool comes from a recipe or a pickle, which keep no videos, or an argument is out of range.
         """
         check_is_fitted(self, "weights_")
-        refit: Refit | None = getattr(self, "_refit", None)
-        if refit is not None:
-            inner, back = refit, self._back
-
-            def refit(omega: NDArray[np.float64]) -> NDArray[np.float64]:
-                return inner(omega)[back]
-
+        inner: Refit | None = getattr(self, "_refit", None)
+        omega: NDArray[np.float64] | None = getattr(self, "_omega", None)
+        refit: Refit | None = None
+        if not self._needs_labels():  # no video has a say in these weights
+            refit, omega = self._unmoved, np.ones(1)
+        elif inner is not None:
+            refit = partial(_reordered, inner, self._back)
         return summarise(
             self.members_,
             self.weights_,
             self.temperature_,
             refit=refit,
-            omega=getattr(self, "_omega", None),
+            omega=omega,
             bootstrap=bootstrap,
             confidence=confidence,
             random_state=random_state,
         )
+
+    def _unmoved(self, omega: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.weights_
+
+
+def _reordered(refit: Refit, order: NDArray[np.int64], omega: NDArray[np.float64]) -> NDArray[np.float64]:
+    return refit(omega)[order]
 
 
 def _video_weights(
