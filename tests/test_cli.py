@@ -90,6 +90,17 @@ def test_info_describes_caches_and_recipes(caches, recipe):
     assert "LogLinearPool" in run("info", recipe).stdout
 
 
+def test_info_describes_an_unfinished_cache(tmp_path):
+    from vidfuse.cache.store import CacheWriter
+
+    with CacheWriter(tmp_path / "val" / "swin", expected_ids=["a", "b", "c"]) as writer:
+        writer.append(["a"], np.zeros((1, 4), dtype=np.float32))
+    assert "1 of 3 videos" in run("info", tmp_path / "val").stdout
+    result = json.loads(run("info", tmp_path / "val", "--json").stdout)
+    assert result["caches"] == {"swin": {"videos": 1, "missing": 2}}
+    assert "1 of 3" in result["problem"]
+
+
 def test_verify_ends_with_status_1_where_a_part_is_damaged(caches):
     assert json.loads(run("verify", caches / "val", "--json").stdout)["ok"] is True
     part = next((caches / "val" / "swin").glob("*.safetensors"))

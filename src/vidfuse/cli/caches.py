@@ -10,6 +10,7 @@ import click
 
 import vidfuse as vf
 from vidfuse.cli import options
+from vidfuse.errors import VidfuseError
 
 __all__ = ["import_", "info", "verify"]
 
@@ -75,8 +76,19 @@ def info(source: Path, as_json: bool) -> None:
         recipe = vf.load_recipe(source)
         options.emit(recipe.describe(), str(recipe), as_json)
         return
-    stack = vf.load_stack(source, views=None)
-    options.emit({"source": source, **_describe(stack)}, repr(stack), as_json)
+    from vidfuse.cache.store import find_caches, open_cache
+
+    caches = {member: open_cache(folder, partial=True, verify=False) for member, folder in find_caches(source).items()}
+    text = "\n".join(repr(cache) for cache in caches.values())
+    found = {member: {"videos": len(cache), "missing": len(cache.missing)} for member, cache in caches.items()}
+    try:
+        stack = vf.load_stack(source, views=None)
+        together = _describe(stack)
+        text += f"\n{stack!r}"
+    except VidfuseError as error:
+        together = {"problem": str(error)}
+        text += f"\nNot a stack as it is: {error}"
+    options.emit({"source": source, "caches": found, **together}, text, as_json)
 
 
 @click.command()
