@@ -190,6 +190,10 @@ def _private() -> float:
     return float("nan")
 
 
+def _show(row: dict[str, Any]) -> None:
+    print(*(f"{key:<44} {value:.6g}" for key, value in row.items()), "", sep="\n", flush=True)
+
+
 def main() -> None:
     """Print one block of figures a size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -203,12 +207,14 @@ def main() -> None:
     if options.fit:
         print(json.dumps(fit_cache(options.fit)))
         return
-    results = [compare(10_000, 400, 7, options), compare(10_000, 100, 50, options)]
+    results = []
+    for n, classes, members in ((10_000, 400, 7), (10_000, 100, 50)):
+        results.append(compare(n, classes, members, options))
+        _show(results[-1])
     if options.cache_gb:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             results.append(out_of_core(options.cache_gb, Path(folder)))
-    for row in results:
-        print(*(f"{key:<44} {value:.6g}" for key, value in row.items()), "", sep="\n")
+            _show(results[-1])
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
