@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 
 import vidfuse as vf
 from vidfuse import networks, training
+from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
 from vidfuse.training.checkpoints import publish
+from vidfuse.training.plan import FULL_SIZE
 from vidfuse.video import datasets, motion, vipriors
 
-# The members in the order in which Table II of the method adds them: their small presets, and those of Table I.
+# The members in the order in which Table II of the method adds them, in their small presets.
 TINY = {
     "slowfast": "slowfast_tiny",
     "swin": "swin_tiny",
@@ -37,15 +39,6 @@ TINY = {
     "x3d": "x3d_tiny",
     "timesformer": "timesformer_tiny",
     "r2plus1d": "r2plus1d_tiny",
-}
-FULL = {
-    "slowfast": "slowfast_r152_4x16",
-    "swin": "swin_b",
-    "tin": "tin_r50",
-    "tpn": "tpn_r50",
-    "x3d": "x3d_m",
-    "timesformer": "timesformer_b",
-    "r2plus1d": "r2plus1d_r34_32x2",
 }
 SPLITS = ("train", "val", "test")
 
@@ -95,6 +88,12 @@ def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.
     return replace(recipe, seed=seed, epochs=args.epochs or recipe.epochs)
 
 
+def augmentation(args: argparse.Namespace) -> dict[str, object]:
+    """Return what of the method's augmentations is other than by default: milder in the demo's few epochs."""
+    mild = {"scale": None, "gray": 0.1, "jitter": 0.2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+    return {} if args.full else mild
+
+
 def index_videos(args: argparse.Namespace, root: Path) -> dict[str, datasets.VideoDataset]:
     """List each split's videos, and say what is left out; nothing is decoded yet, and then once for all members."""
     recipes = [recipe_of(args, member) for member in args.members]
@@ -126,8 +125,8 @@ def train_members(
     """Train each member, or load it where its run is finished already."""
     models = {}
     for number, member in enumerate(args.members):
-        network, recipe = (FULL if args.full else TINY)[member], recipe_of(args, member, seed)
-        clip = training.train_input(recipe, network, **({} if args.full else {"scale": (0.6, 1.0)}))
+        network, recipe = (FULL_SIZE if args.full else TINY)[member], recipe_of(args, member, seed)
+        clip = training.train_input(recipe, network, **augmentation(args))
         view = training.view_input(training.view_plan(recipe, 1), network)
         torch.manual_seed(seed)
         done = training.train(
@@ -147,6 +146,36 @@ def train_members(
     return models
 
 
+def train_fused(
+    args: argparse.Namespace, data: dict[str, datasets.VideoDataset], out: Path, seed: int
+) -> dict[str, torch.nn.Module]:
+    """Train the dynamic fusion network of some members, each of which sees its own augmentation of a video."""
+    if not args.fuse:
+        return {}
+    named = FULL_SIZE if args.full else TINY
+    recipes = {member: recipe_of(args, member, seed) for member in args.fuse}
+    recipe = recipes[args.fuse[0]]
+    clips = {m: training.train_input(r, named[m], **augmentation(args)) for m, r in recipes.items()}
+    views = {m: training.view_input(training.view_plan(r, 1), named[m]) for m, r in recipes.items()}
+    torch.manual_seed(seed)
+    classes = len(data["train"].videos.classes)
+    members = {m: networks.create(named[m], num_classes=classes) for m in args.fuse}
+    example = torch.zeros(1, 3, recipe.frames, recipe.size, recipe.size)
+    model = FusedNetwork(members, classes, example=example)
+    done = training.train_together(
+        {"fused": model},
+        load(args, data["train"].with_inputs(clips, seed=1000 * seed + 99), recipe.batch_size, shuffle=True),
+        {"fused": recipe},
+        out / "train" / "fused",
+        val_loader=load(args, data["val"].with_inputs(views)),
+        device=args.device,
+    )
+    print(
+        f"   fused        {' + '.join(args.fuse)}: {done.stages[-1]['top1_fused']:.1%} of the validation videos right"
+    )
+    return done.models
+
+
 def cache_views(
     args: argparse.Namespace,
     data: dict[str, datasets.VideoDataset],
@@ -157,13 +186,13 @@ def cache_views(
     """Cache every member's logits of random views of the validation and test videos, each decoded once for all."""
     stacks = {}
     for split in ("val", "test"):
-        plans = {m: training.view_plan(recipe_of(args, m), args.views, seed=seed) for m in models}
-        views = {m: training.view_input(plans[m], (FULL if args.full else TINY)[m]) for m in models}
+        plans = {m: training.view_plan(recipe_of(args, m), args.views, seed=seed) for m in args.members}
+        views = {m: training.view_input(plans[m], (FULL_SIZE if args.full else TINY)[m]) for m in plans}
         done = training.extract(
             models,
             load(args, data[split].with_inputs(views)),
             out / "caches" / split,
-            views=plans,
+            views=plans | ({"fused": plans[args.fuse[0]]} if args.fuse else {}),
             classes=data[split].videos.classes,
             device=args.device,
         )
@@ -214,6 +243,7 @@ def fuse(
     with clock.stage("score the members and their combinations"):
         order = [m for m in TINY if m in args.members]
         growing = [[m] for m in order] + [order[:n] for n in range(2, len(order) + 1)]
+        growing += [["fused"], list(args.fuse), [*order, "fused"]] if args.fuse else []
         table = combination_table(val if test is None else test, None if test is None else val, combinations=growing)
         print(table)
     with clock.stage("search the subsets"):
@@ -240,6 +270,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-labels", type=Path, help="csv (label,videoid) to score the test split with")
     parser.add_argument("--full", action="store_true", help="the full-size networks by Table I, for GPUs")
     parser.add_argument("--members", nargs="+", choices=list(TINY), default=list(TINY), help="networks to train")
+    parser.add_argument(
+        "--fuse", nargs="+", choices=list(TINY), default=[], help="also a network that fuses these inside"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="number of repetitions, each in a folder of its own")
     parser.add_argument("--views", type=int, default=10, help="random views of each validation and test video")
     parser.add_argument("--epochs", type=int, help="other than the recipes'")
@@ -261,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in range(args.seeds):
         out = args.out / f"seed{seed}"
         with clock.stage(f"train {len(args.members)} members, seed {seed}"):
-            models = train_members(args, data, out, seed)
+            models = train_members(args, data, out, seed) | train_fused(args, data, out, seed)
         with clock.stage(f"cache {args.views} views of each video, seed {seed}"):
             stacks = cache_views(args, data, models, out, seed)
         outcomes.append(fuse(args, data, stacks, test_labels, out, seed, clock))

@@ -127,6 +127,24 @@ def test_members_read_their_own_clips_of_a_batch(tmp_path):
     np.testing.assert_allclose(stack.scores("b"), expected[order], atol=1e-6)
 
 
+@pytest.mark.parametrize("views", [None, 3])
+def test_a_network_of_several_members_reads_the_whole_mapping(tmp_path, views):
+    clips, ids, labels = toy_clips(6)
+    if views:
+        clips = torch.stack([clips + v for v in range(views)], 1)
+    inner = {"a": toy(1).eval(), "b": toy(2).eval()}
+
+    def both(batch):
+        return inner["a"](batch["a"]) + inner["b"](batch["b"])
+
+    extract({"both": both}, [({"a": clips, "b": 2 * clips}, ids, labels)], tmp_path, clips_per_pass=4, **QUIET)
+    stack = vf.load_stack(tmp_path)
+    flat = clips.reshape(-1, 3, 2, 4, 4)
+    with torch.no_grad():
+        expected = both({"a": flat, "b": 2 * flat}).reshape(6, *([views] if views else []), 3).numpy()
+    np.testing.assert_allclose(stack.scores("both"), expected[[ids.index(i) for i in stack.ids]], atol=1e-5)
+
+
 def test_a_member_that_lags_behind_catches_up_alone(tmp_path):
     models = {"a": toy(1), "b": toy(2)}
     extract({"a": models["a"]}, Restricted(), tmp_path, **QUIET)

@@ -25,6 +25,10 @@ SMALL = [
 ]  # fmt: skip
 
 
+# A few epochs on nine videos teach nothing, and members that are always wrong are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore::vidfuse.errors.VidfuseWarning")
+
+
 @pytest.fixture(scope="module")
 def example():
     spec = importlib.util.spec_from_file_location("vipriors_kinetics", SCRIPT)
@@ -170,3 +174,14 @@ def test_a_data_set_on_disk_is_used_as_it_is(example, whole, tmp_path):
     (outcome,) = json.loads((tmp_path / "outcomes.json").read_text())
     assert outcome["scored_on"] == "validation (in-sample)"
     assert (tmp_path / "seed0/submission.txt").read_bytes() == (whole / "seed0/submission.txt").read_bytes()
+
+
+def test_a_network_that_fuses_members_inside_is_a_member_like_any_other(example, whole, tmp_path):
+    root = ["--data-root", str(whole / "data"), "--test-labels", str(whole / "data/test-labels.csv")]
+    assert example.main(["--out", str(tmp_path), *root, *SMALL, "--fuse", "r2plus1d", "timesformer"]) == 0
+    stack = vf.load_stack(tmp_path / "seed0/caches/val")
+    assert stack.members == ("fused", "r2plus1d", "timesformer") and stack.shape == (5, 3, 2, 3)
+    assert (tmp_path / "seed0/train/fused/stages.csv").read_text().count("\n") == 3
+    before = computed(tmp_path)
+    assert example.main(["--out", str(tmp_path), *root, *SMALL, "--fuse", "r2plus1d", "timesformer"]) == 0
+    assert computed(tmp_path) == before

@@ -264,11 +264,24 @@ def _scores(
     def answer(batch: Any) -> Tensor:
         return logits_of(network(batch) if forward is None else forward(network, batch))
 
-    if not isinstance(clips, Tensor):  # another library's batch: its own forward knows what to do
-        return answer(clips)
+    if not isinstance(clips, Tensor):
+        return _scores_of_mapping(answer, clips, device, size)
     views = clips.shape[1] if clips.ndim == 6 else None
     flat = clips.flatten(0, 1) if views is not None else clips
     scores = torch.cat([answer(part.to(device, non_blocking=True)) for part in flat.split(max(1, size))])
     if len(scores) != len(flat):
         raise InputError(f"expected one row of scores for each of {len(flat)} clips, got shape {tuple(scores.shape)}")
     return scores.unflatten(0, (-1, views)) if views is not None else scores
+
+
+def _scores_of_mapping(answer: Callable[[Any], Tensor], clips: Any, device: torch.device, size: int) -> Tensor:
+    """Return scores of several networks' clips of the same videos, with views or without, or of any other batch."""
+    if not isinstance(clips, Mapping) or not all(isinstance(value, Tensor) for value in clips.values()):
+        return answer(clips)  # its own forward knows what to do
+    if not all(value.ndim == 6 for value in clips.values()):
+        return answer({name: value.to(device, non_blocking=True) for name, value in clips.items()})
+    views = next(iter(clips.values())).shape[1]
+    parts = [value.flatten(0, 1).split(max(1, size)) for value in clips.values()]
+    passes = [dict(zip(clips, part, strict=True)) for part in zip(*parts, strict=True)]
+    scores = [answer({name: value.to(device, non_blocking=True) for name, value in part.items()}) for part in passes]
+    return torch.cat(scores).unflatten(0, (-1, views))

@@ -175,17 +175,17 @@ TABLE_I: Mapping[str, TrainRecipe] = {
 }
 
 _SMALL = TrainRecipe(
-    lr=3e-3, epochs=16, warmup_epochs=1, optimizer="adamw", weight_decay=0.05, batch_size=16, reference_batch=16,
+    lr=2e-3, epochs=10, warmup_epochs=1, optimizer="adamw", weight_decay=0.05, batch_size=16, reference_batch=16,
     clip_norm=5.0, label_smoothing=0.1, frames=8, interval=4, size=48,
 )  # fmt: skip
 
 # For the `<network>_tiny` presets on the embedded videos: about half a minute each on two cores.
 TINY: Mapping[str, TrainRecipe] = {
-    "slowfast_tiny": replace(_SMALL, lr=5e-3, epochs=8),
-    "tin_tiny": replace(_SMALL, epochs=8),
-    "tpn_tiny": replace(_SMALL, epochs=8),
-    "swin_tiny": replace(_SMALL, lr=1e-3, epochs=8),
-    "r2plus1d_tiny": replace(_SMALL, epochs=8),
-    "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=8),
-    "x3d_tiny": replace(_SMALL, lr=2e-3, epochs=7),
+    "slowfast_tiny": replace(_SMALL, epochs=10),
+    "tin_tiny": replace(_SMALL, epochs=10),
+    "tpn_tiny": replace(_SMALL, epochs=10),
+    "swin_tiny": replace(_SMALL, lr=1e-3, epochs=10),
+    "r2plus1d_tiny": replace(_SMALL, epochs=10),
+    "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=12),
+    "x3d_tiny": replace(_SMALL, lr=1.5e-3, epochs=9),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from sklearn.base import clone
 from tqdm import tqdm
 
 from vidfuse.cache.stack import LogitStack
-from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
 from vidfuse.fusion.base import Fuser
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.training.recipes import TrainRecipe, learning_rate
@@ -216,12 +217,17 @@ def _mean_of_views(model: nn.Module, clips: Any) -> torch.Tensor:
 
 def _end_stage(runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]]) -> None:
     """Fuse the members' validation predictions as they are now, and add the stage's row."""
-    stack = _predict(runs, loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VidfuseWarning)  # that members know nothing yet is what the rows show
+        stages.append(_stage_row(runs, _predict(runs, loader), pool, len(stages) + 1))
+
+
+def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Fuser, number: int) -> dict[str, float]:
     labels = np.asarray(stack.labels)
     fitted = clone(pool).fit(stack)
     weights = dict(zip(fitted.members_, getattr(fitted, "weights_", np.full(len(runs), np.nan)), strict=True))
     first = next(iter(runs.values()))
-    row: dict[str, float] = {"stage": len(stages) + 1, "epoch": first.epoch + 1, "step": first.step}
+    row: dict[str, float] = {"stage": number, "epoch": first.epoch + 1, "step": first.step}
     halves = np.zeros(len(stack), bool)
     halves[np.argsort(labels, kind="stable")[::2]] = True  # half of each class
     hits = np.empty(len(stack), bool)
@@ -235,7 +241,7 @@ def _end_stage(runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stag
     for name in runs:
         row[f"top1_{name}"] = float((stack.scores(name).argmax(1) == labels).mean())
         row[f"weight_{name}"] = float(weights[name])
-    stages.append(row)
+    return row
 
 
 def _save(runs: Mapping[str, Run], stages: list[dict[str, float]], folder: Path) -> None:
