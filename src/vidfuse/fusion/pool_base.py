@@ -199,13 +199,13 @@ def _video_weights(
 
 def _check_true_class(stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64]) -> None:
     """Refuse a probability of 0 at the true class, which no weight could make up for."""
-    for name, kind, floor in zip(stack.members, stack.kinds, floors, strict=True):
-        if floor > 0:
-            continue
-        step = 4096
-        for start in range(0, len(stack), step):
-            truth = labels[start : start + step]
-            true = np.take_along_axis(stack[start : start + step].scores(name), truth[:, None], axis=1)[:, 0]
+    step = 4096
+    for start in range(0, len(stack), step):
+        part, truth = stack[start : start + step], labels[start : start + step, None]
+        for name, kind, floor in zip(stack.members, stack.kinds, floors, strict=True):
+            if floor > 0:
+                continue
+            true = np.take_along_axis(part.scores(name), truth, axis=1)[:, 0]
             zero = true == 0 if kind in ("probabilities", "sum") else np.isneginf(true)
             if zero.any():
                 row = start + int(zero.argmax())
