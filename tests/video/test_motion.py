@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vidfuse.errors import InputError
-from vidfuse.video import decode, motion, vipriors
+from vidfuse.video import decode, filming, vipriors
 from vidfuse.video.motion import ACTIONS, MotionPlan, render_clip, render_motion
 
 PLAN = MotionPlan(train=3, val=2, test=2, actions=("walk", "jump", "kick"), frames=6, size=32)
@@ -91,18 +91,18 @@ def test_videos_differ_in_everything_but_the_action():
 
 def test_without_difficulty_the_camera_stands_still():
     plan = replace(PLAN, difficulty=0.0)
-    scenes = [motion._scene(plan, "train", np.random.default_rng(seed)) for seed in range(9)]
+    scenes = [filming._scene(plan, "train", np.random.default_rng(seed)) for seed in range(9)]
     assert {(s.yaw, s.pitch, s.distance) for s in scenes} == {(0.0, 0.0, scenes[0].distance)}
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_poses_follow_the_recording(action):
     """Poses pass through the recorded frames, and their rotations are unit quaternions."""
-    recorded = motion._recording(action)
+    recorded = filming._recording(action)
     plan = replace(PLAN, frames=50)
-    poses = motion._poses(action, plan, motion._scene(plan, "val", np.random.default_rng(0)))
+    poses = filming._poses(action, plan, filming._scene(plan, "val", np.random.default_rng(0)))
     assert poses.shape == (50, 44) and np.isfinite(poses).all()
-    for start in motion._QUATERNIONS:
+    for start in filming._QUATERNIONS:
         np.testing.assert_allclose(np.linalg.norm(poses[:, start : start + 4], axis=1), 1, atol=1e-9)
         assert ((recorded[1:, start : start + 4] * recorded[:-1, start : start + 4]).sum(1) > 0).all()
     low, high = recorded[:, 1:4].min(0) - 1e-9, recorded[:, 1:4].max(0) + 1e-9
@@ -113,7 +113,7 @@ def test_hues_are_the_colour_circle():
     import colorsys
 
     for h in np.linspace(0, 0.99, 12):
-        np.testing.assert_allclose(motion._hsv(h, 0.7, 0.9), colorsys.hsv_to_rgb(h, 0.7, 0.9), atol=1e-12)
+        np.testing.assert_allclose(filming._hsv(h, 0.7, 0.9), colorsys.hsv_to_rgb(h, 0.7, 0.9), atol=1e-12)
 
 
 @pytest.mark.parametrize(
