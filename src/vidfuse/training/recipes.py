@@ -184,8 +184,8 @@ TINY: Mapping[str, TrainRecipe] = {
     "slowfast_tiny": replace(_SMALL, epochs=10),
     "tin_tiny": replace(_SMALL, epochs=10),
     "tpn_tiny": replace(_SMALL, epochs=10),
-    "swin_tiny": replace(_SMALL, lr=1e-3, epochs=10),
+    "swin_tiny": replace(_SMALL, lr=5e-4, epochs=12, weight_decay=0.01),
     "r2plus1d_tiny": replace(_SMALL, epochs=10),
-    "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=12),
+    "timesformer_tiny": replace(_SMALL, lr=5e-4, epochs=14, weight_decay=0.01),
     "x3d_tiny": replace(_SMALL, lr=1.5e-3, epochs=9),
 }

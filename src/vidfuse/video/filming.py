@@ -69,7 +69,7 @@ class MotionPlan:
     frames: int = 40
     size: int = 80
     fps: int = 20
-    difficulty: float = 0.4
+    difficulty: float = 0.3
     damaged: int = 1
     seed: int = 0
 
