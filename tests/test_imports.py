@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,16 @@ def test_the_core_names_no_optional_package_at_its_top(unit):
 def test_every_public_name_resolves(name):
     assert getattr(vidfuse, name) is not None
     assert name in dir(vidfuse)
+
+
+@pytest.mark.parametrize(
+    "package", ["vidfuse", "vidfuse.metrics", "vidfuse.networks", "vidfuse.report", "vidfuse.training", "vidfuse.video"]
+)
+def test_no_module_hides_a_lazy_name(package):
+    """Importing `package.name` binds the module to the package: a function of that name would be lost."""
+    face = importlib.import_module(package)
+    modules = {found.name for found in pkgutil.iter_modules(face.__path__)}
+    assert not modules & set(getattr(face, "_HOME", ()))
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -30,7 +30,7 @@ _HOME = {
     "compare": "vidfuse.fusion.selection.honest",
     "coordinate_search": "vidfuse.fusion.selection.coordinate",
     "diversity": "vidfuse.fusion.selection.contribution",
-    "extract": "vidfuse.training.extract",
+    "extract": "vidfuse.training.extraction",
     "greedy_search": "vidfuse.fusion.selection.greedy",
     "honest_score": "vidfuse.fusion.selection.honest",
     "leaderboard": "vidfuse.report.tables",

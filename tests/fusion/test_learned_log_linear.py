@@ -281,18 +281,33 @@ def test_summary_bootstraps_the_weights():
         pool.summary(confidence=1.0)
 
 
-def test_quadratic_program_against_slsqp():
+def _best_of_all_supports(hessian, linear, low, high):
+    """Solve min ½ x·H·x − c·x over x ≥ 0, low ≤ Σx ≤ high exactly: try every support and every state of the sum."""
+    n, best, value = len(linear), None, np.inf
+    for bits in range(1, 2**n):
+        on = [i for i in range(n) if bits >> i & 1]
+        for total in (None, low, high):
+            if total is None:
+                part = np.linalg.solve(hessian[np.ix_(on, on)], linear[on])
+            else:
+                ones = np.ones((len(on), 1))
+                system = np.block([[hessian[np.ix_(on, on)], ones], [ones.T, np.zeros((1, 1))]])
+                part = np.linalg.solve(system, np.append(linear[on], total))[:-1]
+            if (part >= 0).all() and low - 1e-12 <= part.sum() <= high + 1e-12:
+                x = np.zeros(n)
+                x[on] = part
+                if (here := 0.5 * x @ hessian @ x - linear @ x) < value:
+                    best, value = x, here
+    return best
+
+
+def test_quadratic_program_against_all_supports():
     rng = np.random.default_rng(0)
     for _ in range(20):
         root = rng.normal(size=(5, 5))
         hessian, linear = root @ root.T + 0.1 * np.eye(5), 3 * rng.normal(size=5)
         x = solve_qp(hessian, linear, 0.5, 1.5, np.full(5, 0.2))
-        constraint = {"type": "ineq", "fun": lambda v: [1.5 - v.sum(), v.sum() - 0.5]}
-        found = minimize(
-            lambda v, h=hessian, c=linear: 0.5 * v @ h @ v - c @ v, np.full(5, 0.2), method="SLSQP",
-            bounds=[(0, None)] * 5, constraints=[constraint], options={"ftol": 1e-15, "maxiter": 300},
-        )  # fmt: skip
-        np.testing.assert_allclose(x, found.x, atol=1e-5)
+        np.testing.assert_allclose(x, _best_of_all_supports(hessian, linear, 0.5, 1.5), atol=1e-9)
 
 
 def test_least_norm_among_optima():

@@ -7,7 +7,7 @@ from pathlib import Path
 from toy_videos import ToyLoader, toy
 
 from vidfuse.training import TrainRecipe, distributed, evaluate, train
-from vidfuse.training.extract import extract
+from vidfuse.training.extraction import extract
 
 RECIPE = TrainRecipe(lr=0.05, epochs=3, batch_size=8, reference_batch=8, precision="float32", label_smoothing=0.1)
 

@@ -17,6 +17,7 @@ __all__ = [
     "Backbone",
     "Bottleneck",
     "ConvNorm",
+    "ConvolutionalStem",
     "VideoNetwork",
     "combine_windows",
     "convolve",
@@ -263,6 +264,24 @@ def split_patches(clips: Tensor, patch: Triple) -> Tensor:
     clips = clips[:, :, : frames // t * t, : height // h * h, : width // w * w]
     clips = clips.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
     return clips.permute(0, 2, 4, 6, 1, 3, 5, 7)
+
+
+class ConvolutionalStem(nn.Sequential):
+    """Halve each frame until a patch is a pixel: clips ``(N, 3, T, H, W)`` to maps ``(N, C, T, H / s, W / s)``.
+
+    Xiao et al. Early Convolutions Help Transformers See Better. NeurIPS 2021. Learns from few clips, where a linear
+    map of whole patches does not.
+
+    Args:
+        widths: Channels of the 3 × 3 × 3 convolutions, each of which halves height and width.
+        width: C, channels of the maps.
+    """
+
+    def __init__(self, widths: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        for before, after in zip((3, *widths), widths, strict=False):
+            self.append(ConvNorm(before, after, (3, 3, 3), (1, 2, 2)))
+        self.append(nn.Conv3d(widths[-1], width, 1))
 
 
 def init_convolutions(model: nn.Module) -> None:

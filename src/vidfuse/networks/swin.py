@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import VideoNetwork, split_patches
+from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, split_patches
 
 __all__ = ["PRESETS", "Swin", "SwinConfig", "build", "convert"]
 
@@ -41,6 +41,7 @@ class SwinConfig:
         mlp_ratio: Width of the hidden layer of an MLP, as a multiple of the stage's width.
         drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
         dropout: Before the classifier.
+        stem: Widths of 3 × 3 × 3 convolutions in place of the linear map of a patch; each halves height and width.
     """
 
     width: int = 96
@@ -51,6 +52,7 @@ class SwinConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.1
     dropout: float = 0.5
+    stem: tuple[int, ...] = ()
 
 
 class Swin(VideoNetwork):
@@ -65,7 +67,10 @@ class Swin(VideoNetwork):
         stages = len(config.depths)
         super().__init__(config.width * 2 ** (stages - 1), num_classes, config.dropout)
         self.config = config
-        self.patch_embed = nn.Linear(3 * math.prod(config.patch), config.width)
+        patch = 3 * math.prod(config.patch)
+        self.patch_embed = (
+            ConvolutionalStem(config.stem, config.width) if config.stem else nn.Linear(patch, config.width)
+        )
         self.patch_norm = nn.LayerNorm(config.width, eps=_EPS)
         rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
         self.blocks = nn.ModuleList()
@@ -106,6 +111,8 @@ class Swin(VideoNetwork):
         """Turn clips into embedded patches ``(N, T, H, W, C)``."""
         patch = self.config.patch
         self.check_clips(clips, size=patch[1] * 2 ** (len(self.config.depths) - 1))
+        if self.config.stem:
+            return self.patch_norm(self.patch_embed(clips).movedim(1, 4))
         return self.patch_norm(self.patch_embed(split_patches(_pad(clips, patch), patch).flatten(4)))
 
     def head(self, features: Tensor) -> Tensor:
@@ -339,7 +346,17 @@ _B: Final = replace(_S, width=128, heads=(4, 8, 16, 32), drop_path=0.3)
 _L: Final = replace(_S, width=192, heads=(6, 12, 24, 48), drop_path=0.4)
 
 PRESETS: Final[Mapping[str, SwinConfig]] = {
-    "swin_tiny": SwinConfig(32, (2, 2, 2), (2, 4, 8), window=(4, 4, 4), mlp_ratio=2.0, drop_path=0.0, dropout=0.0),
+    "swin_tiny": SwinConfig(
+        48,
+        (2, 2),
+        (3, 6),
+        window=(4, 4, 4),
+        patch=(1, 8, 8),
+        mlp_ratio=2.0,
+        drop_path=0.0,
+        dropout=0.0,
+        stem=(16, 32, 48),
+    ),
     "swin_t": _T,
     "swin_s": _S,
     "swin_b": _B,

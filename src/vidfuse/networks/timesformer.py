@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvNorm, VideoNetwork, split_patches
+from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, split_patches
 
 __all__ = ["PRESETS", "TimeSformer", "TimeSformerConfig", "build", "convert"]
 
@@ -74,7 +74,11 @@ class TimeSformer(VideoNetwork):
         super().__init__(config.width, num_classes, config.dropout)
         self.config = config
         places = (config.size // config.patch) ** 2
-        self.patch_embed = _ConvolutionalStem(config) if config.stem else nn.Linear(3 * config.patch**2, config.width)
+        self.patch_embed = (
+            ConvolutionalStem(config.stem, config.width)
+            if config.stem
+            else nn.Linear(3 * config.patch**2, config.width)
+        )
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.position = nn.Parameter(torch.zeros(1, 1 + places, config.width))
         if config.attention != "space":
@@ -151,7 +155,7 @@ class TimeSformer(VideoNetwork):
         patches = split_patches(clips, (1, patch, patch))  # (N, T, H', W', 3, 1, patch, patch)
         position = self._position((patches.shape[2], patches.shape[3]))
         if self.config.stem:
-            tokens = self.patch_embed(clips)
+            tokens = self.patch_embed(clips).flatten(3).permute(0, 3, 2, 1)
         else:
             tokens = self.patch_embed(patches.movedim(1, 3).flatten(4).flatten(1, 2))  # (N, places, T, C)
         tokens = tokens + position[:, 1:, None]
@@ -176,27 +180,6 @@ class TimeSformer(VideoNetwork):
         if frames == self.config.frames:
             return self.time
         return functional.interpolate(self.time.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
-
-
-class _ConvolutionalStem(nn.Sequential):
-    """Halve each frame until a patch is a pixel: clips ``(N, 3, T, H, W)`` to tokens ``(N, places, T, C)``.
-
-    Xiao et al. Early Convolutions Help Transformers See Better. NeurIPS 2021. Learns from few clips, where a linear
-    map of whole patches does not.
-    """
-
-    def __init__(self, config: TimeSformerConfig) -> None:
-        super().__init__()
-        width_in = 3
-        for width in config.stem:
-            self.append(ConvNorm(width_in, width, (3, 3, 3), (1, 2, 2)))
-            width_in = width
-        self.append(nn.Conv3d(width_in, config.width, 1))
-
-    def forward(self, clips: Tensor) -> Tensor:
-        for layer in self:
-            clips = layer(clips)
-        return clips.flatten(3).permute(0, 3, 2, 1)
 
 
 class _Attention(nn.Module):

@@ -16,7 +16,7 @@ _HOME = {
     "TrainRecipe": "recipes",
     "TrainResult": "loop",
     "evaluate": "loop",
-    "extract": "extract",
+    "extract": "extraction",
     "learning_rate": "recipes",
     "train": "loop",
     "train_together": "together",
@@ -30,7 +30,6 @@ __all__ = sorted([*_HOME, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:
-    # `extract` is the function, as in `vidfuse.extract`; its module is imported by its full name.
     if name in _HOME:
         value = getattr(importlib.import_module(f"vidfuse.training.{_HOME[name]}"), name)
         globals()[name] = value

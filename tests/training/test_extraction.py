@@ -8,7 +8,7 @@ from toy_videos import Toy, ToyLoader, toy, toy_clips
 
 import vidfuse as vf
 from vidfuse.errors import CacheConflictError, InputError
-from vidfuse.training.extract import extract, fingerprint_of
+from vidfuse.training.extraction import extract, fingerprint_of
 from vidfuse.video.clips import ViewPlan
 
 QUIET = {"progress": False}
