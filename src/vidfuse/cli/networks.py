@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from pathlib import Path
@@ -65,16 +66,16 @@ def train(
     With `--layout vipriors` the train split is trained on and the val split is scored after each epoch.
     """
     recipe = _recipe(recipe_name or network, settings)
-    datasets, distributed, clips, transforms, loop = _modules(
-        "video.datasets", "training.distributed", "video.clips", "video.transforms", "training.loop"
+    datasets, distributed, inputs, loop = _modules(
+        "video.datasets", "training.distributed", "training.data", "training.loop"
     )
     videos = _videos(layout, data, root, "train")
     scored = _videos(layout, val or data, root, "val") if val is not None or layout == "vipriors" else None
     n_classes = _class_count(videos, classes)
     model = vf.networks.create(network, n_classes, checkpoint=checkpoint, replace_classifier=checkpoint is not None)
-    shape = {"length": recipe.frames, "interval": recipe.interval}
-    source = datasets.Input(clips.ClipSampler(**shape), transforms.TransformConfig(size=recipe.size))
-    plan = clips.ViewPlan(clips=1, times="even", size=recipe.size, **shape)
+    source = inputs.train_input(recipe, network)
+    plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
+    view = inputs.view_input(plan, network)
     with distributed.joined() as device:
         world = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         batch = max(1, recipe.batch_size // (recipe.accumulate * world["world_size"]))
@@ -83,7 +84,7 @@ def train(
         )
         val_loader = None
         if scored is not None:
-            val_loader = datasets.VideoLoader(datasets.VideoDataset(scored, plan), batch, workers=workers, **world)
+            val_loader = datasets.VideoLoader(datasets.VideoDataset(scored, view), batch, workers=workers, **world)
         result = loop.train(model.to(device), loader, recipe, out, val_loader=val_loader, device=device, name=network)
         if world["rank"] == 0:
             options.save_config(context, out)
@@ -105,9 +106,9 @@ def train(
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), required=True, help="The weights.")
 @click.option("--clips", "n_clips", default=10, show_default=True, help="Random clips of each video.")
-@click.option("--frames", default=32, show_default=True, help="Frames of a clip.")
-@click.option("--interval", default=2, show_default=True, help="Distance of neighbouring frames.")
-@click.option("--size", default=224, show_default=True, help="Side of a clip in pixels.")
+@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip; by default the network's own.")
+@click.option("--interval", type=click.IntRange(min=1), help="Distance of frames; by default the network's own.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of a clip in pixels; by default the network's own.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the clips.")
 @click.option("--batch-size", default=8, show_default=True, help="Videos in one batch.")
 @click.option("--strict", is_flag=True, help="Stop at a video that cannot be decoded, instead of listing it.")
@@ -125,9 +126,9 @@ def extract(
     split: str,
     checkpoint: Path,
     n_clips: int,
-    frames: int,
-    interval: int,
-    size: int,
+    frames: int | None,
+    interval: int | None,
+    size: int | None,
     seed: int,
     batch_size: int,
     strict: bool,
@@ -137,13 +138,23 @@ def extract(
     as_json: bool,
 ) -> None:
     """Write the logits of NETWORK for several views of every video of DATA into a cache; resumes where it stopped."""
-    datasets, distributed, clips = _modules("video.datasets", "training.distributed", "video.clips")
+    datasets, distributed, clips, inputs = _modules(
+        "video.datasets", "training.distributed", "video.clips", "training.data"
+    )
+    facts = vf.networks.info(network)
     videos = _videos(layout, data, root, split)
     model = vf.networks.create(network, _class_count(videos, classes), checkpoint=checkpoint)
-    plan = clips.ViewPlan(clips=n_clips, length=frames, interval=interval, size=size, seed=seed)
+    plan = clips.ViewPlan(
+        clips=n_clips,
+        length=frames or facts.frames,
+        interval=interval or facts.interval,
+        size=size or facts.size,
+        short_side=round((size or facts.size) * 8 / 7),
+        seed=seed,
+    )
     with distributed.joined() as device:
         loader = datasets.VideoLoader(
-            datasets.VideoDataset(videos, plan, strict=strict),
+            datasets.VideoDataset(videos, inputs.view_input(plan, network), strict=strict),
             batch_size,
             workers=workers,
             rank=distributed.rank(),
