@@ -1,6 +1,5 @@
 """What is special to Video Swin: windows, shifts, masks and biases, against a plain reference."""
 
-from dataclasses import replace
 
 import pytest
 import torch
