@@ -113,7 +113,7 @@ _TABLE: Final[Mapping[str, _Row]] = {
     "slowfast_r50_8x8.pytorchvideo": (_SLOWFAST, 32, 2, 224, _HALF, 400, 34_566_488, 50.31, 76.94, "unknown"),
     "slowfast_r101_8x8.pytorchvideo": (_SLOWFAST, 32, 2, 224, _HALF, 400, 62_826_968, 96.4, 77.9, "unknown"),
     "slowfast_16x8_r101_50_50.pytorchvideo": (_SLOWFAST, 64, 2, 224, _HALF, 400, 53_774_808, 163.1, 78.7, "unknown"),
-    "swin_tiny": (_SWIN, 8, 2, 64, _IMAGENET, 15, 273_357, 0.1109, None, "none"),
+    "swin_tiny": (_SWIN, 8, 2, 64, _IMAGENET, 15, 273_933, 0.1327, None, "none"),
     "swin_t": (_SWIN, 32, 2, 224, _IMAGENET, 400, 28_158_070, 87.76, None, "none"),
     "swin_s": (_SWIN, 32, 2, 224, _IMAGENET, 400, 49_816_678, 165.7, None, "none"),
     "swin_b": (_SWIN, 32, 2, 224, _IMAGENET, 400, 88_048_984, 281.3, None, "none"),

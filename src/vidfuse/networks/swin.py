@@ -350,7 +350,7 @@ PRESETS: Final[Mapping[str, SwinConfig]] = {
         48,
         (2, 2),
         (3, 6),
-        window=(4, 4, 4),
+        window=(8, 3, 3),
         patch=(1, 8, 8),
         mlp_ratio=2.0,
         drop_path=0.0,
