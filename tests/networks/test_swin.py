@@ -1,6 +1,5 @@
 """What is special to Video Swin: windows, shifts, masks and biases, against a plain reference."""
 
-
 import pytest
 import torch
 from torch import nn

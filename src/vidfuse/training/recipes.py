@@ -181,11 +181,11 @@ _SMALL = TrainRecipe(
 
 # For the `<network>_tiny` presets on the embedded videos: about half a minute each on two cores.
 TINY: Mapping[str, TrainRecipe] = {
-    "slowfast_tiny": replace(_SMALL, epochs=8),
-    "tin_tiny": replace(_SMALL, epochs=8),
-    "tpn_tiny": replace(_SMALL, epochs=7),
+    "slowfast_tiny": replace(_SMALL, epochs=6),
+    "tin_tiny": replace(_SMALL, epochs=6),
+    "tpn_tiny": replace(_SMALL, epochs=5),
     "swin_tiny": replace(_SMALL, lr=1e-3, epochs=13, weight_decay=0.01),
-    "r2plus1d_tiny": replace(_SMALL, epochs=8),
+    "r2plus1d_tiny": replace(_SMALL, epochs=6),
     "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=12, weight_decay=0.01),
-    "x3d_tiny": replace(_SMALL, lr=1.5e-3, epochs=8),
+    "x3d_tiny": replace(_SMALL, lr=1.5e-3, epochs=9),
 }
