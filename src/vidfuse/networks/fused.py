@@ -91,7 +91,7 @@ class FusedNetwork(nn.Module):
         >>> members = {name: networks.create(f"{name}_tiny", num_classes=5) for name in ("x3d", "swin")}
         >>> answer = FusedNetwork(members, 5).inspect(torch.zeros(2, 3, 8, 64, 64))
         >>> answer.logits.shape, answer.gates.shape
-        (torch.Size([2, 5]), torch.Size([2, 3, 2]))
+        (torch.Size([2, 5]), torch.Size([2, 2, 2]))
     """
 
     def __init__(
