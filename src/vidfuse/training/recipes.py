@@ -181,7 +181,7 @@ _SMALL = TrainRecipe(
 
 # For the `<network>_tiny` presets on the embedded videos: about half a minute each on two cores.
 TINY: Mapping[str, TrainRecipe] = {
-    "slowfast_tiny": replace(_SMALL, epochs=6),
+    "slowfast_tiny": replace(_SMALL, epochs=4),
     "tin_tiny": replace(_SMALL, epochs=6),
     "tpn_tiny": replace(_SMALL, epochs=5),
     "swin_tiny": replace(_SMALL, lr=1e-3, epochs=13, weight_decay=0.01),
