@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-__all__ = ["TEMPORARY", "LateHead", "fsync_folder", "make_folder", "publish", "sweep"]
+__all__ = ["TEMPORARY", "fsync_folder", "make_folder", "publish", "sweep"]
 
 TEMPORARY: Final = ".tmp-"
 _LOCK: Final = ".lock"
@@ -25,26 +25,12 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 _STALE_SECONDS: Final = 86400.0  # where locks do not work, a temporary this old has no living writer
 
 
-class LateHead(Protocol):
-    """The first bytes of a file, of known length, whose content is known after the rest is written."""
-
-    @property
-    def head_size(self) -> int:
-        """The length in bytes."""
-        ...
-
-    def head(self) -> bytes:
-        """Return the bytes."""
-        ...
-
-
-def publish(path: Path, chunks: Iterable[bytes | memoryview], late: LateHead | None = None) -> bool:
+def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
     """Publish a file: write, fsync, link, fsync the folder.
 
     Args:
         path: The final name; an existing file is never overwritten.
-        chunks: The content, one piece after the other; what follows the head where that comes late.
-        late: What stands before the chunks and is written after them.
+        chunks: The content, one piece after the other.
 
     Returns:
         True if this call published the file, False if the name was taken.
@@ -54,13 +40,8 @@ def publish(path: Path, chunks: Iterable[bytes | memoryview], late: LateHead | N
     """
     try:
         with _temporary(path.parent) as (descriptor, temporary):
-            if late is not None:
-                os.lseek(descriptor, late.head_size, os.SEEK_SET)
             for chunk in chunks:
                 _write_all(descriptor, chunk)
-            if late is not None:
-                os.lseek(descriptor, 0, os.SEEK_SET)
-                _write_all(descriptor, late.head())
             os.fsync(descriptor)
             published = _name(temporary, path)
             fsync_folder(path.parent)
