@@ -24,7 +24,9 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +42,7 @@ _MAX_HEADER: Final = 1 << 14
 _ALIGNMENT: Final = 64
 _PREFIX: Final = b'{"__metadata__":{"format":"vidfuse-logits","version":"1","digest":"'
 _UNSIGNED: Final = b"0" * 64
+_UNKNOWN: Final = b"?" * 64  # in the place of the scores' digest until that is known
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -52,17 +55,43 @@ _CHUNK: Final = 1 << 22
 _verified: set[tuple[int, int, int, int, str]] = set()  # parts whose scores were checked in this process
 
 
-@dataclass(frozen=True)
 class PartBytes:
-    """A part that is ready to be written: its chunks one after the other are the file."""
+    """A part that is ready to be written: its head and then its body are the file.
 
-    digest: str
-    chunks: tuple[memoryview, ...]
+    The head holds the body's digest. A thread computes it from the start, so that the body can be written meanwhile.
+
+    Attributes:
+        body: The tensors' bytes, one chunk after the other; the last one holds the scores.
+        head_size: The length of the head in bytes.
+    """
+
+    def __init__(self, unsigned: bytes, body: tuple[memoryview, ...]) -> None:
+        self.body, self.head_size = body, 8 + len(unsigned)
+        self._unsigned, self._payload = unsigned, hashlib.sha256()
+        self._hashing = Thread(target=self._payload.update, args=(body[-1],))
+        self._hashing.start()
+
+    @cached_property
+    def _signed(self) -> tuple[str, bytes]:
+        self._hashing.join()
+        text = self._unsigned.replace(_UNKNOWN, self._payload.hexdigest().encode(), 1)
+        length = len(text).to_bytes(8, "little")
+        digest = _sha256(length, text)
+        return digest, length + text.replace(_UNSIGNED, digest.encode(), 1)
+
+    @property
+    def digest(self) -> str:
+        """The digest that covers the whole file; waits for the body's."""
+        return self._signed[0]
+
+    def head(self) -> bytes:
+        """Return the length and the header; waits for the body's digest."""
+        return self._signed[1]
 
     @property
     def size(self) -> int:
         """The file's size in bytes."""
-        return sum(chunk.nbytes for chunk in self.chunks)
+        return self.head_size + sum(chunk.nbytes for chunk in self.body)
 
 
 def encode_part(
@@ -91,16 +120,13 @@ def encode_part(
         }
         chunks.append(stored.reshape(-1).view(np.uint8).data)
         offset += stored.nbytes
-    metadata = {"index": _sha256(*chunks[:-1]), "payload": _sha256(chunks[-1]), "kind": kind}
+    metadata = {"index": _sha256(*chunks[:-1]), "payload": _UNKNOWN.decode(), "kind": kind}
     tail = json.dumps({"m": metadata, "t": entries}, separators=(",", ":"))
     inner, outer = tail[len('{"m":{') :].split('},"t":{', 1)
     text = _PREFIX + _UNSIGNED + b'",' + inner.encode() + b"}," + outer[:-1].encode()
     indexed = sum(chunk.nbytes for chunk in chunks[:-1])
     text += b" " * (-(8 + len(text) + indexed) % _ALIGNMENT)
-    length = len(text).to_bytes(8, "little")
-    digest = _sha256(length, text)
-    header = length + text.replace(_UNSIGNED, digest.encode(), 1)
-    return PartBytes(digest, (memoryview(header), *chunks))
+    return PartBytes(text, tuple(chunks))
 
 
 def _sha256(*chunks: bytes | memoryview) -> str:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-__all__ = ["TEMPORARY", "fsync_folder", "make_folder", "publish", "sweep"]
+__all__ = ["TEMPORARY", "LateHead", "fsync_folder", "make_folder", "publish", "sweep"]
 
 TEMPORARY: Final = ".tmp-"
 _LOCK: Final = ".lock"
@@ -25,12 +25,26 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 _STALE_SECONDS: Final = 86400.0  # where locks do not work, a temporary this old has no living writer
 
 
-def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
+class LateHead(Protocol):
+    """The first bytes of a file, of known length, whose content is known after the rest is written."""
+
+    @property
+    def head_size(self) -> int:
+        """The length in bytes."""
+        ...
+
+    def head(self) -> bytes:
+        """Return the bytes."""
+        ...
+
+
+def publish(path: Path, chunks: Iterable[bytes | memoryview], late: LateHead | None = None) -> bool:
     """Publish a file: write, fsync, link, fsync the folder.
 
     Args:
         path: The final name; an existing file is never overwritten.
-        chunks: The content, one piece after the other.
+        chunks: The content, one piece after the other; what follows the head where that comes late.
+        late: What stands before the chunks and is written after them.
 
     Returns:
         True if this call published the file, False if the name was taken.
@@ -40,8 +54,13 @@ def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
     """
     try:
         with _temporary(path.parent) as (descriptor, temporary):
+            if late is not None:
+                os.lseek(descriptor, late.head_size, os.SEEK_SET)
             for chunk in chunks:
                 _write_all(descriptor, chunk)
+            if late is not None:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                _write_all(descriptor, late.head())
             os.fsync(descriptor)
             published = _name(temporary, path)
             fsync_folder(path.parent)

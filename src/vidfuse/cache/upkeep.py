@@ -192,7 +192,7 @@ def _join(cache: LogitCache) -> None:
         part.verify()
     content = encode_part(cache.ids, np.asarray(cache.scores), cache.labels, cache.kind)
     path = cache.folder / f"joined-{content.digest[:32]}{PART_SUFFIX}"
-    publish(path, content.chunks)
+    publish(path, content.body, content)
     joined = open_part(path)
     joined.verify()
     for part in cache.parts:

@@ -265,7 +265,7 @@ class CacheWriter:
         content = encode_part(ids, scores, labels, self._meta.kind)
         key = hashlib.sha256("\0".join(ids.tolist()).encode()).hexdigest()[:32]
         path = self.folder / f"part-{key}{PART_SUFFIX}"
-        published = publish(path, content.chunks)
+        published = publish(path, content.body, content)
         if published:
             self._known.add(path.name)
             self._owners.update(dict.fromkeys(ids.tolist(), path))
