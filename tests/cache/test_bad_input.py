@@ -472,6 +472,24 @@ def test_row_48_a_member_in_another_order_is_suspected():
         vf.LogitStack.from_arrays({"swin": good, "x3d": good + rng.normal(size=good.shape)}, labels=labels)
 
 
+def test_row_48_members_that_agree_on_validation_and_not_on_test_are_suspected():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 600)
+    good = (np.eye(10)[labels] * 3 + rng.normal(size=(600, 10))).astype(np.float32)
+    members = {"swin": good, "tin": good + rng.normal(size=good.shape), "x3d": good + rng.normal(size=good.shape)}
+    stack = vf.LogitStack.from_arrays(members, labels=labels)
+    test = {name: scores[300:] for name, scores in members.items()}
+    shuffled = {**test, "x3d": test["x3d"][rng.permutation(300)]}
+    for fuser in (vf.LinearPool(weights="uniform"), vf.LogLinearPool(), vf.MajorityVote()):
+        fuser.fit(stack[:300])
+        with pytest.warns(VidfuseWarning, match="member 'x3d' agreed with the others .* another order"):
+            fuser.predict(vf.LogitStack.from_arrays(shuffled))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fuser.predict(vf.LogitStack.from_arrays(test))
+            fuser.predict(vf.LogitStack.from_arrays({name: scores[:5] for name, scores in shuffled.items()}))
+
+
 def test_row_52_members_are_selected_by_name():
     stack = vf.LogitStack.from_arrays({"swin": logits(), "x3d": logits(seed=1)})
     swapped = stack.select(["x3d", "swin"])

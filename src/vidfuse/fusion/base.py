@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse._validate import as_array, check_labels, check_same_labels, first_few
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.fusion.agreement import agreement_beyond_chance, warn_if_agreement_is_lost
 from vidfuse.likelihood import DEFAULT_FLOOR, mix_floor
 
 __all__ = ["Floor", "Fuser", "Missing", "as_stack", "floored_blocks", "member_floors"]
@@ -89,11 +90,14 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         members_: the members' names, in the order of the fit.
         classes_: 0 … K − 1, also where a fold lacks a class.
         n_features_in_: the number of members.
+        agreement_: how far each member agrees with the others beyond chance, and that value's deviation (2, M); a stack
+            on which a member's agreement is lost is warned of.
     """
 
     members_: tuple[str, ...]
     classes_: NDArray[np.int64]
     n_features_in_: int
+    agreement_: NDArray[np.float64]
 
     _takes_views = False
 
@@ -127,6 +131,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         self.members_ = stack.members
         self.classes_ = np.arange(stack.n_classes)
         self.n_features_in_ = len(stack.members)
+        self.agreement_ = agreement_beyond_chance(stack)
         self._fit(stack, labels, weight)
         return self
 
@@ -137,7 +142,10 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
             AlignmentError: members are missing or added, or the number of classes differs from the fit's.
         """
         check_is_fitted(self, "members_")
-        return self._fuse(self._align(X))
+        stack = self._align(X)
+        if hasattr(self, "agreement_"):  # recipes of the first releases do not hold it
+            warn_if_agreement_is_lost(self.members_, self.agreement_, stack)
+        return self._fuse(stack)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the fused probabilities (N, K)."""

@@ -1,0 +1,76 @@
+"""Whether members that agreed on the videos of a fit still do: where one no longer does, its rows stand elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse._validate import first_few
+from vidfuse.cache.stack import LogitStack
+from vidfuse.errors import VidfuseWarning
+from vidfuse.metrics import prediction_disagreement
+
+__all__ = ["agreement_beyond_chance", "warn_if_agreement_is_lost"]
+
+_SAMPLE = 256  # videos that are looked at, evenly spaced: enough to tell agreement from chance, and read in a moment
+_FEWEST = 30
+
+
+def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
+    """Return how far each member's predictions agree with the others' beyond chance, and that value's deviation.
+
+    Cohen's kappa, (a − e) / (1 − e), with a the share of videos for which two members predict the same class, and e
+    the share that predictions of the same frequencies share in a random order, both averaged over the other members.
+    The deviation is that of a random order, the binomial √(e (1 − e) / n) / (1 − e). At most 256 videos are read.
+
+    Returns:
+        Kappa and its deviation (2, M); NaN where one member alone, or fewer than 30 complete videos, tell nothing.
+
+    Source:
+        Cohen (1960), A coefficient of agreement for nominal scales.
+
+    Example:
+        >>> z = 5 * np.eye(3)[np.arange(60) % 3]
+        >>> kappa, deviation = agreement_beyond_chance(LogitStack.from_arrays({"a": z, "b": z, "c": z[::-1]}))
+        >>> kappa.round(2).tolist(), deviation.round(2).tolist()
+        ([0.5, 0.5, 0.0], [0.09, 0.09, 0.09])
+    """
+    unknown = np.full((2, len(stack.members)), np.nan)
+    complete = np.arange(len(stack)) if stack.present is None else np.flatnonzero(stack.present.all(axis=1))
+    n = min(len(complete), _SAMPLE)
+    if n < _FEWEST or len(stack.members) < 2:
+        return unknown
+    scores = stack.log_likelihoods(complete[np.linspace(0, len(complete) - 1, n).astype(np.int64)])
+    predictions = (scores if stack.n_views is None else scores.mean(axis=2)).argmax(axis=-1)
+    frequencies = np.stack([np.bincount(column, minlength=stack.n_classes) / n for column in predictions.T])
+    others = 1 - np.eye(len(stack.members))
+    agreed = np.average(1 - prediction_disagreement(predictions), axis=1, weights=others)
+    chance = np.average(frequencies @ frequencies.T, axis=1, weights=others)
+    room = np.where(chance < 1, 1 - chance, np.nan)
+    return np.stack([(agreed - chance) / room, np.sqrt(chance * (1 - chance) / n) / room])
+
+
+def warn_if_agreement_is_lost(members: Sequence[str], fitted: NDArray[np.float64], stack: LogitStack) -> None:
+    """Warn of members that agreed with the others when the rule was fitted, and agree as if by chance now.
+
+    Args:
+        members: The fitted members' names.
+        fitted: Their `agreement_beyond_chance` on the videos of the fit (2, M).
+        stack: The videos to predict, members sorted by name; a member is looked up by its name.
+    """
+    common = [name for name in members if name in stack.members]
+    before = fitted[:, [members.index(name) for name in common]]
+    now = agreement_beyond_chance(stack)[:, [stack.members.index(name) for name in common]]
+    at_chance = now[0] < 3 * now[1]
+    fallen = before[0] - now[0] > 4 * np.hypot(before[1], now[1])
+    suspects = [name for name, lost in zip(common, at_chance & fallen, strict=True) if lost]
+    if suspects:
+        warnings.warn(
+            f"member {first_few(suspects)} agreed with the others on the videos of the fit, and agrees with them only "
+            "by chance on these: another order? Pass ids, so that rows are matched by id",
+            VidfuseWarning,
+            stacklevel=4,
+        )
