@@ -10,14 +10,16 @@ caches are the only record of what is done. Kill it anywhere and start it again;
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 # Threads that wait spin for microseconds only: beside another busy process, longer spinning makes small networks crawl.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -28,11 +30,13 @@ from numpy.typing import NDArray
 
 import vidfuse as vf
 from vidfuse import networks, training
+from vidfuse.cache.format import open_part
 from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
 from vidfuse.training.checkpoints import publish
 from vidfuse.training.plan import FULL_SIZE
 from vidfuse.video import datasets, motion, vipriors
+from vidfuse.video.clips import ViewPlan
 
 # The members in the order in which Table II of the method adds them, in their small presets.
 TINY = {
@@ -45,6 +49,11 @@ TINY = {
     "r2plus1d": "r2plus1d_tiny",
 }
 SPLITS = ("train", "val", "test")
+
+Call = tuple[Any, ...]
+Models = dict[str, torch.nn.Module]
+Share = tuple[int, int]
+Stacks = dict[str, vf.LogitStack]
 
 
 @dataclass
@@ -92,116 +101,173 @@ def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.
     return replace(recipe, seed=seed, epochs=args.epochs or recipe.epochs)
 
 
+def named(args: argparse.Namespace) -> Mapping[str, str]:
+    """Return the members' names in the catalogue."""
+    return FULL_SIZE if args.full else TINY
+
+
 def augmentation(args: argparse.Namespace) -> dict[str, object]:
     """Return what of the method's augmentations is other than by default: milder in the demo's few epochs."""
     mild = {"scale": None, "gray": 0.1, "jitter": 0.2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
     return {} if args.full else mild
 
 
-def index_videos(args: argparse.Namespace, root: Path) -> dict[str, datasets.VideoDataset]:
-    """List each split's videos, and say what is left out; nothing is decoded yet, and then once for all members."""
-    recipes = [recipe_of(args, member) for member in args.members]
-    side = max(round(recipe.size * 8 / 7) for recipe in recipes)
-    found = {}
-    for split in SPLITS:
-        videos = vipriors.read_vipriors(root, split)
-        print(f"   {split:5s} {videos.summary()}")
-        room = 0 if args.full else 2 << 30
-        found[split] = datasets.VideoDataset(videos, training.view_plan(recipes[0], 1), short_side=side, memory=room)
-    return found
+@functools.cache
+def splits(root: Path, short_side: int, room: int) -> dict[str, datasets.VideoDataset]:
+    """List each split's videos; nothing is decoded yet, and then once for all members that this process trains."""
+    plan = ViewPlan(length=1, size=short_side)  # each member brings views of its own
+    return {
+        split: datasets.VideoDataset(vipriors.read_vipriors(root, split), plan, short_side=short_side, memory=room)
+        for split in SPLITS
+    }
 
 
-def load(args: argparse.Namespace, data: datasets.VideoDataset, batch: int = 16, shuffle: bool = False) -> object:
+def videos_of(args: argparse.Namespace, root: Path) -> dict[str, datasets.VideoDataset]:
+    """Return the splits' videos, decoded at the short side that the members need."""
+    side = max(round(recipe_of(args, member).size * 8 / 7) for member in args.members)
+    return splits(root, side, 0 if args.full else 2 << 30)
+
+
+def list_videos(args: argparse.Namespace, root: Path) -> dict[str, datasets.VideoDataset]:
+    """Say how many videos each split has, and what is left out."""
+    data = videos_of(args, root)
+    for split, videos in data.items():
+        print(f"   {split:5s} {videos.videos.summary()}")
+    return data
+
+
+def load(
+    data: datasets.VideoDataset, batch: int = 16, workers: int = 0, shuffle: bool = False, share: Share | None = None
+) -> datasets.VideoLoader:
     """Return a loader of this process's share of a data set."""
-    return datasets.VideoLoader(
-        data,
-        batch // training.distributed.world_size(),
-        shuffle=shuffle,
-        workers=args.workers,
-        rank=training.distributed.rank(),
-        world_size=training.distributed.world_size(),
+    ranks = training.distributed.world_size()
+    rank, size = share or (training.distributed.rank(), ranks)
+    return datasets.VideoLoader(data, batch // ranks, shuffle=shuffle, workers=workers, rank=rank, world_size=size)
+
+
+def side_by_side(args: argparse.Namespace, calls: list[Call], count: Callable[[], int], total: int, unit: str) -> None:
+    """Do a stage's parts in processes of their own; whoever needs their results then finds them in the files.
+
+    One small network does not keep several cores busy; one network a core does.
+    """
+    if args.jobs > 1 and count() < total:
+        with training.processes.worker_processes(args.jobs) as pool:
+            training.processes.follow([pool.submit(*call) for call in calls], count, total, unit)
+
+
+def train_member(
+    args: argparse.Namespace, root: Path, out: Path, seed: int, member: str, progress: bool = False
+) -> training.TrainResult:
+    """Train one member, or load it where its run is finished already."""
+    network, recipe, data = named(args)[member], recipe_of(args, member, seed), videos_of(args, root)
+    clip = training.train_input(recipe, network, **augmentation(args))
+    view = training.view_input(training.view_plan(recipe, 1), network)
+    chance = 1000 * seed + list(TINY).index(member)
+    torch.manual_seed(seed)
+    return training.train(
+        networks.create(network, num_classes=len(data["train"].videos.classes)),
+        load(data["train"].with_inputs(clip, seed=chance), recipe.batch_size, args.workers, shuffle=True),
+        recipe,
+        out / "train" / member,
+        val_loader=load(data["val"].with_inputs(view), workers=args.workers),
+        device=args.device,
+        progress=progress,
+        name=f"train {member}",
+    )
+
+
+def train_fused(
+    args: argparse.Namespace, root: Path, out: Path, seed: int, progress: bool = False
+) -> training.TogetherResult:
+    """Train the dynamic fusion network of some members, each of which sees its own augmentation of a video."""
+    data, recipes = videos_of(args, root), {member: recipe_of(args, member, seed) for member in args.fuse}
+    clips = {m: training.train_input(r, named(args)[m], **augmentation(args)) for m, r in recipes.items()}
+    views = {m: training.view_input(training.view_plan(r, 1), named(args)[m]) for m, r in recipes.items()}
+    classes, recipe = len(data["train"].videos.classes), recipes[args.fuse[0]]
+    inputs = data["train"].with_inputs(clips, seed=1000 * seed + 99)
+    torch.manual_seed(seed)
+    members = {m: networks.create(named(args)[m], num_classes=classes) for m in args.fuse}
+    example = torch.zeros(1, 3, recipe.frames, recipe.size, recipe.size)
+    return training.train_together(
+        {"fused": FusedNetwork(members, classes, example=example)},
+        load(inputs, recipe.batch_size, args.workers, shuffle=True),
+        {"fused": recipe},
+        out / "train" / "fused",
+        val_loader=load(data["val"].with_inputs(views), workers=args.workers),
+        device=args.device,
+        progress=progress,
     )
 
 
 def train_members(
-    args: argparse.Namespace, data: dict[str, datasets.VideoDataset], out: Path, seed: int
+    args: argparse.Namespace, root: Path, out: Path, seed: int, progress: bool = False
 ) -> dict[str, torch.nn.Module]:
-    """Train each member, or load it where its run is finished already."""
-    models = {}
-    for number, member in enumerate(args.members):
-        network, recipe = (FULL_SIZE if args.full else TINY)[member], recipe_of(args, member, seed)
-        clip = training.train_input(recipe, network, **augmentation(args))
-        view = training.view_input(training.view_plan(recipe, 1), network)
-        torch.manual_seed(seed)
-        done = training.train(
-            networks.create(network, num_classes=len(data["train"].videos.classes)),
-            load(args, data["train"].with_inputs(clip, seed=1000 * seed + number), recipe.batch_size, shuffle=True),
-            recipe,
-            out / "train" / member,
-            val_loader=load(args, data["val"].with_inputs(view)),
-            device=args.device,
-            name=f"train {member}",
-        )
-        models[member] = done.model
-        last = done.history[-1]
-        print(
-            f"   {member:12s} loss {last['loss']:.3f}; one view of the validation videos: {last['val_top1']:.1%} right"
-        )
-    return models
+    """Train each member in turn, or load it where its run is finished already."""
+    models, say = {}, print if progress else str
+    for member in args.members:
+        done = train_member(args, root, out, seed, member, progress)
+        models[member], last = done.model, done.history[-1]
+        say(f"   {member:12s} loss {last['loss']:.3f}; one view of the validation videos: {last['val_top1']:.1%} right")
+    if args.fuse:
+        fused = train_fused(args, root, out, seed, progress)
+        say(f"   fused        of {' + '.join(args.fuse)}: {fused.stages[-1]['top1_fused']:.1%} of them right")
+    return models | (fused.models if args.fuse else {})
 
 
-def train_fused(
-    args: argparse.Namespace, data: dict[str, datasets.VideoDataset], out: Path, seed: int
-) -> dict[str, torch.nn.Module]:
-    """Train the dynamic fusion network of some members, each of which sees its own augmentation of a video."""
-    if not args.fuse:
-        return {}
-    named = FULL_SIZE if args.full else TINY
-    recipes = {member: recipe_of(args, member, seed) for member in args.fuse}
-    recipe = recipes[args.fuse[0]]
-    clips = {m: training.train_input(r, named[m], **augmentation(args)) for m, r in recipes.items()}
-    views = {m: training.view_input(training.view_plan(r, 1), named[m]) for m, r in recipes.items()}
-    torch.manual_seed(seed)
-    classes = len(data["train"].videos.classes)
-    members = {m: networks.create(named[m], num_classes=classes) for m in args.fuse}
-    example = torch.zeros(1, 3, recipe.frames, recipe.size, recipe.size)
-    model = FusedNetwork(members, classes, example=example)
-    done = training.train_together(
-        {"fused": model},
-        load(args, data["train"].with_inputs(clips, seed=1000 * seed + 99), recipe.batch_size, shuffle=True),
-        {"fused": recipe},
-        out / "train" / "fused",
-        val_loader=load(args, data["val"].with_inputs(views)),
-        device=args.device,
-    )
-    print(
-        f"   fused        {' + '.join(args.fuse)}: {done.stages[-1]['top1_fused']:.1%} of the validation videos right"
-    )
-    return done.models
+def train_side_by_side(args: argparse.Namespace, root: Path, out: Path, seed: int) -> dict[str, torch.nn.Module]:
+    """Train the members, as many at the same time as there are jobs."""
+    goals = {out / "train" / member / "log.csv": recipe_of(args, member).epochs for member in args.members}
+    if args.fuse:
+        goals[out / "train" / "fused" / "stages.csv"] = recipe_of(args, args.fuse[0]).epochs
+    calls: list[Call] = [(train_fused, args, root, out, seed)] if args.fuse else []
+    calls += [(train_member, args, root, out, seed, member) for member in args.members]
+
+    def finished() -> int:
+        return sum(len(log.read_text().splitlines()) - 1 for log in goals if log.exists())
+
+    side_by_side(args, calls, finished, sum(goals.values()), "epoch")
+    return train_members(args, root, out, seed, progress=True)
 
 
-def cache_views(
-    args: argparse.Namespace,
-    data: dict[str, datasets.VideoDataset],
-    models: dict[str, torch.nn.Module],
-    out: Path,
-    seed: int,
-) -> dict[str, vf.LogitStack]:
+def extract_share(
+    args: argparse.Namespace, root: Path, out: Path, seed: int, models: Models | None = None, share: Share | None = None
+) -> list[training.Extraction]:
     """Cache every member's logits of random views of the validation and test videos, each decoded once for all."""
-    stacks = {}
-    for split in ("val", "test"):
-        plans = {m: training.view_plan(recipe_of(args, m), args.views, seed=seed) for m in args.members}
-        views = {m: training.view_input(plans[m], (FULL_SIZE if args.full else TINY)[m]) for m in plans}
-        done = training.extract(
+    models = train_members(args, root, out, seed) if models is None else models
+    plans = {m: training.view_plan(recipe_of(args, m), args.views, seed=seed) for m in args.members}
+    views = {m: training.view_input(plan, named(args)[m]) for m, plan in plans.items()}
+    return [
+        training.extract(
             models,
-            load(args, data[split].with_inputs(views)),
+            load(videos.with_inputs(views), workers=args.workers, share=share),
             out / "caches" / split,
             views=plans | ({"fused": plans[args.fuse[0]]} if args.fuse else {}),
-            classes=data[split].videos.classes,
+            classes=videos.videos.classes,
             device=args.device,
+            progress=share is None,
         )
-        print(f"   {split}: {done.written} videos cached, {done.present} there before, {len(done.failures)} unreadable")
-        stacks[split] = vf.load_stack(out / "caches" / split, members=list(models), partial=bool(done.failures))
+        for split, videos in list(videos_of(args, root).items())[1:]
+    ]
+
+
+def cache_views(args: argparse.Namespace, root: Path, models: Models, out: Path, seed: int) -> Stacks:
+    """Cache the members' logits, with a share of the videos for each job, and return them as stacks."""
+    data = videos_of(args, root)
+    folders = {split: [out / "caches" / split / member for member in models] for split in ("val", "test")}
+
+    def cached(split: str) -> int:
+        """How many videos every member has predicted."""
+        there = [sum(len(open_part(p)) for p in folder.glob("part-*.safetensors")) for folder in folders[split]]
+        return min(there)
+
+    before = {split: cached(split) for split in folders}
+    calls: list[Call] = [(extract_share, args, root, out, seed, None, (n, args.jobs)) for n in range(args.jobs)]
+    side_by_side(args, calls, lambda: sum(map(cached, folders)), sum(len(data[split]) for split in folders), "video")
+    stacks = {}
+    for split, done in zip(folders, extract_share(args, root, out, seed, models), strict=True):
+        now, lost = cached(split), len(done.failures)
+        print(f"   {split}: {now - before[split]} videos cached, {before[split]} there before, {lost} unreadable")
+        stacks[split] = vf.load_stack(out / "caches" / split, members=list(models), partial=bool(lost))
     return stacks
 
 
@@ -282,9 +348,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="other than the recipes'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument("--jobs", type=int, help="members trained at once; by default one a core, or one with a GPU")
     parser.add_argument("--videos", type=int, nargs=3, default=(60, 15, 20), metavar=SPLITS, help="rendered, an action")
     parser.add_argument("--actions", type=int, default=len(motion.ACTIONS), help="rendered")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    alone = args.device != "cpu" or training.distributed.world_size() > 1
+    args.jobs = args.jobs or (1 if alone else min(4, training.processes.available_cores()))
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -293,14 +363,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with clock.stage("render or find the videos"):
         root, test_labels = find_videos(args)
     with clock.stage("index the videos"):
-        data = index_videos(args, root)
+        data = list_videos(args, root)
     outcomes = []
     for seed in range(args.seeds):
         out = args.out / f"seed{seed}"
         with clock.stage(f"train {len(args.members)} members, seed {seed}"):
-            models = train_members(args, data, out, seed) | train_fused(args, data, out, seed)
+            models = train_side_by_side(args, root, out, seed)
         with clock.stage(f"cache {args.views} views of each video, seed {seed}"):
-            stacks = cache_views(args, data, models, out, seed)
+            stacks = cache_views(args, root, models, out, seed)
         outcomes.append(fuse(args, data, stacks, test_labels, out, seed, clock))
     publish(args.out / "outcomes.json", json.dumps([asdict(o) for o in outcomes], indent=1).encode())
     print("\n== done")

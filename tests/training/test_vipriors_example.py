@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vidfuse as vf
@@ -21,7 +22,7 @@ from vidfuse.video import motion, vipriors
 SCRIPT = Path(__file__).parents[2] / "examples" / "vipriors_kinetics.py"
 SMALL = [
     "--members", "r2plus1d", "timesformer", "--videos", "3", "2", "2", "--actions", "3", "--epochs", "2",
-    "--views", "2", "--device", "cpu",
+    "--views", "2", "--device", "cpu", "--jobs", "1",
 ]  # fmt: skip
 
 
@@ -160,6 +161,40 @@ def test_a_process_that_is_killed_outright_goes_on_too(example, whole, tmp_path)
     assert results(tmp_path).keys() == results(whole).keys()
     ids = {line.split()[0] for line in (tmp_path / "seed0/submission.txt").read_text().splitlines()}
     assert ids == {line.split()[0] for line in (whole / "seed0/submission.txt").read_text().splitlines()}
+
+
+def alive(group):
+    """Whether any process of a group lives."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_members_trained_side_by_side_are_found_by_a_run_in_one_process(example, whole, tmp_path):
+    data = ["--data-root", str(whole / "data"), "--test-labels", str(whole / "data/test-labels.csv")]
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), *data, *SMALL, "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob("seed0/train/*/last.pt")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while alive(process.pid):  # its workers end with it
+        time.sleep(0.01)
+    assert not (tmp_path / "outcomes.json").exists()
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "4/4" in done.stderr and "10/10" in done.stderr  # epochs, videos of both splits
+    for split in ("val", "test"):
+        stacks = [vf.load_stack(out / "seed0/caches" / split) for out in (tmp_path, whole)]
+        assert list(stacks[0].ids) == list(stacks[1].ids) and stacks[0].shape == stacks[1].shape
+        for member in stacks[0].members:  # other numbers of threads round otherwise
+            np.testing.assert_allclose(stacks[0].scores(member), stacks[1].scores(member), atol=1e-2)
+    before, said = computed(tmp_path), results(tmp_path)
+    assert example.main(["--out", str(tmp_path), *data, *SMALL]) == 0
+    assert computed(tmp_path) == before
+    assert results(tmp_path) == said
 
 
 def test_a_folder_of_other_videos_is_refused(example, whole):

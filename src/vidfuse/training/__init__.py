@@ -10,6 +10,7 @@ from typing import Any
 
 _HOME = {
     "DivergedError": "step",
+    "Extraction": "extraction",
     "TABLE_I": "recipes",
     "TINY": "recipes",
     "TogetherResult": "together",
@@ -24,7 +25,7 @@ _HOME = {
     "view_input": "data",
     "view_plan": "data",
 }
-_SUBMODULES = ("checkpoints", "data", "distributed", "loop", "recipes")
+_SUBMODULES = ("checkpoints", "data", "distributed", "loop", "processes", "recipes")
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
