@@ -256,13 +256,14 @@ class CacheWriter:
         return new
 
     def _store_part(self, ids: NDArray[np.str_], scores: NDArray[Any], labels: NDArray[np.int64] | None) -> int:
+        content = encode_part(ids, scores, labels, self._meta.kind)  # its digest is computed during what follows
         self._refresh()
         fresh = ~self._stored_already(ids, scores, labels)
         if not fresh.any():
             return 0
         if not fresh.all():
             ids, scores, labels = ids[fresh], scores[fresh], None if labels is None else labels[fresh]
-        content = encode_part(ids, scores, labels, self._meta.kind)
+            content = encode_part(ids, scores, labels, self._meta.kind)
         key = hashlib.sha256("\0".join(ids.tolist()).encode()).hexdigest()[:32]
         path = self.folder / f"part-{key}{PART_SUFFIX}"
         published = publish(path, content.body, content)
