@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 import vidfuse as vf
-from vidfuse import networks, training
+from vidfuse import training
 from vidfuse.cache.format import open_part
 from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
@@ -98,7 +98,8 @@ def find_videos(args: argparse.Namespace) -> tuple[Path, Path | None]:
 def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.TrainRecipe:
     """Return the member's recipe: Table I at full size, or the small preset of the demo."""
     recipe = training.TABLE_I[member] if args.full else training.TINY[TINY[member]]
-    return replace(recipe, seed=seed, epochs=args.epochs or recipe.epochs)
+    epochs = args.epochs or recipe.epochs
+    return replace(recipe, seed=seed, epochs=epochs, warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs)
 
 
 def named(args: argparse.Namespace) -> Mapping[str, str]:
@@ -165,7 +166,7 @@ def train_member(
     chance = 1000 * seed + list(TINY).index(member)
     torch.manual_seed(seed)
     return training.train(
-        networks.create(network, num_classes=len(data["train"].videos.classes)),
+        training.network_for(recipe.frames, network, len(data["train"].videos.classes)),
         load(data["train"].with_inputs(clip, seed=chance), recipe.batch_size, args.workers, shuffle=True),
         recipe,
         out / "train" / member,
@@ -186,7 +187,7 @@ def train_fused(
     classes, recipe = len(data["train"].videos.classes), recipes[args.fuse[0]]
     inputs = data["train"].with_inputs(clips, seed=1000 * seed + 99)
     torch.manual_seed(seed)
-    members = {m: networks.create(named(args)[m], num_classes=classes) for m in args.fuse}
+    members = {m: training.network_for(r.frames, named(args)[m], classes) for m, r in recipes.items()}
     example = torch.zeros(1, 3, recipe.frames, recipe.size, recipe.size)
     return training.train_together(
         {"fused": FusedNetwork(members, classes, example=example)},

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import vidfuse as vf
+from vidfuse import training
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import InputError
 from vidfuse.training import loop
 from vidfuse.training import state as run_state
+from vidfuse.training.plan import FULL_SIZE
 from vidfuse.video import motion, vipriors
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "vipriors_kinetics.py"
@@ -209,6 +212,25 @@ def test_a_data_set_on_disk_is_used_as_it_is(example, whole, tmp_path):
     (outcome,) = json.loads((tmp_path / "outcomes.json").read_text())
     assert outcome["scored_on"] == "validation (in-sample)"
     assert (tmp_path / "seed0/submission.txt").read_bytes() == (whole / "seed0/submission.txt").read_bytes()
+
+
+@pytest.mark.parametrize("member", FULL_SIZE)
+def test_at_full_size_each_member_takes_the_clips_that_its_recipe_gives(example, whole, member):
+    """Real videos at full size through the network on the meta device, which computes shapes only."""
+    root = whole / "data" / "Kinetics400ViPriors"
+    args = example.parse(["--full", "--members", member, "--views", "1", "--device", "cpu"])
+    recipe, network = example.recipe_of(args, member), example.named(args)[member]
+    train = example.videos_of(args, root)["train"]
+    clip = training.train_input(recipe, network, **example.augmentation(args))
+    view = training.view_input(training.view_plan(recipe, 1), network)
+    for sample in (train.with_inputs(clip)[0], train.with_inputs(view)[0]):
+        clips = sample.clips.reshape(-1, *sample.clips.shape[-4:])
+        assert clips.shape == (1, 3, recipe.frames, recipe.size, recipe.size)
+    with torch.device("meta"):
+        model = training.network_for(recipe.frames, network, 400)
+        assert model(clips.to("meta")).shape == (1, 400)
+    shorter = example.recipe_of(example.parse(["--full", "--epochs", "1"]), member)
+    assert shorter.epochs == 1 and shorter.warmup_epochs < 1
 
 
 def test_a_network_that_fuses_members_inside_is_a_member_like_any_other(example, whole, tmp_path):

@@ -72,7 +72,9 @@ def train(
     videos = _videos(layout, data, root, "train")
     scored = _videos(layout, val or data, root, "val") if val is not None or layout == "vipriors" else None
     n_classes = _class_count(videos, classes)
-    model = vf.networks.create(network, n_classes, checkpoint=checkpoint, replace_classifier=checkpoint is not None)
+    model = inputs.network_for(
+        recipe.frames, network, n_classes, checkpoint=checkpoint, replace_classifier=checkpoint is not None
+    )
     source = inputs.train_input(recipe, network)
     plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
     view = inputs.view_input(plan, network)
@@ -143,7 +145,7 @@ def extract(
     )
     facts = vf.networks.info(network)
     videos = _videos(layout, data, root, split)
-    model = vf.networks.create(network, _class_count(videos, classes), checkpoint=checkpoint)
+    model = inputs.network_for(frames or facts.frames, network, _class_count(videos, classes), checkpoint=checkpoint)
     plan = clips.ViewPlan(
         clips=n_clips,
         length=frames or facts.frames,

@@ -19,6 +19,7 @@ _HOME = {
     "evaluate": "loop",
     "extract": "extraction",
     "learning_rate": "recipes",
+    "network_for": "data",
     "train": "loop",
     "train_together": "together",
     "train_input": "data",

@@ -1,8 +1,8 @@
-"""What a recipe asks of the data: the training clip and its augmentation, and the plan of the views to evaluate."""
+"""What a recipe asks of network and data: its clip length, the training clip's augmentation, the plan of the views."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidfuse import networks
 from vidfuse.training.recipes import TrainRecipe
@@ -10,7 +10,27 @@ from vidfuse.video.clips import ClipSampler, ViewPlan
 from vidfuse.video.datasets import Input, Views
 from vidfuse.video.transforms import TransformConfig
 
-__all__ = ["train_input", "view_input", "view_plan"]
+if TYPE_CHECKING:
+    from vidfuse.networks.layers import VideoNetwork
+
+__all__ = ["network_for", "train_input", "view_input", "view_plan"]
+
+
+def network_for(frames: int, network: str, num_classes: int | None = None, **options: Any) -> VideoNetwork:
+    """Build a network that takes clips of a number of frames: TIN's interlacing is laid out for exactly so many.
+
+    Args:
+        frames: Frames of a clip.
+        network: Name of the network in the catalogue.
+        num_classes: K; by default that of the published checkpoint.
+        options: What else `networks.create` takes.
+
+    Example:
+        >>> network_for(32, "tin_tiny", num_classes=5).config.segments
+        32
+    """
+    tied = {"segments": frames} if network.startswith("tin_") else {}
+    return networks.create(network, num_classes, **tied, **options)
 
 
 def train_input(recipe: TrainRecipe, network: str, **augmentation: Any) -> Input:
