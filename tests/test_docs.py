@@ -91,10 +91,24 @@ def test_the_figures_of_the_readme_are_those_of_the_demo(tmp_path):
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "digits"), "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     board = json.loads(result.stdout)
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"> {board['headline']}" in readme
     accuracy = {entry["name"]: 100 * entry["accuracy"] for entry in board["entries"]}
-    assert (
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert_printed_but_for_rounding(f"> {board['headline']}", readme)
+    assert_printed_but_for_rounding(
         f"score-weighted log-likelihoods get {accuracy['score-weighted']:.1f} %, the plain average of probabilities "
-        f"{accuracy['average of probabilities']:.1f} %, the majority vote {accuracy['majority vote']:.1f} %"
-    ) in readme
+        f"{accuracy['average of probabilities']:.1f} %, the majority vote {accuracy['majority vote']:.1f} %",
+        readme,
+    )
+
+
+def assert_printed_but_for_rounding(sentence, page):
+    """The page has the sentence word for word, each figure within half a point.
+
+    Linear algebra libraries sum in another order on another processor, and the classifiers that are trained with it
+    end a video or two apart.
+    """
+    figure = r"\d+\.\d(?!\d)"
+    found = re.search(f"({figure})".join(map(re.escape, re.split(figure, sentence))), page)
+    assert found, sentence
+    measured = [float(text) for text in re.findall(figure, sentence)]
+    assert [float(text) for text in found.groups()] == pytest.approx(measured, abs=0.5)
