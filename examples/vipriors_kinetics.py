@@ -49,6 +49,7 @@ TINY = {
     "r2plus1d": "r2plus1d_tiny",
 }
 SPLITS = ("train", "val", "test")
+FUSED = ("timesformer", "r2plus1d")  # attention and convolution, fused stage by stage in one network
 
 Call = tuple[Any, ...]
 Models = dict[str, torch.nn.Module]
@@ -98,8 +99,18 @@ def find_videos(args: argparse.Namespace) -> tuple[Path, Path | None]:
 def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.TrainRecipe:
     """Return the member's recipe: Table I at full size, or the small preset of the demo."""
     recipe = training.TABLE_I[member] if args.full else training.TINY[TINY[member]]
-    epochs = args.epochs or recipe.epochs
-    return replace(recipe, seed=seed, epochs=epochs, warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs)
+    return resized(replace(recipe, seed=seed), args.epochs or recipe.epochs)
+
+
+def recipe_of_fused(args: argparse.Namespace, seed: int = 0) -> training.TrainRecipe:
+    """Return how the fused network goes on from its trained members: a quarter of the first one's rate and epochs."""
+    recipe = recipe_of(args, args.fuse[0], seed)
+    return resized(replace(recipe, lr=recipe.lr / 4), -(-recipe.epochs // 4))
+
+
+def resized(recipe: training.TrainRecipe, epochs: int) -> training.TrainRecipe:
+    """Return the recipe with another number of epochs, and its share of them as the warm-up."""
+    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs)
 
 
 def named(args: argparse.Namespace) -> Mapping[str, str]:
@@ -180,14 +191,14 @@ def train_member(
 def train_fused(
     args: argparse.Namespace, root: Path, out: Path, seed: int, progress: bool = False
 ) -> training.TogetherResult:
-    """Train the dynamic fusion network of some members, each of which sees its own augmentation of a video."""
+    """Train the dynamic fusion network on from trained members, each of which sees its own augmentation of a video."""
+    members = {m: train_member(args, root, out, seed, m, progress).model.cpu() for m in args.fuse}
     data, recipes = videos_of(args, root), {member: recipe_of(args, member, seed) for member in args.fuse}
     clips = {m: training.train_input(r, named(args)[m], **augmentation(args)) for m, r in recipes.items()}
     views = {m: training.view_input(training.view_plan(r, 1), named(args)[m]) for m, r in recipes.items()}
-    classes, recipe = len(data["train"].videos.classes), recipes[args.fuse[0]]
+    classes, recipe = len(data["train"].videos.classes), recipe_of_fused(args, seed)
     inputs = data["train"].with_inputs(clips, seed=1000 * seed + 99)
     torch.manual_seed(seed)
-    members = {m: training.network_for(r.frames, named(args)[m], classes) for m, r in recipes.items()}
     example = torch.zeros(1, 3, recipe.frames, recipe.size, recipe.size)
     return training.train_together(
         {"fused": FusedNetwork(members, classes, example=example)},
@@ -211,17 +222,21 @@ def train_members(
         say(f"   {member:12s} loss {last['loss']:.3f}; one view of the validation videos: {last['val_top1']:.1%} right")
     if args.fuse:
         fused = train_fused(args, root, out, seed, progress)
-        say(f"   fused        of {' + '.join(args.fuse)}: {fused.stages[-1]['top1_fused']:.1%} of them right")
+        inside, right = " + ".join(args.fuse), fused.stages[-1]["top1_fused"]
+        say(f"   fused        of {inside}, inside one network: {right:.1%} right")
     return models | (fused.models if args.fuse else {})
 
 
 def train_side_by_side(args: argparse.Namespace, root: Path, out: Path, seed: int) -> dict[str, torch.nn.Module]:
-    """Train the members, as many at the same time as there are jobs."""
+    """Train the members, as many at the same time as there are jobs; the longest first, so that no core waits long."""
     goals = {out / "train" / member / "log.csv": recipe_of(args, member).epochs for member in args.members}
+    alone = [member for member in args.members if member not in args.fuse]
+    calls: list[Call] = [
+        (train_member, args, root, out, seed, m) for m in sorted(alone, key=lambda m: -recipe_of(args, m).epochs)
+    ]
     if args.fuse:
-        goals[out / "train" / "fused" / "stages.csv"] = recipe_of(args, args.fuse[0]).epochs
-    calls: list[Call] = [(train_fused, args, root, out, seed)] if args.fuse else []
-    calls += [(train_member, args, root, out, seed, member) for member in args.members]
+        goals[out / "train" / "fused" / "stages.csv"] = recipe_of_fused(args).epochs
+        calls.insert(0, (train_fused, args, root, out, seed))
 
     def finished() -> int:
         return sum(len(log.read_text().splitlines()) - 1 for log in goals if log.exists())
@@ -312,9 +327,10 @@ def fuse(
         for member, weight in zip(pool.members_, pool.weights_, strict=True):
             print(f"   {member:12s} weight {weight:.3f}")
     with clock.stage("score the members and their combinations"):
-        order = [m for m in TINY if m in args.members]
+        order = [m for m in (*TINY, "fused") if m in val.members]
         growing = [[m] for m in order] + [order[:n] for n in range(2, len(order) + 1)]
-        growing += [["fused"], list(args.fuse), [*order, "fused"]] if args.fuse else []
+        if args.fuse and args.fuse not in growing:
+            growing.append(args.fuse)  # their late fusion, to compare the network that fuses them inside with
         table = combination_table(val if test is None else test, None if test is None else val, combinations=growing)
         print(table)
     with clock.stage("search the subsets"):
@@ -342,8 +358,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="the full-size networks by Table I, for GPUs")
     parser.add_argument("--members", nargs="+", choices=list(TINY), default=list(TINY), help="networks to train")
     parser.add_argument(
-        "--fuse", nargs="+", choices=list(TINY), default=[], help="also a network that fuses these inside"
-    )
+        "--fuse", nargs="*", choices=list(TINY), metavar="MEMBER",
+        help=f"also a network that fuses these members inside; by default {' and '.join(FUSED)}, with --full none",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1, help="number of repetitions, each in a folder of its own")
     parser.add_argument("--views", type=int, default=10, help="random views of each validation and test video")
     parser.add_argument("--epochs", type=int, help="other than the recipes'")
@@ -353,6 +370,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--videos", type=int, nargs=3, default=(60, 15, 20), metavar=SPLITS, help="rendered, an action")
     parser.add_argument("--actions", type=int, default=len(motion.ACTIONS), help="rendered")
     args = parser.parse_args(argv)
+    if args.fuse is None:
+        args.fuse = list(FUSED) if not args.full and set(FUSED) <= set(args.members) else []
     alone = args.device != "cpu" or training.distributed.world_size() > 1
     args.jobs = args.jobs or (1 if alone else min(4, training.processes.available_cores()))
     return args

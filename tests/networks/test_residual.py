@@ -8,7 +8,8 @@ from torch import nn
 
 from vidfuse import networks
 from vidfuse.errors import InputError
-from vidfuse.networks.layers import combine_windows, convolve, pool_windows
+from vidfuse.networks.convolutions import convolve
+from vidfuse.networks.layers import combine_windows, pool_windows
 
 
 def norm_constants(name):
@@ -80,6 +81,27 @@ def test_a_convolution_done_in_two_dimensions_is_the_same(kernel, stride, groups
     conv = nn.Conv3d(4, 8, kernel, stride, padding, groups=groups).double()
     for x in (torch.randn(samples, 4, 6, 7, 5, dtype=torch.float64), torch.randn(samples, 4, 1, 7, 5).double()):
         torch.testing.assert_close(convolve(x, conv), conv(x))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((3, 3, 3), (1, 1, 1), (1, 1, 1)), ((3, 3, 3), (1, 2, 2), (1, 1, 1)), ((5, 3, 3), (1, 2, 1), (2, 1, 0)),
+     ((3, 2, 3), (1, 1, 3), (2, 0, 1)), ((1, 3, 3), (1, 2, 2), (0, 1, 1))],
+)  # fmt: skip
+def test_the_gradients_of_a_channelwise_convolution_are_torchs(kernel, stride, padding, frames):
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 3, kernel, stride, padding, groups=3, bias=False).double()
+    x = torch.randn(2, 3, frames, 6, 5, dtype=torch.float64, requires_grad=True)
+    expected = conv(x)
+    grad = torch.randn_like(expected)
+    for inputs in ((x, conv.weight), (x,), (conv.weight,)):
+        ours = torch.autograd.grad(convolve(x, conv), inputs, grad)
+        torch.testing.assert_close(ours, torch.autograd.grad(conv(x), inputs, grad))
+    assert torch.autograd.gradcheck(lambda x: convolve(x, conv), x)
+    assert torch.autograd.gradgradcheck(lambda x: convolve(x, conv), x)
+    conv.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(convolve(x, conv), x, grad), torch.autograd.grad(conv(x), x, grad))
 
 
 def test_a_dilated_convolution_stays_dilated():

@@ -25,7 +25,7 @@ from vidfuse.video import motion, vipriors
 SCRIPT = Path(__file__).parents[2] / "examples" / "vipriors_kinetics.py"
 SMALL = [
     "--members", "r2plus1d", "timesformer", "--videos", "3", "2", "2", "--actions", "3", "--epochs", "2",
-    "--views", "2", "--device", "cpu", "--jobs", "1",
+    "--views", "2", "--device", "cpu", "--jobs", "1", "--fuse",
 ]  # fmt: skip
 
 
@@ -235,10 +235,11 @@ def test_at_full_size_each_member_takes_the_clips_that_its_recipe_gives(example,
 
 def test_a_network_that_fuses_members_inside_is_a_member_like_any_other(example, whole, tmp_path):
     root = ["--data-root", str(whole / "data"), "--test-labels", str(whole / "data/test-labels.csv")]
-    assert example.main(["--out", str(tmp_path), *root, *SMALL, "--fuse", "r2plus1d", "timesformer"]) == 0
+    assert example.main(["--out", str(tmp_path), *root, *SMALL, "r2plus1d", "timesformer"]) == 0
     stack = vf.load_stack(tmp_path / "seed0/caches/val")
     assert stack.members == ("fused", "r2plus1d", "timesformer") and stack.shape == (5, 3, 2, 3)
-    assert (tmp_path / "seed0/train/fused/stages.csv").read_text().count("\n") == 3
+    assert (tmp_path / "seed0/train/fused/stages.csv").read_text().count("\n") == 2
+    assert vf.load_recipe(tmp_path / "seed0/ensemble.json").members == ("r2plus1d", "timesformer", "fused")
     before = computed(tmp_path)
-    assert example.main(["--out", str(tmp_path), *root, *SMALL, "--fuse", "r2plus1d", "timesformer"]) == 0
+    assert example.main(["--out", str(tmp_path), *root, *SMALL, "r2plus1d", "timesformer"]) == 0
     assert computed(tmp_path) == before

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vidfuse.errors import InputError
+from vidfuse.networks.convolutions import convolve
 
 __all__ = [
     "Backbone",
@@ -20,7 +21,6 @@ __all__ = [
     "ConvolutionalStem",
     "VideoNetwork",
     "combine_windows",
-    "convolve",
     "fold_batch_norm",
     "init_convolutions",
     "pool_windows",
@@ -138,36 +138,6 @@ class VideoNetwork(Backbone):
             raise InputError(f"{expected}; {got}: scale and normalise them first")
         if clips.shape[2] < frames or clips.shape[2] % frames_step or min(clips.shape[3:]) < size:
             raise InputError(f"{expected}; {got}")
-
-
-def convolve(x: Tensor, conv: nn.Module) -> Tensor:
-    """Apply a 3D convolution, as a 2D one where its kernel reaches over space or over time alone.
-
-    2D convolutions have the faster kernels, and with channels last they see the same memory: frames as samples, or
-    positions as a row.
-
-    Args:
-        x: ``(N, C, T, H, W)``; best with channels last.
-        conv: The convolution.
-
-    Returns:
-        What ``conv(x)`` returns, with channels last.
-    """
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    if not isinstance(conv, nn.Conv3d) or isinstance(conv.padding, str) or conv.dilation != (1, 1, 1):
-        return conv(x)
-    (samples, channels, frames, height, width), kernel, stride = x.shape, conv.kernel_size, conv.stride
-    last = x.permute(0, 2, 3, 4, 1)
-    if kernel[0] == stride[0] == 1:
-        flat = last.reshape(samples * frames, height, width, channels).permute(0, 3, 1, 2)
-        y = functional.conv2d(flat, conv.weight.squeeze(2), conv.bias, stride[1:], conv.padding[1:], groups=conv.groups)
-        return y.permute(0, 2, 3, 1).unflatten(0, (samples, frames)).permute(0, 4, 1, 2, 3)
-    if kernel[1:] == stride[1:] == (1, 1):
-        flat = last.reshape(samples, frames, height * width, channels).permute(0, 3, 1, 2)
-        weight, padding = conv.weight.squeeze(-1), (conv.padding[0], 0)
-        y = functional.conv2d(flat, weight, conv.bias, (stride[0], 1), padding, groups=conv.groups)
-        return y.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
-    return conv(x)
 
 
 class ConvNorm(nn.Module):

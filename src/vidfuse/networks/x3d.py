@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvNorm, VideoNetwork, combine_windows, convolve, init_convolutions, pool_windows
+from vidfuse.networks.convolutions import convolve
+from vidfuse.networks.layers import ConvNorm, VideoNetwork, combine_windows, init_convolutions, pool_windows
 
 __all__ = ["PRESETS", "X3D", "X3DConfig", "build", "convert"]
 
