@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from toy_videos import ToyLoader, toy
 
-from vidfuse.training import TrainRecipe, distributed, evaluate, train
-from vidfuse.training.extraction import extract
+from vidfuse.training import TrainRecipe, distributed, evaluate, train, train_together
+from vidfuse.training.checkpoints import load_checkpoint
+from vidfuse.training.extraction import extract, fingerprint_of
 
 RECIPE = TrainRecipe(lr=0.05, epochs=3, batch_size=8, reference_batch=8, precision="float32", label_smoothing=0.1)
 
@@ -25,7 +27,21 @@ def work(out, n=27, crash=-1):
     cached = extract(
         done.model, ToyLoader(n=n, **share), out / "cache", ids=ToyLoader(n=n).ids, videos_per_part=4, progress=False
     )
-    facts = {"history": done.history, "scores": scores, "asked": loader.asked, "written": cached.written}
+    facts = {"history": done.history, "scores": scores, "asked": list(loader.asked), "written": cached.written}
+    counted = train(
+        toy(seed=rank), loader, replace(RECIPE, ema=0.9), out / "counted", progress=False, tensorboard=False
+    )
+    saved = toy()
+    saved.load_state_dict(load_checkpoint(out / "counted/last.pt")["model"])
+    facts["fingerprints"] = [fingerprint_of(counted.model), fingerprint_of(saved)]
+    facts["stages"] = train_together(
+        {name: toy(seed, dropout=0.0, norm=False) for seed, name in enumerate("ab")},
+        ToyLoader(n=n, **share),
+        {"a": RECIPE, "b": replace(RECIPE, lr=0.02)},
+        out / "together",
+        val_loader=ToyLoader(n=23, seed=1, **share),
+        progress=False,
+    ).stages
     (out / f"rank{rank}of{world}.json").write_text(json.dumps(facts))
 
 

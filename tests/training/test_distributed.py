@@ -59,6 +59,19 @@ def test_two_ranks_train_as_one_does(one, two):
         torch.testing.assert_close(own[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_ranks_that_counted_their_own_statistics_end_with_one_network(two):
+    """Batch statistics differ by rank while training; what is scored and cached is what rank 0 saved."""
+    _, (first, second) = two
+    assert len({*first["fingerprints"], *second["fingerprints"]}) == 1
+
+
+def test_stages_are_scored_on_the_videos_of_all_ranks(one, two):
+    (_, alone), (_, (first, second)) = one, two
+    assert first["stages"] == second["stages"]
+    for row, own in zip(alone["stages"], first["stages"], strict=True):
+        assert own == pytest.approx(row, rel=1e-4)
+
+
 def test_scores_are_those_of_all_ranks(one, two):
     (_, alone), (_, (first, second)) = one, two
     assert first["scores"] == second["scores"]

@@ -59,14 +59,16 @@ def test_a_stage_is_an_epoch_or_a_number_of_steps(tmp_path):
 
 def test_scores_and_weights_are_those_of_the_members_predictions(tmp_path):
     done = together(tmp_path)
-    clips, labels = {"a": [], "b": []}, []
-    for batch, _, y in Own(n=30, seed=1):
+    clips, labels, ids = {"a": [], "b": []}, [], []
+    for batch, names, y in Own(n=30, seed=1):
         labels.append(y)
+        ids += names
         for name in clips:
             clips[name].append(batch[name])
-    labels = torch.cat(labels).numpy()
+    order = np.argsort(ids)
+    labels = torch.cat(labels).numpy()[order]
     with torch.no_grad():
-        logits = {name: done.models[name](torch.cat(clips[name])).numpy() for name in clips}
+        logits = {name: done.models[name](torch.cat(clips[name])[order]).numpy() for name in clips}
     accuracy = {name: (z.argmax(1) == labels).mean() for name, z in logits.items()}
     last = done.stages[-1]
     for name in clips:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vidfuse.errors import MissingExtraError
 
 try:
     import torch
     import torch.distributed as dist
+    from torch import nn
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
-__all__ = ["joined", "largest", "rank", "share", "total", "world_size"]
+__all__ = ["agree", "gathered", "joined", "largest", "rank", "share", "total", "world_size"]
 
 T = TypeVar("T")
 
@@ -113,3 +114,29 @@ def largest(value: float, device: torch.device | None = None) -> float:
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return float(tensor)
+
+
+@torch.no_grad()
+def agree(module: nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers, such as the batch statistics that each rank counts by itself.
+
+    Example:
+        >>> agree(nn.BatchNorm3d(2))
+    """
+    if _active():
+        for value in (*module.parameters(), *module.buffers()):
+            dist.broadcast(value.data, src=0)
+
+
+def gathered(items: Sequence[T]) -> list[T]:
+    """Return the items of all ranks, rank by rank, on every rank; they are pickled between the ranks.
+
+    Example:
+        >>> gathered(["a", "b"])
+        ['a', 'b']
+    """
+    if not _active():
+        return list(items)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]

@@ -164,6 +164,7 @@ def train(
             while run.epoch < recipe.epochs:
                 row, videos = _train_epoch(run, forward, loader, bar)
                 seen += videos
+                run.agree()
                 if val_loader is not None:
                     scores = evaluate(run.best, val_loader, device=where)
                     row |= {"val_top1": scores["top1"], "val_nll": scores["nll"]}

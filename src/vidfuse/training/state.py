@@ -7,17 +7,39 @@ import json
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vidfuse.errors import InputError
+from vidfuse.training import distributed
 from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
 from vidfuse.training.logs import write_csv
 from vidfuse.training.recipes import TrainRecipe
 
-__all__ = ["Run", "autocast", "average", "logits_of"]
+__all__ = ["Run", "Trained", "autocast", "average", "logits_of", "trained"]
+
+
+class Trained(NamedTuple):
+    """What a run's checkpoint says of its network: the recipe, and K, the width of its classifier."""
+
+    recipe: TrainRecipe
+    n_classes: int
+
+
+def trained(path: str | Path) -> Trained | None:
+    """Return how the network in a checkpoint was trained, or None if the file is not of one network's run.
+
+    Example:
+        >>> trained("x3d_m.safetensors")
+    """
+    try:
+        identity = json.loads(load_checkpoint(path)["identity"])
+        shapes = dict(identity.pop("weights"))
+        return Trained(TrainRecipe.from_mapping(identity), int(shapes["classifier.weight"][0]))
+    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def logits_of(output: Any) -> Tensor:
@@ -85,6 +107,7 @@ class Run:
 
     def __init__(self, model: nn.Module, recipe: TrainRecipe, folder: Path, device: torch.device) -> None:
         self.model, self.recipe, self.folder, self.device = model.to(device), recipe, folder, device
+        distributed.agree(self.model)  # the average of every rank starts from the same weights
         self.dtype = _precision(recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.optimizer = _optimizer(self.model, recipe)
@@ -98,6 +121,12 @@ class Run:
     def best(self) -> nn.Module:
         """The weights that are kept in the end."""
         return self.model if self.ema is None else self.ema
+
+    def agree(self) -> None:
+        """Give all ranks rank 0's batch statistics, so that what they score and cache is what is saved."""
+        distributed.agree(self.model)
+        if self.ema is not None:
+            distributed.agree(self.ema)
 
     def width(self, clips: Tensor) -> int:
         """Return the number of classes the network tells apart, asked once and without a trace in its statistics."""

@@ -81,7 +81,7 @@ def train_together(
             whole, as the fused network wants it.
         recipes: {member: recipe}; of equal epochs, batch size and accumulation.
         folder: Receives `last.pt`, `stages.csv` and each member's `log_<member>.csv`.
-        val_loader: Labelled videos in the same form.
+        val_loader: Labelled videos in the same form; of several ranks, each one its share.
         stage_steps: Steps of a stage; an epoch if left out. An epoch's end always ends a stage.
         pool: An unfitted fuser; weights by accuracy in a log-linear pool if left out.
         device: Where to train.
@@ -188,7 +188,7 @@ def _own(clips: Any, name: str) -> Any:
 
 @torch.no_grad()
 def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
-    """Return every member's predictions of the validation videos, those of several views averaged."""
+    """Return every member's predictions of all ranks' validation videos, those of several views averaged."""
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in runs}
     ids, labels = [], []
     for clips, batch_ids, batch_labels in loader:
@@ -200,10 +200,14 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
             scores[name].append(_mean_of_views(run.best, own).cpu().numpy())
         ids += [str(i) for i in batch_ids]
         labels.append(np.asarray(batch_labels))
+    ids, labels = distributed.gathered(ids), distributed.gathered(labels)
+    scores = {name: distributed.gathered(parts) for name, parts in scores.items()}
     if not ids:
         raise InputError("expected validation videos, got an empty loader")
-    arrays = {name: np.concatenate(parts) for name, parts in scores.items()}
-    return LogitStack.from_arrays(arrays, labels=np.concatenate(labels), ids=ids, kind="log-likelihoods")
+    order = np.argsort(ids)  # the same rows in the same halves, however many ranks there are
+    arrays = {name: np.concatenate(parts)[order] for name, parts in scores.items()}
+    known = np.concatenate(labels)[order]
+    return LogitStack.from_arrays(arrays, labels=known, ids=sorted(ids), kind="log-likelihoods")
 
 
 def _mean_of_views(model: nn.Module, clips: Any) -> torch.Tensor:
@@ -217,6 +221,8 @@ def _mean_of_views(model: nn.Module, clips: Any) -> torch.Tensor:
 
 def _end_stage(runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]]) -> None:
     """Fuse the members' validation predictions as they are now, and add the stage's row."""
+    for run in runs.values():
+        run.agree()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VidfuseWarning)  # that members know nothing yet is what the rows show
         stages.append(_stage_row(runs, _predict(runs, loader), pool, len(stages) + 1))
