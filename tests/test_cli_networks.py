@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import vidfuse as vf
 from vidfuse.cli import main
 from vidfuse.cli.networks import _recipe
+from vidfuse.training.checkpoints import load_checkpoint
 from vidfuse.training.recipes import TABLE_I
 
 
@@ -74,6 +75,66 @@ def extract(trained, videos, out, *more, status=0):
     )  # fmt: skip
 
 
+def test_a_run_is_repeated_from_the_recipe_that_it_left(trained, videos, tmp_path):
+    """Its weights too: they are drawn from the recipe's seed."""
+    out, _ = trained
+    recipe, augmentation = _recipe(str(out / "recipe.yaml"), ())
+    assert (recipe.epochs, recipe.frames, augmentation) == (2, 4, {})
+    torch.manual_seed(12345)
+    run(
+        "train",
+        "x3d_tiny",
+        videos,
+        *CLIP,
+        "--val",
+        videos,
+        "--recipe",
+        out / "recipe.yaml",
+        "--out",
+        tmp_path / "again",
+    )
+    first, again = (load_checkpoint(folder / "last.pt")["model"] for folder in (out, tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_run_goes_on_by_its_own_recipe_only(trained, videos):
+    out, _ = trained
+    more = ("--recipe", out / "recipe.yaml", "--out", out)
+    assert "2 epochs" in run("train", "x3d_tiny", videos, *CLIP, "--val", videos, *more).stdout
+    error = run("train", "x3d_tiny", videos, *CLIP, *more, "--set", "augmentation.hue=0.1", status=2).stderr
+    assert "differs in augmentation; train into another folder" in error
+    assert _recipe(str(out / "recipe.yaml"), ())[1] == {}
+
+
+def test_videos_that_cannot_be_decoded_are_named_after_training(videos, tmp_path):
+    lines = [f"{videos}/dark/dark0.mp4 0", f"{videos}/light/light0.mp4 1", f"{tmp_path}/bad.mp4 1"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    settings = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32")
+    command = ("train", "x3d_tiny", tmp_path / "list.txt", "--layout", "mmaction2", "--workers", 0, *settings)
+    text = run(*command, "--out", tmp_path / "run").stdout
+    assert re.search(r"1 could not be decoded:\n  \S*bad: expected a readable video", text)
+    assert "expected a readable video" in run(*command, "--strict", "--out", tmp_path / "strict", status=2).stderr
+
+
+def test_extract_takes_clips_and_classes_as_the_checkpoint_was_trained(trained, videos, tmp_path):
+    """A list without names whose videos are all of class 0: the network tells two classes apart all the same."""
+    (tmp_path / "list.txt").write_text(f"{videos}/dark/dark0.mp4 0\n{videos}/dark/dark1.mp4 0\n")
+    command = ("extract", "x3d_tiny", tmp_path / "list.txt", "--layout", "mmaction2", "--workers", 0)
+    command += ("--checkpoint", trained[0] / "last.pt", "--clips", 2, "--crops", "three", "--times", "even")
+    result = run(*command, "--flip", "both", "--out", tmp_path / "val" / "x3d")
+    assert "2 videos written" in result.stdout
+    assert "12 views of 4 frames, interval 2, 32 pixels" in result.stdout
+    assert vf.load_stack(tmp_path / "val").shape == (2, 1, 12, 2)
+    names = tmp_path / "names.txt"
+    names.write_text("dark\nlight\n")
+    run(*command, "--classes", names, "--out", tmp_path / "named" / "x3d")
+    assert vf.load_stack(tmp_path / "named").classes == ("dark", "light")
+    names.write_text("dark\nlight\ngray\n")
+    error = run(*command, "--classes", names, "--out", tmp_path / "other", status=2).stderr
+    assert "misshapen: classifier.weight" in error
+
+
 def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):
     out = tmp_path / "val" / "x3d"
     first = json.loads(extract(trained, videos, out, "--json").stdout)
@@ -98,15 +159,25 @@ def test_row_39_other_views_in_the_same_cache_are_a_message(trained, videos, tmp
 
 def test_a_recipe_file_is_read_and_checked(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("lr: 0.1\nepochs: 3\n")
-    assert (_recipe(str(path), ("epochs=5",)).lr, _recipe(str(path), ("epochs=5",)).epochs) == (0.1, 5)
-    assert _recipe("x3d_m", ()) == TABLE_I["x3d"]
-    assert _recipe("swin_b.original", ()) == TABLE_I["swin"]
-    path.write_text("[1, 2]")
-    with pytest.raises(vf.errors.InputError, match="expected fields of a training recipe, got list"):
-        _recipe(str(path), ())
+    path.write_text("lr: 1e-1\nepochs: 3\naugmentation:\n  hue: 0.1\n")
+    recipe, augmentation = _recipe(str(path), ("epochs=5", "weight_decay=1e-5", "augmentation.scale=[0.5, 1]"))
+    assert (recipe.lr, recipe.epochs, recipe.weight_decay) == (0.1, 5, 1e-5)
+    assert augmentation == {"hue": 0.1, "scale": [0.5, 1]}
+    assert _recipe("x3d_m", ()) == (TABLE_I["x3d"], {})
+    assert _recipe("swin_b.original", ()) == (TABLE_I["swin"], {})
+    for text, message in (
+        ("[1, 2]", "expected fields of a training recipe, got list"),
+        ("", "expected fields of a training recipe, got NoneType"),
+        ("lr: 1\naugmentation: [1]", "got list as its augmentation"),
+        ("lr: [1", "expected a recipe as YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(vf.errors.InputError, match=message):
+            _recipe(str(path), ())
     with pytest.raises(vf.errors.InputError, match="expected a recipe of slowfast"):
         _recipe("resnet", ())
+    with pytest.raises(vf.errors.InputError, match="no file at gone"):
+        _recipe("gone.yaml", ())
 
 
 @pytest.mark.parametrize(
@@ -115,6 +186,10 @@ def test_a_recipe_file_is_read_and_checked(tmp_path):
         (("train", "x4d", "{videos}", "--recipe", "x3d"), "x4d"),
         (("train", "x3d_tiny", "{videos}", "--set", "colour=1"), "colour"),
         (("train", "x3d_tiny", "{videos}", "--set", "epochs"), "expected NAME=VALUE, got 'epochs'"),
+        (("train", "x3d_tiny", "{videos}", "--set", "augmentation.colour=1"), "expected augmentations of short_side"),
+        (("train", "x3d_tiny", "{videos}", "--set", "augmentation.hue=red"), "expected augmentations as numbers"),
+        (("train", "x3d_tiny", "{videos}", "--decoder", "gpu"), "expected a GPU that torch can use, found none"),
+        (("train", "x3d_tiny", "{videos}", "--classes", "some"), "a file with a class name a line, got 'some'"),
         (("extract", "x3d_tiny", "{videos}", "--checkpoint", "{videos}/dark/dark0.mp4"), "dark0.mp4"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vidfuse import networks
+from vidfuse.errors import InputError
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.video.clips import ClipSampler, ViewPlan
 from vidfuse.video.datasets import Input, Views
@@ -37,19 +39,30 @@ def train_input(recipe: TrainRecipe, network: str, **augmentation: Any) -> Input
     """Return how a network's training clips are drawn and augmented, with the network's own colour statistics.
 
     Args:
-        recipe: Its frames, interval, size and erasing.
+        recipe: Its frames, interval, skip, size and erasing.
         network: Name of the network in the catalogue.
         augmentation: Fields of `TransformConfig` to set; its defaults are the method's (flip, gray, colour jitter).
+
+    Raises:
+        InputError: A field that `TransformConfig` does not have, or that the recipe sets.
 
     Example:
         >>> from vidfuse.training import TABLE_I
         >>> train_input(TABLE_I["x3d"], "x3d_m").sampler
-        ClipSampler(length=32, interval=2, skip=0)
+        ClipSampler(length=32, interval=2, skip=2)
     """
     facts = networks.info(network)
-    fields = {"size": recipe.size, "erase": recipe.erasing, "mean": facts.mean, "std": facts.std}
-    skip = int(augmentation.pop("skip", 0))
-    return Input(ClipSampler(recipe.frames, recipe.interval, skip), TransformConfig(**(fields | augmentation)))
+    own = {"size": recipe.size, "erase": recipe.erasing}
+    known = [field.name for field in dataclasses.fields(TransformConfig) if field.name not in own]
+    if unknown := sorted(set(augmentation) - set(known)):
+        raise InputError(f"expected augmentations of {', '.join(known)}; got {', '.join(unknown)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in augmentation.items()}
+    colours = {"mean": facts.mean, "std": facts.std}
+    try:
+        transform = TransformConfig(**(own | colours | values))
+    except TypeError as error:
+        raise InputError(f"expected augmentations as numbers, got {augmentation}") from error
+    return Input(ClipSampler(recipe.frames, recipe.interval, recipe.skip), transform)
 
 
 def view_plan(recipe: TrainRecipe, clips: int = 10, *, seed: int = 0) -> ViewPlan:
