@@ -26,7 +26,17 @@ _HOME = {
     "view_input": "data",
     "view_plan": "data",
 }
-_SUBMODULES = ("checkpoints", "data", "distributed", "loop", "processes", "recipes")
+_SUBMODULES = (
+    "checkpoints",
+    "data",
+    "distributed",
+    "loop",
+    "plan",
+    "processes",
+    "recipe_files",
+    "recipes",
+    "throughput",
+)
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
