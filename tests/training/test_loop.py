@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from toy_videos import N_CLASSES, Toy, ToyLoader, same_state, state_of, toy, toy_clips
 
+from vidfuse import networks
 from vidfuse.errors import InputError
 from vidfuse.training import DivergedError, TrainRecipe, evaluate, train
 from vidfuse.training.checkpoints import load_checkpoint
@@ -212,6 +213,70 @@ def test_bfloat16_trains_on_a_cpu_too(tmp_path):
     done = train(toy(), ToyLoader(), recipe, tmp_path, **QUIET)
     assert all(p.dtype == torch.float32 for p in done.model.parameters())
     assert done.history[0]["loss"] < 3
+
+
+def test_float16_resumes_with_its_loss_scale(tmp_path):
+    recipe = replace(RECIPE, precision="float16", mixup=0.0, cutmix=0.0)
+    whole = train(toy(), ToyLoader(), recipe, tmp_path / "whole", **QUIET)
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(2), recipe, tmp_path / "cut", **QUIET)
+    assert load_checkpoint(tmp_path / "cut" / "last.pt")["scaler"]["scale"] > 1
+    resumed = train(toy(seed=3), ToyLoader(), recipe, tmp_path / "cut", **QUIET)
+    assert same_state(state_of(whole.model), state_of(resumed.model))
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+
+
+def test_label_smoothing_is_the_loss_of_smoothed_targets(tmp_path):
+    loader = ToyLoader(n=8)
+    clips, _, labels = next(iter(loader))
+    with torch.no_grad():
+        log_p = toy(dropout=0.0, norm=False)(clips).log_softmax(1)
+    targets = 0.8 * torch.eye(N_CLASSES)[labels] + 0.2 / N_CLASSES
+    recipe = TrainRecipe(lr=0.1, epochs=1, label_smoothing=0.2, precision="float32")
+    done = train(toy(dropout=0.0, norm=False), loader, recipe, tmp_path, **QUIET)
+    assert done.history[0]["loss"] == pytest.approx(float(-(targets * log_p).sum(1).mean()), rel=1e-5)
+
+
+def small_x3d():
+    torch.manual_seed(0)
+    return networks.create("x3d_tiny", num_classes=N_CLASSES)
+
+
+class Clips(ToyLoader):
+    """Clips that are large enough for a network of the catalogue."""
+
+    def __iter__(self):
+        for clips, ids, labels in super().__iter__():
+            yield torch.nn.functional.interpolate(clips, (4, 32, 32)), ids, labels
+
+
+def test_activation_checkpointing_trains_the_same_network(tmp_path):
+    recipe = TrainRecipe(lr=0.05, epochs=2, batch_size=8, precision="float32")
+    plain = train(small_x3d(), Clips(n=16), recipe, tmp_path / "plain", **QUIET)
+    spared = train(
+        small_x3d(), Clips(n=16), replace(recipe, activation_checkpointing=True), tmp_path / "spared", **QUIET
+    )
+    assert [r["loss"] for r in spared.history] == pytest.approx([r["loss"] for r in plain.history], rel=1e-5)
+    with pytest.raises(InputError, match="activation_checkpointing"):
+        train(toy(), ToyLoader(), sparing, tmp_path / "toy", **QUIET)
+
+
+def test_a_compiled_network_trains_and_its_checkpoint_is_the_plain_networks(tmp_path, monkeypatch):
+    compiled = []
+    compile_ = torch.compile
+
+    def watched(module):
+        compiled.append(module)
+        return compile_(module, backend="eager")  # the compiler's front end; its C++ would take a minute
+
+    monkeypatch.setattr(torch, "compile", watched)
+    recipe = replace(RECIPE, epochs=2)
+    plain = train(toy(), ToyLoader(), recipe, tmp_path / "plain", **QUIET)
+    assert compiled == []
+    fast = train(toy(), ToyLoader(), replace(recipe, compile=True), tmp_path / "fast", **QUIET)
+    assert len(compiled) == 1
+    assert load_checkpoint(tmp_path / "fast" / "last.pt")["model"].keys() == state_of(plain.model).keys()
+    assert [r["loss"] for r in fast.history] == pytest.approx([r["loss"] for r in plain.history], rel=1e-4)
 
 
 def test_frozen_parameters_stay(tmp_path):

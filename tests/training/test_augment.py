@@ -1,0 +1,55 @@
+"""Mixed batches are the weighted sums, or the pasted boxes, that their papers define, and their targets say so."""
+
+import pytest
+import torch
+from toy_videos import N_CLASSES, toy_clips
+
+from vidfuse.training import TrainRecipe
+from vidfuse.training.augment import augment_batch
+
+
+def recipe(**mixing):
+    return TrainRecipe(lr=0.1, epochs=1, **mixing)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixup_adds_pairs_and_their_targets_in_one_proportion(seed):
+    """Oracle: the proportion is read off the targets, and must explain every pixel (Zhang et al. 2018, section 2)."""
+    clips, _, labels = toy_clips(8)
+    torch.manual_seed(seed)
+    mixed, targets = augment_batch(clips, labels, recipe(mixup=0.8), N_CLASSES)
+    other = clips.roll(1, 0)
+    share = ((mixed - other) * (clips - other)).sum() / ((clips - other) ** 2).sum()
+    assert 0 < share < 1
+    torch.testing.assert_close(mixed, share * clips + (1 - share) * other, rtol=1e-4, atol=1e-5)
+    one_hot = torch.eye(N_CLASSES)
+    torch.testing.assert_close(targets, share * one_hot[labels] + (1 - share) * one_hot[labels.roll(1)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cutmix_pastes_one_box_into_all_frames(seed):
+    """Oracle: pixels come from one clip or the other, and targets count them (Yun et al. 2019, section 3.1)."""
+    clips, _, labels = toy_clips(8)
+    torch.manual_seed(seed)
+    mixed, targets = augment_batch(clips, labels, recipe(cutmix=1.0), N_CLASSES)
+    other = clips.roll(1, 0)
+    pasted = mixed == other
+    assert torch.equal(mixed, torch.where(pasted, other, clips))
+    assert (pasted == pasted[:1, :1, :1]).all()  # the same pixels of every clip, colour and frame
+    share = 1 - pasted.float().mean()
+    one_hot = torch.eye(N_CLASSES)
+    torch.testing.assert_close(targets, share * one_hot[labels] + (1 - share) * one_hot[labels.roll(1)])
+
+
+def test_with_both_each_batch_draws_one_and_without_any_nothing_changes():
+    clips, _, labels = toy_clips(8)
+    torch.manual_seed(0)
+    kinds = set()
+    for _ in range(20):
+        mixed, _ = augment_batch(clips, labels, recipe(mixup=0.8, cutmix=1.0), N_CLASSES)
+        kinds.add(bool(((mixed == clips) | (mixed == clips.roll(1, 0))).all()))
+    assert kinds == {True, False}
+    same, as_given = augment_batch(clips, labels, recipe(), N_CLASSES)
+    assert same is clips and as_given is labels
+    alone, one = augment_batch(clips[:1], labels[:1], recipe(mixup=0.8), N_CLASSES)
+    assert torch.equal(alone, clips[:1]) and torch.equal(one, labels[:1])
