@@ -253,9 +253,8 @@ class Clips(ToyLoader):
 def test_activation_checkpointing_trains_the_same_network(tmp_path):
     recipe = TrainRecipe(lr=0.05, epochs=2, batch_size=8, precision="float32")
     plain = train(small_x3d(), Clips(n=16), recipe, tmp_path / "plain", **QUIET)
-    spared = train(
-        small_x3d(), Clips(n=16), replace(recipe, activation_checkpointing=True), tmp_path / "spared", **QUIET
-    )
+    sparing = replace(recipe, activation_checkpointing=True)
+    spared = train(small_x3d(), Clips(n=16), sparing, tmp_path / "spared", **QUIET)
     assert [r["loss"] for r in spared.history] == pytest.approx([r["loss"] for r in plain.history], rel=1e-5)
     with pytest.raises(InputError, match="activation_checkpointing"):
         train(toy(), ToyLoader(), sparing, tmp_path / "toy", **QUIET)
