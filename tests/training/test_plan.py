@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -93,6 +94,12 @@ def test_the_command_says_what_is_assumed_and_prints_the_calculation():
         n_classes=5, recipes={name: TABLE_I[name] for name in ("x3d", "swin")},
     )  # fmt: skip
     assert found["members"] == [dataclasses.asdict(cost) for cost in expected]
+
+
+def test_the_page_shows_what_the_command_prints():
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"```console\nvidfuse plan (.*)\n```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
+    assert shown == plan(*command.split()).stdout
 
 
 def test_the_command_measures(monkeypatch, tmp_path):
