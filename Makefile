@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/vipriors_kinetics.py --out runs/demo
 
 demo-seeds: $(STAMP)
-	$(BIN)/python examples/vipriors_kinetics.py --out runs/demo-seeds --seeds 3
+	$(BIN)/python examples/vipriors_kinetics.py --out runs/demo --seeds 3
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -190,8 +190,8 @@ TINY: Mapping[str, TrainRecipe] = {
     "slowfast_tiny": replace(_SMALL, epochs=4),
     "tin_tiny": replace(_SMALL, epochs=6),
     "tpn_tiny": replace(_SMALL, epochs=5),
-    "swin_tiny": replace(_SMALL, lr=1e-3, epochs=15, weight_decay=0.01),
+    "swin_tiny": replace(_SMALL, lr=1e-3, epochs=20, weight_decay=0.01),
     "r2plus1d_tiny": replace(_SMALL, epochs=4),
-    "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=12, weight_decay=0.01),
+    "timesformer_tiny": replace(_SMALL, lr=1e-3, epochs=15, weight_decay=0.01),
     "x3d_tiny": replace(_SMALL, lr=1.5e-3, epochs=9),
 }
