@@ -115,6 +115,9 @@ def test_videos_that_cannot_be_decoded_are_named_after_training(videos, tmp_path
     text = run(*command, "--out", tmp_path / "run").stdout
     assert re.search(r"1 could not be decoded:\n  \S*bad: expected a readable video", text)
     assert "expected a readable video" in run(*command, "--strict", "--out", tmp_path / "strict", status=2).stderr
+    (tmp_path / "list.txt").write_text(lines[2])
+    error = run(*command, "--classes", 2, "--out", tmp_path / "none", status=2).stderr
+    assert re.search(r"got none of 1 that can be read; bad: expected a readable video, got \S*bad.mp4", error)
 
 
 def test_extract_takes_clips_and_classes_as_the_checkpoint_was_trained(trained, videos, tmp_path):
@@ -191,6 +194,7 @@ def test_a_recipe_file_is_read_and_checked(tmp_path):
         (("train", "x3d_tiny", "{videos}", "--decoder", "gpu"), "expected a GPU that torch can use, found none"),
         (("train", "x3d_tiny", "{videos}", "--classes", "some"), "a file with a class name a line, got 'some'"),
         (("extract", "x3d_tiny", "{videos}", "--checkpoint", "{videos}/dark/dark0.mp4"), "dark0.mp4"),
+        (("extract", "x3d_tiny", "{videos}", "--checkpoint", __file__), "test_cli_networks.py"),
     ],
 )
 def test_bad_input_is_one_message(arguments, message, videos, tmp_path):

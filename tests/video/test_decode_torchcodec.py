@@ -102,6 +102,21 @@ def test_without_torchcodec_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(MissingExtraError, match=r"vidfuse\[torchcodec\]"):
         decode_torchcodec.probe("a.mp4")
+    with pytest.raises(MissingExtraError, match=r"vidfuse\[torchcodec\]"):
+        VideoDataset([VideoItem("a", "a.mp4")], Input(), decoder="torchcodec")
+
+
+def test_without_ffmpeg_the_videos_are_not_blamed(stand_in, monkeypatch):
+    """torchcodec imports without FFmpeg's libraries, and fails at the first video."""
+
+    def fails(*_, **__):
+        raise RuntimeError("Could not load libtorchcodec. Likely causes: FFmpeg is not properly installed")
+
+    monkeypatch.setattr(sys.modules["torchcodec.decoders"], "VideoDecoder", fails)
+    with pytest.raises(MissingExtraError, match="FFmpeg's libraries"):
+        decode_torchcodec.probe("a.mp4")
+    with pytest.raises(MissingExtraError, match="FFmpeg's libraries"):
+        VideoDataset([VideoItem("a", "a.mp4")], Input(), decoder="torchcodec")
 
 
 @pytest.mark.parametrize("wrong", [{"decoder": "opencv"}, {"device": "cuda"}])

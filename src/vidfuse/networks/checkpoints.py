@@ -68,7 +68,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise InputError(
             f"{path} was not read, and nothing of it was executed: {what}; save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a readable checkpoint: {error}") from error
     try:
         return unwrap(content)

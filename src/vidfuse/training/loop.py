@@ -25,7 +25,7 @@ try:
     from vidfuse.training import distributed
     from vidfuse.training.logs import Events
     from vidfuse.training.state import Run, logits_of
-    from vidfuse.training.step import Batch, DivergedError, Loader, forward_module, groups, take_step
+    from vidfuse.training.step import Batch, DivergedError, Loader, forward_module, groups, nothing_read, take_step
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
@@ -211,7 +211,7 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
             f"epoch {run.epoch + 1}/{run.recipe.epochs}, loss {loss / max(1, videos):.3f}, {speed:.0f} clips/s"
         )
     if not taken:
-        raise InputError("expected videos to train on, got none that can be read")
+        raise InputError(nothing_read(loader))
     total_loss, total_videos = distributed.total([loss, videos], run.device)
     row = {
         "epoch": run.epoch + 1,

@@ -19,7 +19,7 @@ from vidfuse.training.augment import augment_batch
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.training.state import Run, autocast, average, logits_of
 
-__all__ = ["Batch", "DivergedError", "Loader", "forward_module", "groups", "moved", "take_step"]
+__all__ = ["Batch", "DivergedError", "Loader", "forward_module", "groups", "moved", "nothing_read", "take_step"]
 
 Batch = tuple[Tensor, Sequence[str], "Tensor | None"]
 
@@ -58,6 +58,13 @@ def groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[li
         if not group:
             raise InputError("expected videos on every rank, got a rank that has none")
         yield group, local, n
+
+
+def nothing_read(loader: Loader) -> str:
+    """Say that a pass over the loader gave no video, and why the first one could not be read."""
+    failures = getattr(loader, "failures", ())
+    first = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
+    return f"expected videos to train on, got none of {len(failures)} that can be read{first}"
 
 
 @dataclass(frozen=True)

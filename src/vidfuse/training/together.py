@@ -28,7 +28,7 @@ try:
     from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
     from vidfuse.training.logs import write_csv
     from vidfuse.training.state import Run, logits_of
-    from vidfuse.training.step import Loader, forward_module, groups, moved, take_step
+    from vidfuse.training.step import Loader, forward_module, groups, moved, nothing_read, take_step
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
@@ -174,7 +174,7 @@ def _train_epoch(
         if stage_steps and taken % stage_steps == 0 and taken < steps:
             end_stage()
     if not taken:
-        raise InputError("expected videos to train on, got none that can be read")
+        raise InputError(nothing_read(loader))
     for name, run in runs.items():
         loss, n_videos = distributed.total([sums[name][0], videos], device)
         row = {"epoch": run.epoch + 1, "step": run.step, "lr": sums[name][2], "loss": loss / n_videos}

@@ -96,6 +96,7 @@ class VideoDataset(Dataset[Sample | Failure]):
 
     Raises:
         InputError: no videos, no inputs, a `short_side` that is too small, or an unknown decoder.
+        MissingExtraError: torchcodec is asked for and cannot be loaded.
 
     Examples:
         >>> videos = VideoList((VideoItem("a", "missing.mp4", 0),))
@@ -126,6 +127,8 @@ class VideoDataset(Dataset[Sample | Failure]):
                 'expected decoder="pyav" on the CPU or decoder="torchcodec" on any device, '
                 f"got {decoder!r} on {device!r}"
             )
+        if decoder == "torchcodec":
+            decode_torchcodec.require()
         self.videos, self.seed, self.strict, self.shared_time = videos, seed, strict, shared_time
         self.inputs = {name: Views(i) if isinstance(i, ViewPlan) else i for name, i in named.items()}
         self._single = not isinstance(inputs, Mapping)

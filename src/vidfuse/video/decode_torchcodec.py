@@ -7,6 +7,7 @@ in AVI and of some transport streams (an error here), and it converts the colour
 
 from __future__ import annotations
 
+from contextlib import suppress
 from os import PathLike, fspath
 from typing import Any
 
@@ -16,7 +17,19 @@ from numpy.typing import ArrayLike
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.video.decode import VideoInfo, checked_indices, frame_size
 
-__all__ = ["decode", "probe"]
+__all__ = ["decode", "probe", "require"]
+
+_NEEDS = "decoding with torchcodec (and FFmpeg's libraries, which are the system's to install)"
+
+
+def require() -> None:
+    """Say what is missing before the first video is decoded, perhaps in another process.
+
+    Raises:
+        MissingExtraError: torchcodec, or the FFmpeg libraries that it needs, are not installed.
+    """
+    with suppress(InputError):  # there is no video of this name
+        _open("")
 
 
 def probe(path: str | PathLike[str]) -> VideoInfo:
@@ -101,11 +114,13 @@ def _open(name: str, *, device: str = "cpu", sides: tuple[int, int] | None = Non
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
     except (ImportError, RuntimeError) as error:  # a RuntimeError: FFmpeg's libraries are not there
-        raise MissingExtraError("decoding with torchcodec (and FFmpeg's libraries)", "torchcodec") from error
+        raise MissingExtraError(_NEEDS, "torchcodec") from error
     options: dict[str, Any] = {} if sides is None else {"transforms": [Resize(sides)]}
     try:
         return VideoDecoder(name, dimension_order="NHWC", seek_mode="exact", device=device, **options)
     except (RuntimeError, ValueError, OSError) as error:
+        if "libtorchcodec" in str(error):  # newer releases look for FFmpeg's libraries at the first video
+            raise MissingExtraError(_NEEDS, "torchcodec") from error
         raise InputError(
             f"expected a readable video, got {name}: {str(error)[:100]}; check the path, or leave the file out"
         ) from error

@@ -199,7 +199,10 @@ def _from_rows(
         cut = max(text.rfind(separator) for separator in separators)
         name, digits = text[:cut].rstrip(", \t"), text[cut + 1 :]
         if cut < 1 or not name or not (digits.isascii() and digits.isdigit()):
-            raise InputError(f"expected `path label` with a 0-based integer label at {path}:{number}, got {text!r}")
+            raise InputError(
+                f"expected `path label` with a 0-based integer label at {path}:{number}, got {text!r}; "
+                "the list has no header, and a label in every row"
+            )
         rows.append((name, int(digits)))
     if not rows:
         raise InputError(f"expected at least one video in {path}, found none")

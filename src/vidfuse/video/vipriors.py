@@ -165,7 +165,7 @@ def read_corrupted(path: str | Path) -> frozenset[str]:
 
 def _read_csv(file: Path, what: str, columns: Sequence[str]) -> list[dict[str, str]]:
     if not file.is_file():
-        raise InputError(f"expected the {what} {file}, found no such file; check --data-root and the layout")
+        raise InputError(f"expected the {what} {file}, found no such file; check the folder and its layout")
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         found = [name.strip() for name in reader.fieldnames or ()]
