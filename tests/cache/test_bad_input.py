@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import pickle
 import signal
@@ -283,17 +285,17 @@ def test_row_30_truncated_part(tmp_path):
         load_stack(tmp_path)
 
 
-@pytest.mark.parametrize("where", [20, 90, 400, -1])
+@pytest.mark.parametrize("where", [1, 10, 20, 60, 90, 400, -1])
 def test_row_31_one_flipped_bit(tmp_path, where):
     part = one_part(tmp_path)
     content = bytearray(part.read_bytes())
     content[where] ^= 4
     part.write_bytes(content)
-    if where == 20:  # within the first words, which say what the file is
-        with pytest.raises(CacheFormatError):
-            load_stack(tmp_path).log_likelihoods()
+    if where == 1:  # the header's length, which now is longer than the file
+        with pytest.raises(CacheCorruptError, match=rf"{part.name}: truncated: expected at least \d+ bytes, got"):
+            load_stack(tmp_path)
         return
-    with pytest.raises(CacheCorruptError, match=rf"{part.name}: .*expected digest \S+, got [0-9a-f]{{64}}"):
+    with pytest.raises(CacheCorruptError, match=rf"{part.name}: .*expected digest \S+, got [0-9a-f]{{64}}; run `vid"):
         load_stack(tmp_path).log_likelihoods()
 
 
@@ -301,7 +303,37 @@ def test_row_32_a_header_that_claims_too_much(tmp_path):
     part = one_part(tmp_path)
     content = part.read_bytes()
     part.write_bytes((1 << 40).to_bytes(8, "little") + content[8:])
-    with pytest.raises(CacheFormatError, match=f"its header claims {1 << 40} bytes"):
+    with pytest.raises(CacheFormatError, match=f"its header claims {1 << 40} bytes, at most 16384 are allowed"):
+        open_part(part)
+
+
+def sign_again(part, old, new):
+    """Change a header as only a faulty or hostile writer can: its digest is right."""
+    content = part.read_bytes()
+    text = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip()
+    assert old in text
+    start, changed = text.index(b'"digest":"') + len(b'"digest":"'), text.replace(old, new, 1)
+    unsigned = changed[:start] + b"0" * 64 + changed[start + 64 :]
+    length = len(unsigned).to_bytes(8, "little")
+    digest = hashlib.sha256(length + unsigned).hexdigest().encode()
+    part.write_bytes(length + unsigned[:start] + digest + unsigned[start + 64 :] + content[8 + len(text) :])
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ([1 << 32, 1 << 32], [32, 32 + (1 << 62)]),  # 2^66 bytes, 0 in 64 bits
+        ([4, 1 << 61], [32, 80]),
+        ([4, -3], [32, 80]),
+        ([4, 3.0], [32, 80]),
+        ([1 << 4000, 3], [32, 80]),
+    ],
+)
+def test_row_32_an_overflowing_shape(tmp_path, shape, offsets):
+    part = one_part(tmp_path)
+    new = f'"shape":{json.dumps(shape)},"data_offsets":{json.dumps(offsets)}'.encode()
+    sign_again(part, b'"shape":[4,3],"data_offsets":[32,80]', new)
+    with pytest.raises(CacheFormatError, match="not a part of a logit cache: ValueError in its header: "):
         open_part(part)
 
 
@@ -330,12 +362,32 @@ def test_row_34_trailing_bytes(tmp_path):
         open_part(part)
 
 
-def test_row_34_duplicate_keys(tmp_path):
-    part = tmp_path / "part-x.safetensors"
-    header = b'{"__metadata__":{"format":"x","format":"y"}}'
-    part.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(CacheFormatError, match="duplicate key in the header: 'format'"):
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        (b'"kind":"logits"', b'"kind":"logits","kind":"sum"', "kind"),
+        (b'"kind":"logits"', b'"kind":"logits","payload":""', "payload"),
+        (b'"ids":', b'"ids":{},"ids":', "ids"),
+        (b'"dtype":"F32"', b'"dtype":"F16","dtype":"F32"', "dtype"),
+    ],
+)
+def test_row_34_duplicate_keys(tmp_path, old, new, key):
+    part = one_part(tmp_path)
+    sign_again(part, old, new)
+    with pytest.raises(CacheFormatError, match=f"not a part of a logit cache: .*duplicate key '{key}'"):
         open_part(part)
+
+
+def test_row_34_duplicate_keys_in_a_foreign_file_and_in_the_description(tmp_path):
+    part = one_part(tmp_path)
+    header = b'{"__metadata__":{"format":"x","format":"y"}}'
+    (tmp_path / "other").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CacheFormatError, match="duplicate key 'format'"):
+        open_part(tmp_path / "other")
+    meta = part.with_name("meta.json")
+    meta.write_text(meta.read_text().replace('"kind": "logits"', '"kind": "sum",\n "kind": "logits"'))
+    with pytest.raises(CacheFormatError, match=r"meta\.json: .*duplicate key 'kind'"):
+        load_stack(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../x", "C:x", "a\0b", "/x", "a/b", ".", "..", "", "a\nb", "x/../../y"])
@@ -499,6 +551,14 @@ def test_row_52_members_are_selected_by_name():
         stack.select(["swin", "tin"])
 
 
+def test_row_52_a_stack_whose_members_stand_in_another_order_is_reordered_at_predict_time():
+    labels = np.arange(12) % 3
+    stack = vf.LogitStack.from_arrays({"swin": logits(12), "x3d": logits(12, seed=1)}, labels=labels)
+    for pool in (vf.LinearPool(weights={"swin": 3.0, "x3d": 1.0}), vf.LogLinearPool(), vf.StackedPool()):
+        expected = pool.fit(stack).predict_proba(stack)
+        np.testing.assert_array_equal(pool.predict_proba(stack.select(["x3d", "swin"])), expected)
+
+
 def test_row_52_missing_predictions_are_noted_when_asked_for():
     ids = {"swin": IDS, "x3d": IDS[:2]}
     stack = vf.LogitStack.from_arrays({"swin": logits(4), "x3d": logits(2)}, ids=ids, missing="allow")
@@ -545,4 +605,7 @@ def test_a_pickled_stack_of_a_changed_cache_is_refused(tmp_path):
     with CacheWriter(tmp_path / "swin") as writer:
         writer.append(IDS, logits(seed=1))
     with pytest.raises(CacheConflictError, match="load again"):
+        pickle.loads(sent)
+    next((tmp_path / "swin").glob("part-*")).unlink()
+    with pytest.raises(CacheConflictError, match=r"the part is gone.*load the stack again"):
         pickle.loads(sent)

@@ -104,12 +104,12 @@ def test_what_the_numbers_are_is_never_guessed(tmp_path):
         vf.read_predictions({"slowfast": files["slowfast"]}, kind="probabilities")
 
 
-def report_accuracy(paths, coefficients):
+def report_accuracy(paths, coefficients, apply_softmax=False):
     """The direct computation on the pickles: raw scores, weighted and summed; labels of the first file."""
     dumps = [pickle.loads(path.read_bytes()) for path in paths]
-    fused = sum(
-        c * np.stack([s["pred_score"].numpy() for s in dump]) for c, dump in zip(coefficients, dumps, strict=True)
-    )
+    scores = [np.stack([sample["pred_score"].numpy() for sample in dump]) for dump in dumps]
+    scores = [softmax(array, axis=1) for array in scores] if apply_softmax else scores
+    fused = sum(c * array for c, array in zip(coefficients, scores, strict=True))
     truth = np.array([sample["gt_label"].item() for sample in dumps[0]])
     hits = fused.argmax(axis=1) == truth
     classes = np.unique(np.concatenate([truth, fused.argmax(axis=1)]))
@@ -131,6 +131,21 @@ def test_a_weighted_sum_of_raw_scores_from_imported_caches_is_report_accuracys(t
     assert vf.metrics.top_k_accuracy(stack.labels, fused) == top1
     assert vf.metrics.mean_class_accuracy(stack.labels, fused) == pytest.approx(mean_class, abs=1e-12)
     assert 0.25 < top1 < 1
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 1.0), (0.7, 2.0)])
+def test_a_linear_pool_with_given_weights_is_report_accuracy_with_softmax(tmp_path, coefficients):
+    rng = np.random.default_rng(1)
+    a = mmaction2_dump(tmp_path / "a.pkl", Z)
+    b = mmaction2_dump(tmp_path / "b.pkl", (2 * rng.normal(size=(N, K)) + Z).astype(np.float32))
+    stack = vf.read_predictions({"a": a, "b": b}, kind="logits", annotations=mmaction2_list(tmp_path / "val.txt"))
+    stack.save(tmp_path / "caches")
+    stack = load_stack(tmp_path / "caches")
+    fused = vf.LinearPool(weights=list(coefficients)).fit(stack).predict_log_proba(stack)
+    top1, mean_class = report_accuracy([a, b], coefficients, apply_softmax=True)
+    assert vf.metrics.top_k_accuracy(stack.labels, fused) == top1
+    assert vf.metrics.mean_class_accuracy(stack.labels, fused) == pytest.approx(mean_class, abs=1e-12)
+    assert top1 != report_accuracy([a, b], coefficients[::-1], apply_softmax=True)[0] or coefficients == (1.0, 1.0)
 
 
 def test_dumps_in_another_order_are_refused_or_realigned(tmp_path):

@@ -1,4 +1,4 @@
-"""Caches on disk: parts, many writers, resuming, verification at first use, consolidation, the golden of version 1."""
+"""Caches on disk: parts, many writers, resuming, verification at first use, consolidation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidfuse.cache import reader
 from vidfuse.cache.format import encode_part, open_part
 from vidfuse.cache.store import CacheWriter, consolidate, find_caches, load_stack, open_cache, verify
 from vidfuse.errors import (
@@ -25,43 +26,8 @@ from vidfuse.errors import (
     InputError,
 )
 
-GOLDEN = Path(__file__).parent.parent / "compat" / "cache_v1"
 IDS = [f"v{i:04d}" for i in range(30)]
 Z = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-
-
-def golden_scores():
-    """The released file's numbers, by a rule instead of a copy: (1 + row) / (1 + class), view v negated."""
-    rows, classes = np.arange(6, dtype=np.float32)[:, None], np.arange(3, dtype=np.float32)
-    one = (1 + rows) / (1 + classes)
-    return np.stack([one, -one], axis=1)
-
-
-def test_every_release_reads_version_1():
-    cache = open_cache(GOLDEN / "swin")
-    assert cache.ids.tolist() == ["dog", "ape", "bée", "cat/1.mp4", "emu", "fox"]
-    assert cache.labels.tolist() == [2, 1, 0, 2, 1, 0] and cache.classes == ("jump", "kick", "run")
-    np.testing.assert_array_equal(cache.scores, golden_scores())
-    assert cache.kind == "logits" and cache.meta.fingerprint == {"sha256": "00ff"}
-    assert cache.meta.view_plan == {"clips": 2, "crops": 1} and len(cache.parts) == 2
-    half = open_cache(GOLDEN / "x3d")
-    np.testing.assert_array_equal(half.scores, np.full((6, 3), [0.5, 0.25, 0.25], dtype=np.float16))
-    assert half.kind == "probabilities" and half.labels is None
-    assert load_stack(GOLDEN, views="mean-log").shape == (6, 2, 3)
-
-
-def test_version_1_is_still_written_to_the_bit(tmp_path):
-    with CacheWriter(
-        tmp_path,
-        classes=["jump", "kick", "run"],
-        view_plan={"clips": 2, "crops": 1},
-        fingerprint={"sha256": "00ff"},
-        expected_ids=["dog", "ape", "bée", "cat/1.mp4", "emu", "fox"],
-    ) as writer:
-        writer.append(["dog", "ape", "bée"], golden_scores()[:3], [2, 1, 0])
-        writer.append(["cat/1.mp4", "emu", "fox"], golden_scores()[3:], [2, 1, 0])
-    for released in (GOLDEN / "swin").iterdir():
-        assert (tmp_path / released.name).read_bytes() == released.read_bytes(), released.name
 
 
 def test_a_part_is_a_plain_safetensors_file(tmp_path):
@@ -240,6 +206,27 @@ def test_consolidation_leaves_one_mapped_array(tmp_path, views):
     assert verify(tmp_path).ok and len(consolidate(tmp_path)[0].parts) == 1
     with CacheWriter(tmp_path / "swin") as writer:
         assert writer.append(IDS[:3], scores[:3], [0, 1, 2]) == 0
+
+
+def test_a_cache_that_is_consolidated_while_it_is_opened_is_read(tmp_path, monkeypatch):
+    with CacheWriter(tmp_path) as writer:
+        writer.append(IDS[:20], Z[:20])
+        writer.append(IDS[20:], Z[20:])
+    real, joined = reader.open_part, []
+
+    def late(path, **options):
+        if not joined:
+            joined.append(True)
+            consolidate(tmp_path)
+        return real(path, **options)
+
+    monkeypatch.setattr(reader, "open_part", late)
+    np.testing.assert_array_equal(open_cache(tmp_path).scores, Z)
+    (part,) = tmp_path.glob("joined-*")
+    part.rename(tmp_path / "elsewhere")
+    part.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CacheFormatError, match="expected a regular file"):
+        open_cache(tmp_path)
 
 
 def test_a_crash_during_consolidation_loses_nothing(tmp_path, monkeypatch):

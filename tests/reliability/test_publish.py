@@ -81,6 +81,20 @@ def test_the_description_is_durable_before_the_first_part(tmp_path, monkeypatch)
     assert ("fsync", "folder") in events[events.index(("link", "meta.")) : events.index(("link", "part-"))]
 
 
+@pytest.mark.parametrize("ask", ["append", "missing"])
+def test_another_writers_part_is_flushed_before_it_is_relied_on(tmp_path, monkeypatch, ask):
+    """Its writer may have been killed between giving the name and flushing the folder."""
+    CacheWriter(tmp_path).append(IDS, Z)
+    events = []
+    writer = CacheWriter(tmp_path)
+    recorded(monkeypatch, events)
+    if ask == "append":
+        assert writer.append(IDS, Z) == 0
+    else:
+        assert writer.missing(IDS) == []
+    assert events == [("fsync", "folder")]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_fault_at_every_write_and_flush_publishes_nothing_torn(tmp_path, monkeypatch, code, call):

@@ -23,7 +23,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
@@ -32,10 +31,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import KINDS, Kind
+from vidfuse._validate import Kind
+from vidfuse.cache.ids import check_packed, pack_ids, unpack_ids
+from vidfuse.cache.layout import DTYPES, Entry, Layout, parse_layout, unique_keys
 from vidfuse.errors import CacheCorruptError, CacheFormatError
 
-__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "open_part", "unpack_ids"]
+__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "open_part"]
 
 VERSION: Final = 1
 _MAX_HEADER: Final = 1 << 14
@@ -43,13 +44,11 @@ _ALIGNMENT: Final = 64
 _PREFIX: Final = b'{"__metadata__":{"format":"vidfuse-logits","version":"1","digest":"'
 _UNSIGNED: Final = b"0" * 64
 _UNKNOWN: Final = b"?" * 64  # in the place of the scores' digest until that is known
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I64": np.dtype("<i8"),
-    "U8": np.dtype("u1"),
-}
-_TAGS: Final[dict[np.dtype[Any], str]] = {dtype: tag for tag, dtype in _DTYPES.items()}
+_DIGESTS: Final = re.compile(rb'"([0-9a-f]{64})","index":"([0-9a-f]{64})","payload":"([0-9a-f]{64})",')
+_BLANK: Final = b'{"__metadata__":{"format":"","version":"","digest":"","index":"","payload":"",'
+_TAGS: Final[dict[np.dtype[Any], str]] = {dtype: tag for tag, dtype in DTYPES.items()}
+_FIRST_READ: Final = 1 << 15  # enough for the header, the labels and the ids of a part of the usual size
+_ADVICE: Final = "run `vidfuse verify --quarantine` and resume, which recomputes these videos only"
 _CHUNK: Final = 1 << 22
 
 _verified: set[tuple[int, int, int, int, str]] = set()  # parts whose scores were checked in this process
@@ -105,7 +104,7 @@ def encode_part(
         labels: int64 (N,), or None.
         kind: What the scores are.
     """
-    tensors: list[tuple[str, NDArray[Any]]] = [("ids", _pack_ids(ids)), ("scores", scores)]
+    tensors: list[tuple[str, NDArray[Any]]] = [("ids", pack_ids(ids)), ("scores", scores)]
     if labels is not None:
         tensors.insert(0, ("labels", labels))
     entries: dict[str, Any] = {}
@@ -136,40 +135,6 @@ def _sha256(*chunks: bytes | memoryview) -> str:
     return state.hexdigest()
 
 
-def _pack_ids(ids: NDArray[np.str_]) -> NDArray[np.uint8]:
-    codes = np.ascontiguousarray(ids).view(np.uint32).reshape(len(ids), -1)
-    if codes.max(initial=0) < 0x80:
-        encoded = codes.astype(np.uint8)
-    else:
-        joined = np.array([text.encode("utf-8") for text in ids.tolist()], dtype=np.bytes_)
-        encoded = joined.view(np.uint8).reshape(len(ids), -1)
-    width = max(8, -(-encoded.shape[1] // 8) * 8)
-    packed = np.zeros((len(ids), width), dtype=np.uint8)
-    packed[:, : encoded.shape[1]] = encoded
-    return packed
-
-
-def unpack_ids(packed: NDArray[np.uint8]) -> NDArray[np.str_]:
-    """Return ids from their stored form (N, W), UTF-8 padded with NUL.
-
-    Example:
-        >>> unpack_ids(np.array([[97, 0], [98, 99]], dtype=np.uint8)).tolist()
-        ['a', 'bc']
-    """
-    if packed.max(initial=0) < 0x80:  # widening the bytes is a hundred times faster than decoding them
-        return packed.astype(np.uint32).view(f"U{packed.shape[1]}").reshape(-1)
-    texts = np.ascontiguousarray(packed).view(f"S{packed.shape[1]}").reshape(-1)
-    return np.array([text.decode("utf-8") for text in texts.tolist()], dtype=np.str_)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 class Part:
     """A part that was opened: header, ids and labels are checked, the scores are mapped and checked at first use.
 
@@ -177,7 +142,7 @@ class Part:
         path: The file.
         kind: What the scores are.
         digest: The digest that covers the whole file.
-        ids: The videos' ids (N,).
+        packed_ids: The videos' ids as they are stored, uint8 (N, W).
         labels: int64 (N,), or None.
     """
 
@@ -185,31 +150,42 @@ class Part:
         self.path, self._check = path, check
         descriptor, status = _open_regular(path)
         try:
-            header, self.digest = _read_header(descriptor, path, status.st_size)
-            self.kind, self._payload_digest, index_digest, entries = _parse_header(header, path)
-            base = 8 + len(header)
-            expected = base + entries["scores"].stop
-            if status.st_size < expected:
-                raise CacheCorruptError(f"{path}: truncated: expected {expected} bytes, got {status.st_size}")
-            if status.st_size > expected:
-                raise CacheFormatError(f"{path}: expected {expected} bytes, got {status.st_size}: trailing bytes")
-            index = os.pread(descriptor, entries["ids"].stop, base)  # cheaper than the faults of a fresh mapping
-            self._map = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
+            size = status.st_size
+            start = os.pread(descriptor, min(size, _FIRST_READ), 0)
+            header = _read_header(start, path, size)
+            self.digest, index_digest, self._payload_digest, layout = _parse_header(header, path)
+            base, indexed = 8 + len(header), layout.ids.stop
+            expected = base + layout.scores.stop
+            if size < expected:
+                raise _truncated(path, f"{expected} bytes", size)
+            if size > expected:
+                raise _not_a_part(path, f"expected {expected} bytes, got {size}: trailing bytes")
+            index = (
+                start[base : base + indexed] if base + indexed <= len(start) else os.pread(descriptor, indexed, base)
+            )
+            self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-        self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.digest)
+        self._identity = (status.st_dev, status.st_ino, size, status.st_mtime_ns, self.digest)
         found = _sha256(index)
         if found != index_digest:
             raise _corrupt(path, "labels and ids", index_digest, found)
-        self._scores = _array(self._map, entries["scores"], base)
-        self.labels = _array(index, entries["labels"], 0).astype(np.int64) if "labels" in entries else None
+        self.kind = layout.kind
+        self._scores = _array(self._map, layout.scores, base)
+        self.labels = None if layout.labels is None else _array(index, layout.labels, 0).astype(np.int64)
+        self.packed_ids: NDArray[np.uint8] = _array(index, layout.ids, 0)
         try:
-            self.ids = unpack_ids(_array(index, entries["ids"], 0))
+            check_packed(self.packed_ids)
         except UnicodeDecodeError as error:
-            raise CacheFormatError(f"{path}: ids are not UTF-8 ({error})") from error
+            raise _not_a_part(path, f"ids are not UTF-8 ({error})") from error
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.packed_ids)
+
+    @cached_property
+    def ids(self) -> NDArray[np.str_]:
+        """The videos' ids (N,)."""
+        return unpack_ids(self.packed_ids)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -253,7 +229,7 @@ def open_part(path: Path, *, check: bool = True) -> Part:
     return Part(path, check=check)
 
 
-def _array(buffer: bytes | mmap.mmap, entry: _Entry, base: int) -> NDArray[Any]:
+def _array(buffer: bytes | mmap.mmap, entry: Entry, base: int) -> NDArray[Any]:
     count = (entry.stop - entry.start) // entry.dtype.itemsize
     return np.frombuffer(buffer, entry.dtype, count, base + entry.start).reshape(entry.shape)
 
@@ -266,9 +242,16 @@ def _chunks(array: NDArray[Any]) -> Iterator[memoryview]:
 
 def _corrupt(path: Path, what: str, expected: str, found: str) -> CacheCorruptError:
     return CacheCorruptError(
-        f"{path}: {what} are not the bytes that were written: expected digest {expected}, got {found}; "
-        "run `vidfuse verify --quarantine` and resume, which recomputes these videos only"
+        f"{path}: {what} are not the bytes that were written: expected digest {expected}, got {found}; " + _ADVICE
     )
+
+
+def _truncated(path: Path, expected: str, size: int) -> CacheCorruptError:
+    return CacheCorruptError(f"{path}: truncated: expected {expected}, got {size}; {_ADVICE}")
+
+
+def _not_a_part(path: Path, why: str) -> CacheFormatError:
+    return CacheFormatError(f"{path}: not a part of a logit cache: {why}; remove it, or {_ADVICE}")
 
 
 def _open_regular(path: Path) -> tuple[int, os.stat_result]:
@@ -286,98 +269,55 @@ def _open_regular(path: Path) -> tuple[int, os.stat_result]:
     return descriptor, status
 
 
-def _read_header(descriptor: int, path: Path, size: int) -> tuple[bytes, str]:
-    """Return the header's JSON and its checked digest; nothing is allocated beyond 16 kB."""
-    start = os.pread(descriptor, 8, 0)
-    length = int.from_bytes(start, "little")
+def _read_header(start: bytes, path: Path, size: int) -> bytes:
+    """Return the header's JSON, whose digest is right; `start` is the beginning of the file."""
     if len(start) < 8:
-        raise CacheCorruptError(f"{path}: truncated: expected at least 8 bytes, got {size}")
+        raise _truncated(path, "at least 8 bytes", size)
+    length = int.from_bytes(start[:8], "little")
     if length > _MAX_HEADER:
-        raise CacheFormatError(
-            f"{path}: not a part: its header claims {length} bytes, at most {_MAX_HEADER} are allowed"
-        )
+        raise _not_a_part(path, f"its header claims {length} bytes, at most {_MAX_HEADER} are allowed")
     if 8 + length > size:
-        raise CacheCorruptError(f"{path}: truncated: expected at least {8 + length} bytes, got {size}")
-    header = os.pread(descriptor, length, 8)
-    signature = header[len(_PREFIX) : len(_PREFIX) + 64]
-    if not header.startswith(_PREFIX) or len(signature) < 64:
-        raise _foreign(header, path)
-    found = _sha256(start, _PREFIX, _UNSIGNED, header[len(_PREFIX) + 64 :])
-    if found.encode() != signature:
-        raise _corrupt(path, "the header's bytes", signature.decode("ascii", "replace"), found)
-    return header, found
+        raise _truncated(path, f"at least {8 + length} bytes", size)
+    header = start[8 : 8 + length]
+    prefix, signature, rest = header[: len(_PREFIX)], header[len(_PREFIX) :][:64], header[len(_PREFIX) + 64 :]
+    found = _sha256(start[:8], prefix, _UNSIGNED, rest)
+    if prefix == _PREFIX and found.encode() == signature:
+        return header
+    if prefix != _PREFIX:
+        _refuse_newer(header, path)
+        if _sha256(start[:8], _PREFIX, _UNSIGNED, rest).encode() != signature:  # else its first words are damaged
+            raise _foreign(header, path)
+    raise _corrupt(path, "the header's bytes", signature.decode("ascii", "replace"), found)
+
+
+def _refuse_newer(header: bytes, path: Path) -> None:
+    version = re.search(rb'"format"\s*:\s*"vidfuse-logits"\s*,\s*"version"\s*:\s*"(\d{1,9})"', header[:256])
+    if version and int(version[1]) > VERSION:
+        raise CacheFormatError(
+            f"{path}: found version {int(version[1])} of a logit cache, supported up to {VERSION}: upgrade vidfuse"
+        )
 
 
 def _foreign(header: bytes, path: Path) -> CacheFormatError:
-    """Say what a file is that does not begin as a part of this version does."""
-    version = re.search(rb'"format"\s*:\s*"vidfuse-logits"\s*,\s*"version"\s*:\s*"(\d{1,9})"', header[:256])
-    if version and int(version[1]) > VERSION:
-        return CacheFormatError(
-            f"{path}: found version {int(version[1])} of a logit cache, supported up to {VERSION}: upgrade vidfuse"
-        )
+    """Say what a file is that does not begin as a part does."""
     try:
-        json.loads(header, object_pairs_hook=_unique_keys)
+        json.loads(header, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        return CacheFormatError(f"{path}: not a part of a logit cache: {error}")
+        return _not_a_part(path, f"its header: {error}")
     return CacheFormatError(
         f"{path}: not a part of a logit cache: found a header that starts with {header[:40]!r}, supported is "
         f"vidfuse-logits version {VERSION}; import other tools' files with `vidfuse import`"
     )
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"duplicate key in the header: {next(key for key in keys if keys.count(key) > 1)!r}")
-    return dict(pairs)
-
-
-def _parse_header(header: bytes, path: Path) -> tuple[Kind, str, str, dict[str, _Entry]]:
-    """Check a signed header's structure: kind, payload digest, index digest, tensors."""
+def _parse_header(header: bytes, path: Path) -> tuple[str, str, str, Layout]:
+    """Return the digests of a header that was signed, of the index and of the payload, and the checked layout."""
+    digests = _DIGESTS.match(header, len(_PREFIX) - 1)
     try:
-        content = json.loads(header, object_pairs_hook=_unique_keys)
-        metadata = content.pop("__metadata__")
-        kind, index, payload = metadata["kind"], metadata["index"], metadata["payload"]
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind {kind!r}")
-        entries = {name: _parse_entry(name, content[name]) for name in ("labels", "ids", "scores") if name in content}
-        _check_entries(content, entries)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheFormatError(
-            f"{path}: not a part of a logit cache: {type(error).__name__} in its header: {error}"
-        ) from error
-    return kind, payload, index, entries
-
-
-def _parse_entry(name: str, entry: Any) -> _Entry:
-    dtype, shape, (start, stop) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-    numbers = (*shape, start, stop)
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-        raise ValueError(f"{name} has an impossible shape or offset")
-    size = dtype.itemsize
-    for extent in shape:
-        size *= extent
-    if size != stop - start or size == 0:
-        raise ValueError(f"{name} of shape {shape} needs {size} bytes, its offsets give {stop - start}")
-    return _Entry(dtype, shape, start, stop)
-
-
-def _check_entries(content: dict[str, Any], entries: dict[str, _Entry]) -> None:
-    if set(content) - {"labels"} != {"ids", "scores"}:
-        raise ValueError(f"expected tensors ids, scores and labels, got {sorted(content)}")
-    position = 0
-    for name, entry in entries.items():
-        if entry.start != position:
-            raise ValueError(f"{name} starts at {entry.start}, expected {position}")
-        position = entry.stop
-    ids, scores, labels = entries["ids"], entries["scores"], entries.get("labels")
-    n = scores.shape[0] if scores.shape else 0
-    wanted = [
-        (ids, ("u1",), len(ids.shape) == 2),
-        (scores, ("<f4", "<f2"), len(scores.shape) in (2, 3) and scores.shape[-1] >= 2),
-    ]
-    if labels is not None:
-        wanted.append((labels, ("<i8",), len(labels.shape) == 1))
-    for entry, dtypes, fits in wanted:
-        if not fits or entry.shape[0] != n or entry.dtype not in [np.dtype(d) for d in dtypes]:
-            raise ValueError(f"a tensor has dtype {entry.dtype} and shape {entry.shape}, which no part has")
+        if digests is None:
+            raise ValueError("expected the digests of index and payload behind that of the header")
+        layout = parse_layout(_BLANK + header[digests.end() :])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise _not_a_part(path, f"{type(error).__name__} in its header: {error}") from error
+    digest, index, payload = (group.decode() for group in digests.groups())
+    return digest, index, payload, layout

@@ -7,10 +7,12 @@ import json
 import os
 import stat
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from vidfuse._validate import Kind, check_kind
+from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheFormatError, InputError
 
 __all__ = ["META_NAME", "CacheMeta", "check_same_meta", "decode_meta", "encode_meta", "plain_json", "read_meta"]
@@ -19,6 +21,7 @@ META_NAME: Final = "meta.json"
 _FORMAT: Final = "vidfuse-logit-cache"
 _VERSION: Final = 1
 _MAX_BYTES: Final = 1 << 28
+_IDS_KEY: Final = b'\n "expected_ids": ['
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,34 @@ def encode_meta(meta: CacheMeta) -> bytes:
     )
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def _digest(content: dict[str, Any], expected_ids: bytes | None = None) -> str:
+    """The digest of the content as JSON with sorted keys; `expected_ids` is that field's JSON, where it is known."""
+    state = hashlib.sha256()
+    separator = b"{"
+    for key in sorted(content):
+        known = expected_ids if key == "expected_ids" else None
+        state.update(separator + json.dumps(key, ensure_ascii=False).encode() + b": ")
+        state.update(known or json.dumps(content[key], sort_keys=True, ensure_ascii=False).encode())
+        separator = b", "
+    state.update(b"}")
+    return state.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _parse_ids(text: bytes) -> tuple[tuple[str, ...], bytes]:
+    """The ids in a JSON list, and the list as the digest has it; kept, as a stack's members expect the same videos."""
+    ids = json.loads(text)
+    return tuple(ids), json.dumps(ids, ensure_ascii=False).encode()
+
+
+def _cut_ids(text: bytes) -> tuple[bytes, bytes | None]:
+    """Split `meta.json` as it is written: the text with null for the expected ids, and their list."""
+    start = text.find(_IDS_KEY)  # a line break cannot stand within a string: this is the field itself
+    stop = text.find(b"\n ]", start)
+    if start < 0 or stop < 0:
+        return text, None
+    begin, end = start + len(_IDS_KEY) - 1, stop + len(b"\n ]")
+    return text[:begin] + b"null" + text[end:], text[begin:end]
 
 
 def read_meta(folder: Path) -> CacheMeta | None:
@@ -90,8 +119,12 @@ def read_meta(folder: Path) -> CacheMeta | None:
 
 def decode_meta(text: bytes, path: Path) -> CacheMeta:
     """Parse the bytes of a `meta.json`; `path` is named in errors."""
+    text, listed = _cut_ids(text)
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=unique_keys)
+        ids, as_signed = (None, None) if listed is None else _parse_ids(listed)
+        if listed is not None:
+            content["expected_ids"] = ids
         marker, version, digest = content.pop("format"), content.pop("version"), content.pop("digest")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheFormatError(f"{path}: not the description of a logit cache: {error}") from error
@@ -99,9 +132,12 @@ def decode_meta(text: bytes, path: Path) -> CacheMeta:
         raise CacheFormatError(f"{path}: expected format {_FORMAT!r}, got {marker!r}")
     if not isinstance(version, int) or version > _VERSION:
         raise CacheFormatError(f"{path}: found version {version!r}, supported up to {_VERSION}: upgrade vidfuse")
-    found = _digest({"format": marker, "version": version, **content})
+    found = _digest({"format": marker, "version": version, **content}, as_signed)
     if found != digest:
-        raise CacheCorruptError(f"{path}: not the bytes that were written: expected digest {digest}, got {found}")
+        raise CacheCorruptError(
+            f"{path}: not the bytes that were written: expected digest {digest}, got {found}; "
+            "restore it, or write the cache again"
+        )
     try:
         for name in ("classes", "expected_ids"):
             content[name] = None if content[name] is None else tuple(content[name])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vidfuse._validate import Kind, first_few
 from vidfuse.cache.format import Part, open_part
+from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
 from vidfuse.cache.meta import CacheMeta, read_meta
 from vidfuse.cache.source import Rows, Source
 from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError
@@ -98,7 +99,10 @@ class PartsSource:
 def _reopen(paths: list[tuple[str, str]], physical: NDArray[np.int64] | None, check: bool) -> PartsSource:
     parts = []
     for path, digest in paths:
-        part = open_part(Path(path), check=check)
+        try:
+            part = open_part(Path(path), check=check)
+        except FileNotFoundError as error:
+            raise CacheConflictError(f"{path}: the part is gone, joined or set aside; load the stack again") from error
         if part.digest != digest:
             raise CacheConflictError(f"{path}: expected the part with digest {digest}, found {part.digest}; load again")
         parts.append(part)
@@ -190,17 +194,15 @@ def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify:
     meta = read_meta(path)
     if meta is None:
         raise InputError(f"{path}: expected a logit cache (a folder with meta.json), found none")
-    parts = [open_part(part, check=verify) for part in list_parts(path)]
+    parts = _open_parts(path, verify)
     expected = meta.expected_ids
     if not parts:
         raise CacheIncompleteError(f"{path}: {_of(0, expected)} videos are there; resume the extraction")
-    for part in parts:
-        _check_belongs(part, meta)
-    parts.sort(key=lambda part: str(part.ids[0]))
-    ids = np.concatenate([part.ids for part in parts])
-    physical = _order(ids, parts, meta, path)
-    if physical is not None:
-        ids = ids[physical]
+    _check_belong(parts, meta)
+    parts.sort(key=lambda part: part.packed_ids[0].tobytes())
+    packed = join_packed([part.packed_ids for part in parts])
+    physical = _order(packed, parts, meta, path)
+    ids = shared_ids(packed if physical is None else packed[physical])
     if expected is not None and len(ids) < len(expected) and not partial:
         lacking = first_few(sorted(set(expected) - set(ids.tolist())))
         raise CacheIncompleteError(
@@ -214,42 +216,57 @@ def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify:
     return LogitCache(path, meta, ids, labels, source, tuple(parts))
 
 
+def _open_parts(folder: Path, check: bool) -> list[Part]:
+    """Open every part; where one vanishes meanwhile, because the cache is consolidated, look again."""
+    while True:
+        listed = list_parts(folder)
+        try:
+            return [open_part(path, check=check) for path in listed]
+        except FileNotFoundError:
+            if list_parts(folder) == listed:
+                raise
+
+
 def _of(count: int, expected: tuple[str, ...] | None) -> str:
     return str(count) if expected is None else f"{count} of {len(expected)}"
 
 
-def _check_belongs(part: Part, meta: CacheMeta) -> None:
+def _check_belong(parts: Sequence[Part], meta: CacheMeta) -> None:
     shape = (meta.n_classes,) if meta.n_views is None else (meta.n_views, meta.n_classes)
-    wanted = (meta.kind, meta.dtype, shape, meta.labelled)
-    found = (part.kind, part.dtype.name, part.shape[1:], part.labels is not None)
-    if wanted != found:
-        raise CacheFormatError(
-            f"{part.path}: expected (kind, dtype, shape, labelled) {wanted} as meta.json says, got {found}; "
-            "the part belongs to another cache"
-        )
+    wanted = (meta.kind, np.dtype(meta.dtype), shape, meta.labelled)
+    for part in parts:
+        found = (part.kind, part.dtype, part.shape[1:], part.labels is not None)
+        if wanted != found:
+            raise CacheFormatError(
+                f"{part.path}: expected (kind, dtype, shape, labelled) {wanted} as meta.json says, got {found}; "
+                "the part belongs to another cache: remove it"
+            )
 
 
-def _order(ids: NDArray[np.str_], parts: Sequence[Part], meta: CacheMeta, folder: Path) -> NDArray[np.int64] | None:
+def _order(packed: NDArray[np.uint8], parts: Sequence[Part], meta: CacheMeta, folder: Path) -> NDArray[np.int64] | None:
     """Rows of the concatenated parts in the cache's order, each video once; None where they stand so already."""
-    if meta.expected_ids is not None:
-        expected = np.array(meta.expected_ids, dtype=np.str_)
-        if np.array_equal(expected, ids):
+    keys = packed_keys(packed)
+    wanted = None if meta.expected_ids is None else pack_texts(meta.expected_ids)
+    if wanted is not None:
+        if np.array_equal(wanted, packed):
             return None
-    elif bool(np.all(ids[1:] > ids[:-1])):
+    elif bool(np.all(keys[1:] > keys[:-1])):
         return None
-    order = np.argsort(ids, kind="stable")
-    same = ids[order][1:] == ids[order][:-1]
+    order = np.argsort(keys, kind="stable")
+    same = keys[order][1:] == keys[order][:-1]
     if same.any():
         _check_repeats(parts, order[:-1][same], order[1:][same], folder)
         order = order[np.concatenate([[True], ~same])]
-    if meta.expected_ids is None:
+    if wanted is None:
         return order
-    present = ids[order]
+    present, expected = keys[order], packed_keys(wanted)
     at = np.minimum(np.searchsorted(present, expected), len(present) - 1)
     found = present[at] == expected
     if int(found.sum()) != len(present):
-        strange = first_few(sorted(set(present.tolist()) - set(meta.expected_ids)))
-        raise CacheFormatError(f"{folder}: videos that meta.json does not expect: {strange}")
+        strange = np.setdiff1d(present, expected)
+        raise CacheFormatError(
+            f"{folder}: videos that meta.json does not expect: {first_few(key.decode() for key in strange.tolist())}"
+        )
     return order[at[found]]
 
 

@@ -26,7 +26,7 @@ from vidfuse._validate import (
 )
 from vidfuse.cache.format import Part, encode_part, open_part
 from vidfuse.cache.meta import META_NAME, CacheMeta, check_same_meta, encode_meta, plain_json, read_meta
-from vidfuse.cache.publish import make_folder, publish, sweep
+from vidfuse.cache.publish import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.reader import PART_SUFFIX, part_names
 from vidfuse.errors import CacheConflictError, CacheError, InputError
 
@@ -97,6 +97,7 @@ class CacheWriter:
         )
         self._expected = None if expected is None else frozenset(expected)
         self._begun = False
+        self._unflushed = False  # whether parts of others were seen whose names may not be on disk yet
         self._known: set[str] = set()  # names of the parts whose videos are in _owners
         self._owners: dict[str, Path] = {}  # which part holds a video
         self._buffer_rows = buffer_rows
@@ -136,9 +137,16 @@ class CacheWriter:
                 with suppress(FileNotFoundError):  # consolidated meanwhile
                     part = open_part(self.folder / name)
                     found.append(part)
+                    self._unflushed = True
                     self._known.add(name)
                     self._owners.update(dict.fromkeys(part.ids.tolist(), part.path))
         return found
+
+    def _settle(self) -> None:
+        """Flush the folder before others' parts are relied on: their writer may have been killed before it did."""
+        if self._unflushed:
+            fsync_folder(self.folder)
+            self._unflushed = False
 
     def missing(self, ids: Iterable[str] | None = None) -> list[str]:
         """Return which of these ids (by default the expected ones) are not stored yet, in the given order."""
@@ -146,6 +154,7 @@ class CacheWriter:
         if wanted is None:
             raise InputError("missing: pass ids, or give the writer expected_ids")
         self._refresh()
+        self._settle()
         pending = {name for part_ids, _, _ in self._pending for name in part_ids.tolist()}
         return [name for name in wanted if name not in self._owners and name not in pending]
 
@@ -259,6 +268,8 @@ class CacheWriter:
         content = encode_part(ids, scores, labels, self._meta.kind)  # its digest is computed during what follows
         self._refresh()
         fresh = ~self._stored_already(ids, scores, labels)
+        if not fresh.all():
+            self._settle()
         if not fresh.any():
             return 0
         if not fresh.all():

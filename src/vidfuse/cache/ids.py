@@ -1,0 +1,82 @@
+"""Videos' ids as parts hold them: UTF-8, padded with NUL to a common width.
+
+UTF-8 sorts as the texts do and no id contains NUL, so that stored ids are compared and sorted as they are: a quarter of
+the bytes of NumPy's texts, and nothing to decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["check_packed", "join_packed", "pack_ids", "pack_texts", "packed_keys", "shared_ids", "unpack_ids"]
+
+
+def pack_ids(ids: NDArray[np.str_]) -> NDArray[np.uint8]:
+    """Return ids (N,) in their stored form (N, W), W a multiple of 8.
+
+    Example:
+        >>> pack_ids(np.array(["a", "bc"])).tolist()
+        [[97, 0, 0, 0, 0, 0, 0, 0], [98, 99, 0, 0, 0, 0, 0, 0]]
+    """
+    codes = np.ascontiguousarray(ids).view(np.uint32).reshape(len(ids), -1)
+    if codes.max(initial=0) < 0x80:
+        encoded = codes.astype(np.uint8)
+    else:
+        joined = np.array([text.encode("utf-8") for text in ids.tolist()], dtype=np.bytes_)
+        encoded = joined.view(np.uint8).reshape(len(ids), -1)
+    width = max(8, -(-encoded.shape[1] // 8) * 8)
+    packed = np.zeros((len(ids), width), dtype=np.uint8)
+    packed[:, : encoded.shape[1]] = encoded
+    return packed
+
+
+def unpack_ids(packed: NDArray[np.uint8]) -> NDArray[np.str_]:
+    """Return ids (N,) from their stored form (N, W).
+
+    Example:
+        >>> unpack_ids(np.array([[97, 0], [98, 99]], dtype=np.uint8)).tolist()
+        ['a', 'bc']
+    """
+    if packed.max(initial=0) < 0x80:  # widening the bytes is a hundred times faster than decoding them
+        return packed.astype(np.uint32).view(f"U{packed.shape[1]}").reshape(-1)
+    return np.array([text.decode("utf-8") for text in packed_keys(packed).tolist()], dtype=np.str_)
+
+
+def check_packed(packed: NDArray[np.uint8]) -> None:
+    """Raise a UnicodeDecodeError where stored ids are not UTF-8."""
+    if packed.max(initial=0) >= 0x80:
+        unpack_ids(packed)
+
+
+def packed_keys(packed: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """Return stored ids as byte strings (N,), which sort and compare as the ids do."""
+    return np.ascontiguousarray(packed).view(f"S{packed.shape[1]}").reshape(-1)
+
+
+def join_packed(pieces: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put stored ids one after the other, padded to the greatest width."""
+    width = max(piece.shape[1] for piece in pieces)
+    padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]))) if p.shape[1] < width else p for p in pieces]
+    return np.concatenate(padded)
+
+
+@lru_cache(maxsize=1)
+def pack_texts(texts: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Return `pack_ids` of texts; the last result is kept, as the members of a stack expect the same videos."""
+    return pack_ids(np.array(texts, dtype=np.str_))
+
+
+def shared_ids(packed: NDArray[np.uint8]) -> NDArray[np.str_]:
+    """Return `unpack_ids`, read-only; the same array as last time for the same ids, as members of a stack have."""
+    return _unpacked(packed.tobytes(), packed.shape[1])
+
+
+@lru_cache(maxsize=1)
+def _unpacked(content: bytes, width: int) -> NDArray[np.str_]:
+    ids = unpack_ids(np.frombuffer(content, np.uint8).reshape(-1, width))
+    ids.flags.writeable = False
+    return ids
