@@ -181,6 +181,7 @@ def test_report_writes_a_page_and_its_configuration(caches):
         "command": "report",
         "options": {
             "source": str(caches / "val"),
+            "partial": False,
             "test": str(caches / "test"),
             "views": "mean-log",
             "title": "Trial",

@@ -152,6 +152,21 @@ def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):
     assert json.loads((tmp_path / "ensemble.json").read_text())["views"] == "mean-log"
 
 
+def test_row_43_a_video_that_cannot_be_decoded_stops_no_fusion(trained, videos, tmp_path):
+    lines = [f"{path} {int(path.parent.name == 'light')}" for path in sorted(videos.glob("*/*.mp4"))]
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    (tmp_path / "list.txt").write_text("\n".join([*lines, f"{tmp_path}/bad.mp4 1"]))
+    command = ("extract", "x3d_tiny", tmp_path / "list.txt", "--layout", "mmaction2", "--workers", 0)
+    text = run(*command, "--checkpoint", trained[0] / "last.pt", "--clips", 1, "--out", tmp_path / "val" / "x3d").stdout
+    assert "8 videos written" in text and "1 could not be decoded" in text
+    fit = ("fit", tmp_path / "val", "--weights", "uniform", "--out", tmp_path / "ensemble.json")
+    assert "8 of 9 videos are there" in run(*fit, status=2).stderr
+    assert "ensemble.json" in run(*fit, "--partial").stdout
+    evaluate = ("evaluate", tmp_path / "ensemble.json", tmp_path / "val", "--json")
+    assert "8 of 9 videos are there" in run(*evaluate, status=2).stderr
+    assert json.loads(run(*evaluate, "--partial").stdout)["entries"]
+
+
 def test_row_39_other_views_in_the_same_cache_are_a_message(trained, videos, tmp_path):
     out = tmp_path / "x3d"
     extract(trained, videos, out)

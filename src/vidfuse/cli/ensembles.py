@@ -52,6 +52,7 @@ def _fuser(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
 
 @click.command()
 @options.source
+@options.partial
 @_rule
 @_weights
 @options.views
@@ -59,10 +60,17 @@ def _fuser(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
 @options.as_json
 @click.pass_context
 def fit(
-    context: click.Context, source: Path, rule: str, weights: tuple[str, ...], views: str, out: Path, as_json: bool
+    context: click.Context,
+    source: Path,
+    partial: bool,
+    rule: str,
+    weights: tuple[str, ...],
+    views: str,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Fit a fusion rule on the labelled caches in SOURCE, and write it as a recipe."""
-    stack = vf.load_stack(source, views=views)
+    stack = vf.load_stack(source, views=views, partial=partial)
     fuser = _fuser(rule, weights).fit(stack)
     recipe = vf.Recipe.from_fitted(fuser, stack, views=views)
     recipe.save(out)
@@ -73,14 +81,15 @@ def fit(
 @click.command()
 @_recipe
 @options.source
+@options.partial
 @options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump).")
 @options.as_json
 @click.pass_context
-def predict(context: click.Context, recipe: Path, source: Path, out: Path, as_json: bool) -> None:
+def predict(context: click.Context, recipe: Path, source: Path, partial: bool, out: Path, as_json: bool) -> None:
     """Fuse the caches in SOURCE by RECIPE, and write the probability of every class."""
     from vidfuse.cache.export import write_predictions
 
-    loaded, stack = _load(recipe, source)
+    loaded, stack = _load(recipe, source, partial)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(
         loaded.predict_proba(stack),
@@ -97,12 +106,13 @@ def predict(context: click.Context, recipe: Path, source: Path, out: Path, as_js
 @click.command()
 @_recipe
 @options.source
+@options.partial
 @options.as_json
-def evaluate(recipe: Path, source: Path, as_json: bool) -> None:
+def evaluate(recipe: Path, source: Path, partial: bool, as_json: bool) -> None:
     """Score RECIPE on the labelled caches in SOURCE, beside each member."""
     from vidfuse.report.tables import board_of
 
-    loaded, stack = _load(recipe, source)
+    loaded, stack = _load(recipe, source, partial)
     board = board_of(
         stack,
         {"recipe": loaded.predict_log_proba(stack)},
@@ -115,16 +125,23 @@ def evaluate(recipe: Path, source: Path, as_json: bool) -> None:
 
 @click.command()
 @options.source
+@options.partial
 @_objective
 @click.option("--max-members", type=click.IntRange(min=1), help="At most so many members.")
 @_weights
 @options.views
 @options.as_json
 def select(
-    source: Path, objective: str, max_members: int | None, weights: tuple[str, ...], views: str, as_json: bool
+    source: Path,
+    partial: bool,
+    objective: str,
+    max_members: int | None,
+    weights: tuple[str, ...],
+    views: str,
+    as_json: bool,
 ) -> None:
     """Find the best subset of the members in SOURCE, exactly; score weights unless others are given."""
-    stack = vf.load_stack(source, views=views)
+    stack = vf.load_stack(source, views=views, partial=partial)
     pool = _fuser("log-linear", weights or ("accuracy",))
     best = vf.search_subsets(stack, objective=objective, pool=pool, max_members=max_members)
     result = {"members": list(best.members), "score": best.score, "objective": objective, "in_sample": True}
@@ -134,6 +151,7 @@ def select(
 
 @click.command()
 @options.source
+@options.partial
 @click.option(
     "--test",
     type=click.Path(exists=True, path_type=Path),
@@ -143,10 +161,12 @@ def select(
 @click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
 @options.out("report.html", "The page to write.")
 @click.pass_context
-def report(context: click.Context, source: Path, test: Path | None, views: str, title: str, out: Path) -> None:
+def report(
+    context: click.Context, source: Path, partial: bool, test: Path | None, views: str, title: str, out: Path
+) -> None:
     """Compare members and fusion rules on the caches in SOURCE, as one self-contained HTML page."""
-    stack = vf.load_stack(source, views=views)
-    held_out = None if test is None else vf.load_stack(test, views=views)
+    stack = vf.load_stack(source, views=views, partial=partial)
+    held_out = None if test is None else vf.load_stack(test, views=views, partial=partial)
     vf.write_report(stack, out, test=held_out, title=title)
     options.save_config(context, out)
     click.echo(f"written to {out}")
@@ -155,12 +175,13 @@ def report(context: click.Context, source: Path, test: Path | None, views: str, 
 @click.command()
 @_recipe
 @options.source
+@options.partial
 @click.option("--format", "layout", default="vipriors", show_default=True, help="The challenge's file format.")
 @options.out("submission.txt", "The file to write.")
 @click.pass_context
-def submit(context: click.Context, recipe: Path, source: Path, layout: str, out: Path) -> None:
+def submit(context: click.Context, recipe: Path, source: Path, partial: bool, layout: str, out: Path) -> None:
     """Fuse the caches in SOURCE by RECIPE, and write a submission: five classes a video, best first."""
-    loaded, stack = _load(recipe, source)
+    loaded, stack = _load(recipe, source, partial)
     if stack.ids is None:
         raise InputError(f"{source}: a submission names videos, and these caches have no ids; import them with ids")
     vf.write_submission(loaded.predict_log_proba(stack), stack.ids, out, format=layout)
@@ -168,7 +189,8 @@ def submit(context: click.Context, recipe: Path, source: Path, layout: str, out:
     click.echo(f"{len(stack)} videos written to {out}")
 
 
-def _load(recipe: Path, source: Path) -> tuple[Any, Any]:
+def _load(recipe: Path, source: Path, partial: bool) -> tuple[Any, Any]:
     """Load a recipe, and the members that it names from the caches."""
     loaded = vf.load_recipe(recipe)
-    return loaded, vf.load_stack(source, members=list(loaded.members), views=loaded.views or "mean-log")
+    views = loaded.views or "mean-log"
+    return loaded, vf.load_stack(source, members=list(loaded.members), views=views, partial=partial)

@@ -11,7 +11,7 @@ import click
 
 from vidfuse import __version__
 
-__all__ = ["as_json", "emit", "named_values", "out", "pairs", "save_config", "source", "views"]
+__all__ = ["as_json", "emit", "named_values", "out", "pairs", "partial", "save_config", "source", "views"]
 
 source = click.argument("source", type=click.Path(exists=True, path_type=Path))
 views = click.option(
@@ -19,6 +19,9 @@ views = click.option(
     default="mean-log",
     show_default=True,
     help="How a member's views of a video become one prediction: mean-log, mean-probability, vote or max.",
+)
+partial = click.option(
+    "--partial", is_flag=True, help="Take the videos that all members have, where some could not be decoded."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
