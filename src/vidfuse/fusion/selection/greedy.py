@@ -8,16 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.selection.hits import Judge, rounding_error, unsafe_videos
+from vidfuse.fusion.selection.hit_gains import HitGains
 from vidfuse.fusion.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
 from vidfuse.fusion.selection.masks import TIE
-from vidfuse.fusion.selection.rivals import find_rivals
 from vidfuse.fusion.selection.subsets import video_weights
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
@@ -25,8 +23,11 @@ from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, r
 __all__ = ["GreedyPool", "GreedySearch", "Kind", "greedy_search"]
 
 Kind = Literal["linear", "log-linear"]
-Gains = Callable[[NDArray[np.int64]], NDArray[np.float64]]
-"""From the counts so far (M,) to the score, higher is better, with each one member more (M,)."""
+Gains = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+"""From the counts so far (M,) and candidates (C,) to the score, higher is better, with each one more (C,).
+
+That of a candidate which another one beats may be a lower bound.
+"""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ def greedy_search(
             allowed[:] = False
             size = max(1, round(bag_fraction * n_members))
             allowed[rng.choice(n_members, size=size, replace=False)] = True
-        with threadpool_limits(1, user_api="blas"):  # the products are too small to share
-            order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
+        order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
         kept = int(np.flatnonzero(scores >= scores.max() - TIE)[0]) + 1
         counts = np.bincount(order[:kept], minlength=n_members)
         shares += counts / kept
@@ -173,26 +173,25 @@ def _grow(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the members in the order in which they were added, and the score after each."""
     counts = np.zeros(len(allowed), np.int64)
-    free = allowed.copy()
+    free = np.flatnonzero(allowed)
     order: list[int] = []
     scores: list[float] = []
-    start: list[int] = []
+    start = np.zeros(0, np.int64)
     if sorted_start:
-        singles = np.where(allowed, gains(counts), -np.inf)
-        start = np.argsort(-singles, kind="stable")[: min(sorted_start, int(allowed.sum()))].tolist()
+        singles = np.concatenate([gains(counts, free[[i]]) for i in range(len(free))])
+        start = free[np.argsort(-singles, kind="stable")[:sorted_start]]
     for step in range(max(rounds, len(start))):
-        if not free.any():
+        candidates = start[[step]] if step < len(start) else free
+        if not len(candidates):
             break
-        with_one = np.where(free, gains(counts), -np.inf)
-        if step < len(start):
-            member = start[step]
-        else:
-            member = int(np.flatnonzero(with_one >= with_one.max() - TIE)[0])
+        with_one = gains(counts, candidates)
+        best = int(np.flatnonzero(with_one >= with_one.max() - TIE)[0])
+        member = int(candidates[best])
         order.append(member)
-        scores.append(float(with_one[member]))
+        scores.append(float(with_one[best]))
         counts[member] += 1
         if not replacement:
-            free[member] = False
+            free = free[free != member]
     return np.array(order), np.array(scores)
 
 
@@ -210,31 +209,35 @@ def _gains(
         return _callable_gains(ordered, labels, objective, kind, floor)
     a = video_weights(labels, objective, sample_weight)
     if objective != "nll":
-        return _HitGains(ordered, labels, floors, linear, a)
+        return HitGains(ordered, labels, floors, linear, a)
     uneven = None if sample_weight is None else a
     if linear:
         relative, constant = relative_likelihoods(true_log_likelihoods(ordered, labels, floors), uneven)
         scale = len(labels) if uneven is None else 1.0
 
-        def gains(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-            pooled = (counts @ relative + relative) / (counts.sum() + 1)
+        def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+            pooled = (counts @ relative + relative[candidates]) / (counts.sum() + 1)
             return constant + sum_logs(pooled, uneven) / scale
 
         return gains
 
-    def log_linear_gains(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        return -log_linear_losses(ordered, labels, floors, counts + np.eye(len(counts)), uneven)
+    def log_linear_gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+        return -log_linear_losses(ordered, labels, floors, _with_one(counts, candidates), uneven)
 
     return log_linear_gains
+
+
+def _with_one(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the counts with each candidate one more, shape (C, M)."""
+    return counts + np.eye(len(counts))[candidates]
 
 
 def _callable_gains(
     ordered: LogitStack, labels: NDArray[np.int64], objective: Objective, kind: Kind, floor: Floor
 ) -> Gains:
-    def gains(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.array(
-            [_score_of(ordered, labels, objective, kind, floor, row, None) for row in counts + np.eye(len(counts))]
-        )
+    def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+        ensembles = _with_one(counts, candidates)
+        return np.array([_score_of(ordered, labels, objective, kind, floor, row, None) for row in ensembles])
 
     return gains
 
@@ -261,59 +264,6 @@ def _score_of(
 
 def _pool(kind: Kind, floor: Floor, weights: dict[str, float]) -> Fuser:
     return (LinearPool if kind == "linear" else LogLinearPool)(weights=weights, floor=floor)
-
-
-class _HitGains:
-    """Accuracy with each one member more, from the rivals alone."""
-
-    def __init__(
-        self,
-        ordered: LogitStack,
-        labels: NDArray[np.int64],
-        floors: NDArray[np.float64],
-        linear: bool,
-        video_weights: NDArray[np.float64],
-    ) -> None:
-        rivals = find_rivals(ordered, labels, floors, linear=linear, rounds=0 if len(ordered.members) < 10 else 8)
-        self._judge = Judge(ordered, labels, floors, linear)
-        self._a = video_weights
-        self._unsafe = unsafe_videos(rivals)
-        self._rows, self._margins = rivals.rows, rivals.margins
-        if len(self._unsafe):
-            kept = np.flatnonzero(~np.isin(rivals.rows, self._unsafe))
-            self._rows, self._margins = self._rows[kept], self._margins.take(kept, axis=1)
-        self._most = self._margins.max(axis=0)
-        self._base = float(video_weights[rivals.right].sum() + video_weights[np.unique(self._rows)].sum())
-        self._rounding = rounding_error(rivals, None, linear=linear)
-
-    def __call__(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        total = counts.sum() + 1
-        error = np.float32(self._rounding * total)
-        sums = counts.astype(np.float32) @ self._margins
-        # A rival that no next member can lift above the true class has no say in this round.
-        live = np.flatnonzero(sums + self._most >= -error)
-        scores = np.full(len(counts), self._base)
-        if len(live):
-            rows = self._rows[live]
-            begin = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-            videos = rows[begin]
-            worst = np.maximum.reduceat(self._margins.take(live, axis=1) + sums[live], begin, axis=1)
-            scores -= (worst >= -error) @ self._a[videos]
-            member, column = np.nonzero(np.abs(worst) <= error)
-            scores += self._settle(counts, member, videos[column])
-        if len(self._unsafe):
-            member = np.repeat(np.arange(len(counts)), len(self._unsafe))
-            scores += self._settle(counts, member, np.tile(self._unsafe, len(counts)))
-        return scores
-
-    def _settle(
-        self, counts: NDArray[np.int64], member: NDArray[np.int64], rows: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Return what the judge adds to each candidate's score for (candidate, video) pairs."""
-        if not len(rows):
-            return np.zeros(len(counts))
-        right = self._judge.right((counts + np.eye(len(counts)))[member], rows)
-        return np.bincount(member, weights=right * self._a[rows], minlength=len(counts)).astype(np.float64)
 
 
 class GreedyPool(Fuser):

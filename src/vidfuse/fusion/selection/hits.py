@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vidfuse.cache.stack import LogitStack
 from vidfuse.fusion.base import floored_blocks
 from vidfuse.fusion.selection.masks import bits
-from vidfuse.fusion.selection.rivals import HUGE, Rivals
+from vidfuse.fusion.selection.rivals import HUGE, Rivals, starts
 from vidfuse.likelihood import linear_pool, log_linear_pool
 
 __all__ = ["Judge", "lay_out", "member_accuracies", "rounding_error", "score_hits", "unsafe_videos"]
@@ -52,8 +52,8 @@ class Judge:
         """
         result = np.empty(len(rows), bool)
         order = np.argsort(rows, kind="stable")
-        videos, starts = np.unique(rows[order], return_index=True)
-        stops = np.append(starts[1:], len(rows))
+        videos, begin = np.unique(rows[order], return_index=True)
+        stops = np.append(begin[1:], len(rows))
         n_members = weights.shape[1]
         step = max(1, (1 << 22) // (n_members * self.stack.n_classes))
         for first in range(0, len(videos), step):
@@ -61,7 +61,7 @@ class Judge:
             scores = np.empty((len(part), n_members, self.stack.n_classes), np.float32)
             for where, block in floored_blocks(self.stack[part], self.floors):
                 scores[where] = block
-            chosen = order[starts[first] : stops[min(first + step, len(videos)) - 1]]
+            chosen = order[begin[first] : stops[min(first + step, len(videos)) - 1]]
             local = np.searchsorted(part, rows[chosen])
             for at in range(0, len(chosen), step):
                 pairs = chosen[at : at + step]
@@ -179,7 +179,7 @@ def member_accuracies(rivals: Rivals, judge: Judge, video_weights: NDArray[np.fl
     scores = np.full(n_members, float(video_weights[rivals.right].sum()))
     if not len(rivals.rows):
         return scores
-    begin = _starts(rivals.rows)
+    begin = starts(rivals.rows)
     videos = rivals.rows[begin]
     worst = np.maximum.reduceat(rivals.margins, begin, axis=1)
     error = rounding_error(rivals, None, linear=judge.linear)
@@ -232,7 +232,7 @@ class _Search:
             return
         best = sums + np.maximum(margins, 0).sum(axis=0)
         worst = sums + np.minimum(margins, 0).sum(axis=0)
-        begin = _starts(rows)
+        begin = starts(rows)
         if len(rows):
             hopeless = best < -self.rounding
             lost = np.logical_or.reduceat(worst > self.rounding, begin)
@@ -318,11 +318,6 @@ class _Search:
         self.pending, self.n_pending = [], 0
 
 
-def _starts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each video's rivals begin."""
-    return np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]])) if len(rows) else np.zeros(0, np.int64)
-
-
 def lay_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Lay a ragged array out by slots: first every video's first rival, then every second one, and so on.
 
@@ -332,7 +327,7 @@ def lay_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
     Returns:
         The videos in their new order, where each slot begins (and the last ends), and each rival's column.
     """
-    begin = _starts(rows)
+    begin = starts(rows)
     counts = np.diff(begin, append=len(rows))
     by_count = np.argsort(-counts, kind="stable")
     rank = np.empty(len(begin), np.int64)

@@ -1,24 +1,28 @@
 """Which classes can beat the true one: found once and exactly, so that a search for accuracy runs on the rest.
 
 Under weights of at least 0, a class that another class beats in every member (strictly, or weakly with the lower index
-winning ties) is never the argmax, whatever the weights; in a pool of log-likelihoods as in a pool of probabilities.
-What remains of 400 classes is about ten a video. The members' normalisers cancel too: logits need no softmax.
+winning ties) is never the argmax, whatever the weights; in a pool of log-likelihoods as in a pool of probabilities. Nor
+is a class that in every member lies below a mean of two others, λ of the one and 1 − λ of the other: the pool's sums
+keep the order, and one of the two is at least their mean. (A mean of logarithms is at most the logarithm of the mean,
+so that this holds for probabilities too.) What remains of 400 classes is about ten a video. The members' normalisers
+cancel: logits need no softmax.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.fusion.base import floored_blocks
 from vidfuse.likelihood import block_rows
 
-__all__ = ["HUGE", "Rivals", "find_rivals"]
+__all__ = ["HUGE", "Rivals", "find_rivals", "starts"]
 
 HUGE = 1e4
 """Nats: a larger finite margin is a masked class, not an opinion; it takes no part in bounds of rounding."""
@@ -27,6 +31,9 @@ Ragged = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """Rows (R,) ascending, classes (R,), margins (M, R)."""
 
 _SLACK = 1e-4  # nats: dominance that is strict by more than any rounding of float32 log-likelihoods
+_VETO = np.float32(-1e30)  # stands for −inf, so that a veto outweighs every other term and no difference is NaN
+_NUMBERS = 1 << 19  # numbers a block: 2 MB of float32, which stay in the third-level cache between two looks
+_BLOCKS = 4  # blocks a task: what is left of them is small enough to stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -73,31 +80,39 @@ def find_rivals(
         >>> found.classes.tolist(), found.margins.T.tolist()
         ([2], [[-1.0, 1.0]])
     """
-    right = np.zeros(len(stack), bool)
-    pieces: list[Ragged] = []
-    scale = 0.0
-    for start, block in _score_blocks(stack, floors, raw=not linear):
-        truth = labels[start : start + len(block[0])]
-        found, lost = _above_truth(block, truth)
-        most = found[2].max(axis=0, initial=-np.inf)
-        scale = max(scale, float(most.max(initial=0.0, where=most < HUGE)))
-        kept = np.flatnonzero((most > 0) | ((most >= -_SLACK) & (found[1] < truth[found[0]])))
-        rows, classes, margins = _drop_dominated(*_take(found, kept), min(rounds, 2), _SLACK)
-        right[start : start + len(truth)] = ~lost & (np.bincount(rows, minlength=len(truth)) == 0)
-        if linear:
-            for scores, out in zip(block, margins, strict=True):
-                out[:] = np.exp(scores[rows, classes].astype(np.float64)) - np.exp(
-                    scores[rows, truth[rows]].astype(np.float64)
-                )
-        pieces.append((rows + start, classes, margins))
+    step = block_rows(stack.shape[1] * stack.n_classes, _NUMBERS)
+    size = _BLOCKS * step
+    spans = [slice(first, first + size) for first in range(0, len(stack), size)]
+
+    def look(span: slice) -> tuple[NDArray[np.bool_], Ragged, float]:
+        blocks = _score_blocks(stack[span], floors, step, raw=not linear)
+        return _search_part(blocks, labels[span], stack.n_classes, linear, min(rounds, 2))
+
+    workers = min(len(spans), cpu_count())
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            parts = list(pool.map(look, spans))
+    else:
+        parts = [look(span) for span in spans]
+    right, found, scales = zip(*parts, strict=True)
     ragged = (
-        np.concatenate([piece[0] for piece in pieces]),
-        np.concatenate([piece[1] for piece in pieces]),
-        np.concatenate([piece[2] for piece in pieces], axis=1),
+        np.concatenate([rows + span.start for span, (rows, _, _) in zip(spans, found, strict=True)]),
+        np.concatenate([classes for _, classes, _ in found]),
+        np.concatenate([margins for _, _, margins in found], axis=1),
     )
     if rounds > 2:
         ragged = _drop_dominated(*ragged, rounds - 2, 1e-6 if linear else _SLACK)
-    return Rivals(len(stack), right, *ragged, scale=scale)
+    return Rivals(len(stack), np.concatenate(right), *ragged, scale=max(scales))
+
+
+def starts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each video's rivals begin.
+
+    Example:
+        >>> starts(np.array([3, 3, 5])).tolist()
+        [0, 2]
+    """
+    return np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]])) if len(rows) else np.zeros(0, np.int64)
 
 
 def _take(ragged: Ragged, kept: NDArray[np.int64]) -> Ragged:
@@ -105,89 +120,97 @@ def _take(ragged: Ragged, kept: NDArray[np.int64]) -> Ragged:
 
 
 def _score_blocks(
-    stack: LogitStack, floors: NDArray[np.float64], *, raw: bool
-) -> Iterator[tuple[int, list[NDArray[np.floating[Any]]]]]:
-    """Yield blocks as (first row, one array (B, K) a member): stored scores where the normalisers cancel."""
-    step = block_rows(stack.shape[1] * stack.n_classes)
+    stack: LogitStack, floors: NDArray[np.float64], step: int, *, raw: bool
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Yield blocks as one array (B, K) a member: stored scores where the normalisers cancel."""
     if raw and not floors.any() and stack.present is None and set(stack.kinds) <= {"logits", "log-likelihoods"}:
-        chunk = max(step, 4096 // step * step)
-        for first in range(0, len(stack), chunk):
-            part = stack[first : first + chunk]
-            scores = [part.scores(member) for member in part.members]
-            scores = [s if s.dtype == np.float32 else s.astype(np.float32) for s in scores]
-            for start in range(0, len(part), step):
-                yield first + start, [s[start : start + step] for s in scores]
+        scores = [np.ascontiguousarray(stack.scores(member), np.float32) for member in stack.members]
+        for start in range(0, len(stack), step):
+            yield [s[start : start + step] for s in scores]
         return
-    for rows, block in floored_blocks(stack, floors, step):
-        yield rows.start, list(block.swapaxes(0, 1))
+    for _, block in floored_blocks(stack, floors, step):
+        yield list(block.swapaxes(0, 1))
 
 
-def _above_truth(block: list[NDArray[np.floating[Any]]], truth: NDArray[np.int64]) -> tuple[Ragged, NDArray[np.bool_]]:
-    """Return the classes that some member puts at or above the true one and at or above the strongest rival.
+def _search_part(
+    blocks: Iterator[list[NDArray[np.float32]]], labels: NDArray[np.int64], n_classes: int, linear: bool, rounds: int
+) -> tuple[NDArray[np.bool_], Ragged, float]:
+    """Return which videos are right for any weights, the rivals of the others, and the largest finite margin."""
+    start, looks = 0, []
+    for block in blocks:
+        looks.append(_look(block, labels[start : start + len(block[0])], start * n_classes))
+        start += len(block[0])
+    places, top = (np.concatenate([look[i] for look in looks]) for i in (0, 1))
+    scores, true_scores, strongest = (np.concatenate([look[i] for look in looks], axis=1) for i in (2, 3, 4))
+    rows = places // n_classes
+    classes = places - rows * n_classes
+    margins = np.empty_like(scores)
+    most, excess = np.full((2, len(rows)), _VETO)
+    for score, truth, rival, out in zip(scores, true_scores, strongest, margins, strict=True):
+        np.subtract(score, truth.take(rows), out=out)
+        np.maximum(most, out, out=most)
+        np.maximum(excess, score - rival.take(rows), out=excess)
+    scale = float(most.max(initial=0.0, where=most < HUGE))
+    able = (most > 0) | ((most >= -_SLACK) & (classes < labels[rows]))
+    able &= (excess > 0) | ((excess >= -_SLACK) & (places <= top[rows]))
+    rows, classes, margins = _take((rows, classes, margins), np.flatnonzero(able))
+    least = margins.min(axis=0, initial=np.inf)
+    lost = np.zeros(len(labels), bool)
+    lost[rows[(least > _SLACK) | ((least >= 0) & (classes < labels[rows]))]] = True  # whatever the weights
+    rows, classes, margins = _take((rows, classes, margins), np.flatnonzero(~lost[rows]))
+    rows, classes, margins = _drop_dominated(rows, classes, margins, rounds, _SLACK)
+    right = ~lost
+    right[rows] = False
+    if linear:
+        own = np.searchsorted(places, rows * n_classes + classes)
+        for score, truth, out in zip(scores, true_scores, margins, strict=True):
+            out[:] = np.exp(score[own].astype(np.float64)) - np.exp(truth[rows].astype(np.float64))
+    return right, (rows, classes, margins), scale
 
-    That rival has the largest sum of scores; a class that it beats in every member is dominated. Videos that some
-    class wins in every member are left out: they are lost. −inf counts as −10³⁰, so that a veto outweighs every other
-    term and no difference is NaN.
+
+def _look(
+    block: list[NDArray[np.float32]], truth: NDArray[np.int64], offset: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the classes that no mean of the true class and the strongest rival beats in every member.
+
+    The strongest rival has the largest sum of scores. The mean leans to the true class where it leads: λ is chosen for
+    few survivors, any would be exact.
+
+    Args:
+        block: Scores, one array (B, K) a member.
+        truth: True classes, shape (B,).
+        offset: The place of the block's first score among all.
+
+    Returns:
+        The classes' places (R,), ascending, and the strongest rivals' (B,); the scores of the classes (M, R), of the
+        true ones and of the strongest rivals (M, B).
     """
-    size = len(truth)
-    index = np.arange(size)
-    true_scores = np.maximum(np.stack([scores[index, truth] for scores in block]), np.float32(-1e30))
+    size, n_classes = block[0].shape
+    flat = [scores.reshape(-1) for scores in block]
+    start = np.arange(size) * n_classes
     total = block[0] + block[1] if len(block) > 1 else block[0].copy()
     for scores in block[2:]:
         np.add(total, scores, out=total)
-    total[index, truth] = -np.inf
-    top = total.argmax(axis=1)
-    above, everywhere = _exceeds(block, true_scores)
-    everywhere[index, truth] = False
-    lost = _lost(*_gather(block, everywhere, true_scores), truth)
-    strongest = np.maximum(np.stack([scores[index, top] for scores in block]), np.float32(-1e30))
-    np.logical_and(above, _exceeds(block, strongest)[0], out=above)
-    above[index, truth] = False
-    above[lost] = False
-    return _gather(block, above, true_scores), lost
-
-
-def _gather(
-    block: list[NDArray[np.floating[Any]]], chosen: NDArray[np.bool_], true_scores: NDArray[np.float32]
-) -> Ragged:
-    """Return the chosen classes with their margins over the true one."""
-    n_classes = chosen.shape[1]
-    flat = np.flatnonzero(chosen)
-    rows = flat // n_classes
-    classes = flat - rows * n_classes
-    margins = np.empty((len(block), len(flat)), np.float32)
-    for scores, true_score, out in zip(block, true_scores, margins, strict=True):
-        if scores.flags.c_contiguous:
-            scores.reshape(-1).take(flat, out=out, mode="clip")
-        else:
-            out[:] = scores[rows, classes]
-        np.maximum(out, np.float32(-1e30), out=out)
-        out -= true_score.take(rows)
-    return rows, classes, margins
-
-
-def _exceeds(
-    block: list[NDArray[np.floating[Any]]], scores: NDArray[np.float32]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which classes some member puts near or above `scores` (M, B), and which every member does."""
-    limits = scores - (_SLACK + 1e-6 * np.abs(scores)).astype(np.float32)
-    some = block[0] >= limits[0][:, None]
-    every = some.copy()
+    total.reshape(-1)[start + truth] = -np.inf
+    top = start + total.argmax(axis=1)
+    true_scores = np.maximum(np.stack([scores.take(start + truth) for scores in flat]), _VETO)
+    strongest = np.maximum(np.stack([scores.take(top) for scores in flat]), _VETO)
+    lead = true_scores.astype(np.float64) - strongest
+    mean = lead.mean(axis=0)
+    share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + 1e-12), 0, 1)
+    limits = strongest + share * lead
+    limits = (limits - (_SLACK + 1e-6 * np.abs(limits))).astype(np.float32)[:, :, None]
+    some = block[0] >= limits[0]
     more = np.empty_like(some)
-    for member, limit in zip(block[1:], limits[1:], strict=True):
-        np.greater_equal(member, limit[:, None], out=more)
+    for scores, limit in zip(block[1:], limits[1:], strict=True):
+        np.greater_equal(scores, limit, out=more)
         np.logical_or(some, more, out=some)
-        np.logical_and(every, more, out=every)
-    return some, every
-
-
-def _lost(
-    rows: NDArray[np.int64], classes: NDArray[np.int64], margins: NDArray[np.float32], truth: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Return which videos of a block are wrong for any weights: a rival beats the true class in every member."""
-    least = margins.min(axis=0, initial=np.inf)
-    beaten = (least > _SLACK) | ((least >= 0) & (classes < truth[rows]))
-    return np.bincount(rows[beaten], minlength=len(truth)) > 0
+    some.reshape(-1)[start + truth] = False
+    places = np.flatnonzero(some)
+    found = np.empty((len(block), len(places)), np.float32)
+    for scores, out in zip(flat, found, strict=True):
+        scores.take(places, out=out, mode="clip")
+    return places + offset, top + offset, np.maximum(found, _VETO, out=found), true_scores, strongest
 
 
 def _drop_dominated(
@@ -203,14 +226,14 @@ def _drop_dominated(
     for _ in range(rounds):
         if not len(rows):
             break
-        starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-        segment = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(rows)))
-        at_peak = np.flatnonzero(total == np.maximum.reduceat(total, starts).take(segment))
-        first = at_peak[np.searchsorted(at_peak, starts)]  # the lowest class among equal sums
+        begin = starts(rows)
+        segment = np.repeat(np.arange(len(begin)), np.diff(begin, append=len(rows)))
+        at_peak = np.flatnonzero(total == np.maximum.reduceat(total, begin).take(segment))
+        first = at_peak[np.searchsorted(at_peak, begin)]  # the lowest class among equal sums
         excess = (margins - margins.take(first, axis=1).take(segment, axis=1)).max(axis=0)
         keep = (excess > 0) | ((excess >= -slack) & (classes <= classes[first][segment]))
         total[first] = -np.inf
-        exhausted = np.logical_and.reduceat(np.isneginf(total) | ~keep, starts)
+        exhausted = np.logical_and.reduceat(np.isneginf(total) | ~keep, begin)
         if exhausted.any():
             leaving = exhausted[segment]
             done.append(_take((rows, classes, margins), np.flatnonzero(keep & leaving)))
