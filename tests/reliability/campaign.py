@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tempfile
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +31,15 @@ from crash_writer import expected_ids, scores_of  # noqa: E402
 from vidfuse.cache.annotations import read_annotations  # noqa: E402
 from vidfuse.cache.format import _verified, open_part  # noqa: E402
 from vidfuse.cache.importers import read_predictions  # noqa: E402
-from vidfuse.cache.store import CacheWriter, open_cache, verify  # noqa: E402
+from vidfuse.cache.store import CacheWriter, consolidate, open_cache, verify  # noqa: E402
 from vidfuse.errors import CacheError, InputError  # noqa: E402
 
 
 def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int = 4, seed: int = 0) -> dict[str, int]:
     """Kill `writers` writers at random moments, look at what is left, and resume until everything is there.
+
+    Every completed cache is joined into one part, and must then be, byte by byte and file by file, what one writer that
+    nobody disturbed leaves.
 
     Returns:
         Counts: rounds, kills, temporaries left behind, and caches that were completed.
@@ -47,6 +52,7 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
     reference = np.stack([scores_of(name) for name in ids])
     counts = {"rounds": 0, "kills": 0, "temporaries": 0, "completed": 0, "acknowledged": 0}
     folder = Path(tempfile.mkdtemp(prefix="campaign-"))
+    undisturbed = _undisturbed(videos, batch)
     acknowledged: set[str] = set()
     try:
         while counts["rounds"] < rounds:
@@ -73,6 +79,7 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
             cache = open_cache(folder)
             assert np.array_equal(cache.scores, reference) and cache.ids.tolist() == ids
             assert cache.labels.tolist() == [number % 50 for number in range(videos)]
+            assert _joined_bytes(folder) == undisturbed
             counts["completed"] += 1
             counts["acknowledged"] += len(acknowledged)
             acknowledged.clear()
@@ -84,6 +91,7 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
             assert process.communicate()[0] and process.returncode == 0
         assert np.array_equal(open_cache(folder).scores, reference)
         assert verify(folder).ok and not list(folder.glob(".tmp-*"))
+        assert _joined_bytes(folder) == undisturbed
         counts["completed"] += 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,6 +101,22 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
 def _start(folder: Path, *numbers: int) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / "crash_writer.py"), str(folder), *map(str, numbers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _undisturbed(videos: int, batch: int) -> dict[str, bytes]:
+    folder = Path(tempfile.mkdtemp(prefix="undisturbed-"))
+    try:
+        with _start(folder, 0, 1, videos, batch) as process:
+            assert process.stdout.read() and process.wait() == 0
+        return _joined_bytes(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _joined_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a cache after its parts were joined, but temporaries, whose writers may still be waited for."""
+    consolidate(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".tmp-")}
 
 
 def _check_left(folder: Path, acknowledged: set[str], reference: np.ndarray, ids: list[str]) -> bool:
@@ -110,7 +134,7 @@ def _check_left(folder: Path, acknowledged: set[str], reference: np.ndarray, ids
     return len(found) == len(ids)
 
 
-def damage_rounds(payload_bits: int, truncations: int, *, seed: int = 0, rows: int = 64) -> dict[str, int]:
+def damage_rounds(payload_bits: int, truncations: int, *, seed: int = 0, rows: int = 256) -> dict[str, int]:
     """Flip every bit of a part's header and some of its payload, and cut it everywhere; all must be noticed.
 
     Returns:
@@ -140,7 +164,7 @@ def damage_rounds(payload_bits: int, truncations: int, *, seed: int = 0, rows: i
             os.ftruncate(descriptor, cut)
             largest = max(largest, _expect_error(path, f"truncation at {cut}", measured=number % 16 == 0))
         os.close(descriptor)
-        assert largest <= 2 * len(content) + (1 << 16), f"{largest} bytes for a file of {len(content)}"
+        assert largest <= 2 * len(content), f"{largest} bytes for a file of {len(content)}"
         return {
             "header_bits": 8 * header,
             "payload_bits": payload_bits,
@@ -165,8 +189,18 @@ def _expect_error(path: Path, what: str, *, measured: bool) -> int:
     raise AssertionError(f"{what} was not noticed")
 
 
+class Hostile:
+    """Pickles as a call of anything."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
 def sample_files(folder: Path) -> list[Path]:
-    """One small file of every format that is read, pickles written by pickle and NumPy alone."""
+    """Small files of every format that is read, pickles written by pickle and NumPy alone, and pickles that attack."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(6, 4)).astype(np.float32)
     ids = [f"video{number:05d}" for number in range(6)]
@@ -190,12 +224,24 @@ def sample_files(folder: Path) -> list[Path]:
     for row in range(6):
         cells[row, 0], cells[row, 1] = np.tile(scores[row], (3, 1, 1)), int(labels[row])
     np.savez(folder / "tsn.npz", scores=cells, labels=labels)
+    objects = np.empty(6, dtype=object)
+    objects[:] = list(scores)
+    np.save(folder / "objects.npy", objects)
+    for protocol in range(6):
+        attacks = [Hostile(os.system, "touch executed"), Hostile(eval, "open('executed', 'w')"), list(scores)]
+        (folder / f"hostile{protocol}.pkl").write_bytes(pickle.dumps(attacks, protocol=protocol))
+    with contextlib.suppress(ImportError):
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {"id": ids, "label": labels, **{f"p{k}": scores[:, k] for k in range(4)}}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / "table.parquet")
     from vidfuse.cache.export import write_predictions
 
     write_predictions(scores, folder / "mmaction2.pkl", ids=ids, labels=labels)
     with CacheWriter(folder / "cache") as writer:
         writer.append(ids, scores, labels)
-    return sorted([*folder.glob("*.*"), *folder.glob("cache/*.safetensors")])
+    return sorted([*folder.glob("*.*"), *folder.glob("cache/*.*")])
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -224,25 +270,44 @@ def read_any(path: Path) -> None:
     """Read a file as what its name says it is: a part of a cache, or a dump."""
     if path.suffix == ".safetensors":
         open_part(path).verify()
+    elif path.name == "meta.json":
+        open_cache(path.parent)
     elif path.suffix == ".txt":
         read_annotations(path)
     else:
         read_predictions({"member": path}, kind="logits", views="mean-log")
 
 
+_FORBIDDEN = frozenset({"os.exec", "os.fork", "os.posix_spawn", "os.system", "pickle.find_class", "subprocess.Popen"})
+_watching: list[bool] = []
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: while a mutated file is read, no program may start, no name be unpickled, no file be written."""
+    if not _watching:
+        return
+    if event in _FORBIDDEN or (event == "open" and set(str(arguments[1])) & set("wax+")):
+        _watching.clear()
+        raise SystemExit(f"reading a file led to {event}{arguments}")
+
+
 def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[str, float]:
     """Read mutated files of every format for a while: only this package's errors may come out.
 
     Returns:
-        Counts of files, of those refused, the slowest read in seconds and the largest allocation in bytes.
+        Counts of files, of those refused, the slowest read in seconds, the largest allocation in bytes as Python counts
+        them, and by how much the process grew, which includes what other libraries took.
     """
     rng = random.Random(seed)  # noqa: S311
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    sys.addaudithook(_watch)
     counts: dict[str, float] = {"files": 0, "refused": 0, "slowest_seconds": 0.0, "largest_allocation": 0}
     try:
         samples = [(path, path.read_bytes()) for path in sample_files(folder)]
         for path, _ in samples:
-            read_any(path)
+            if not path.name.startswith("hostile"):
+                read_any(path)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         until = time.monotonic() + seconds
         while time.monotonic() < until and (rounds is None or counts["files"] < rounds):
             path, content = rng.choice(samples)
@@ -251,10 +316,12 @@ def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[st
             tracemalloc.start()
             started = time.monotonic()
             try:
+                _watching.append(True)
                 with contextlib.suppress(CacheError, InputError):
                     counts["refused"] += 1
                     read_any(path)
                     counts["refused"] -= 1
+                _watching.clear()
             except BaseException:
                 saved = Path(tempfile.gettempdir()) / f"fuzz-failure{path.suffix}"
                 saved.write_bytes(mutated)
@@ -265,8 +332,12 @@ def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[st
             tracemalloc.stop()
             counts["largest_allocation"] = max(counts["largest_allocation"], peak)
             assert peak < (1 << 22) + 64 * len(mutated), f"{path.name}: {peak} bytes for {len(mutated)}"
+            path.write_bytes(content)  # a description and its part are read together
             counts["files"] += 1
+        counts["grown_bytes"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident)
+        assert counts["grown_bytes"] < 1 << 29
     finally:
+        _watching.clear()
         tracemalloc.stop()
         shutil.rmtree(folder)
     return counts

@@ -286,7 +286,8 @@ class CacheWriter:
             if other.digest != content.digest:
                 raise CacheConflictError(
                     f"{path}: another writer stored other scores for the same {len(ids)} videos: its digest is "
-                    f"{other.digest}, this one's {content.digest}; the first is kept"
+                    f"{other.digest}, this one's {content.digest}; the first is kept; "
+                    "use another folder for other scores"
                 )
         # A part with some of the same videos may have appeared since the first look.
         for other in self._refresh():
@@ -323,7 +324,7 @@ class CacheWriter:
                 raise CacheConflictError(
                     f"{self.folder}: {place(row, ids)} is stored already with other scores: digest "
                     f"{hashlib.sha256(theirs).hexdigest()}, this one's {hashlib.sha256(mine).hexdigest()}; the first "
-                    "is kept"
+                    "is kept; use another folder for other scores"
                 )
             stored[row] = True
         return stored
