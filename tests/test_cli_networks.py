@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import vidfuse as vf
+from vidfuse.cache.format import open_part
 from vidfuse.cli import main
 from vidfuse.cli.networks import _recipe
 from vidfuse.training.checkpoints import load_checkpoint
@@ -165,6 +170,33 @@ def test_row_43_a_video_that_cannot_be_decoded_stops_no_fusion(trained, videos, 
     evaluate = ("evaluate", tmp_path / "ensemble.json", tmp_path / "val", "--json")
     assert "8 of 9 videos are there" in run(*evaluate, status=2).stderr
     assert json.loads(run(*evaluate, "--partial").stdout)["entries"]
+
+
+def test_two_processes_extract_each_video_once_and_name_what_both_could_not_read(trained, videos, tmp_path):
+    """Uneven shares: five videos, two of them broken, one on each rank."""
+    paths = [*sorted(videos.glob("*/*.mp4"))[:3], tmp_path / "bad3.mp4", tmp_path / "bad4.mp4"]
+    for path in paths[3:]:
+        path.write_bytes(b"not a video")
+    (tmp_path / "list.txt").write_text("".join(f"{path} 0\n" for path in paths))
+    out = tmp_path / "val" / "x3d"
+    command = ("extract", "x3d_tiny", tmp_path / "list.txt", "--layout", "mmaction2", "--workers", 0, "--clips", 2)
+    command += ("--checkpoint", trained[0] / "last.pt", "--out", out)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vidfuse",
+         *map(str, command), "--json"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["written"] == 3
+    assert sorted(Path(name).name for name, _ in result["failures"]) == ["bad3", "bad4"]
+    stored = [i for part in out.glob("part-*") for i in open_part(part).ids.tolist()]
+    run(*command[:-1], tmp_path / "alone" / "x3d")
+    alone = vf.load_stack(tmp_path / "alone", partial=True)
+    both = vf.load_stack(tmp_path / "val", partial=True)
+    assert sorted(stored) == sorted(both.ids.tolist()) == sorted(alone.ids.tolist())
+    np.testing.assert_allclose(both.scores("x3d"), alone.scores("x3d"), atol=1e-5)
 
 
 def test_row_39_other_views_in_the_same_cache_are_a_message(trained, videos, tmp_path):
