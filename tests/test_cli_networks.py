@@ -16,11 +16,15 @@ import torch
 from click.testing import CliRunner
 
 import vidfuse as vf
+from vidfuse import networks
 from vidfuse.cache.format import open_part
+from vidfuse.cache.reader import open_cache
 from vidfuse.cli import main
 from vidfuse.cli.networks import _recipe
 from vidfuse.training.checkpoints import load_checkpoint
+from vidfuse.training.data import view_input
 from vidfuse.training.recipes import TABLE_I
+from vidfuse.video import VideoDataset, ViewPlan, read_class_folders
 
 
 def run(*arguments, status=0):
@@ -155,6 +159,21 @@ def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     run("fit", tmp_path / "val", "--weights", "uniform", "--out", tmp_path / "ensemble.json")
     assert json.loads((tmp_path / "ensemble.json").read_text())["views"] == "mean-log"
+
+
+def test_the_plan_in_a_cache_replays_to_the_same_scores(trained, videos, tmp_path):
+    """Nothing but the cache's own record and the checkpoint is needed to see the same views again."""
+    out = tmp_path / "val" / "x3d"
+    extract(trained, videos, out, "--times", "random", "--seed", 3)
+    plan = ViewPlan.from_dict(open_cache(out).meta.view_plan)
+    model = networks.create("x3d_tiny", 2, checkpoint=trained[0] / "last.pt").eval()
+    data = VideoDataset(read_class_folders(videos), view_input(plan, "x3d_tiny"))
+    stack = vf.load_stack(tmp_path / "val")
+    rows = {name: row for row, name in enumerate(stack.ids.tolist())}
+    for sample in data:
+        with torch.no_grad():
+            scores = model(sample.clips).numpy()
+        np.testing.assert_allclose(stack.scores("x3d")[rows[sample.id]], scores, atol=1e-5)
 
 
 def test_row_43_a_video_that_cannot_be_decoded_stops_no_fusion(trained, videos, tmp_path):
