@@ -96,12 +96,28 @@ def test_activation_checkpointing_changes_no_gradient(name):
         torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in TINY), ("x3d_tiny", True)])
+def test_activation_checkpointing_counts_a_batch_once(name, compiled):
+    buffers = []
+    for enable in (False, True):
+        model = build(name)
+        model.set_grad_checkpointing(enable)
+        forward = torch.compile(model, backend="aot_eager") if compiled else model
+        forward(clips_for(name)).logsumexp(dim=-1).sum().backward()
+        buffers.append(dict(model.named_buffers()))
+        norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d))]
+        assert all(norm.momentum == 0.1 and norm.num_batches_tracked == 1 for norm in norms)
+    plain, checkpointed = buffers
+    for key, buffer in plain.items():
+        torch.testing.assert_close(checkpointed[key], buffer)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_stages_are_maps_that_shrink_and_feed_the_head(name):
     model, clips = build(name).eval(), clips_for(name)
     with torch.no_grad():
         stages = model.stages(clips)
-        if not name.startswith("timesformer"):  # its classifier sees the class token, which is no part of a map
+        if not name.startswith("timesformer"):  # its head takes the class token, which is no part of a map
             torch.testing.assert_close(model.head(stages[-1]), model(clips))
     assert len(stages) >= 2
     assert all(stage.ndim == 5 and len(stage) == 2 for stage in stages)

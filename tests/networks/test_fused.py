@@ -55,11 +55,19 @@ def test_what_is_sent_back_is_what_the_network_goes_on_with(name):
     assert not torch.allclose(logits, other)
 
 
-def test_a_backbone_without_stages_in_turn_says_so():
-    from vidfuse.networks.layers import Backbone
+def test_a_backbone_that_gives_all_maps_at_once_goes_on_from_these_alone():
+    from vidfuse.networks.layers import Backbone, finish
 
+    class Maps(Backbone):
+        def stages(self, clips):
+            return [clips, 2 * clips]
+
+    clips = clips_of()
+    assert finish(Maps().walk_stages(clips)).equal(2 * clips)
+    walk = Maps().walk_stages(clips)
+    next(walk)
     with pytest.raises(InputError, match="all maps at once"):
-        next(Backbone().walk_stages(clips_of()))
+        walk.send(clips + 1)
 
 
 def fused(names=PAIR, **config):

@@ -104,6 +104,56 @@ def test_the_gradients_of_a_channelwise_convolution_are_torchs(kernel, stride, p
     torch.testing.assert_close(torch.autograd.grad(convolve(x, conv), x, grad), torch.autograd.grad(conv(x), x, grad))
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5, 6])
+@pytest.mark.parametrize(("extent", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (4, 3, 0), (7, 4, 3), (2, 1, 2)])
+def test_the_gradients_of_a_convolution_over_time_are_torchs(extent, stride, padding, frames):
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 4, (extent, 1, 1), (stride, 1, 1), (padding, 0, 0), bias=False).double()
+    x = torch.randn(2, 3, frames, 3, 2, dtype=torch.float64, requires_grad=True)
+    if frames + 2 * padding < extent:
+        with pytest.raises(RuntimeError):
+            convolve(x, conv)
+        return
+    expected = conv(x)
+    grad = torch.randn_like(expected)
+    for inputs in ((x, conv.weight), (x,), (conv.weight,)):
+        ours = torch.autograd.grad(convolve(x, conv), inputs, grad)
+        torch.testing.assert_close(ours, torch.autograd.grad(conv(x), inputs, grad))
+    function = lambda x, weight: torch.func.functional_call(Convolve(conv), {"conv.weight": weight}, x)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (x, conv.weight), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (x, conv.weight), fast_mode=True)
+
+
+class Convolve(nn.Module):
+    """`convolve` as a module, to call with other weights."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return convolve(x, self.conv)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((1, 3, 3), (1, 2, 2), (0, 1, 1)), ((3, 1, 1), (2, 1, 1), (1, 0, 0)), ((1, 1, 1), (2, 2, 2), (0, 0, 0)),
+     ((3, 2, 3), (1, 3, 2), (2, 1, 0))],
+)  # fmt: skip
+def test_a_convolution_of_few_positions_is_a_matrix_product(kernel, stride, padding):
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 200, kernel, stride, padding).double()
+    x = torch.randn(2, 3, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    expected = conv(x)
+    assert expected[:, 0].numel() <= 200
+    ours = convolve(x, conv)
+    assert "Convolution" not in str(ours.grad_fn.next_functions)
+    torch.testing.assert_close(ours, expected)
+    grad = torch.randn_like(expected)
+    inputs = (x, conv.weight, conv.bias)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad))
+
+
 def test_a_dilated_convolution_stays_dilated():
     conv = nn.Conv3d(4, 8, (1, 3, 3), dilation=(1, 2, 2))
     x = torch.randn(1, 4, 2, 9, 9)

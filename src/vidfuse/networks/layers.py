@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableSequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +23,21 @@ __all__ = [
     "ConvolutionalStem",
     "VideoNetwork",
     "combine_windows",
+    "finish",
     "fold_batch_norm",
     "init_convolutions",
     "pool_windows",
+    "record",
     "split_patches",
 ]
 
 Triple = tuple[int, int, int]
+_CONVOLUTIONS: Final = (nn.Conv2d, nn.Conv3d)
+_NORMS: Final = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Backbone(nn.Module):
-    """What turns clips into the maps of its stages; a subclass writes `stages`."""
+    """What turns clips into the maps of its stages; a subclass writes `stages` or `walk_stages`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,16 +52,23 @@ class Backbone(nn.Module):
         Raises:
             InputError: another number of axes or channels, too few frames, too few pixels.
         """
-        raise InputError(f"{type(self).__name__} has no stages")
+        maps: list[Tensor] = []
+        finish(record(self.walk_stages(clips), maps))
+        return maps
 
-    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, list[Tensor]]:
-        """Yield the feature map after each stage, go on from the map that is sent back, and return these maps.
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Any]:
+        """Yield the feature map after each stage, go on from the map that is sent back, and return what a head takes.
+
+        Args:
+            clips: As for `stages`.
 
         Raises:
-            InputError: this backbone cannot be interrupted between its stages.
+            InputError: another map is sent back, but this backbone gives all maps at once.
         """
-        raise InputError(f"{type(self).__name__} cannot be walked through stage by stage; it gives all maps at once")
-        yield clips  # makes this a generator
+        for x in (maps := self.stages(clips)):
+            if (yield x) is not x:
+                raise InputError(f"{type(self).__name__} gives all maps at once, and goes on from no other map")
+        return maps[-1]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
@@ -64,15 +77,56 @@ class Backbone(nn.Module):
     def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         """Apply blocks in turn, checkpointing each one's activations if that is switched on."""
         for block in blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
+            if not self.grad_checkpointing or not torch.is_grad_enabled():
+                x = block(x)
+            elif torch.compiler.is_compiling():  # compiled code takes no contexts, and needs none
                 x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x)
+                x = checkpoint(block, x, use_reentrant=False, context_fn=self._contexts)
         return x
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return what surrounds a checkpointed block's forward pass, and its repetition in the backward pass."""
+        return nullcontext(), _keep_statistics(self)
+
+
+@contextmanager
+def _keep_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch normalisations see a batch again without counting it again."""
+    norms = [m for m in model.modules() if isinstance(m, _NORMS)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def record(walk: Generator[Tensor, Tensor, Any], maps: MutableSequence[Tensor]) -> Generator[Tensor, Tensor, Any]:
+    """Walk on as `walk` does, and append the maps that are sent back to `maps`."""
+    x = next(walk)
+    while True:
+        maps.append((yield x))
+        try:
+            x = walk.send(maps[-1])
+        except StopIteration as end:
+            return end.value
+
+
+def finish(walk: Generator[Tensor, Tensor, Any]) -> Any:
+    """Walk to the end, sending each map back as it is; return what the walk returns."""
+    x = next(walk)
+    while True:
+        try:
+            x = walk.send(x)
+        except StopIteration as end:
+            return end.value
 
 
 class VideoNetwork(Backbone):
-    """What every network of the catalogue can do; a subclass writes `stages`, and `head` where it has its own.
+    """What every network of the catalogue can do; a subclass writes its stages, and `head` where it has its own.
 
     Args:
         num_features: Width of what the classifier sees.
@@ -94,9 +148,11 @@ class VideoNetwork(Backbone):
 
         Args:
             clips: As for `stages`.
+
+        Raises:
+            InputError: as `walk_stages` does.
         """
-        raise InputError(f"{self.name} cannot be walked through stage by stage")
-        yield clips  # makes this a generator
+        return self.head((yield from self.walk_stages(clips)))
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""
@@ -104,7 +160,8 @@ class VideoNetwork(Backbone):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits ``(N, K)`` for clips ``(N, 3, T, H, W)``; raises as `stages` does."""
-        return self.head(self.stages(clips)[-1])
+        logits: Tensor = finish(self.walk(clips))  # a walk needs no map twice, where a list would keep them all
+        return logits
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a freshly initialised one of `num_classes` classes."""
@@ -265,10 +322,6 @@ def init_convolutions(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:

@@ -89,27 +89,16 @@ class R2Plus1D(VideoNetwork):
             self.blocks.append(stage)
         init_convolutions(self)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return four maps ``(N, C, T / t, H / s, W / s)``; needs as many frames and pixels as the last t and s."""
-        x, features = self._stem(clips), []
-        for stage in self.blocks:
-            x = self.run_blocks(stage.children(), x)
-            features.append(x)
-        return features
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
-        x = self._stem(clips)
-        for stage in self.blocks:
-            x = yield self.run_blocks(stage.children(), x)
-        return self.head(x)
-
-    def _stem(self, clips: Tensor) -> Tensor:
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield four maps ``(N, C, T / t, H / s, W / s)``; needs as many frames and pixels as the last t and s."""
         config = self.config
         frames = torch.Size(config.temporal_strides).numel()
         size = torch.Size(config.spatial_strides).numel() * (4 if config.stem_pool else 2)
         self.check_clips(clips, frames=frames, size=size)
-        return self.pool(self.stem(clips))
+        x = self.pool(self.stem(clips))
+        for stage in self.blocks:
+            x = yield self.run_blocks(stage.children(), x)
+        return x
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features into logits, or the logarithms of probabilities averaged over windows."""

@@ -95,37 +95,22 @@ class SlowFast(VideoNetwork):
             slow_in, fast_in = 4 * width * 2**number, 4 * thin * 2**number
         init_convolutions(self)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return four maps ``(N, C, T / α, H / s, W / s)``, s = 4, 8, 16, 32: slow features with the fast one's share.
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield four maps ``(N, C, T / α, H / s, W / s)``, s = 4, 8, 16, 32: slow features with the fast one's share.
 
         The share is the lateral connection's output, and after the last stage the fast pathway's own features,
         averaged over each α frames. Needs α frames, in multiples of α, and 32 × 32 pixels.
         """
-        slow, fast = self._stems(clips)
-        features = []
-        for lateral, slow_stage, fast_stage in zip(self.laterals, self.slow, self.fast, strict=True):
-            slow = torch.cat((slow, lateral(fast)), dim=1)
-            features.append(slow)
-            slow = self.run_blocks(slow_stage.children(), slow)
-            fast = self.run_blocks(fast_stage.children(), fast)
-        features.append(torch.cat((slow, self._slowed(fast)), dim=1))
-        return features[1:]
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
-        slow, fast = self._stems(clips)
+        alpha = self.config.alpha
+        self.check_clips(clips, frames=alpha, frames_step=alpha, size=32)
+        slow, fast = self.pool(self.slow_stem(self._sample(clips))), self.pool(self.fast_stem(clips))
         slow = torch.cat((slow, self.laterals[0](fast)), dim=1)
         shares = [*self.laterals[1:], self._slowed]
         for share, slow_stage, fast_stage in zip(shares, self.slow, self.fast, strict=True):
             slow = self.run_blocks(slow_stage.children(), slow)
             fast = self.run_blocks(fast_stage.children(), fast)
             slow = yield torch.cat((slow, share(fast)), dim=1)
-        return self.head(slow)
-
-    def _stems(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.config.alpha
-        self.check_clips(clips, frames=alpha, frames_step=alpha, size=32)
-        return self.pool(self.slow_stem(self._sample(clips))), self.pool(self.fast_stem(clips))
+        return slow
 
     def _slowed(self, fast: Tensor) -> Tensor:
         return functional.avg_pool3d(fast, (self.config.alpha, 1, 1))

@@ -88,24 +88,14 @@ class Swin(VideoNetwork):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return a map ``(N, C, T / 2, H / s, W / s)`` a stage, s = 4, 8, 16, 32, rounded up; needs 32 × 32 pixels."""
-        x, features = self._embed(clips), []
-        for stage, blocks in enumerate(self.blocks):
-            if stage:
-                x = self.merges[stage - 1](x)
-            x = self.run_blocks(blocks.children(), x)
-            features.append(x.movedim(4, 1))
-        return features
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield a map ``(N, C, T / 2, H / s, W / s)`` a stage, s = 4, 8, 16, 32, rounded up; needs 32 × 32 pixels."""
         x = self._embed(clips)
         for stage, blocks in enumerate(self.blocks):
             if stage:
                 x = self.merges[stage - 1](x)
             x = (yield self.run_blocks(blocks.children(), x).movedim(4, 1)).movedim(1, 4)
-        return self.head(x.movedim(4, 1))
+        return x.movedim(4, 1)
 
     def _embed(self, clips: Tensor) -> Tensor:
         """Turn clips into embedded patches ``(N, T, H, W, C)``."""

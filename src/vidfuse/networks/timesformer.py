@@ -13,7 +13,7 @@ updates are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Literal
@@ -96,33 +96,15 @@ class TimeSformer(VideoNetwork):
         trunc_normal_(self.class_token, std=0.02)
         trunc_normal_(self.position, std=0.02)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """Return logits ``(N, K)`` for clips ``(N, 3, T, H, W)``; raises as `stages` does."""
-        tokens = self._embed(clips)
-        return self._classify(self.run_blocks(self._blocks(clips.shape[2]), tokens), len(clips))
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield the patches' features after each quarter of the blocks, ``(N, C, T, H / patch, W / patch)``.
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return the patches' features after each quarter of the blocks, ``(N, C, T, H / patch, W / patch)``."""
+        Returns the class tokens ``(N, C)``, averaged over frames where each has its own.
+        """
         tokens = self._embed(clips)
         n, _, frames, height, width = clips.shape
         grid = (height // self.config.patch, width // self.config.patch)
-        blocks = self._blocks(frames)
-        ends = sorted({-(-len(blocks) * quarter // 4) for quarter in range(1, 5)})
-        features = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            tokens = self.run_blocks(blocks[start:end], tokens)
-            if self.config.attention == "space":
-                features.append(tokens[:, 1:].reshape(n, frames, *grid, -1).permute(0, 4, 1, 2, 3))
-            else:
-                features.append(tokens[:, 1:].reshape(n, *grid, frames, -1).permute(0, 4, 3, 1, 2))
-        return features
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
-        tokens = self._embed(clips)
-        n, _, frames, height, width = clips.shape
-        grid = (height // self.config.patch, width // self.config.patch)
-        blocks = self._blocks(frames)
+        blocks = [partial(block, frames=frames) for block in self.blocks]
         ends = sorted({-(-len(blocks) * quarter // 4) for quarter in range(1, 5)})
         for start, end in zip([0, *ends], ends, strict=False):
             tokens = self.run_blocks(blocks[start:end], tokens)
@@ -133,17 +115,11 @@ class TimeSformer(VideoNetwork):
                 places = tokens[:, 1:].reshape(n, *grid, frames, -1).permute(0, 4, 3, 1, 2)
                 places = (yield places).permute(0, 3, 4, 2, 1).reshape(n, -1, tokens.shape[2])
             tokens = torch.cat((tokens[:, :1], places), dim=1)
-        return self._classify(tokens, n)
+        return tokens[:, 0].unflatten(0, (n, -1)).mean(dim=1)
 
-    def _classify(self, tokens: Tensor, n: int) -> Tensor:
-        """Turn the class token, averaged over frames where each has its own, into logits."""
-        tokens = tokens[:, 0]
-        if self.config.attention == "space":
-            tokens = tokens.unflatten(0, (n, -1)).mean(dim=1)
-        return self.classifier(self.dropout(self.norm(tokens)))
-
-    def _blocks(self, frames: int) -> list[Callable[[Tensor], Tensor]]:
-        return [partial(block, frames=frames) for block in self.blocks]
+    def head(self, features: Tensor) -> Tensor:
+        """Turn the class tokens ``(N, C)`` into logits ``(N, K)``."""
+        return self.classifier(self.dropout(self.norm(features)))
 
     def _embed(self, clips: Tensor) -> Tensor:
         """Turn clips into tokens ``(N, 1 + places · T, C)``, the class token first, a place's frames side by side.

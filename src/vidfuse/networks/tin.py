@@ -70,24 +70,8 @@ class TIN(VideoNetwork):
         nn.init.normal_(self.classifier.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
-        x, features = self._stem(clips), []
-        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
-            x = self.run_blocks(stage.children(), x)
-            features.append(x.unflatten(0, (-1, self.config.segments)).transpose(1, 2))
-        return features
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
-        x = self._stem(clips)
-        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
-            frames = self.run_blocks(stage.children(), x).unflatten(0, (-1, self.config.segments))
-            x = (yield frames.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        return self.head(x.unflatten(0, (-1, self.config.segments)).transpose(1, 2))
-
-    def _stem(self, clips: Tensor) -> Tensor:
-        """Turn clips into the stem's maps of their frames ``(N · T, C, H, W)``."""
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
         segments = self.config.segments
         self.check_clips(clips, frames=segments, size=32)
         if clips.shape[2] != segments:
@@ -95,7 +79,11 @@ class TIN(VideoNetwork):
                 f"{self.name} expects clips (N, 3, T, H, W) of exactly {segments} frames, got {tuple(clips.shape)}"
             )
         x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.frames.maxpool(self.frames.act1(self.frames.bn1(self.frames.conv1(x))))
+        x = self.frames.maxpool(self.frames.act1(self.frames.bn1(self.frames.conv1(x))))
+        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
+            x = self.run_blocks(stage.children(), x)
+            x = (yield x.unflatten(0, (-1, segments)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+        return x.unflatten(0, (-1, segments)).transpose(1, 2)
 
 
 def interlace(x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ fused twice, in cascade: after information flowed from the deepest map down, and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,18 +21,9 @@ from torch.nn import functional
 
 from vidfuse.errors import InputError
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import Backbone, Bottleneck, ConvNorm, VideoNetwork, init_convolutions
+from vidfuse.networks.layers import Backbone, Bottleneck, ConvNorm, VideoNetwork, init_convolutions, record
 
-__all__ = [
-    "PRESETS",
-    "TPN",
-    "FramewiseStages",
-    "SlowOnlyStages",
-    "TPNConfig",
-    "TemporalPyramid",
-    "build",
-    "convert",
-]
+__all__ = ["PRESETS", "TPN", "FramewiseStages", "SlowOnlyStages", "TPNConfig", "TemporalPyramid", "build", "convert"]
 
 
 @dataclass(frozen=True)
@@ -103,17 +95,12 @@ class TPN(VideoNetwork):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return the backbone's maps ``(N, C, T, H, W)``, and the pyramid's; needs 32 × 32 pixels."""
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield the backbone's maps ``(N, C, T, H, W)``, and the pyramid's; needs 32 × 32 pixels."""
         self.check_clips(clips, size=32)
-        maps: list[Tensor] = self.backbone.stages(clips)
-        return [*maps, self.neck(maps[-self.neck.levels :])]
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
-        self.check_clips(clips, size=32)
-        maps = yield from self.backbone.walk_stages(clips)
-        return self.head((yield self.neck(maps[-self.neck.levels :])))
+        maps: deque[Tensor] = deque(maxlen=self.neck.levels)
+        yield from record(self.backbone.walk_stages(clips), maps)
+        return (yield self.neck(maps))
 
     def auxiliary_logits(self, stages: list[Tensor]) -> Tensor:
         """Return the second classifier's logits ``(N, K)``; its loss counts half in training (section 4.1).
@@ -264,22 +251,12 @@ class SlowOnlyStages(Backbone):
             self.blocks.append(stage)
         init_convolutions(self)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32."""
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32."""
         x = self.pool(self.stem(clips))
-        features = []
-        for stage in self.blocks:
-            x = self.run_blocks(stage.children(), x)
-            features.append(x)
-        return features
-
-    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, list[Tensor]]:
-        """Yield the map after each stage, go on from the map that is sent back, and return these."""
-        x, features = self.pool(self.stem(clips)), []
         for stage in self.blocks:
             x = yield self.run_blocks(stage.children(), x)
-            features.append(x)
-        return features
+        return x
 
 
 class FramewiseStages(Backbone):
@@ -317,26 +294,15 @@ class _ShiftedStages(Backbone):
         channels = tuple(base * 2**number for number in range(4))
         self.network = resnet.ResNet(resnet.Bottleneck, layers, channels=channels, num_classes=0)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32."""
-        network, features = self.network, []
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32."""
+        network, frames = self.network, clips.shape[2]
         x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
-            x = self.run_blocks((partial(_run_shifted, block, frames=clips.shape[2]) for block in stage), x)
-            features.append(x.unflatten(0, (len(clips), -1)).transpose(1, 2))
-        return features
-
-    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, list[Tensor]]:
-        """Yield the map after each stage, go on from the map that is sent back, and return these."""
-        network, features = self.network, []
-        x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
-        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
-            x = self.run_blocks((partial(_run_shifted, block, frames=clips.shape[2]) for block in stage), x)
-            features.append((yield x.unflatten(0, (len(clips), -1)).transpose(1, 2)))
-            x = features[-1].transpose(1, 2).flatten(0, 1)
-        return features
+            x = self.run_blocks((partial(_run_shifted, block, frames=frames) for block in stage), x)
+            x = (yield x.unflatten(0, (-1, frames)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+        return x.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 def _run_shifted(block: resnet.Bottleneck, x: Tensor, frames: int) -> Tensor:

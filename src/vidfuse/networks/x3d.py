@@ -81,24 +81,13 @@ class X3D(VideoNetwork):
         self.hidden = nn.Linear(inner, config.features, bias=False)
         init_convolutions(self)
 
-    def stages(self, clips: Tensor) -> list[Tensor]:
-        """Return four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
-        x, features = self._stem(clips), []
-        for stage in self.blocks:
-            x = self.run_blocks(stage.children(), x)
-            features.append(x)
-        return features
-
-    def walk(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
-        """Go through the stages, as `VideoNetwork.walk` says."""
-        x = self._stem(clips)
+    def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
+        self.check_clips(clips, size=32)
+        x = self.stem_time(convolve(clips, self.stem_space))
         for stage in self.blocks:
             x = yield self.run_blocks(stage.children(), x)
-        return self.head(x)
-
-    def _stem(self, clips: Tensor) -> Tensor:
-        self.check_clips(clips, size=32)
-        return self.stem_time(convolve(clips, self.stem_space))
+        return x
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features into logits, or the logarithms of probabilities averaged over windows."""
