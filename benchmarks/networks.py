@@ -9,7 +9,8 @@ in, and the contestants take turns: a ratio compares passes that ran within seco
 Peers run as their documentation says: default memory layout, eval mode and inference mode for a forward pass. Ours
 runs plain, and folded (`vidfuse.networks.fold_batch_norm`). A training step is forward, cross-entropy, backward and
 SGD with momentum. MMAction2's TIN needs a CUDA operator, and gets a pure PyTorch one here. On a machine that others
-use too, `--cpu-time` compares processor time, which their work disturbs least.
+use too, `--cpu-time` compares processor time, which their work disturbs least. Rows join those of an earlier run in
+the same file.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import argparse
 import json
 import math
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         Worker(json.loads(options.worker)).serve()
         return
-    rows: list[dict[str, Any]] = []
+    rows = load(options)
     for network in options.networks:
         for row in compare(network, options):
-            rows.append(row)
-            save(rows, options)
-    for key, value in geometric_means(rows).items():
+            rows[row["network"], row["mode"], row["batch"]] = row
+            save(list(rows.values()), options)
+    for key, value in geometric_means(list(rows.values())).items():
         print(f"geometric mean of the ratios, {key}: {value:.2f}")
 
 
@@ -80,12 +84,28 @@ def geometric_means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {key: math.exp(statistics.fmean(logarithms)) for key, logarithms in groups.items()}
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what all rows of a file have in common."""
+    names = ("threads", "cpu_time", "device", "bfloat16", "compile")
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    processor = f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"
+    return {"processor": processor, **{name: getattr(options, name) for name in names}}
+
+
+def load(options: argparse.Namespace) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Read the rows of an earlier run, which new ones join or replace: a long benchmark can be run in portions."""
+    if not options.output.exists():
+        return {}
+    content = json.loads(options.output.read_text(encoding="utf-8"))
+    if content["settings"] != settings_of(options):
+        raise SystemExit(f"{options.output} was measured with {content['settings']}; choose another --output")
+    return {(row["network"], row["mode"], row["batch"]): row for row in content["rows"]}
+
+
 def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write what is known so far: a long run that is cut short loses nothing."""
-    settings = {
-        key: getattr(options, key) for key in ("threads", "rounds", "cpu_time", "device", "bfloat16", "compile")
-    }
-    content = {"settings": settings, "geometric_means": geometric_means(rows), "rows": rows}
+    rows.sort(key=lambda row: (row["batch"], MODES.index(row["mode"]), list(ROWS).index(row["network"])))
+    content = {"settings": settings_of(options), "geometric_means": geometric_means(rows), "rows": rows}
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -113,7 +133,7 @@ def compare(network: str, options: argparse.Namespace) -> Iterator[dict[str, Any
             finally:
                 for contestant in contestants.values():
                     contestant.close()
-            row = {"network": network, "mode": mode, "batch": batch, **row}
+            row = {"network": network, "mode": mode, "batch": batch, "rounds": options.rounds, **row}
             if options.device == "cuda":
                 row["clips_a_second"] = batch / row["seconds"]["vidfuse"]
                 row["share_of_peak"] = row["clips_a_second"] * operations(network, mode) / (options.peak * 1e12)
@@ -138,6 +158,7 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Any]:
         "fastest_peer": fastest,
         "seconds": medians,
         "memory_mib": memory,
+        "versions": {package: contestant.version for package, contestant in contestants.items()},
     }
 
 
@@ -175,7 +196,8 @@ class Contestant:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
-        self.memory = float(self._ask()["mib"])  # the first pass warms up and measures memory
+        first = self._ask()  # the first pass warms up and measures memory
+        self.memory, self.version = float(first["mib"]), first["version"]
 
     def step(self) -> float:
         """Do a pass and return its seconds."""
@@ -230,7 +252,8 @@ class Worker:
         """Answer each line of the standard input with the seconds of a pass; the first also with its memory."""
         before = self.start_memory()
         self.one_pass()
-        self.reply(mib=self.peak_memory() - before)
+        mib = self.peak_memory() - before
+        self.reply(mib=mib, version=f"{metadata.version(self.spec['package'])}, torch {self.torch.__version__}")
         for _ in range(3 if self.device == "cuda" else 0):
             self.one_pass()
         sys.stdin.readline()
@@ -242,7 +265,7 @@ class Worker:
                 self.one_pass()
             self.reply(seconds=(clock() - start) / count)
 
-    def reply(self, **content: float) -> None:
+    def reply(self, **content: float | str) -> None:
         """Send a line of JSON."""
         self.replies.write(json.dumps(content) + "\n")
         self.replies.flush()
