@@ -20,6 +20,8 @@ T_MAX: Final = 100.0
 
 _PROMISE: Final = 1e-7  # nats
 _TARGET: Final = 5e-8
+_EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
+_ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
 
 
@@ -30,6 +32,10 @@ class Penalty:
     quadratic: NDArray[np.float64]
     linear: NDArray[np.float64]
     constant: float = 0.0
+
+    def only(self, members: NDArray[np.intp]) -> Penalty:
+        """Return the same penalty where all other members weigh 0."""
+        return Penalty(self.quadratic[np.ix_(members, members)], self.linear[members], self.constant)
 
     def add_to(self, moments: Moments, beta: NDArray[np.float64]) -> Moments:
         """Return the moments of likelihood and penalty together."""
@@ -69,9 +75,8 @@ class LogLinearFit:
         beta: (M,), weights over temperature.
         value: the objective: mean negative log-likelihood plus penalty, in nats.
         gap: how much lower any β within the bounds could bring it, at most, in nats.
-        passes: passes over the stack.
+        passes: passes over the stack; one over some members alone counts as their share.
         at_bound: whether the lowest temperature was reached.
-        hessian: the objective's Hessian at the last place where it was computed.
     """
 
     beta: NDArray[np.float64]
@@ -79,7 +84,6 @@ class LogLinearFit:
     gap: float
     passes: float
     at_bound: bool
-    hessian: NDArray[np.float64]
 
 
 def frank_wolfe_gap(beta: NDArray[np.float64], gradient: NDArray[np.float64]) -> float:
@@ -102,8 +106,9 @@ def fit_log_linear(
     """Minimise a log-linear pool's mean negative log-likelihood over ``β ≥ 0, 1/T_max ≤ Σβ ≤ 1/T_min``.
 
     Projected Newton: each step solves the quadratic model over the constraints exactly (`solve_qp`). A large stack
-    is first fitted on a part of its videos, then in float32; the last passes and the certificate are in float64 on
-    all videos. Among optima, the one of least norm.
+    is first fitted on a part of its videos, then in float32 and at last in float64 over the members that have a weight
+    there or nearly do; the certificate is in float64 on all videos and members, and names those that are to join.
+    Among optima, the one of least norm.
 
     Args:
         passes: the videos, within its context.
@@ -115,40 +120,90 @@ def fit_log_linear(
     penalty = penalty or Penalty(np.zeros((members, members)), np.zeros(members))
     beta = np.full(members, 1.0 / members) if start is None else start
     moments: Moments | None = None
-    rough = np.eye(members)
+    curvature = np.zeros((members, members))
     if passes.numbers > _SMALL:
-        beta, rough = _warm_start(passes, penalty, beta)
-        beta, moments = _polish(passes, penalty, beta, rough)
+        beta, active = _on_sample(passes, penalty, beta)
+        beta, moments, curvature = _over_active(passes, penalty, beta, active)
     if moments is None:
         beta, moments = _newton(passes, penalty, beta, double=True, tolerance=0.0, limit=60)
     if free and moments.value < np.log(2.0) * passes.omega[passes.omega > 0].min() and beta.sum() < 1 / T_MIN:
         # Every video's true class has more than half of the probability: a lower temperature is always better.
         beta, moments = _newton(passes, penalty, beta / (T_MIN * beta.sum()), double=True, tolerance=0.0, limit=60)
-    hessian = rough if moments.hessian is None else moments.hessian
-    if moments.hessian is None and _condition(hessian) < 1e-4:
-        hessian = _of(penalty.add_to(passes.moments(beta), beta))
-    shortest = least_norm(beta, hessian, 1 / T_MAX, 1 / T_MIN)
+    beta, moments = _shortest(passes, penalty, beta, moments, curvature)
     gap = frank_wolfe_gap(beta, moments.gradient)
-    if shortest is not beta and np.abs(shortest - beta).max() > 1e-12:
-        candidate = penalty.add_to(passes.moments(shortest, hessian=False), shortest)
-        candidate_gap = frank_wolfe_gap(shortest, candidate.gradient)
-        if candidate_gap <= max(gap, _TARGET):
-            beta, moments, gap = shortest, candidate, candidate_gap
     at_bound = beta.sum() >= (1 - 1e-9) / T_MIN
-    return LogLinearFit(beta, moments.value, gap, passes.count, bool(at_bound), hessian)
+    return LogLinearFit(beta, moments.value, gap, passes.count, bool(at_bound))
 
 
-def _warm_start(
+def _on_sample(
     passes: Passes, penalty: Penalty, beta: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Come near the optimum on a part of the videos, then in float32 on all; return β and a Hessian near it."""
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Come near the optimum on a part of the videos; return β and the members that may have a weight on all of them.
+
+    A member without a weight stays in play while its slope is within two standard deviations of 0; the Hessian is the
+    variance of a video's slope (the information equality).
+    """
     sample = passes.sample(max(200, min(len(passes.stack) // 8, 4096)))
-    if sample is not passes:
-        with sample:
-            beta, _ = _newton(sample, penalty, beta, double=False, tolerance=1e-5, limit=12)
-        passes.count += sample.count * len(sample.stack) / len(passes.stack)
-    beta, moments = _newton(passes, penalty, beta, double=False, tolerance=1e-4, limit=12)
-    return beta, _of(moments)
+    if sample is passes:
+        return beta, np.arange(len(beta))
+    with sample:
+        near, moments = _newton(sample, penalty, beta, double=False, tolerance=1e-5, limit=12)
+    passes.count += sample.count * len(sample.stack) / len(passes.stack)
+    deviation = np.sqrt(np.diag(_of(moments)) * (sample.omega @ sample.omega))
+    return near, np.flatnonzero((near > 0) | (moments.gradient < 2.0 * deviation))
+
+
+def _over_active(
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], active: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], Moments | None, NDArray[np.float64]]:
+    """Fit the active members, let in those that the certificate names, and so on; no moments without success.
+
+    The last value is a Hessian from nearby (M, M), which is 0 outside the active members.
+    """
+    curvature = np.zeros((len(beta), len(beta)))
+    for _ in range(_ROUNDS):
+        whole = len(active) == len(beta)
+        some, pull = (passes, penalty) if whole else (passes.only(active), penalty.only(active))
+        inner, rough = _newton(some, pull, beta[active], double=False, tolerance=1e-4, limit=12)
+        inner, moments = _polish(some, pull, inner, _of(rough))
+        beta = np.zeros(len(beta))
+        beta[active] = inner
+        curvature[:] = 0.0
+        curvature[np.ix_(active, active)] = _of(rough)
+        if whole:
+            return beta, moments, curvature
+        passes.count += some.count * len(active) / len(beta)
+        if moments is None:
+            break
+        moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
+        if frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
+            return beta, moments, curvature
+        better = moments.gradient < moments.gradient @ beta / beta.sum()
+        entering = np.setdiff1d(np.flatnonzero(better), active)
+        if not len(entering):
+            break
+        active = np.union1d(active[inner > 0], entering)
+    return beta, None, curvature
+
+
+def _shortest(
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], moments: Moments, curvature: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Moments]:
+    """Return the optimum of least norm: only members whose slope is the least can share weight among optima."""
+    gradient = moments.gradient
+    equal = np.flatnonzero((beta > 0) | (gradient <= gradient @ beta / beta.sum() + _EQUAL))
+    hessian = (curvature if moments.hessian is None else moments.hessian)[np.ix_(equal, equal)]
+    if moments.hessian is None and _condition(hessian) < 1e-4:
+        hessian = _of(penalty.only(equal).add_to(passes.only(equal).moments(beta[equal]), beta[equal]))
+        passes.count += len(equal) / len(beta)
+    shortest = beta.copy()
+    shortest[equal] = least_norm(beta[equal], hessian, 1 / T_MAX, 1 / T_MIN)
+    if np.abs(shortest - beta).max() > 1e-12:
+        candidate = penalty.add_to(passes.moments(shortest, hessian=False), shortest)
+        gap = frank_wolfe_gap(shortest, candidate.gradient)
+        if gap <= max(frank_wolfe_gap(beta, gradient), _TARGET):
+            return shortest, candidate
+    return beta, moments
 
 
 def _polish(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -151,7 +152,9 @@ class _Part:
         logs = all(kind in ("logits", "log-likelihoods") for kind in self.stack.kinds)
         return logs and not self.floors.any() and self.stack.present is None
 
-    def blocks(self, double: bool, work: Workspace) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
+    def blocks(
+        self, double: bool, work: Workspace, chosen: NDArray[np.intp] | None
+    ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
         """Yield rows, (M, B, K) log-likelihoods, and those of the true class (M, B) where the block is not relative.
 
         In float64 logits are taken as they are stored: nothing of them is rounded.
@@ -159,65 +162,75 @@ class _Part:
         n = len(self.stack)
         slices = [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
         if self.unnormalised:
-            yield from self._from_scores(slices, work.relative)
-        elif self.kept:
-            for rows, block in zip(slices, self.kept, strict=True):
-                if double:
+            yield from self._from_scores(slices, work.relative, chosen)
+        else:
+            for rows, block in self._relative(slices, chosen):
+                if double or not block.flags.c_contiguous:
                     np.copyto(_of_rows(work.relative, rows), block)
                     block = _of_rows(work.relative, rows)
                 yield rows, block, None
-        else:
-            yield from self._from_log_likelihoods(slices, None if self.keep and not double else work.relative)
 
     def _from_scores(
-        self, slices: list[slice], buffer: NDArray[Any]
+        self, slices: list[slice], buffer: NDArray[Any], chosen: NDArray[np.intp] | None
     ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
-        scores = [self.stack.scores(name) for name in self.stack.members]
         if self.true is None:
             truth = self.labels[:, None]
-            self.true = np.stack([np.take_along_axis(score, truth, axis=1)[:, 0] for score in scores]).astype(
-                np.float64
-            )
+            self.true = np.stack(
+                [np.take_along_axis(self.stack.scores(name), truth, axis=1)[:, 0] for name in self.stack.members]
+            ).astype(np.float64)
+        every = chosen is None
+        names = self.stack.members if chosen is None else [self.stack.members[m] for m in chosen]
+        scores, true = [self.stack.scores(name) for name in names], self.true if chosen is None else self.true[chosen]
         double, found = buffer.dtype == np.float64, False
         for rows in slices:
             block = _of_rows(buffer, rows)
-            for target, score, own in zip(block, scores, self.true, strict=True):
-                chosen, offset = score[rows], own[rows, None]
+            for target, score, own in zip(block, scores, true, strict=True):
+                values, offset = score[rows], own[rows, None]
                 if double:
-                    np.copyto(target, chosen)
+                    np.copyto(target, values)
                 else:
-                    np.subtract(chosen, offset.astype(chosen.dtype), out=target, casting="same_kind")
+                    np.subtract(values, offset.astype(values.dtype), out=target, casting="same_kind")
                 if self.veto is not False and np.isneginf(target.min()):
                     found = True
                     np.maximum(target, _VETO + (offset if double else 0.0), out=target)
-            yield rows, block, self.true[:, rows] if double else None
-        self.veto = found or self.veto is True
+            yield rows, block, true[:, rows] if double else None
+        self.veto = found or self.veto is True if every else self.veto
 
-    def _from_log_likelihoods(
-        self, slices: list[slice], buffer: NDArray[Any] | None
-    ) -> Iterator[tuple[slice, NDArray[Any], None]]:
-        members, classes = len(self.stack.members), self.stack.n_classes
-        kept: list[NDArray[np.float32]] = []
-        if buffer is None:
+    def _relative(
+        self, slices: list[slice], chosen: NDArray[np.intp] | None
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield rows and log-likelihoods (M, B, K) relative to the true class, kept from the first time where told."""
+        if not self.keep:
+            yield from self._compute(chosen)
+            return
+        if not self.kept:
+            members, classes = len(self.stack.members), self.stack.n_classes
             memory = np.empty(members * len(self.stack) * classes, dtype=np.float32)  # one piece: few page faults
-            for rows in slices:
+            for rows, block in self._compute(None):
                 inner = memory[rows.start * members * classes : rows.stop * members * classes]
-                kept.append(inner.reshape(members, rows.stop - rows.start, classes))
-        for index, (rows, block) in enumerate(floored_blocks(self.stack, self.floors, self.step)):
+                self.kept.append(inner.reshape(block.shape))
+                np.copyto(self.kept[-1], block)
+        for rows, block in zip(slices, self.kept, strict=True):
+            yield rows, block if chosen is None else block[chosen]
+
+    def _compute(self, chosen: NDArray[np.intp] | None) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        stack, floors = self.stack, self.floors
+        if chosen is not None:
+            stack, floors = stack.select([stack.members[m] for m in chosen]), floors[chosen]
+        for rows, block in floored_blocks(stack, floors, self.step):
             relative = block.swapaxes(0, 1)
             relative -= np.take_along_axis(relative, self.labels[None, rows, None], axis=2)
             np.maximum(relative, _VETO, out=relative)
-            target = kept[index] if buffer is None else _of_rows(buffer, rows)
-            np.copyto(target, relative)
-            yield rows, target, None
-        self.kept = kept
+            yield rows, relative
 
-    def moments(self, beta: NDArray[np.float64], hessian: bool, double: bool) -> Moments:
+    def moments(
+        self, beta: NDArray[np.float64], hessian: bool, double: bool, chosen: NDArray[np.intp] | None
+    ) -> Moments:
         """Return this part's share of the moments."""
         total = _zero(len(beta), hessian)
         shape = (len(beta), min(self.step, len(self.stack)), self.stack.n_classes)
         work = Workspace(shape, np.float64 if double else np.float32)
-        for rows, block, true in self.blocks(double, work):
+        for rows, block, true in self.blocks(double, work, chosen):
             share = block_moments(block, self.omega[rows], beta, true=true, hessian=hessian, work=work)
             total = _add(total, share)
         return total
@@ -226,7 +239,7 @@ class _Part:
         """Return each video's gradient (N, M), without its weight."""
         shape = (len(beta), min(self.step, len(self.stack)), self.stack.n_classes)
         work = Workspace(shape, np.float64)
-        return np.concatenate([_gradients(block, true, beta) for _, block, true in self.blocks(True, work)])
+        return np.concatenate([_gradients(block, true, beta) for _, block, true in self.blocks(True, work, None)])
 
 
 def _of_rows(buffer: NDArray[Any], rows: slice) -> NDArray[Any]:
@@ -295,6 +308,7 @@ class Passes:
         self._context = ExitStack()
         self._pool: Parallel | None = None
         self.count = 0.0
+        self._chosen: NDArray[np.intp] | None = None
 
     def __enter__(self) -> Self:
         self._context.enter_context(threadpool_limits(1, user_api="blas"))
@@ -321,13 +335,21 @@ class Passes:
         ]
         return Passes(LogitStack(copies), self.labels[chosen], omega / share, self.floors, self.n_jobs)
 
+    def only(self, members: NDArray[np.intp]) -> Passes:
+        """Return the same passes over some members alone, by their places: β has their length, the others weigh 0."""
+        view = copy(self)
+        view._chosen, view.count = members, 0.0
+        return view
+
     def moments(self, beta: NDArray[np.float64], *, hessian: bool = True, double: bool = True) -> Moments:
         """Return value, gradient and (on request) Hessian at β, in float32 arithmetic or in float64."""
         self.count += 1
         if self._pool is None:
-            shares = [part.moments(beta, hessian, double) for part in self._parts]
+            shares = [part.moments(beta, hessian, double, self._chosen) for part in self._parts]
         else:
-            shares = self._pool(delayed(_Part.moments)(part, beta, hessian, double) for part in self._parts)
+            shares = self._pool(
+                delayed(_Part.moments)(part, beta, hessian, double, self._chosen) for part in self._parts
+            )
         total = _zero(len(beta), hessian)
         for share in shares:
             total = _add(total, share)

@@ -14,7 +14,7 @@ from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.base import Floor, Missing, floored_blocks
 from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.learned_linear import fit_linear
-from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, LogLinearFit, fit_log_linear, shrinkage_penalty
+from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, Penalty, fit_log_linear, shrinkage_penalty
 from vidfuse.fusion.learned_passes import Passes
 from vidfuse.fusion.learned_qp import solve_qp
 from vidfuse.fusion.learned_shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
@@ -136,8 +136,8 @@ class LogLinearPool(Pool):
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
             )  # fmt: skip
             self.class_weights_ = classes.beta[[stack.members.index(name) for name in self.members_]]
-        pull = np.zeros(len(direction)) if penalty is None else penalty.quadratic @ fit.beta - penalty.linear
-        return fit.beta / fit.beta.sum(), _OneStep(fit, pull, Passes(stack, labels, omega, floors, self.n_jobs))
+        again = Passes(stack, labels, omega, floors, self.n_jobs)
+        return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         if self.class_weights_ is None or stack.present is not None or len(stack.members) < len(self.members_):
@@ -220,18 +220,23 @@ def _refit_linear(log_true: NDArray[np.float64], omega: NDArray[np.float64]) -> 
 class _OneStep:
     """Return the weights after one Newton step on resampled videos, the curvature held.
 
-    The videos' gradients are computed when they are first asked for; a copy that was pickled has none.
+    The videos' gradients and the curvature are computed when first asked for; a copy that was pickled has none.
     """
 
-    def __init__(self, fit: LogLinearFit, pull: NDArray[np.float64], passes: Passes) -> None:
-        self._fit, self._pull, self._passes = fit, pull, passes
+    def __init__(self, beta: NDArray[np.float64], penalty: Penalty | None, passes: Passes) -> None:
+        self._beta, self._penalty, self._passes = beta, penalty, passes
         self._gradients: NDArray[np.float64] | None = None
+        self._hessian = np.zeros((len(beta), len(beta)))
+        self._pull = np.zeros(len(beta)) if penalty is None else penalty.quadratic @ beta - penalty.linear
 
     def __call__(self, omega: NDArray[np.float64]) -> NDArray[np.float64]:
-        beta, hessian = self._fit.beta, self._fit.hessian
+        beta = self._beta
         if self._gradients is None:
+            moments = self._passes.moments(beta)
+            hessian = (moments if self._penalty is None else self._penalty.add_to(moments, beta)).hessian
+            self._hessian = self._hessian if hessian is None else hessian
             self._gradients = self._passes.gradients(beta)
-        ridge = hessian + (1e-10 * np.trace(hessian) + 1e-300) * np.eye(len(beta))
+        ridge = self._hessian + (1e-10 * np.trace(self._hessian) + 1e-300) * np.eye(len(beta))
         slope = omega @ self._gradients + self._pull
         moved = solve_qp(ridge, ridge @ beta - slope, 1.0 / T_MAX, 1.0 / T_MIN, beta)
         return np.asarray(moved / moved.sum())
