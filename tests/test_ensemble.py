@@ -1,5 +1,7 @@
 """One module of a recipe and its networks agrees with the recipe on the networks' scores."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,24 @@ def test_members_may_have_clips_of_their_own(models):
         fused = vf.Ensemble(recipe, models)(clips)
         scores = {name: model(clips[name]).numpy() for name, model in models.items()}
     np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda z: SimpleNamespace(logits=z), lambda z: {"logits": z}], ids=["object", "mapping"]
+)
+def test_answers_of_other_libraries_are_read(models, wrap):
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, clips):
+            return wrap(self.inner(clips))
+
+    recipe = fitted(vf.LogLinearPool(), models)
+    clips = torch.randn(6, 3, 2, 2, 2)
+    wrapped = vf.Ensemble(recipe, {name: Wrapped(model) for name, model in models.items()})
+    assert torch.equal(wrapped(clips), vf.Ensemble(recipe, models)(clips))
 
 
 def test_gradients_reach_every_member_with_a_weight(models):

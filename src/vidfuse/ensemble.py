@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from vidfuse.recipe import Recipe
 try:
     import torch
     from torch import Tensor, nn
+
+    from vidfuse.training.state import logits_of
 except ImportError as error:
     raise MissingExtraError("an ensemble of networks", "networks") from error
 
@@ -30,7 +31,7 @@ class Ensemble(nn.Module):
 
     Args:
         recipe: The fitted ensemble.
-        models: {member: network}, each `clips -> logits` or an object with `.logits`.
+        models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`.
 
     Raises:
         AlignmentError: The models are not the recipe's members.
@@ -84,8 +85,7 @@ def _own(clips: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
 def _scores(model: nn.Module, clips: Tensor) -> Tensor:
     """Return a member's logits (N, K), or (N, V, K) of clips with views."""
     views = clips.ndim == 6
-    answer: Any = model(clips.flatten(0, 1) if views else clips)
-    logits: Tensor = getattr(answer, "logits", answer)
+    logits = logits_of(model(clips.flatten(0, 1) if views else clips))
     return logits.unflatten(0, (-1, clips.shape[1])) if views else logits
 
 
