@@ -149,8 +149,8 @@ def describe_costs(costs: Sequence[Cost]) -> str:
     lines = [f"{'member':12s} {'network':18s}  " + "  ".join(heads)]
     for c in costs:
         numbers = (
-            f"{c.gmacs:.1f}", f"{c.gmacs_per_second:.0f}", f"{c.train_hours:.1f}", f"{c.extract_hours:.2f}",
-            f"{c.decode_hours:.0f}", f"{c.cores:.1f}", f"{c.cache_bytes / 1e9:.2f}", f"{c.checkpoint_bytes / 1e9:.2f}",
+            f"{c.gmacs:.1f}", f"{c.gmacs_per_second:.5g}", f"{c.train_hours:.1f}", f"{c.extract_hours:.2f}",
+            f"{c.decode_hours:.0f}", f"{c.cores:.3g}", f"{c.cache_bytes / 1e9:.2f}", f"{c.checkpoint_bytes / 1e9:.2f}",
         )  # fmt: skip
         cells = (f"{number:>{len(head)}s}" for number, head in zip(numbers, heads, strict=True))
         lines.append(f"{c.member:12s} {c.network:18s}  " + "  ".join(cells))
