@@ -285,7 +285,7 @@ def test_row_30_truncated_part(tmp_path):
         load_stack(tmp_path)
 
 
-@pytest.mark.parametrize("where", [1, 10, 20, 60, 90, 400, -1])
+@pytest.mark.parametrize("where", [1, 10, 20, 60, 90, 400, -79, -48, -1])  # length, header, ids, scores
 def test_row_31_one_flipped_bit(tmp_path, where):
     part = one_part(tmp_path)
     content = bytearray(part.read_bytes())
