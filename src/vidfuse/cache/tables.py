@@ -145,7 +145,7 @@ def _values(frame: Any, name: str) -> NDArray[Any]:
 def _floats(values: NDArray[Any], name: str, text: bool) -> NDArray[np.floating[Any]]:
     if text:
         try:
-            return np.fromiter(map(float, values.tolist()), np.float64, len(values))  # ten times faster than astype
+            return np.fromiter(map(float, values.tolist()), np.float64, len(values))  # twice as fast as astype
         except ValueError as error:
             raise InputError(f"column {name!r}: expected numbers: {error}") from error
     if values.dtype.kind != "f":
