@@ -127,6 +127,13 @@ def test_row_42_the_refused_name_is_told():
         loads(pickle.dumps(os.system))
 
 
+@pytest.mark.parametrize("dtype", ["M8[s]", "V3", "c8", [("a", "f4")]])
+def test_row_42_arrays_of_anything_but_numbers_and_texts_are_refused(dtype):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(InputError, match="but it needs an array of dtype"):
+            loads(pickle.dumps(np.zeros(2, dtype), protocol=protocol))
+
+
 def doubled(levels):
     """Lists of two references to the list before: 2^levels leaves in a few bytes."""
     return b"\x80\x04]\x94" + b"".join(b"]\x94(h%ch%ce" % (i, i) for i in range(levels)) + b"."
