@@ -103,3 +103,10 @@ def test_bad_input():
         vf.diversity(np.zeros((4, 2, 3)))
     with pytest.raises(InputError, match="reduce_views"):
         vf.diversity(vf.LogitStack.from_arrays(np.zeros((4, 2, 3, 3)), labels=[0, 1, 2, 0]))
+
+
+def test_an_infinite_loss_has_no_shares():
+    z, y = ensemble(9, n=10, m=2)
+    z[0, 0, y[0]] = -np.inf
+    with pytest.raises(InputError, match="floor above 0"):
+        vf.shapley_values(stack_of(z, y), "nll", RULE)

@@ -129,3 +129,31 @@ def test_bad_arguments(options, message):
     z, y = ensemble(7)
     with pytest.raises(InputError, match=message):
         greedy_search(stack_of(z, y), **options)
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+def test_every_round_of_a_long_search_scores_as_the_pool(kind):
+    z, y = ensemble(7, n=80, m=11, k=6, ties=True, signal=3.0)
+    stack = stack_of(z * 0.7, y)
+    found = greedy_search(stack, "accuracy", 40, kind=kind)
+    assert found.path[0][1] == pytest.approx(max((z[:, j].argmax(1) == y).mean() for j in range(11)), abs=1e-12)
+    pool = vf.LinearPool if kind == "linear" else vf.LogLinearPool
+    names = [name for name, _ in found.path]
+    for rounds in (2, 9, 25, 40):
+        counts = {name: float(names[:rounds].count(name)) for name in stack.members}
+        own = pool(weights=counts).fit(stack).score(stack)
+        assert found.path[rounds - 1][1] == pytest.approx(own, abs=1e-12)
+
+
+def test_bags_start_over():
+    z, y = ensemble(8, n=90, m=9, k=5)
+    found = greedy_search(stack_of(z, y), "accuracy", 12, bagging=3, sorted_start=2)
+    assert len(found.path) == 36 and sum(found.weights.values()) == pytest.approx(1)
+
+
+def test_a_thousand_members():
+    z, y = ensemble(9, n=20, m=1000, k=4)
+    stack = stack_of(z, y)
+    found = greedy_search(stack, "accuracy", 3, kind="log-linear", sorted_start=1)
+    pool = vf.LogLinearPool(weights={name: found.weights.get(name, 0.0) for name in stack.members})
+    assert found.score == pytest.approx(pool.fit(stack).score(stack), abs=1e-12)

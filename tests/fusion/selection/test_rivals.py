@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_cases import ensemble, stack_of
 
+from vidfuse.fusion.selection import rivals
 from vidfuse.fusion.selection.hits import lay_out
 from vidfuse.fusion.selection.rivals import find_rivals
 
@@ -66,3 +67,20 @@ def test_the_layout_by_slots_is_a_permutation_that_keeps_videos_together(seed):
     for slot in range(len(offsets) - 1):
         part = laid[offsets[slot] : offsets[slot + 1]]
         assert part.tolist() == videos[: len(part)].tolist()
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_blocks_and_threads_change_nothing(monkeypatch, linear):
+    z, y = ensemble(3, n=100, m=3, k=8)
+    stack = stack_of(z, y)
+    whole = find_rivals(stack, y, np.zeros(3), linear=linear)
+    monkeypatch.setattr(rivals, "_NUMBERS", 120)
+    pieces = find_rivals(stack, y, np.zeros(3), linear=linear)
+    for name in ("right", "rows", "classes", "margins", "scale"):
+        np.testing.assert_array_equal(getattr(pieces, name), getattr(whole, name))
+
+
+def test_a_class_below_a_mean_of_two_in_every_member_is_dropped():
+    z = np.array([[[4.0, 0.0, 1.5], [0.0, 4.0, 1.5]]], np.float32)  # 1.5 < (4 + 0) / 2, beaten by neither alone
+    found = find_rivals(stack_of(z, [0]), np.array([0]), np.zeros(2), linear=False)
+    assert found.classes.tolist() == [1]

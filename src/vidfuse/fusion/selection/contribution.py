@@ -121,7 +121,7 @@ def shapley_values(
         labels: True classes, shape (N,); the stack's own by default.
 
     Raises:
-        InputError: More than 16 members, or labels are missing.
+        InputError: More than 16 members, a subset of infinite loss, or labels are missing.
 
     Source:
         Shapley (1953), A value for n-person games, eq. 12; for ensembles, Rozemberczki and Sarkar (2021), CIKM, The
@@ -148,6 +148,11 @@ def shapley_values(
     value = np.empty(1 << n_members)
     value[0] = sign * empty
     value[found.table.masks.astype(np.int64)] = sign * found.table.scores
+    if not np.isfinite(value).all():
+        raise InputError(
+            "some subset's score is infinite: a member gives a true class probability 0, and differences of infinite "
+            "scores are no values; give the pool a floor above 0"
+        )
     sets = np.arange(1 << n_members)
     size = np.bitwise_count(sets)
     share = np.array([1 / (n_members * comb(n_members - 1, s)) for s in range(n_members)])

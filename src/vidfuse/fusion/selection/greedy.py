@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
@@ -26,7 +28,7 @@ Kind = Literal["linear", "log-linear"]
 Gains = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 """From the counts so far (M,) and candidates (C,) to the score, higher is better, with each one more (C,).
 
-That of a candidate which another one beats may be a lower bound.
+From the second round on, that of a candidate which another one beats may be a lower bound.
 """
 
 
@@ -121,7 +123,8 @@ def greedy_search(
             allowed[:] = False
             size = max(1, round(bag_fraction * n_members))
             allowed[rng.choice(n_members, size=size, replace=False)] = True
-        order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
+        with threadpool_limits(1, user_api="blas") if objective == "nll" else nullcontext():  # small products
+            order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
         kept = int(np.flatnonzero(scores >= scores.max() - TIE)[0]) + 1
         counts = np.bincount(order[:kept], minlength=n_members)
         shares += counts / kept
@@ -178,8 +181,7 @@ def _grow(
     scores: list[float] = []
     start = np.zeros(0, np.int64)
     if sorted_start:
-        singles = np.concatenate([gains(counts, free[[i]]) for i in range(len(free))])
-        start = free[np.argsort(-singles, kind="stable")[:sorted_start]]
+        start = free[np.argsort(-gains(counts, free), kind="stable")[:sorted_start]]
     for step in range(max(rounds, len(start))):
         candidates = start[[step]] if step < len(start) else free
         if not len(candidates):

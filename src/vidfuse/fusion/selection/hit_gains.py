@@ -80,7 +80,10 @@ class HitGains:
         self._videos = rows[self._begin]
 
     def __call__(self, counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the score with each candidate one more, shape (C,); a lower bound where another one beats it."""
+        """Return the score with each candidate one more, shape (C,).
+
+        Once there are counts, that of a candidate which another one beats may be a lower bound.
+        """
         ahead = counts - self._since
         if ahead.min() < 0 or ahead.sum() >= self._rounds:
             self._open(counts)
@@ -116,9 +119,9 @@ class HitGains:
         candidate: NDArray[np.int64],
         rows: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """Add what the judge says of (candidate, video) pairs, for candidates that may be the best."""
+        """Add what the judge says of pairs (candidate, video): once there are counts, of those that may be best."""
         most = scores + np.bincount(candidate, self._a[rows], minlength=len(scores))
-        asked = (most >= scores.max() - TIE)[candidate]
+        asked = (most >= scores.max() - TIE)[candidate] | (not counts.any())
         if asked.any():
             candidate, rows = candidate[asked], rows[asked]
             ensembles = counts + np.eye(len(counts))[candidates[candidate]]
