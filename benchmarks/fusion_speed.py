@@ -1,10 +1,12 @@
 """How fast are the learned fits? Every ratio is taken side by side, in one run, from the same stack of logits.
 
-    python benchmarks/fusion_speed.py [--autogluon PYTHON] [--repeats 5] [--cache-gb 0] [--out FILE]
+    python benchmarks/fusion_speed.py [--autogluon PYTHON] [--repeats 5] [--cache-gb 0] [--dask PYTHON] [--out FILE]
 
 Log-linear (no shrinkage): against SciPy's L-BFGS-B with the exact gradient on the same objective, in float64, which
 also has to build its array of log-likelihoods from the stack. Linear: against greedy selection on the true class's
-column, and AutoGluon's own `EnsembleSelection`, 25 rounds each. `--cache-gb` writes a cache of that size and fits it.
+column, and AutoGluon's own `EnsembleSelection`, 25 rounds each; AutoGluon gets the members' probabilities, and
+so does the linear pool: once with the building and checking of the stack inside the timed region, and once without.
+`--cache-gb` writes a cache of that size and fits it, and `--dask` fits a part of it once more on two dask workers.
 """
 
 from __future__ import annotations
@@ -41,6 +43,19 @@ start = time.perf_counter()
 selection.fit(list(data["p"]), data["y"])
 print(time.perf_counter() - start)
 np.save(sys.argv[2], selection.weights_)
+"""
+
+DASK = """
+import json, sys, joblib, numpy as np, vidfuse as vf
+from dask.distributed import Client
+if __name__ == "__main__":
+    part = vf.load_stack(sys.argv[1], verify=False)[:40_000]
+    one = vf.LogLinearPool(shrinkage=None).fit(part)
+    with Client(n_workers=2, threads_per_worker=1), joblib.parallel_config(backend="dask", n_jobs=2):
+        two = vf.LogLinearPool(shrinkage=None).fit(part)
+    nll = [float(-np.take_along_axis(p.predict_log_proba(part), part.labels[:, None], 1).mean()) for p in (one, two)]
+    print(json.dumps({"two dask workers: largest difference of a weight": float(abs(one.weights_ - two.weights_).max()),
+                      "two dask workers: difference of the NLL": abs(nll[0] - nll[1])}))
 """
 
 
@@ -126,7 +141,9 @@ def compare(n: int, classes: int, members: int, options: argparse.Namespace) -> 
     if options.autogluon:
         probabilities = {name: np.exp(stack.log_likelihoods()[:, m]) for m, name in enumerate(stack.members)}
         own = vf.LogitStack.from_arrays(probabilities, labels=y, kind="probabilities")
-        path_time, pool = best(lambda: vf.LinearPool(floor=0.0).fit(own), options.repeats)
+        fit_time, _ = best(lambda: vf.LinearPool(floor=0.0).fit(own), options.repeats * 2)
+        path_time, _ = best(lambda: vf.LinearPool(floor=0.0).fit(
+            vf.LogitStack.from_arrays(probabilities, labels=y, kind="probabilities")), options.repeats)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             np.savez(f"{folder}/in.npz", p=np.stack(list(probabilities.values())), y=y)
             Path(f"{folder}/run.py").write_text(AUTOGLUON)
@@ -135,14 +152,15 @@ def compare(n: int, classes: int, members: int, options: argparse.Namespace) -> 
             weights = np.load(f"{folder}/w.npy")
         gluon = float(out.stdout.strip().splitlines()[-1])
         gluon_nll = float(-np.log(np.exp(log_true) @ weights).mean())
-        row |= {"linear pool, from probabilities, seconds": path_time, "AutoGluon seconds": gluon,
-                "linear pool: ratio to AutoGluon": gluon / path_time,
+        row |= {"linear pool, from arrays, seconds": path_time, "linear pool, from a stack, seconds": fit_time,
+                "AutoGluon seconds": gluon, "linear pool, from arrays: ratio to AutoGluon": gluon / path_time,
+                "linear pool, from a stack: ratio to AutoGluon": gluon / fit_time,
                 "solver alone: ratio to AutoGluon": gluon / linear_time,
                 "linear NLL - AutoGluon's": linear.nll - gluon_nll}  # fmt: skip
     return row
 
 
-def out_of_core(gigabytes: float, folder: Path) -> dict[str, Any]:
+def out_of_core(gigabytes: float, folder: Path, dask: Path | None) -> dict[str, Any]:
     """Write a cache of so many gigabytes, fit it in a fresh process, and report its peak memory and rate."""
     members, classes = 7, 400
     n = int(gigabytes * 1e9 / (members * classes * 4))
@@ -155,7 +173,14 @@ def out_of_core(gigabytes: float, folder: Path) -> dict[str, Any]:
             for name, writer in writers.items():
                 writer.append(ids, logits[name], labels=y)
     out = subprocess.run([sys.executable, __file__, "--fit", str(folder)], check=True, capture_output=True, text=True)
-    return json.loads(out.stdout)
+    row: dict[str, Any] = json.loads(out.stdout)
+    if dask:
+        with tempfile.TemporaryDirectory() as scripts:
+            script = Path(scripts, "run.py")
+            script.write_text(DASK)
+            out = subprocess.run([dask, script, folder], check=True, capture_output=True, text=True)
+        row |= json.loads(out.stdout.strip().splitlines()[-1])
+    return row
 
 
 def fit_cache(folder: Path) -> dict[str, Any]:
@@ -200,6 +225,7 @@ def main() -> None:
     parser.add_argument("--autogluon", type=Path, help="a Python that has autogluon.core")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache-gb", type=float, default=0.0)
+    parser.add_argument("--dask", type=Path, help="a Python that has dask.distributed and vidfuse")
     parser.add_argument("--folder", type=Path, help="where the generated cache goes")
     parser.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
@@ -213,7 +239,7 @@ def main() -> None:
         _show(results[-1])
     if options.cache_gb:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            results.append(out_of_core(options.cache_gb, Path(folder)))
+            results.append(out_of_core(options.cache_gb, Path(folder), options.dask))
             _show(results[-1])
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

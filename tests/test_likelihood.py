@@ -19,6 +19,7 @@ from vidfuse.likelihood import (
     log_sum_exp,
     mix_floor,
     reduce_views_array,
+    row_sums,
     votes_to_log_proba,
 )
 
@@ -207,3 +208,10 @@ def test_a_floor_lifts_a_views_veto():
 def test_block_rows_is_at_least_one():
     assert block_rows(10**9) == 1
     assert block_rows(100, budget=1000) == 10
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_row_sums_are_exact_to_float64(dtype):
+    x = np.random.default_rng(0).random((700, 3, 401)).astype(dtype)
+    exact = [[float(mpmath.fsum(row.astype(float))) for row in video] for video in x[::100]]
+    np.testing.assert_allclose(row_sums(x)[::100], exact, rtol=1e-14)

@@ -24,6 +24,7 @@ __all__ = [
     "log_sum_exp",
     "mix_floor",
     "reduce_views_array",
+    "row_sums",
     "votes_to_log_proba",
 ]
 
@@ -130,6 +131,28 @@ def log_sum_exp(x: ArrayLike) -> NDArray[np.float64]:
         peak = rows[piece].max(axis=1)
         total = np.exp(rows[piece] - peak[:, None]).sum(axis=1, dtype=np.float64)
         result[piece] = np.log(total) + peak
+    return result.reshape(array.shape[:-1])
+
+
+def row_sums(x: ArrayLike) -> NDArray[np.float64]:
+    """Return ``Σ_k x_k`` over the last axis, summed in float64.
+
+    Args:
+        x: (..., K).
+
+    Example:
+        >>> row_sums([[0.25, 0.5], [1.0, 2.0]]).tolist()
+        [0.75, 3.0]
+    """
+    array = _as_floating(x)
+    columns = array.shape[-1]
+    rows, ones = array.reshape(-1, columns), np.ones(columns)
+    result = np.empty(len(rows))
+    work = np.empty((min(block_rows(columns, _PIECE), len(rows)), columns))
+    for piece in _pieces(len(rows), columns):
+        scratch = work[: piece.stop - piece.start]
+        np.copyto(scratch, rows[piece])
+        np.dot(scratch, ones, out=result[piece])
     return result.reshape(array.shape[:-1])
 
 

@@ -52,6 +52,7 @@ def test_a_stack_is_the_same_wherever_its_scores_are(any_stack):
     np.testing.assert_array_equal(any_stack.ids, IDS)
     np.testing.assert_array_equal(any_stack.labels, LABELS)
     np.testing.assert_array_equal(any_stack.scores("x3d"), X3D)
+    np.testing.assert_array_equal(any_stack[5:].scores("x3d", slice(3, 30)), X3D[8:35])
     expected = np.stack([log_softmax(z.astype(float), axis=1) for z in (SWIN, X3D)], axis=1)
     np.testing.assert_allclose(any_stack.log_likelihoods(), expected, atol=1e-6)
     np.testing.assert_allclose(np.asarray(any_stack), expected, atol=1e-6)

@@ -108,6 +108,32 @@ def test_large_stacks_take_the_float32_path_to_the_same_optimum(monkeypatch):
     np.testing.assert_array_equal(LogLinearPool(shrinkage=0.1).fit(z, y).weights_, streamed.weights_)
 
 
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_members_left_out_of_the_passes_join_where_the_certificate_names_them(monkeypatch, kind):
+    z, y = problem(n=600, members=12, classes=6, seed=3)
+    if kind == "probabilities":
+        z = np.exp(z - logsumexp(z, axis=2, keepdims=True))
+    stack = LogitStack.from_arrays(z, labels=y, kind=kind)
+    expected = LogLinearPool(shrinkage=None).fit(stack)
+    assert (expected.weights_ == 0).any()
+    monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
+    uniform = np.full(12, 1 / 12)
+    for few in ([0], [0, 11], np.arange(11)):  # what a part of the videos may suggest, wrongly
+        monkeypatch.setattr(learned_log_linear, "_on_sample", lambda *_, few=few: (uniform, np.array(few)))
+        pool = LogLinearPool(shrinkage=None).fit(stack)
+        assert pool.optimality_gap_ <= 1e-7
+        np.testing.assert_allclose(pool.weights_, expected.weights_, atol=1e-5)
+
+
+def test_least_norm_counts_a_twin_that_the_passes_left_out(monkeypatch):
+    z, y = problem(n=600, members=3, classes=6, seed=11)
+    twins = np.concatenate([z, z[:, 2:]], axis=1)
+    monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
+    monkeypatch.setattr(learned_log_linear, "_on_sample", lambda *_: (np.full(4, 0.25), np.arange(3)))
+    weights = LogLinearPool(shrinkage=None).fit(twins, y).weights_
+    assert weights[2] == pytest.approx(weights[3], abs=1e-6) and weights[2] > 0
+
+
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_workers_change_nothing(monkeypatch, backend):
     z, y = problem(n=300, seed=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ class PartsSource:
     def __init__(self, parts: Sequence[Part], physical: NDArray[np.int64] | None, *, check: bool = True) -> None:
         self._parts, self._physical, self._check = tuple(parts), physical, check
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
+        self._bounds = self._starts.tolist()
         self._n = int(self._starts[-1]) if physical is None else len(physical)
         self._recent: list[int] = []
 
@@ -62,14 +64,15 @@ class PartsSource:
         return out
 
     def _take_run(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        offset = int(self._starts[first])
-        if first < len(self._parts) and stop <= self._starts[first + 1]:
+        bounds = self._bounds
+        first = bisect_right(bounds, start) - 1
+        offset = bounds[first]
+        if first < len(self._parts) and stop <= bounds[first + 1]:
             return self._read(first)[start - offset : stop - offset]
         out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         at = start
         while at < stop:
-            offset, end = int(self._starts[first]), min(int(self._starts[first + 1]), stop)
+            offset, end = bounds[first], min(bounds[first + 1], stop)
             out[at - start : end - start] = self._read(first)[at - offset : end - offset]
             at, first = end, first + 1
         return out

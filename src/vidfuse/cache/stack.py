@@ -247,19 +247,24 @@ class LogitStack:
             present=present,
         )
 
-    def scores(self, member: str) -> NDArray[np.floating[Any]]:
+    def scores(self, member: str, rows: slice | None = None) -> NDArray[np.floating[Any]]:
         """Return one member's numbers as they are stored, (N, [V,] K), read-only; a view where rows are contiguous.
 
         They are not normalised: `kinds` says what they are. Where the member lacks a video they are NaN.
+
+        Args:
+            member: The member's name.
+            rows: Consecutive videos; by default all. A short run seldom crosses two parts of a cache, and is a view.
         """
         if member not in self.members:
             raise InputError(f"unknown member {member!r}; the stack has {first_few(self.members, 20)}")
         column = self.members.index(member)
         chosen = self._members[column]
-        taken = chosen.source.take(chosen.rows)
-        if self.present is not None and not self.present[:, column].all():
+        run = resolve_rows(slice(None) if rows is None else rows, len(self))
+        taken = chosen.source.take(compose_rows(chosen.rows, run))
+        if self.present is not None and not self.present[run, column].all():
             taken = taken.copy()
-            taken[~self.present[:, column]] = np.nan
+            taken[~self.present[run, column]] = np.nan
         taken = taken.view()
         taken.flags.writeable = False
         return taken

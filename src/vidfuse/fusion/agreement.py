@@ -43,8 +43,11 @@ def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
     n = min(len(complete), _SAMPLE)
     if n < _FEWEST or len(stack.members) < 2:
         return unknown
-    scores = stack.log_likelihoods(complete[np.linspace(0, len(complete) - 1, n).astype(np.int64)])
-    predictions = (scores if stack.n_views is None else scores.mean(axis=2)).argmax(axis=-1)
+    some = stack[complete[np.linspace(0, len(complete) - 1, n).astype(np.int64)]]
+    if some.n_views is None:
+        predictions = np.stack([some.scores(name).argmax(axis=1) for name in some.members], axis=1)
+    else:
+        predictions = some.log_likelihoods().mean(axis=2).argmax(axis=-1)
     frequencies = np.stack([np.bincount(column, minlength=stack.n_classes) / n for column in predictions.T])
     others = 1 - np.eye(len(stack.members))
     agreed = np.average(1 - prediction_disagreement(predictions), axis=1, weights=others)

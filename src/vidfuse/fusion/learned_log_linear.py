@@ -20,6 +20,7 @@ T_MAX: Final = 100.0
 
 _PROMISE: Final = 1e-7  # nats
 _TARGET: Final = 5e-8
+_NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
@@ -147,7 +148,7 @@ def _on_sample(
     if sample is passes:
         return beta, np.arange(len(beta))
     with sample:
-        near, moments = _newton(sample, penalty, beta, double=False, tolerance=1e-5, limit=12)
+        near, moments = _newton(sample, penalty, beta, double=False, tolerance=_NEAR, limit=12)
     passes.count += sample.count * len(sample.stack) / len(passes.stack)
     deviation = np.sqrt(np.diag(_of(moments)) * (sample.omega @ sample.omega))
     return near, np.flatnonzero((near > 0) | (moments.gradient < 2.0 * deviation))
@@ -164,7 +165,7 @@ def _over_active(
     for _ in range(_ROUNDS):
         whole = len(active) == len(beta)
         some, pull = (passes, penalty) if whole else (passes.only(active), penalty.only(active))
-        inner, rough = _newton(some, pull, beta[active], double=False, tolerance=1e-4, limit=12)
+        inner, rough = _newton(some, pull, beta[active], double=False, tolerance=_NEAR, limit=12)
         inner, moments = _polish(some, pull, inner, _of(rough))
         beta = np.zeros(len(beta))
         beta[active] = inner
@@ -209,19 +210,35 @@ def _shortest(
 def _polish(
     passes: Passes, penalty: Penalty, beta: NDArray[np.float64], hessian: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], Moments | None]:
-    """Certify β by gradients alone, stepping with a Hessian from nearby; no moments where that does not succeed."""
+    """Certify β by gradients alone, stepping with a Hessian from nearby; no moments where that does not succeed.
+
+    Each step's change of the gradient corrects the Hessian (BFGS: Nocedal and Wright 2006, equation 6.19).
+    """
     rough = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
-    beta = beta + _newton_step(beta, rough._replace(hessian=hessian))[0]
-    previous = np.inf
+    step = _newton_step(beta, rough._replace(hessian=hessian))[0]
+    gradient, previous = rough.gradient, np.inf
     while True:
+        beta = np.maximum(beta + step, 0.0)
         moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
         gap = frank_wolfe_gap(beta, moments.gradient)
         if gap <= _TARGET:
             return beta, moments
-        if gap > 0.1 * previous:
+        if gap > 0.5 * previous:
             return beta, None
-        previous = gap
-        beta = beta + _newton_step(beta, moments._replace(hessian=hessian))[0]
+        hessian = _corrected(hessian, step, moments.gradient - gradient)
+        gradient, previous = moments.gradient, gap
+        step = _newton_step(beta, moments._replace(hessian=hessian))[0]
+
+
+def _corrected(
+    hessian: NDArray[np.float64], step: NDArray[np.float64], change: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the Hessian nearest to this one that maps the step to the change of the gradient."""
+    mapped = hessian @ step
+    expected, seen = float(step @ mapped), float(step @ change)
+    if not (expected > 0 and 0.1 * expected < seen < 10 * expected):  # rounding, or nothing moved
+        return hessian
+    return hessian + np.outer(change, change) / seen - np.outer(mapped, mapped) / expected
 
 
 def _newton(

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from vidfuse.cache.source import ArraySource
 from vidfuse.cache.stack import LogitStack, Member
 from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows
 
 __all__ = ["Moments", "Passes", "Workspace", "block_moments"]
@@ -174,18 +175,15 @@ class _Part:
         self, slices: list[slice], buffer: NDArray[Any], chosen: NDArray[np.intp] | None
     ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
         if self.true is None:
-            truth = self.labels[:, None]
-            self.true = np.stack(
-                [np.take_along_axis(self.stack.scores(name), truth, axis=1)[:, 0] for name in self.stack.members]
-            ).astype(np.float64)
+            self.true = true_scores(self.stack, self.labels)
         every = chosen is None
         names = self.stack.members if chosen is None else [self.stack.members[m] for m in chosen]
-        scores, true = [self.stack.scores(name) for name in names], self.true if chosen is None else self.true[chosen]
+        true = self.true if chosen is None else self.true[chosen]
         double, found = buffer.dtype == np.float64, False
         for rows in slices:
             block = _of_rows(buffer, rows)
-            for target, score, own in zip(block, scores, true, strict=True):
-                values, offset = score[rows], own[rows, None]
+            for target, name, own in zip(block, names, true, strict=True):
+                values, offset = self.stack.scores(name, rows), own[rows, None]
                 if double:
                     np.copyto(target, values)
                 else:

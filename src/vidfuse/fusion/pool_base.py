@@ -16,9 +16,9 @@ from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.base import Floor, Fuser, Missing, floored_blocks, member_floors
 from vidfuse.fusion.summary import PoolSummary, Refit, summarise
-from vidfuse.fusion.weights import SCORE_WEIGHTS, member_hits, score_weights, true_log_likelihoods
+from vidfuse.fusion.weights import SCORE_WEIGHTS, member_hits, score_weights, true_log_likelihoods, true_scores
 
-__all__ = ["Pool", "Weights"]
+__all__ = ["Pool", "Weights", "check_true_class"]
 
 Weights = str | Sequence[float] | Mapping[str, float] | NDArray[np.float64]
 
@@ -81,7 +81,6 @@ class Pool(Fuser):
         omega = _video_weights(labels, weight, self.class_weight)
         stack, floors = stack.select(order), floors[np.argsort(back)]
         if self.weights == "learned":
-            _check_true_class(stack, labels, floors)
             found, refit = self._learn(stack, labels, omega, floors)
         else:
             by_loss = self.weights == "inverse-nll"
@@ -197,22 +196,24 @@ def _video_weights(
     return np.asarray(omega / omega.sum())
 
 
-def _check_true_class(stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64]) -> None:
-    """Refuse a probability of 0 at the true class, which no weight could make up for."""
-    step = 4096
-    for start in range(0, len(stack), step):
-        part, truth = stack[start : start + step], labels[start : start + step, None]
-        for name, kind, floor in zip(stack.members, stack.kinds, floors, strict=True):
-            if floor > 0:
-                continue
-            true = np.take_along_axis(part.scores(name), truth, axis=1)[:, 0]
-            zero = true == 0 if kind in ("probabilities", "sum") else np.isneginf(true)
-            if zero.any():
-                row = start + int(zero.argmax())
-                raise InputError(
-                    f"a learned fit cannot use a probability of 0 at the true class: {place(row, stack.ids, name)}; "
-                    "set floor=1e-4 or more"
-                )
+def check_true_class(stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64]) -> None:
+    """Refuse a probability of 0 at the true class, which no weight could make up for.
+
+    Raises:
+        InputError: some member without a floor has it.
+
+    Example:
+        >>> check_true_class(LogitStack.from_arrays(np.zeros((4, 2, 3))), np.array([0, 1, 2, 0]), np.zeros(2))
+    """
+    rounded = np.array([kind in ("probabilities", "sum") for kind in stack.kinds])[:, None]
+    zero = (true_scores(stack, labels) == np.where(rounded, 0.0, -np.inf)) & (floors == 0)[:, None]
+    if zero.any():
+        row = int(zero.any(axis=0).argmax())
+        name = stack.members[int(zero[:, row].argmax())]
+        raise InputError(
+            f"a learned fit cannot use a probability of 0 at the true class: {place(row, stack.ids, name)}; "
+            "set floor=1e-4 or more"
+        )
 
 
 def _rescore(

@@ -18,7 +18,7 @@ from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, Penalty, fit_log_lin
 from vidfuse.fusion.learned_passes import Passes
 from vidfuse.fusion.learned_qp import solve_qp
 from vidfuse.fusion.learned_shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
-from vidfuse.fusion.pool_base import Pool, Weights
+from vidfuse.fusion.pool_base import Pool, Weights, check_true_class
 from vidfuse.fusion.summary import Refit
 from vidfuse.fusion.weights import accuracy_weights, member_hits, true_log_likelihoods
 from vidfuse.likelihood import linear_pool, log_linear_pool
@@ -113,6 +113,7 @@ class LogLinearPool(Pool):
         omega: NDArray[np.float64],
         floors: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], Refit]:
+        check_true_class(stack, labels, floors)
         direction = np.full(len(stack.members), 1.0 / len(stack.members))
         if self.shrinkage not in (None, 0):
             direction = accuracy_weights(omega @ member_hits(stack, labels))
@@ -205,6 +206,8 @@ class LinearPool(Pool):
         floors: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], Refit]:
         log_true = true_log_likelihoods(stack, labels, floors)
+        if np.isneginf(log_true).any():
+            check_true_class(stack, labels, floors)
         fit = fit_linear(log_true, omega)
         self.optimality_gap_ = fit.gap
         return fit.weights, partial(_refit_linear, log_true)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.likelihood import block_rows, log_sum_exp
+from vidfuse.likelihood import block_rows, log_sum_exp, row_sums
 
 __all__ = [
     "SCORE_WEIGHTS",
@@ -21,6 +23,7 @@ __all__ = [
     "score_weights",
     "to_simplex",
     "true_log_likelihoods",
+    "true_scores",
 ]
 
 SCORE_WEIGHTS = ("uniform", "accuracy", "log-odds", "inverse-nll")
@@ -28,6 +31,7 @@ SCORE_WEIGHTS = ("uniform", "accuracy", "log-odds", "inverse-nll")
 
 
 _ROWS_AT_ONCE = 1 << 20  # numbers of one member that are looked at together
+_THREADS = min(4, os.cpu_count() or 1)  # each reads one member's scores
 
 
 def member_hits(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -50,6 +54,24 @@ def member_hits(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.bool
     return hits
 
 
+def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each member's score of the true class as it is stored (M, N), in float64.
+
+    Example:
+        >>> true_scores(LogitStack.from_arrays({"a": np.array([[2.0, 1.0], [3.0, 5.0]])}), np.array([0, 1])).tolist()
+        [[2.0, 5.0]]
+    """
+    result = np.empty((len(stack.members), len(stack)))
+    step = block_rows(stack.n_classes, 1 << 16)
+    for start in range(0, len(stack), step):
+        rows = slice(start, start + step)
+        truth = labels[rows]
+        places = np.arange(len(truth)), truth
+        for true, name in zip(result, stack.members, strict=True):
+            true[rows] = stack.scores(name, rows)[places]
+    return result
+
+
 def true_log_likelihoods(
     stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -65,24 +87,27 @@ def true_log_likelihoods(
         >>> np.exp(true_log_likelihoods(stack, np.array([0, 1]), np.zeros(1))).round(3).tolist()
         [[0.9], [0.2]]
     """
-    result = np.empty((len(stack), len(stack.members)))
+    result = np.empty((len(stack.members), len(stack)))
     step = block_rows(stack.n_classes, _ROWS_AT_ONCE)
-    for start in range(0, len(stack), step):
-        rows = slice(start, start + step)
-        part = stack[rows]
-        for column, (name, kind) in enumerate(zip(stack.members, stack.kinds, strict=True)):
-            scores = part.scores(name)
-            true = np.take_along_axis(scores, labels[rows, None], axis=1)[:, 0].astype(np.float64)
+
+    def fill(column: int) -> None:
+        name, kind = stack.members[column], stack.kinds[column]
+        for start in range(0, len(stack), step):
+            rows = slice(start, start + step)
+            scores = stack.scores(name, rows)
+            true = scores[np.arange(len(scores)), labels[rows]].astype(np.float64)
             if kind in ("probabilities", "sum"):
                 with np.errstate(divide="ignore"):
-                    result[rows, column] = np.log(true) - np.log(scores.sum(axis=1, dtype=np.float64))
+                    result[column, rows] = np.log(true) - np.log(row_sums(scores))
             else:
-                result[rows, column] = true - log_sum_exp(scores)
-    for column, floor in enumerate(floors):
+                result[column, rows] = true - log_sum_exp(scores)
+
+    with ThreadPoolExecutor(min(_THREADS, len(stack.members))) as pool:
+        list(pool.map(fill, range(len(stack.members))))
+    for log_true, floor in zip(result, floors, strict=True):
         if floor > 0:
-            p = np.exp(result[:, column])
-            result[:, column] = np.log((1 - floor) * p + floor / stack.n_classes)
-    return result
+            log_true[:] = np.log((1 - floor) * np.exp(log_true) + floor / stack.n_classes)
+    return result.T
 
 
 def to_simplex(values: ArrayLike, what: str) -> NDArray[np.float64]:
