@@ -47,7 +47,7 @@ def test_memory_is_bounded_by_the_block(cached, monkeypatch):
     _, mapped = cached
     monkeypatch.setattr(learned_passes, "_RESIDENT", 0)
     monkeypatch.setattr(learned_passes, "_PART", 1 << 15)
-    monkeypatch.setattr(learned_passes, "block_rows", lambda numbers: 50)
+    monkeypatch.setattr(learned_passes, "_BLOCK", 50 * 3 * 50)
     vf.LogLinearPool(shrinkage=0.5).fit(mapped[:200])
     tracemalloc.start()
     vf.LogLinearPool(shrinkage=None).fit(mapped)

@@ -30,6 +30,7 @@ __all__ = ["Moments", "Passes", "Workspace", "block_moments"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
+_BLOCK: Final = 1 << 19  # numbers in a block: of many members, smaller ones cost more in calls than they gain in cache
 _FEW: Final = 16  # members
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
@@ -177,20 +178,21 @@ class _Part:
         if self.true is None:
             self.true = true_scores(self.stack, self.labels)
         every = chosen is None
-        names = self.stack.members if chosen is None else [self.stack.members[m] for m in chosen]
+        columns = range(len(self.stack.members)) if chosen is None else chosen.tolist()
+        readers = [self.stack.reader(m) for m in columns]
         true = self.true if chosen is None else self.true[chosen]
         double, found = buffer.dtype == np.float64, False
+        offsets = [] if double else [own.astype(readers[m](slices[0]).dtype)[:, None] for m, own in enumerate(true)]
         for rows in slices:
             block = _of_rows(buffer, rows)
-            for target, name, own in zip(block, names, true, strict=True):
-                values, offset = self.stack.scores(name, rows), own[rows, None]
+            for m, read in enumerate(readers):
                 if double:
-                    np.copyto(target, values)
+                    block[m] = read(rows)
                 else:
-                    np.subtract(values, offset.astype(values.dtype), out=target, casting="same_kind")
-                if self.veto is not False and np.isneginf(target.min()):
-                    found = True
-                    np.maximum(target, _VETO + (offset if double else 0.0), out=target)
+                    np.subtract(read(rows), offsets[m][rows], out=block[m], casting="same_kind")
+            if self.veto is not False and np.isneginf(block.min()):
+                found = True
+                np.maximum(block, _VETO + (true[:, rows, None] if double else 0.0), out=block)
             yield rows, block, true[:, rows] if double else None
         self.veto = found or self.veto is True if every else self.veto
 
@@ -296,7 +298,7 @@ class Passes:
         self.stack, self.labels, self.omega, self.floors, self.n_jobs = stack, labels, omega, floors, n_jobs
         numbers = len(stack.members) * stack.n_classes
         self.numbers = numbers * len(stack)
-        step = block_rows(numbers)
+        step = block_rows(numbers, _BLOCK)
         per_part = step * max(1, round(_PART / (step * numbers)))
         keep = self.numbers <= _RESIDENT
         self._parts = [
