@@ -35,8 +35,9 @@ test-base: $(BASE_STAMP)
 	! $(BASE)/bin/python -c 'import torch' 2>/dev/null
 	$(BASE)/bin/vidfuse demo --out runs/base-demo
 
+# One thread a worker: two workers whose threads wait for each other keep two cores busy with waiting.
 test: lint test-base
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) $(BASE) runs
