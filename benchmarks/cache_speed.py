@@ -1,6 +1,6 @@
 """Writing, opening and reading a logit cache beside plain safetensors and .npy files, in one run on one machine.
 
-``python benchmarks/cache_speed.py [--members 7] [--videos 20000] [--classes 400] [--repeats 5] [--folder DIR]``
+``python benchmarks/cache_speed.py [--members 7] [--videos 20000] [--classes 400] [--repeats 15] [--folder DIR]``
 
 Only the ratios mean anything: both sides do the same work on the same disk, in turns, and the best of each is taken.
 Plain safetensors parts are published with the same steps as the cache's: temporary name, flush of the file, final
@@ -78,7 +78,7 @@ def total(arrays: list[np.ndarray]) -> float:
 def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("members", 7), ("videos", 20_000), ("classes", 400), ("repeats", 5)):
+    for name, default in (("members", 7), ("videos", 20_000), ("classes", 400), ("repeats", 15)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
