@@ -47,7 +47,7 @@ def recipe(caches):
 
 def test_help_lists_every_command():
     output = run("--help").stdout
-    for name in "demo import info verify fit predict evaluate select report submit train extract".split():
+    for name in "demo import info verify consolidate fit predict evaluate select report submit train extract".split():
         assert f"\n  {name} " in output
         assert run(name, "--help").stdout.startswith(f"Usage: main {name}")
 
@@ -111,6 +111,19 @@ def test_verify_ends_with_status_1_where_a_part_is_damaged(caches):
     assert part.name in run("verify", caches / "val", status=1).stdout
     run("verify", caches / "val", "--quarantine", status=1)
     assert not part.exists()
+
+
+def test_consolidate_leaves_one_part_a_cache_and_the_same_scores(tmp_path):
+    from vidfuse.cache.store import CacheWriter
+
+    scores = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    with CacheWriter(tmp_path / "val" / "swin") as writer:
+        for row in range(4):
+            writer.append([f"video{row}"], scores[row : row + 1])
+    result = json.loads(run("consolidate", tmp_path / "val", "--json").stdout)
+    assert [(cache["videos"], cache["parts"]) for cache in result["caches"]] == [(4, 1)]
+    assert len(list((tmp_path / "val" / "swin").glob("*.safetensors"))) == 1
+    np.testing.assert_array_equal(vf.load_stack(tmp_path / "val").scores("swin"), scores)
 
 
 @pytest.mark.parametrize(

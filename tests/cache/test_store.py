@@ -273,7 +273,7 @@ def test_a_damaged_description_is_refused(tmp_path):
     meta.write_text(text.replace('"n_classes": 4', '"n_classes": 5'))
     with pytest.raises(CacheCorruptError, match=r"meta\.json: not the bytes that were written"):
         open_cache(tmp_path)
-    for broken in ("", "[]", "{", '{"format": "other", "version": 1, "digest": ""}', "[" * 100_000):
+    for broken in ("", "[]", "{", '{"format": "other", "version": 1, "digest": ""}', "[" * 100_000, text.replace("null", r'"\ud800"', 1)):
         meta.write_text(broken)
         with pytest.raises(CacheFormatError, match=r"meta\.json"):
             open_cache(tmp_path)
@@ -281,6 +281,13 @@ def test_a_damaged_description_is_refused(tmp_path):
     meta.mkdir()
     with pytest.raises(CacheFormatError, match="expected a regular file"):
         open_cache(tmp_path)
+
+
+def test_a_description_that_json_cannot_write_is_refused(tmp_path):
+    for wrong in ({"name": "\ud800"}, {"loss": float("nan")}, {"object": object()}):
+        with pytest.raises(InputError, match="fingerprint: expected a JSON value"):
+            CacheWriter(tmp_path / "cache", fingerprint=wrong)
+    assert not (tmp_path / "cache" / "meta.json").exists()
 
 
 def test_every_flipped_bit_of_the_description_is_noticed(tmp_path):

@@ -54,7 +54,7 @@ class CacheMeta:
 def plain_json(value: Any, what: str) -> Any:
     """Return a value as JSON has it (tuples become lists), or refuse it."""
     try:
-        return json.loads(json.dumps(value, sort_keys=True, allow_nan=False))
+        return json.loads(json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         raise InputError(f"{what}: expected a JSON value (strings, numbers, lists, mappings): {error}") from error
 
@@ -126,13 +126,13 @@ def decode_meta(text: bytes, path: Path) -> CacheMeta:
         if listed is not None:
             content["expected_ids"] = ids
         marker, version, digest = content.pop("format"), content.pop("version"), content.pop("digest")
+        found = _digest({"format": marker, "version": version, **content}, as_signed)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheFormatError(f"{path}: not the description of a logit cache: {error}") from error
     if marker != _FORMAT:
         raise CacheFormatError(f"{path}: expected format {_FORMAT!r}, got {marker!r}")
     if not isinstance(version, int) or version > _VERSION:
         raise CacheFormatError(f"{path}: found version {version!r}, supported up to {_VERSION}: upgrade vidfuse")
-    found = _digest({"format": marker, "version": version, **content}, as_signed)
     if found != digest:
         raise CacheCorruptError(
             f"{path}: not the bytes that were written: expected digest {digest}, got {found}; "

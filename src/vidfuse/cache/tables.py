@@ -45,7 +45,7 @@ def read_csv(path: Path, classes: Sequence[str] | None = None) -> Dump:
             raise InputError(f"{path}: line {number}: expected {width} fields, got {len(row)}")
     if not rows:
         raise InputError(f"{path}: expected rows of predictions below the header, got none")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=False))
+    columns = dict(zip(header, np.array(rows, dtype=object).T, strict=True))  # the strings themselves, not copies
     if len(columns) != width:
         raise InputError(f"{path}: expected unique column names, got {first_few(sorted(set(_repeated(header))))} twice")
     try:

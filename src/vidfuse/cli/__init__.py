@@ -25,6 +25,7 @@ _COMMANDS = {
     "import": ("vidfuse.cli.caches:import_", "Turn other tools' dumps into caches."),
     "info": ("vidfuse.cli.caches:info", "Say what caches or a recipe hold."),
     "verify": ("vidfuse.cli.caches:verify", "Check every part of a cache against its digest."),
+    "consolidate": ("vidfuse.cli.caches:consolidate", "Join each cache's parts into one."),
     "fit": ("vidfuse.cli.ensembles:fit", "Fit a fusion rule, and write a recipe."),
     "predict": ("vidfuse.cli.ensembles:predict", "Fuse by a recipe, and write probabilities."),
     "evaluate": ("vidfuse.cli.ensembles:evaluate", "Score a recipe beside its members."),

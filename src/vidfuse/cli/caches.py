@@ -1,4 +1,4 @@
-"""`vidfuse import`, `info` and `verify`: folders of logit caches."""
+"""`vidfuse import`, `info`, `verify` and `consolidate`: folders of logit caches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.errors import VidfuseError
 
-__all__ = ["import_", "info", "verify"]
+__all__ = ["consolidate", "import_", "info", "verify"]
 
 
 @click.command("import")
@@ -103,6 +103,18 @@ def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool
     result = verify_cache(source, quarantine=quarantine)
     options.emit({"source": source, "ok": result.ok, **asdict(result)}, str(result), as_json)
     context.exit(0 if result.ok else 1)
+
+
+@click.command()
+@options.source
+@options.as_json
+def consolidate(source: Path, as_json: bool) -> None:
+    """Join the parts of each cache in SOURCE into one, so that a stack maps its scores as one array."""
+    from vidfuse.cache.store import consolidate as consolidate_caches
+
+    caches = consolidate_caches(source)
+    joined = [{"folder": cache.folder, "videos": len(cache), "parts": len(cache.parts)} for cache in caches]
+    options.emit({"source": source, "caches": joined}, "\n".join(repr(cache) for cache in caches), as_json)
 
 
 def _describe(stack: Any) -> dict[str, Any]:
