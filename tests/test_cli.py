@@ -261,3 +261,53 @@ def test_pairs_and_named_values():
     for bad, message in ((("a=1", "a=2"), "comes twice"), (("=1",), "expected MEMBER=FILE"), (("a=",), "expected")):
         with pytest.raises(click.BadParameter, match=message):
             pairs(bad, "MEMBER=FILE")
+
+
+def test_a_yaml_file_gives_a_commands_options(caches, recipe):
+    config = caches / "submit.yaml"
+    config.write_text(f"""
+fit:
+  source: {caches / "val"}
+  weights: {{slowfast: 1, swin: 2, x3d: 1e-1}}
+  out: {caches / "by-hand.json"}
+submit:
+  recipe: {recipe}
+  source: {caches / "hidden"}
+  format: vipriors
+  out: {caches / "from-config.csv"}
+""")
+    run("--config", config, "fit")
+    assert vf.load_recipe(caches / "by-hand.json").describe()["weights"] == pytest.approx([10 / 31, 20 / 31, 1 / 31])
+    run("--config", config, "submit")
+    run("submit", recipe, caches / "hidden", "--format", "vipriors", "--out", caches / "typed.csv")
+    assert (caches / "from-config.csv").read_bytes() == (caches / "typed.csv").read_bytes()
+    run("--config", config, "submit", "--out", caches / "other.csv")  # what is typed goes before
+    assert (caches / "other.csv").exists()
+
+
+def test_a_saved_configuration_repeats_its_command(caches):
+    out = caches / "best.json"
+    run("fit", caches / "val", "--weights", "slowfast=1", "--weights", "swin=2", "--weights", "x3d=1", "--out", out)
+    first = out.read_bytes()
+    out.unlink()
+    run("--config", caches / "best.json.config.json", "fit")
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- fit", "expected a section for each command, got list"),
+        ("submit: {out: a.txt}", "expected a section 'fit', got submit"),
+        ("fit: caches/val", "expected options in the section 'fit', got str"),
+        ("fit: {wieghts: learned}", "fit has no option wieghts; it has "),
+        ("fit: [", "expected options as YAML in "),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(tmp_path, text, message):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert message in run("--config", config, "fit", status=2).stderr
+    config = tmp_path / "config.json"
+    config.write_text("{")
+    assert "expected options as JSON in " in run("--config", config, "fit", status=2).stderr

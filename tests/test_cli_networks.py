@@ -76,6 +76,33 @@ def test_train_writes_a_run_and_its_configuration(trained, videos):
     assert config["options"]["data"] == str(videos)
 
 
+def test_train_and_extract_take_their_options_from_one_file(trained, videos, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"""
+train:
+  network: x3d_tiny
+  data: {videos}
+  layout: folders
+  val: {videos}
+  workers: 0
+  set: {{epochs: 2, warmup_epochs: 0, batch_size: 4, frames: 4, interval: 2, size: 32}}
+  out: {tmp_path / "x3d"}
+extract:
+  network: x3d_tiny
+  data: {videos}
+  layout: folders
+  workers: 0
+  checkpoint: {tmp_path / "x3d" / "last.pt"}
+  clips: 2
+  out: {tmp_path / "caches" / "x3d"}
+""")
+    run("--config", config, "train")
+    same, mine = (torch.load(out / "last.pt", weights_only=True)["model"] for out in (trained[0], tmp_path / "x3d"))
+    assert all(torch.equal(same[name], mine[name]) for name in same)
+    run("--config", config, "extract")
+    assert vf.load_stack(tmp_path / "caches", views=None).n_views == 2
+
+
 def extract(trained, videos, out, *more, status=0):
     plan = ("--clips", 3, "--frames", 4, "--size", 32, "--batch-size", 4)
     return run(

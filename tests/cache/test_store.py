@@ -273,7 +273,14 @@ def test_a_damaged_description_is_refused(tmp_path):
     meta.write_text(text.replace('"n_classes": 4', '"n_classes": 5'))
     with pytest.raises(CacheCorruptError, match=r"meta\.json: not the bytes that were written"):
         open_cache(tmp_path)
-    for broken in ("", "[]", "{", '{"format": "other", "version": 1, "digest": ""}', "[" * 100_000, text.replace("null", r'"\ud800"', 1)):
+    for broken in (
+        "",
+        "[]",
+        "{",
+        '{"format": "other", "version": 1, "digest": ""}',
+        "[" * 100_000,
+        text.replace("null", r'"\ud800"', 1),
+    ):
         meta.write_text(broken)
         with pytest.raises(CacheFormatError, match=r"meta\.json"):
             open_cache(tmp_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import warnings
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -90,9 +91,19 @@ def _show_warning(
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="vidfuse", message="vidfuse %(version)s")
-def main() -> None:
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take options from a YAML file with a section for each command, or from a configuration that was saved.",
+)
+@click.pass_context
+def main(context: click.Context, config: Path | None) -> None:
     """Fuse the predictions of several video classifiers, and say honestly how good the result is.
 
     A folder of caches holds one split (say caches/val), with one cache a member. `vidfuse import` makes it from the
     files that other tools dump; `vidfuse extract` makes it from networks.
     """
+    name = context.invoked_subcommand
+    if config is not None and name is not None:
+        command = context.command.get_command(context, name)  # type: ignore[attr-defined]
+        context.default_map = {name: importlib.import_module("vidfuse.cli.config").read_config(config, command, name)}

@@ -312,7 +312,7 @@ def _recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Return the training recipe of a name or a YAML file, and its augmentations, with single fields set."""
     from vidfuse.training.recipes import TABLE_I, TINY, TrainRecipe
 
-    (files,) = _modules("vidfuse.training.recipe_files")
+    files, values = _modules("vidfuse.training.recipe_files", "vidfuse._yaml")
     base, fields, augmentation = None, {}, {}
     if Path(name).suffix in (".yaml", ".yml"):
         fields, augmentation = files.read_recipe(name)
@@ -325,7 +325,7 @@ def _recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     for field, text in options.pairs(settings, "NAME=VALUE").items():
         section, dot, own = field.partition("augmentation.")
         target, key = (augmentation, own) if dot and not section else (fields, field)
-        target[key] = files.parse_value(text)
+        target[key] = values.parse_yaml(text)
     return TrainRecipe.from_mapping(fields, base), augmentation
 
 

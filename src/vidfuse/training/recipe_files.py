@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vidfuse.errors import InputError, MissingExtraError
+import yaml
+
+from vidfuse._yaml import read_yaml
+from vidfuse.errors import InputError
 from vidfuse.training.checkpoints import publish
 from vidfuse.training.recipes import TrainRecipe
 
-try:
-    import yaml
-except ImportError as error:
-    raise MissingExtraError("recipes as YAML files", "training") from error
-
-__all__ = ["parse_value", "read_recipe", "write_recipe"]
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and `1e-3` is a number, as in YAML 1.2; to YAML 1.1 it is a word."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_value(text: str) -> Any:
-    """Read one value as YAML has it.
-
-    Example:
-        >>> [parse_value(text) for text in ("1e-3", "64", "null", "adamw", "[0.5, 1]")]
-        [0.001, 64, None, 'adamw', [0.5, 1]]
-
-    Raises:
-        InputError: It is no YAML.
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 -- a safe loader
-    except yaml.YAMLError as error:
-        raise InputError(f"expected a value as YAML, got {text!r}: {error}") from error
+__all__ = ["read_recipe", "write_recipe"]
 
 
 def read_recipe(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,13 +29,7 @@ def read_recipe(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         InputError: There is no such file, or it holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"expected a recipe, found no file at {path}")
-    try:
-        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 -- a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"expected a recipe as YAML in {path}: {error}") from error
+    fields = read_yaml(Path(path), "a recipe")
     augmentation = fields.pop("augmentation", None) or {} if isinstance(fields, dict) else None
     if not isinstance(augmentation, dict):
         got = type(fields).__name__ if augmentation is None else f"{type(augmentation).__name__} as its augmentation"
