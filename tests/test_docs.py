@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from vidfuse import networks
 from vidfuse.cli import main
+from vidfuse.cli.config import read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,18 +60,30 @@ def test_the_commands_of_a_page_exist_and_parse(page):
             if "vidfuse" not in words or words[0] == "pip":
                 continue
             name, *arguments = words[words.index("vidfuse") + 1 :]
+            from_file = name == "--config"
+            if from_file:
+                _, name, *arguments = arguments
             command = main.get_command(click.Context(main), name)
             assert command is not None, line
             parser = command.make_parser(click.Context(command))
             values, rest, _ = parser.parse_args(list(arguments))  # an unknown option raises
             assert rest == [], line
             for parameter in command.params:
-                if parameter.required and not isinstance(parameter, click.Argument):
+                if parameter.required and not isinstance(parameter, click.Argument) and not from_file:
                     assert parameter.name in values, line
-            if name in ("train", "extract"):
+            if name in ("train", "extract") and not from_file:
                 assert networks.names(arguments[0]) == [arguments[0]], line
             found += 1
     assert found or "pip install" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["train", "extract", "submit"])
+def test_the_options_file_of_the_page_on_commands_is_read(name, tmp_path):
+    ((_, text),) = blocks(ROOT / "docs" / "cli.md", "yaml")
+    path = tmp_path / "challenge.yaml"
+    path.write_text(text)
+    command = main.get_command(click.Context(main), name)
+    assert read_config(path, command, name).keys() >= {p.name for p in command.params if p.required}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
