@@ -103,9 +103,9 @@ def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.
 
 
 def recipe_of_fused(args: argparse.Namespace, seed: int = 0) -> training.TrainRecipe:
-    """Return how the fused network goes on from its members: a quarter of the first one's rate, few epochs."""
+    """Return how the fused network goes on from its members: half the first one's rate, a third of its epochs."""
     recipe = recipe_of(args, args.fuse[0], seed)
-    return resized(replace(recipe, lr=recipe.lr / 4), -(-recipe.epochs // 8))
+    return resized(replace(recipe, lr=recipe.lr / 2), -(-recipe.epochs // 3))
 
 
 def resized(recipe: training.TrainRecipe, epochs: int) -> training.TrainRecipe:

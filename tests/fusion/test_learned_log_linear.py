@@ -119,7 +119,7 @@ def test_members_left_out_of_the_passes_join_where_the_certificate_names_them(mo
     monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
     uniform = np.full(12, 1 / 12)
     for few in ([0], [0, 11], np.arange(11)):  # what a part of the videos may suggest, wrongly
-        monkeypatch.setattr(learned_log_linear, "_on_sample", lambda *_, few=few: (uniform, np.array(few)))
+        monkeypatch.setattr(learned_log_linear, "_on_sample", lambda *_, few=few: (uniform, np.array(few), np.eye(12)))
         pool = LogLinearPool(shrinkage=None).fit(stack)
         assert pool.optimality_gap_ <= 1e-7
         np.testing.assert_allclose(pool.weights_, expected.weights_, atol=1e-5)
@@ -129,7 +129,10 @@ def test_least_norm_counts_a_twin_that_the_passes_left_out(monkeypatch):
     z, y = problem(n=600, members=3, classes=6, seed=11)
     twins = np.concatenate([z, z[:, 2:]], axis=1)
     monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
-    monkeypatch.setattr(learned_log_linear, "_on_sample", lambda *_: (np.full(4, 0.25), np.arange(3)))
+    own = learned_log_linear._on_sample
+    monkeypatch.setattr(
+        learned_log_linear, "_on_sample", lambda *given: (np.full(4, 0.25), np.arange(3), own(*given)[2])
+    )
     weights = LogLinearPool(shrinkage=None).fit(twins, y).weights_
     assert weights[2] == pytest.approx(weights[3], abs=1e-6) and weights[2] > 0
 
@@ -355,11 +358,28 @@ def test_penalty_is_what_the_documentation_says():
     assert got == pytest.approx(0.5 * 0.3 * away @ away + 0.5 * 0.09 * (beta.sum() - 1) ** 2)
 
 
-def test_a_sample_of_videos_without_weight_is_not_used():
+def test_a_sample_is_of_videos_that_have_a_weight():
     stack = LogitStack.from_arrays(problem(n=50)[0])
     omega = np.zeros(50)
-    omega[1] = 1.0
+    omega[[1, 30]] = 0.5
     passes = Passes(stack, np.zeros(50, dtype=np.int64), omega, np.zeros(4))
-    assert passes.sample(2) is passes
+    np.testing.assert_array_equal(passes.sample(20).omega, [0.5, 0.5])
     with passes:
         assert fit_log_linear(passes).gap <= 1e-7
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 10.0, 1e3])
+def test_a_wrong_hessian_of_the_sample_costs_passes_only(monkeypatch, scale):
+    z, y = problem(n=600, members=5, classes=6, seed=4)
+    expected = LogLinearPool(shrinkage=None).fit(z, y)
+    own = learned_log_linear._on_sample
+
+    def wrong(*arguments):
+        near, active, hessian = own(*arguments)
+        return near, active, scale * hessian
+
+    monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
+    monkeypatch.setattr(learned_log_linear, "_on_sample", wrong)
+    pool = LogLinearPool(shrinkage=None).fit(z, y)
+    assert pool.optimality_gap_ <= 1e-7
+    np.testing.assert_allclose(pool.weights_, expected.weights_, atol=1e-5)

@@ -21,6 +21,7 @@ T_MAX: Final = 100.0
 _PROMISE: Final = 1e-7  # nats
 _TARGET: Final = 5e-8
 _NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
+_ROUNDED: Final = 1e-12  # nats; what a Newton step is worth from which on the gradients are in float64
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
@@ -123,8 +124,10 @@ def fit_log_linear(
     moments: Moments | None = None
     curvature = np.zeros((members, members))
     if passes.numbers > _SMALL:
-        beta, active = _on_sample(passes, penalty, beta)
-        beta, moments, curvature = _over_active(passes, penalty, beta, active)
+        with passes.sample(max(200, min(len(passes.stack) // 8, 4096))) as sample:
+            beta, active, curvature = _on_sample(sample, penalty, beta)
+            beta, moments, curvature = _over_active(passes, sample, penalty, beta, active, curvature)
+        passes.count += sample.count * len(sample.stack) / len(passes.stack)
     if moments is None:
         beta, moments = _newton(passes, penalty, beta, double=True, tolerance=0.0, limit=60)
     if free and moments.value < np.log(2.0) * passes.omega[passes.omega > 0].min() and beta.sum() < 1 / T_MIN:
@@ -137,40 +140,43 @@ def fit_log_linear(
 
 
 def _on_sample(
-    passes: Passes, penalty: Penalty, beta: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Come near the optimum on a part of the videos; return β and the members that may have a weight on all of them.
+    sample: Passes, penalty: Penalty, beta: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
+    """Come near the optimum on a part of the videos; return β, the members that may have a weight on all, the Hessian.
 
     A member without a weight stays in play while its slope is within two standard deviations of 0; the Hessian is the
     variance of a video's slope (the information equality).
     """
-    sample = passes.sample(max(200, min(len(passes.stack) // 8, 4096)))
-    if sample is passes:
-        return beta, np.arange(len(beta))
-    with sample:
-        near, moments = _newton(sample, penalty, beta, double=False, tolerance=_NEAR, limit=12)
-    passes.count += sample.count * len(sample.stack) / len(passes.stack)
+    near, moments = _newton(sample, penalty, beta, double=False, tolerance=_NEAR, limit=12)
     deviation = np.sqrt(np.diag(_of(moments)) * (sample.omega @ sample.omega))
-    return near, np.flatnonzero((near > 0) | (moments.gradient < 2.0 * deviation))
+    return near, np.flatnonzero((near > 0) | (moments.gradient < 2.0 * deviation)), _of(moments)
 
 
 def _over_active(
-    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], active: NDArray[np.intp]
+    passes: Passes,
+    sample: Passes,
+    penalty: Penalty,
+    beta: NDArray[np.float64],
+    active: NDArray[np.intp],
+    curvature: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], Moments | None, NDArray[np.float64]]:
     """Fit the active members, let in those that the certificate names, and so on; no moments without success.
 
-    The last value is a Hessian from nearby (M, M), which is 0 outside the active members.
+    The Hessian (M, M) of a part of the videos serves as long as steps with it succeed; the last value is the latest.
     """
-    curvature = np.zeros((len(beta), len(beta)))
+    curvature = curvature.copy()
     for _ in range(_ROUNDS):
         whole = len(active) == len(beta)
-        some, pull = (passes, penalty) if whole else (passes.only(active), penalty.only(active))
-        inner, rough = _newton(some, pull, beta[active], double=False, tolerance=_NEAR, limit=12)
-        inner, moments = _polish(some, pull, inner, _of(rough))
+        some, part, pull = passes, sample, penalty
+        if not whole:
+            some, part, pull = passes.only(active), sample.only(active), penalty.only(active)
+        inner, moments = _polish(some, pull, beta[active], curvature[np.ix_(active, active)], part)
+        if moments is None:
+            inner, rough = _newton(some, pull, inner, double=False, tolerance=_NEAR, limit=12)
+            curvature[np.ix_(active, active)] = _of(rough)
+            inner, moments = _polish(some, pull, inner, _of(rough))
         beta = np.zeros(len(beta))
         beta[active] = inner
-        curvature[:] = 0.0
-        curvature[np.ix_(active, active)] = _of(rough)
         if whole:
             return beta, moments, curvature
         passes.count += some.count * len(active) / len(beta)
@@ -208,26 +214,35 @@ def _shortest(
 
 
 def _polish(
-    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], hessian: NDArray[np.float64]
+    passes: Passes,
+    penalty: Penalty,
+    beta: NDArray[np.float64],
+    hessian: NDArray[np.float64],
+    sample: Passes | None = None,
 ) -> tuple[NDArray[np.float64], Moments | None]:
     """Certify β by gradients alone, stepping with a Hessian from nearby; no moments where that does not succeed.
 
-    Each step's change of the gradient corrects the Hessian (BFGS: Nocedal and Wright 2006, equation 6.19).
+    The first gradients are in float32, until their rounding is what is left. After a long step the Hessian of a sample
+    of the videos is taken anew; after a short one, the change of the gradient corrects it (BFGS: Nocedal and Wright
+    2006, equation 6.19).
     """
-    rough = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
-    step = _newton_step(beta, rough._replace(hessian=hessian))[0]
-    gradient, previous = rough.gradient, np.inf
+    double, previous, step, last = False, np.inf, np.zeros_like(beta), np.zeros_like(beta)
     while True:
-        beta = np.maximum(beta + step, 0.0)
-        moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
-        gap = frank_wolfe_gap(beta, moments.gradient)
-        if gap <= _TARGET:
+        moments = penalty.add_to(passes.moments(beta, hessian=False, double=double), beta)
+        if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
             return beta, moments
-        if gap > 0.5 * previous:
+        if previous < _NEAR:
+            hessian = _corrected(hessian, step, moments.gradient - last)
+        step, decrease = _newton_step(beta, moments._replace(hessian=hessian))
+        stuck = decrease > 0.25 * previous
+        if stuck and (double or decrease > 1e-3 * _NEAR):
             return beta, None
-        hessian = _corrected(hessian, step, moments.gradient - gradient)
-        gradient, previous = moments.gradient, gap
-        step = _newton_step(beta, moments._replace(hessian=hessian))[0]
+        beta = np.maximum(beta + step, 0.0)
+        if decrease >= _NEAR and sample is not None:
+            hessian = _of(penalty.add_to(sample.moments(beta, double=False), beta))
+        last, previous = moments.gradient, decrease
+        if not double and (stuck or decrease <= _ROUNDED):
+            double, previous = True, np.inf
 
 
 def _corrected(

@@ -323,17 +323,15 @@ class Passes:
         self._pool = None
 
     def sample(self, rows: int) -> Passes:
-        """Return passes over about this many videos, spread evenly over the stack."""
-        chosen = np.unique(np.linspace(0, len(self.stack) - 1, rows).round().astype(np.int64))
+        """Return passes over about this many of the videos with a weight, spread evenly over the stack."""
+        weighted = np.flatnonzero(self.omega > 0)
+        chosen = weighted[np.unique(np.linspace(0, len(weighted) - 1, rows).round().astype(np.int64))]
         omega = self.omega[chosen]
-        share = omega.sum()
-        if share <= 0:
-            return self
         part, everything = self.stack[chosen], slice(0, len(chosen), 1)
         copies = [
             Member(n, ArraySource(part.scores(n)), everything, k) for n, k in zip(part.members, part.kinds, strict=True)
         ]
-        return Passes(LogitStack(copies), self.labels[chosen], omega / share, self.floors, self.n_jobs)
+        return Passes(LogitStack(copies), self.labels[chosen], omega / omega.sum(), self.floors, self.n_jobs)
 
     def only(self, members: NDArray[np.intp]) -> Passes:
         """Return the same passes over some members alone, by their places: β has their length, the others weigh 0."""

@@ -42,6 +42,8 @@ class SwinConfig:
         drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
         dropout: Before the classifier.
         stem: Widths of 3 × 3 × 3 convolutions in place of the linear map of a patch; each halves height and width.
+        init_std: Standard deviation of the linear layers' first weights; None for ``in_features ** -0.5``, without which
+            a network of few channels takes many more steps to leave chance.
     """
 
     width: int = 96
@@ -53,6 +55,7 @@ class SwinConfig:
     drop_path: float = 0.1
     dropout: float = 0.5
     stem: tuple[int, ...] = ()
+    init_std: float | None = 0.02
 
 
 class Swin(VideoNetwork):
@@ -84,7 +87,7 @@ class Swin(VideoNetwork):
         self.norm = nn.LayerNorm(self.num_features, eps=_EPS)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                trunc_normal_(module.weight, std=config.init_std or module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -346,6 +349,7 @@ PRESETS: Final[Mapping[str, SwinConfig]] = {
         drop_path=0.0,
         dropout=0.0,
         stem=(16, 32, 48),
+        init_std=None,
     ),
     "swin_t": _T,
     "swin_s": _S,

@@ -47,6 +47,8 @@ class TimeSformerConfig:
         drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
         dropout: Before the classifier.
         stem: Widths of 3 × 3 × 3 convolutions in place of the linear map of a patch; each halves height and width.
+        init_std: Standard deviation of the linear layers' first weights; None for ``in_features ** -0.5``, without which
+            a network of few channels takes many more steps to leave chance.
     """
 
     frames: int = 8
@@ -60,6 +62,7 @@ class TimeSformerConfig:
     drop_path: float = 0.1
     dropout: float = 0.0
     stem: tuple[int, ...] = ()
+    init_std: float | None = 0.02
 
 
 class TimeSformer(VideoNetwork):
@@ -88,7 +91,7 @@ class TimeSformer(VideoNetwork):
         self.norm = nn.LayerNorm(config.width, eps=_EPS)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                trunc_normal_(module.weight, std=config.init_std or module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
             if config.attention == "divided":  # at first, a block does what the image model's would
@@ -303,7 +306,7 @@ _L: Final = replace(_B, frames=96)
 
 PRESETS: Final[Mapping[str, TimeSformerConfig]] = {
     "timesformer_tiny": TimeSformerConfig(
-        size=64, width=96, depth=2, heads=3, mlp_ratio=2.0, drop_path=0.0, stem=(16, 32, 64, 96)
+        size=64, width=96, depth=2, heads=3, mlp_ratio=2.0, drop_path=0.0, stem=(16, 32, 64, 96), init_std=None
     ),
     "timesformer_b": _B,
     "timesformer_b_joint": _JOINT,
