@@ -47,8 +47,8 @@ class TimeSformerConfig:
         drop_path: Probability that the last block's updates are dropped; it grows linearly from 0 at the first.
         dropout: Before the classifier.
         stem: Widths of 3 × 3 × 3 convolutions in place of the linear map of a patch; each halves height and width.
-        init_std: Standard deviation of the linear layers' first weights; None is ``in_features ** -0.5``, which spares a
-            network of few channels many steps at chance.
+        init_std: Standard deviation of the linear layers' first weights; None is ``in_features ** -0.5``, which spares
+            a network of few channels many steps at chance.
     """
 
     frames: int = 8
