@@ -21,7 +21,6 @@ T_MAX: Final = 100.0
 _PROMISE: Final = 1e-7  # nats
 _TARGET: Final = 5e-8
 _NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
-_ROUNDED: Final = 1e-12  # nats; what a Newton step is worth from which on the gradients are in float64
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
@@ -126,7 +125,7 @@ def fit_log_linear(
     if passes.numbers > _SMALL:
         with passes.sample(max(200, min(len(passes.stack) // 8, 4096))) as sample:
             beta, active, curvature = _on_sample(sample, penalty, beta)
-            beta, moments, curvature = _over_active(passes, sample, penalty, beta, active, curvature)
+            beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
         passes.count += sample.count * len(sample.stack) / len(passes.stack)
     if moments is None:
         beta, moments = _newton(passes, penalty, beta, double=True, tolerance=0.0, limit=60)
@@ -154,7 +153,6 @@ def _on_sample(
 
 def _over_active(
     passes: Passes,
-    sample: Passes,
     penalty: Penalty,
     beta: NDArray[np.float64],
     active: NDArray[np.intp],
@@ -162,19 +160,17 @@ def _over_active(
 ) -> tuple[NDArray[np.float64], Moments | None, NDArray[np.float64]]:
     """Fit the active members, let in those that the certificate names, and so on; no moments without success.
 
-    The Hessian (M, M) of a part of the videos serves as long as steps with it succeed; the last value is the latest.
+    A Hessian (M, M) from nearby serves for the first step; the last value is one from nearer.
     """
     curvature = curvature.copy()
     for _ in range(_ROUNDS):
-        whole = len(active) == len(beta)
-        some, part, pull = passes, sample, penalty
-        if not whole:
-            some, part, pull = passes.only(active), sample.only(active), penalty.only(active)
-        inner, moments = _polish(some, pull, beta[active], curvature[np.ix_(active, active)], part)
-        if moments is None:
-            inner, rough = _newton(some, pull, inner, double=False, tolerance=_NEAR, limit=12)
-            curvature[np.ix_(active, active)] = _of(rough)
-            inner, moments = _polish(some, pull, inner, _of(rough))
+        whole, square = len(active) == len(beta), np.ix_(active, active)
+        some, pull = (passes, penalty) if whole else (passes.only(active), penalty.only(active))
+        inner, rough = _newton(
+            some, pull, beta[active], double=False, tolerance=_NEAR, limit=12, hessian=curvature[square]
+        )
+        curvature[square] = _of(rough)
+        inner, moments = _polish(some, pull, inner, _of(rough))
         beta = np.zeros(len(beta))
         beta[active] = inner
         if whole:
@@ -214,35 +210,26 @@ def _shortest(
 
 
 def _polish(
-    passes: Passes,
-    penalty: Penalty,
-    beta: NDArray[np.float64],
-    hessian: NDArray[np.float64],
-    sample: Passes | None = None,
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], hessian: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], Moments | None]:
     """Certify β by gradients alone, stepping with a Hessian from nearby; no moments where that does not succeed.
 
-    The first gradients are in float32, until their rounding is what is left. After a long step the Hessian of a sample
-    of the videos is taken anew; after a short one, the change of the gradient corrects it (BFGS: Nocedal and Wright
-    2006, equation 6.19).
+    Each step's change of the gradient corrects the Hessian (BFGS: Nocedal and Wright 2006, equation 6.19).
     """
-    double, previous, step, last = False, np.inf, np.zeros_like(beta), np.zeros_like(beta)
+    rough = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
+    step = _newton_step(beta, rough._replace(hessian=hessian))[0]
+    gradient, previous = rough.gradient, np.inf
     while True:
-        moments = penalty.add_to(passes.moments(beta, hessian=False, double=double), beta)
-        if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
-            return beta, moments
-        if previous < _NEAR:
-            hessian = _corrected(hessian, step, moments.gradient - last)
-        step, decrease = _newton_step(beta, moments._replace(hessian=hessian))
-        stuck = decrease > 0.25 * previous
-        if stuck and (double or decrease > 1e-3 * _NEAR):
-            return beta, None
         beta = np.maximum(beta + step, 0.0)
-        if decrease >= _NEAR and sample is not None:
-            hessian = _of(penalty.add_to(sample.moments(beta, double=False), beta))
-        last, previous = moments.gradient, decrease
-        if not double and (stuck or decrease <= _ROUNDED):
-            double, previous = True, np.inf
+        moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
+        gap = frank_wolfe_gap(beta, moments.gradient)
+        if gap <= _TARGET:
+            return beta, moments
+        if gap > 0.5 * previous:
+            return beta, None
+        hessian = _corrected(hessian, step, moments.gradient - gradient)
+        gradient, previous = moments.gradient, gap
+        step = _newton_step(beta, moments._replace(hessian=hessian))[0]
 
 
 def _corrected(
@@ -257,10 +244,22 @@ def _corrected(
 
 
 def _newton(
-    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], *, double: bool, tolerance: float, limit: int
+    passes: Passes,
+    penalty: Penalty,
+    beta: NDArray[np.float64],
+    *,
+    double: bool,
+    tolerance: float,
+    limit: int,
+    hessian: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], Moments]:
-    """Take Newton steps until the predicted decrease, or in float64 the gap, is small; return β and its moments."""
-    moments = penalty.add_to(passes.moments(beta, double=double), beta)
+    """Take Newton steps until the predicted decrease, or in float64 the gap, is small; return β and its moments.
+
+    The first step takes the Hessian that is given, if one is.
+    """
+    moments = penalty.add_to(passes.moments(beta, hessian=hessian is None, double=double), beta)
+    if hessian is not None:
+        moments = moments._replace(hessian=hessian)
     for _ in range(limit):
         if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
             break
