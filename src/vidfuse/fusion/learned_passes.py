@@ -143,7 +143,7 @@ class _Part:
     keep: bool
     kept: list[NDArray[np.float32]] = field(default_factory=list)
     true: NDArray[np.float64] | None = None
-    veto: bool | None = None
+    finite: NDArray[np.bool_] | None = None  # the members in which no -inf stands, as far as is known
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": [], "true": None}
@@ -177,10 +177,11 @@ class _Part:
     ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
         if self.true is None:
             self.true = true_scores(self.stack, self.labels)
-        every = chosen is None
-        columns = range(len(self.stack.members)) if chosen is None else chosen.tolist()
-        readers = [self.stack.reader(m) for m in columns]
-        true = self.true if chosen is None else self.true[chosen]
+        if self.finite is None:
+            self.finite = np.zeros(len(self.stack.members), dtype=np.bool_)
+        columns = np.arange(len(self.finite)) if chosen is None else chosen
+        readers = [self.stack.reader(m) for m in columns.tolist()]
+        true, finite = self.true[columns], bool(self.finite[columns].all())
         double, found = buffer.dtype == np.float64, False
         offsets = [] if double else [own.astype(readers[m](slices[0]).dtype)[:, None] for m, own in enumerate(true)]
         for rows in slices:
@@ -190,11 +191,11 @@ class _Part:
                     block[m] = read(rows)
                 else:
                     np.subtract(read(rows), offsets[m][rows], out=block[m], casting="same_kind")
-            if self.veto is not False and np.isneginf(block.min()):
+            if not finite and np.isneginf(block.min()):
                 found = True
                 np.maximum(block, _VETO + (true[:, rows, None] if double else 0.0), out=block)
             yield rows, block, true[:, rows] if double else None
-        self.veto = found or self.veto is True if every else self.veto
+        self.finite[columns] |= not found
 
     def _relative(
         self, slices: list[slice], chosen: NDArray[np.intp] | None

@@ -62,7 +62,7 @@ def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.floa
         [[2.0, 5.0]]
     """
     result = np.empty((len(stack.members), len(stack)))
-    step = block_rows(stack.n_classes, 1 << 16)
+    step = block_rows(stack.n_classes, 1 << 20)
     for start in range(0, len(stack), step):
         rows = slice(start, start + step)
         truth = labels[rows]
