@@ -208,3 +208,13 @@ def test_a_key_layout_converts_onto_the_networks_keys(golden):
     converted = networks.convert_state_dict(published, golden.network)
     ours = {key: value.shape for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert {key: value.shape for key, value in converted.items()} == ours
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "timesformer_tiny"])
+def test_weights_of_small_transformers_begin_at_the_scale_of_their_width(name):
+    torch.manual_seed(0)
+    linear = [m for m in networks.create(name, num_classes=5).modules() if isinstance(m, nn.Linear)]
+    wide = [m.weight * m.in_features**0.5 for m in linear if m.out_features > 5 and m.weight.any()]
+    assert len(wide) >= 8
+    for weight in wide:
+        assert weight.std().item() == pytest.approx(1.0, abs=0.05)
