@@ -187,11 +187,11 @@ _SMALL = TrainRecipe(
 
 # For the `<network>_tiny` presets on the embedded videos: about half a minute each on two cores.
 TINY: Mapping[str, TrainRecipe] = {
-    "slowfast_tiny": replace(_SMALL, epochs=5),
-    "tin_tiny": replace(_SMALL, epochs=8),
+    "slowfast_tiny": replace(_SMALL, epochs=4),
+    "tin_tiny": replace(_SMALL, epochs=7),
     "tpn_tiny": replace(_SMALL, epochs=6),
-    "swin_tiny": replace(_SMALL, lr=4e-4, epochs=9, batch_size=8, weight_decay=0.01),
+    "swin_tiny": replace(_SMALL, lr=4e-4, epochs=8, batch_size=8, weight_decay=0.01),
     "r2plus1d_tiny": replace(_SMALL, epochs=5),
-    "timesformer_tiny": replace(_SMALL, lr=5e-4, epochs=6, weight_decay=0.01),
+    "timesformer_tiny": replace(_SMALL, lr=5e-4, epochs=5, weight_decay=0.01),
     "x3d_tiny": replace(_SMALL, lr=1.5e-3, epochs=9),
 }
