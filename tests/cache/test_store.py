@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidfuse.cache import reader
-from vidfuse.cache.format import encode_part, open_part
+from vidfuse.cache.format import Part, encode_part, open_part
 from vidfuse.cache.store import CacheWriter, consolidate, find_caches, load_stack, open_cache, verify
 from vidfuse.errors import (
     CacheConflictError,
@@ -263,6 +263,26 @@ def test_verify_reports_everything_and_changes_nothing_unasked(tmp_path):
     report = verify(tmp_path, quarantine=True)
     assert not first.exists() and all(p.moved_to.exists() for p in report.problems[:2])
     assert [p.kind for p in verify(tmp_path).problems][-1] == "CacheIncompleteError"
+
+
+def test_few_parts_of_all_members_stay_mapped(tmp_path, monkeypatch):
+    for seed, member in enumerate(("swin", "x3d")):
+        with CacheWriter(tmp_path / member) as writer:
+            for row in range(10):
+                writer.append(IDS[row : row + 1], Z[row : row + 1] + seed)
+    released, own = [], Part.release
+    monkeypatch.setattr(Part, "release", lambda part: released.append(part) or own(part))
+    monkeypatch.setattr(reader, "_MAPPED", 3 * Z[0].nbytes)
+    monkeypatch.setattr(reader, "_mapped", {})
+    stack = load_stack(tmp_path)
+    for _ in range(2):
+        for row in range(10):
+            for seed, member in enumerate(stack.members):
+                np.testing.assert_array_equal(stack.scores(member, slice(row, row + 1))[0], Z[row] + seed)
+    assert len(released) == 2 * 2 * 10 - 3
+    assert len(reader._mapped) == 3
+    del stack, released
+    assert reader._mapped == {}
 
 
 def test_a_damaged_description_is_refused(tmp_path):

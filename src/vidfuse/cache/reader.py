@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,24 @@ from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncomplete
 __all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
-_MAPPED: Final = 1 << 25  # bytes of a member's scores that stay mapped in while others are read
+_MAPPED: Final = 1 << 29  # bytes of scores that stay mapped in, over all caches, while others are read
+
+
+_mapped: dict[int, tuple[ref[Part], int]] = {}  # by the part's address: the part, and its bytes; the oldest first
+
+
+def _keep_mapped(part: Part, size: int) -> None:
+    """Note that a part's pages are mapped in, and release those of the oldest parts where it gets too much."""
+    key = id(part)
+    _mapped[key] = ref(part, lambda _: _mapped.pop(key, None)), size
+    total = sum(held for _, held in list(_mapped.values()))
+    for oldest in list(_mapped)[:-1]:  # copies: other threads read, and parts that are no longer used leave
+        if total <= _MAPPED:
+            break
+        if (entry := _mapped.pop(oldest, None)) is not None:
+            total -= entry[1]
+            if (found := entry[0]()) is not None:
+                found.release()
 
 
 class PartsSource:
@@ -37,7 +55,6 @@ class PartsSource:
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
         self._bounds = self._starts.tolist()
         self._n = int(self._starts[-1]) if physical is None else len(physical)
-        self._recent: list[int] = []
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,13 +95,11 @@ class PartsSource:
         return out
 
     def _read(self, number: int) -> NDArray[np.floating[Any]]:
-        """Return one part's mapped scores; parts that were read some time ago leave the process's memory."""
-        scores = self._parts[number].scores()
-        recent = self._recent
-        if number not in recent:
-            recent.append(number)
-            if len(recent) > max(2, _MAPPED // max(1, scores.nbytes)):
-                self._parts[recent.pop(0)].release()
+        """Return one part's mapped scores; parts that were first read some time ago leave the process's memory."""
+        part = self._parts[number]
+        scores = part.scores()
+        if id(part) not in _mapped:
+            _keep_mapped(part, scores.nbytes)
         return scores
 
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
