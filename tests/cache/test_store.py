@@ -271,7 +271,12 @@ def test_few_parts_of_all_members_stay_mapped(tmp_path, monkeypatch):
             for row in range(10):
                 writer.append(IDS[row : row + 1], Z[row : row + 1] + seed)
     released, own = [], Part.release
-    monkeypatch.setattr(Part, "release", lambda part: released.append(part) or own(part))
+
+    def release(part):
+        released.append(part.path)
+        own(part)
+
+    monkeypatch.setattr(Part, "release", release)
     monkeypatch.setattr(reader, "_MAPPED", 3 * Z[0].nbytes)
     monkeypatch.setattr(reader, "_mapped", {})
     stack = load_stack(tmp_path)
@@ -281,7 +286,7 @@ def test_few_parts_of_all_members_stay_mapped(tmp_path, monkeypatch):
                 np.testing.assert_array_equal(stack.scores(member, slice(row, row + 1))[0], Z[row] + seed)
     assert len(released) == 2 * 2 * 10 - 3
     assert len(reader._mapped) == 3
-    del stack, released
+    del stack
     assert reader._mapped == {}
 
 
