@@ -123,7 +123,7 @@ def fit_log_linear(
     moments: Moments | None = None
     curvature = np.zeros((members, members))
     if passes.numbers > _SMALL:
-        with passes.sample(max(200, min(len(passes.stack) // 8, 4096))) as sample:
+        with passes.sample(max(200, min(len(passes.stack) // 16, 4096))) as sample:
             beta, active, curvature = _on_sample(sample, penalty, beta)
             beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
         passes.count += sample.count * len(sample.stack) / len(passes.stack)
@@ -255,16 +255,17 @@ def _newton(
 ) -> tuple[NDArray[np.float64], Moments]:
     """Take Newton steps until the predicted decrease, or in float64 the gap, is small; return β and its moments.
 
-    The first step takes the Hessian that is given, if one is.
+    The first step takes the Hessian that is given, if one is; the last one does not.
     """
     moments = penalty.add_to(passes.moments(beta, hessian=hessian is None, double=double), beta)
+    own = hessian is None
     if hessian is not None:
         moments = moments._replace(hessian=hessian)
     for _ in range(limit):
         if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
             break
         step, decrease = _newton_step(beta, moments)
-        if decrease <= max(tolerance, 1e-12):  # too small for values to judge, and the model is exact enough
+        if decrease <= (max(tolerance, 1e-12) if own else 1e-12):  # too small for values to judge; the model is exact
             if not double:
                 return beta + step, moments
             candidate = np.maximum(beta + step, 0.0)
@@ -283,7 +284,7 @@ def _newton(
             length *= 0.5
             if length < 1e-4:
                 return beta, moments
-        beta, moments = candidate, trial
+        beta, moments, own = candidate, trial, True
     return beta, moments
 
 

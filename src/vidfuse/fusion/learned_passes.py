@@ -7,15 +7,18 @@ logits serve as they are. Blocks are summed in a fixed order in float64, whateve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
+from joblib.parallel import ThreadingBackend, get_active_backend
 from numpy.typing import NDArray
 from scipy.linalg import blas
 from threadpoolctl import threadpool_limits
@@ -30,7 +33,7 @@ __all__ = ["Moments", "Passes", "Workspace", "block_moments"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
-_BLOCK: Final = 1 << 19  # numbers in a block: of many members, smaller ones cost more in calls than they gain in cache
+_BLOCK: Final = 1 << 20  # numbers in a block: smaller ones cost more in calls than they gain in cache
 _FEW: Final = 16  # members
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
@@ -280,6 +283,7 @@ class Passes:
         omega: the videos' weights (N,), which sum to 1.
         floors: each member's floor (M,).
         n_jobs: joblib's number of workers (threads, unless `joblib.parallel_config` says otherwise).
+        true: the members' scores of the true class as they are stored (M, N), where they are known.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.zeros((4, 2, 3)))
@@ -295,6 +299,7 @@ class Passes:
         omega: NDArray[np.float64],
         floors: NDArray[np.float64],
         n_jobs: int | None = None,
+        true: NDArray[np.float64] | None = None,
     ) -> None:
         self.stack, self.labels, self.omega, self.floors, self.n_jobs = stack, labels, omega, floors, n_jobs
         numbers = len(stack.members) * stack.n_classes
@@ -303,25 +308,34 @@ class Passes:
         per_part = step * max(1, round(_PART / (step * numbers)))
         keep = self.numbers <= _RESIDENT
         self._parts = [
-            _Part(stack[rows], labels[rows], omega[rows], floors, step, keep)
+            _Part(
+                stack[rows], labels[rows], omega[rows], floors, step, keep, [], None if true is None else true[:, rows]
+            )
             for rows in (slice(start, start + per_part) for start in range(0, len(stack), per_part))
         ]
         self._context = ExitStack()
-        self._pool: Parallel | None = None
+        self._over: Callable[[Callable[[_Part], Moments], Sequence[_Part]], Iterable[Moments]] = map
         self.count = 0.0
         self._chosen: NDArray[np.intp] | None = None
 
     def __enter__(self) -> Self:
         self._context.enter_context(threadpool_limits(1, user_api="blas"))
-        if len(self._parts) > 1 and effective_n_jobs(self.n_jobs) > 1:
-            self._pool = self._context.enter_context(Parallel(n_jobs=self.n_jobs, prefer="threads"))
+        workers = effective_n_jobs(self.n_jobs)
+        if len(self._parts) == 1 or workers == 1:
+            return self
+        if isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend):
+            # joblib looks for results every 10 ms, which is as long as a pass may take.
+            self._over = self._context.enter_context(ThreadPoolExecutor(workers)).map
+        else:
+            pool = self._context.enter_context(Parallel(n_jobs=self.n_jobs))
+            self._over = lambda run, parts: pool(delayed(run)(part) for part in parts)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._context.close()
-        self._pool = None
+        self._over = map
 
     def sample(self, rows: int) -> Passes:
         """Return passes over about this many of the videos with a weight, spread evenly over the stack."""
@@ -343,14 +357,9 @@ class Passes:
     def moments(self, beta: NDArray[np.float64], *, hessian: bool = True, double: bool = True) -> Moments:
         """Return value, gradient and (on request) Hessian at β, in float32 arithmetic or in float64."""
         self.count += 1
-        if self._pool is None:
-            shares = [part.moments(beta, hessian, double, self._chosen) for part in self._parts]
-        else:
-            shares = self._pool(
-                delayed(_Part.moments)(part, beta, hessian, double, self._chosen) for part in self._parts
-            )
+        run = partial(_Part.moments, beta=beta, hessian=hessian, double=double, chosen=self._chosen)
         total = _zero(len(beta), hessian)
-        for share in shares:
+        for share in self._over(run, self._parts):
             total = _add(total, share)
         return total
 

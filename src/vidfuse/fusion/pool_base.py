@@ -16,7 +16,7 @@ from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.base import Floor, Fuser, Missing, floored_blocks, member_floors
 from vidfuse.fusion.summary import PoolSummary, Refit, summarise
-from vidfuse.fusion.weights import SCORE_WEIGHTS, member_hits, score_weights, true_log_likelihoods, true_scores
+from vidfuse.fusion.weights import SCORE_WEIGHTS, member_hits, score_weights, true_log_likelihoods
 
 __all__ = ["Pool", "Weights", "check_true_class"]
 
@@ -196,17 +196,22 @@ def _video_weights(
     return np.asarray(omega / omega.sum())
 
 
-def check_true_class(stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np.float64]) -> None:
+def check_true_class(stack: LogitStack, true: NDArray[np.float64], floors: NDArray[np.float64]) -> None:
     """Refuse a probability of 0 at the true class, which no weight could make up for.
+
+    Args:
+        stack: the members.
+        true: each member's score of the true class as it is stored (M, N).
+        floors: the uniform distribution's share in each member (M,).
 
     Raises:
         InputError: some member without a floor has it.
 
     Example:
-        >>> check_true_class(LogitStack.from_arrays(np.zeros((4, 2, 3))), np.array([0, 1, 2, 0]), np.zeros(2))
+        >>> check_true_class(LogitStack.from_arrays(np.zeros((4, 2, 3))), np.zeros((2, 4)), np.zeros(2))
     """
     rounded = np.array([kind in ("probabilities", "sum") for kind in stack.kinds])[:, None]
-    zero = (true_scores(stack, labels) == np.where(rounded, 0.0, -np.inf)) & (floors == 0)[:, None]
+    zero = (true == np.where(rounded, 0.0, -np.inf)) & (floors == 0)[:, None]
     if zero.any():
         row = int(zero.any(axis=0).argmax())
         name = stack.members[int(zero[:, row].argmax())]

@@ -20,7 +20,7 @@ from vidfuse.fusion.learned_qp import solve_qp
 from vidfuse.fusion.learned_shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
 from vidfuse.fusion.pool_base import Pool, Weights, check_true_class
 from vidfuse.fusion.summary import Refit
-from vidfuse.fusion.weights import accuracy_weights, member_hits, true_log_likelihoods
+from vidfuse.fusion.weights import accuracy_weights, member_hits, true_log_likelihoods, true_scores
 from vidfuse.likelihood import linear_pool, log_linear_pool
 
 __all__ = ["LinearPool", "LogLinearPool", "Weights"]
@@ -113,13 +113,14 @@ class LogLinearPool(Pool):
         omega: NDArray[np.float64],
         floors: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], Refit]:
-        check_true_class(stack, labels, floors)
+        true = true_scores(stack, labels)
+        check_true_class(stack, true, floors)
         direction = np.full(len(stack.members), 1.0 / len(stack.members))
         if self.shrinkage not in (None, 0):
             direction = accuracy_weights(omega @ member_hits(stack, labels))
         strength = choose_shrinkage(self.shrinkage, stack, labels, omega, floors, direction, self.n_jobs)
         penalty = shrinkage_penalty(strength, direction) if strength > 0 else None
-        with Passes(stack, labels, omega, floors, self.n_jobs) as passes:
+        with Passes(stack, labels, omega, floors, self.n_jobs, true) as passes:
             fit = fit_log_linear(passes, penalty)
         if fit.at_bound:
             warnings.warn(
@@ -137,7 +138,7 @@ class LogLinearPool(Pool):
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
             )  # fmt: skip
             self.class_weights_ = classes.beta[[stack.members.index(name) for name in self.members_]]
-        again = Passes(stack, labels, omega, floors, self.n_jobs)
+        again = Passes(stack, labels, omega, floors, self.n_jobs, true)
         return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
@@ -207,7 +208,7 @@ class LinearPool(Pool):
     ) -> tuple[NDArray[np.float64], Refit]:
         log_true = true_log_likelihoods(stack, labels, floors)
         if np.isneginf(log_true).any():
-            check_true_class(stack, labels, floors)
+            check_true_class(stack, true_scores(stack, labels), floors)
         fit = fit_linear(log_true, omega)
         self.optimality_gap_ = fit.gap
         return fit.weights, partial(_refit_linear, log_true)
