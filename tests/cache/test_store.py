@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -373,3 +374,14 @@ def test_a_cache_says_what_it_is(tmp_path):
     cache = open_cache(tmp_path / "swin", partial=True)
     assert "10 of 30 videos x 3 views x 4 classes, logits, float32, 1 parts" in repr(cache)
     assert cache.missing == IDS[10:] and len(cache) == 10
+
+
+def test_a_pickled_run_of_rows_names_the_parts_that_hold_it(tmp_path):
+    with CacheWriter(tmp_path / "swin", expected_ids=IDS) as writer:
+        for start in range(0, 30, 3):
+            writer.append(IDS[start : start + 3], Z[start : start + 3])
+    stack = load_stack(tmp_path)
+    for start, stop, parts in ((0, 3, 1), (4, 6, 1), (4, 7, 2), (27, 30, 1), (0, 30, 10)):
+        sent = pickle.dumps(stack[start:stop])
+        assert sent.count(b"part-") == parts
+        np.testing.assert_array_equal(pickle.loads(sent).scores("swin"), Z[start:stop])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +103,12 @@ class PartsSource:
         return scores
 
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        """Itself, or the rows where they stand: paths and row numbers are cheap to send."""
+        """The parts that hold a run of rows, or the rows where they stand: what is little to send and to open."""
+        if self._physical is None and isinstance(rows, slice):
+            first, last = bisect_right(self._bounds, rows.start) - 1, bisect_left(self._bounds, rows.stop)
+            offset = self._bounds[first]
+            source = PartsSource(self._parts[first:last], None, check=self._check)
+            return source, slice(rows.start - offset, rows.stop - offset, 1)
         if self._physical is None:
             return self, rows
         physical = self._physical[rows]

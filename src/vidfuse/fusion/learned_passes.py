@@ -346,7 +346,7 @@ class Passes:
         copies = [
             Member(n, ArraySource(part.scores(n)), everything, k) for n, k in zip(part.members, part.kinds, strict=True)
         ]
-        return Passes(LogitStack(copies), self.labels[chosen], omega / omega.sum(), self.floors, self.n_jobs)
+        return Passes(LogitStack(copies), self.labels[chosen], omega / omega.sum(), self.floors, 1)
 
     def only(self, members: NDArray[np.intp]) -> Passes:
         """Return the same passes over some members alone, by their places: β has their length, the others weigh 0."""

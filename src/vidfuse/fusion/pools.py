@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -138,7 +139,7 @@ class LogLinearPool(Pool):
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
             )  # fmt: skip
             self.class_weights_ = classes.beta[[stack.members.index(name) for name in self.members_]]
-        again = Passes(stack, labels, omega, floors, self.n_jobs, true)
+        again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
         return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
@@ -227,7 +228,7 @@ class _OneStep:
     The videos' gradients and the curvature are computed when first asked for; a copy that was pickled has none.
     """
 
-    def __init__(self, beta: NDArray[np.float64], penalty: Penalty | None, passes: Passes) -> None:
+    def __init__(self, beta: NDArray[np.float64], penalty: Penalty | None, passes: Callable[[], Passes]) -> None:
         self._beta, self._penalty, self._passes = beta, penalty, passes
         self._gradients: NDArray[np.float64] | None = None
         self._hessian = np.zeros((len(beta), len(beta)))
@@ -236,10 +237,11 @@ class _OneStep:
     def __call__(self, omega: NDArray[np.float64]) -> NDArray[np.float64]:
         beta = self._beta
         if self._gradients is None:
-            moments = self._passes.moments(beta)
+            passes = self._passes()
+            moments = passes.moments(beta)
             hessian = (moments if self._penalty is None else self._penalty.add_to(moments, beta)).hessian
             self._hessian = self._hessian if hessian is None else hessian
-            self._gradients = self._passes.gradients(beta)
+            self._gradients = passes.gradients(beta)
         ridge = self._hessian + (1e-10 * np.trace(self._hessian) + 1e-300) * np.eye(len(beta))
         slope = omega @ self._gradients + self._pull
         moved = solve_qp(ridge, ridge @ beta - slope, 1.0 / T_MAX, 1.0 / T_MIN, beta)
