@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -385,3 +386,32 @@ def test_a_pickled_run_of_rows_names_the_parts_that_hold_it(tmp_path):
         sent = pickle.dumps(stack[start:stop])
         assert sent.count(b"part-") == parts
         np.testing.assert_array_equal(pickle.loads(sent).scores("swin"), Z[start:stop])
+    for rows, parts in (([29, 0, 1], 2), ([4], 1), ([17, 2, 8, 5], 4)):
+        sent = pickle.dumps(stack[rows])
+        assert sent.count(b"part-") == parts
+        np.testing.assert_array_equal(pickle.loads(sent).scores("swin"), Z[rows])
+
+
+def test_a_pickled_stack_of_members_in_other_orders_keeps_its_rows(tmp_path):
+    order = np.random.default_rng(1).permutation(30)
+    for member, rows in (("swin", order), ("x3d", order[::-1][:20])):
+        with CacheWriter(tmp_path / member) as writer:
+            for start in range(0, len(rows), 4):
+                writer.append([IDS[row] for row in rows[start : start + 4]], Z[rows[start : start + 4]])
+    stack = load_stack(tmp_path, partial=True)
+    again = pickle.loads(pickle.dumps(stack[3:11]))
+    for member in stack.members:
+        np.testing.assert_array_equal(again.scores(member), stack.scores(member)[3:11])
+    assert pickle.dumps(stack[:1]).count(b"part-") == 2
+
+
+def test_more_parts_than_files_may_be_open_is_said(tmp_path, monkeypatch):
+    with CacheWriter(tmp_path / "swin") as writer:
+        writer.append(IDS, Z)
+
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(reader, "open_part", full)
+    with pytest.raises(CacheError, match=r"1 parts, which are more files .* `vidfuse consolidate`"):
+        open_cache(tmp_path / "swin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from vidfuse.cache.format import Part, open_part
 from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
 from vidfuse.cache.meta import CacheMeta, read_meta
 from vidfuse.cache.source import Rows, Source
-from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError
+from vidfuse.errors import CacheConflictError, CacheError, CacheFormatError, CacheIncompleteError, InputError
 
 __all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
 
@@ -103,16 +104,20 @@ class PartsSource:
         return scores
 
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        """The parts that hold a run of rows, or the rows where they stand: what is little to send and to open."""
+        """The parts that hold these rows, and the rows where they stand in them: what is little to send and to open."""
         if self._physical is None and isinstance(rows, slice):
             first, last = bisect_right(self._bounds, rows.start) - 1, bisect_left(self._bounds, rows.stop)
             offset = self._bounds[first]
             source = PartsSource(self._parts[first:last], None, check=self._check)
             return source, slice(rows.start - offset, rows.stop - offset, 1)
-        if self._physical is None:
-            return self, rows
-        physical = self._physical[rows]
-        return PartsSource(self._parts, physical, check=self._check), slice(0, len(physical), 1)
+        physical = np.asarray(rows if self._physical is None else self._physical[rows])
+        owner = np.searchsorted(self._starts, physical, side="right") - 1  # -1: a video that this member lacks
+        needed = np.unique(np.maximum(owner, 0))
+        parts = [self._parts[number] for number in needed.tolist()]
+        shift = np.zeros(len(self._parts), dtype=np.int64)
+        shift[needed] = np.cumsum([0, *(len(part) for part in parts[:-1])]) - self._starts[needed]
+        physical = np.where(owner < 0, -1, physical + shift[owner])
+        return PartsSource(parts, physical, check=self._check), slice(0, len(physical), 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         paths = [(str(part.path), part.digest) for part in self._parts]
@@ -248,6 +253,13 @@ def _open_parts(folder: Path, check: bool) -> list[Part]:
         except FileNotFoundError:
             if list_parts(folder) == listed:
                 raise
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise CacheError(
+                f"{folder}: {len(listed)} parts, which are more files than this process may have open; join them with "
+                "`vidfuse consolidate`, or raise the limit (ulimit -n)"
+            ) from error
 
 
 def _of(count: int, expected: tuple[str, ...] | None) -> str:
