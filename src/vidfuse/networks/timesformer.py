@@ -29,6 +29,7 @@ from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, split_patch
 __all__ = ["PRESETS", "TimeSformer", "TimeSformerConfig", "build", "convert"]
 
 _EPS: Final = 1e-6
+_FEW: Final = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,11 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = functional.scaled_dot_product_attention(query, key, value)
+        if x.device.type == "cpu" and x.shape[1] <= _FEW:  # less to arrange than for the fused kernel
+            scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+            x = scores.softmax(dim=-1) @ value
+        else:
+            x = functional.scaled_dot_product_attention(query, key, value)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
