@@ -57,6 +57,9 @@ def test_the_commands_of_a_page_exist_and_parse(page):
     for _, code in blocks(page, "console"):
         for line in code.splitlines():
             words = shlex.split(line, comments=True)
+            if words[:1] == ["python"] and words[1].endswith(".py"):
+                assert (ROOT / words[1]).is_file(), line
+                found += 1
             if "vidfuse" not in words or words[0] == "pip":
                 continue
             name, *arguments = words[words.index("vidfuse") + 1 :]

@@ -25,6 +25,7 @@ FLOORS = {
     "fusion": 3,
     "recipe": 4,
     "report": 4,
+    "_yaml": 5,
     "networks": 5,
     "video": 6,
     "training": 7,
