@@ -173,7 +173,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if x.device.type == "cpu" and x.shape[1] <= _FEW:  # less to arrange than for the fused kernel
+        few = x.device.type == "cpu" and x.shape[1] <= _FEW
+        if few and not torch.is_grad_enabled():  # less to arrange than for the fused kernel
             scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
             x = scores.softmax(dim=-1) @ value
         else:
