@@ -170,3 +170,12 @@ def test_folding_merges_the_two_linear_maps_after_the_attention_over_time():
         networks.fold_batch_norm(model)
         torch.testing.assert_close(model(clips), expected, rtol=1e-4, atol=1e-5)
     assert all(isinstance(block.time_fc, nn.Identity) for block in model.blocks)
+
+
+def test_few_tokens_attend_alike_with_and_without_gradients():
+    torch.manual_seed(0)
+    model = networks.create("timesformer_tiny", num_classes=5).eval()
+    clips = torch.randn(2, 3, 8, 64, 64)
+    with torch.no_grad():
+        plain = model(clips)
+    torch.testing.assert_close(model(clips).detach(), plain, rtol=1e-5, atol=1e-6)
