@@ -336,3 +336,15 @@ def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(InputError, match="expected a file of predictions, found none"):
         vf.read_predictions({"x": tmp_path / "nowhere.pkl"}, kind="logits")
+
+
+@pytest.mark.parametrize("renamed", [b"\x96ideo", b"label"], ids=["no text", "twice"])
+def test_a_parquet_file_with_broken_names_is_refused(tmp_path, renamed):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"video": ["a", "b"], "label": [0, 1], "p0": [0.5, 1.5], "p1": [1.0, 2.0]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "table.parquet", store_schema=False)
+    path = tmp_path / "table.parquet"
+    path.write_bytes(path.read_bytes().replace(b"video", renamed))
+    with pytest.raises(InputError, match="expected a parquet file"):
+        vf.read_predictions({"swin": path}, kind="logits")

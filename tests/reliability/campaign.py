@@ -325,6 +325,7 @@ def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[st
                     counts["refused"] -= 1
                 _watching.clear()
             except BaseException:
+                _watching.clear()
                 saved = Path(tempfile.gettempdir()) / f"fuzz-failure{path.suffix}"
                 saved.write_bytes(mutated)
                 print(f"not refused properly: {saved} (from {path.name})", file=sys.stderr)

@@ -76,7 +76,7 @@ def read_parquet(path: Path, classes: Sequence[str] | None = None) -> Dump:
     try:
         table = pyarrow.parquet.read_table(path)
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:  # names that are no text, or stand twice
         raise InputError(f"{path}: expected a parquet file: {error}") from error
     try:
         return read_frame(columns, classes=classes)
