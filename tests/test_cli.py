@@ -301,6 +301,7 @@ def test_a_saved_configuration_repeats_its_command(caches):
         ("submit: {out: a.txt}", "expected a section 'fit', got submit"),
         ("fit: caches/val", "expected options in the section 'fit', got str"),
         ("fit: {wieghts: learned}", "fit has no option wieghts; it has "),
+        ("fit: {out: [a.json, b.json]}", "expected one value for out, got ['a.json', 'b.json']"),
         ("fit: [", "expected options as YAML in "),
     ],
 )

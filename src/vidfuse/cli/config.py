@@ -32,7 +32,7 @@ def read_config(path: Path, command: click.Command, name: str) -> dict[str, Any]
     content = _read(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a section for each command, got {type(content).__name__}")
-    saved = path.suffix == ".json" and {"command", "options"} <= content.keys()
+    saved = isinstance(content.get("command"), str) and "options" in content
     sections = {content["command"]: content["options"]} if saved else content
     if name not in sections:
         raise InputError(f"{path}: expected a section {name!r}, got {', '.join(map(str, sections)) or 'none'}")
@@ -67,6 +67,8 @@ def _spellings(parameter: click.Parameter) -> list[str]:
 def _as_typed(parameter: click.Parameter, value: Any) -> Any:
     """Return a value as the command line has it: `NAME=VALUE` words for a mapping, a list for what may come often."""
     if not (parameter.nargs == -1 or (isinstance(parameter, click.Option) and parameter.multiple)):
+        if isinstance(value, (list, dict)):
+            raise InputError(f"expected one value for {_spellings(parameter)[0]}, got {value!r}")
         return value
     if isinstance(value, Mapping):
         return [f"{name}={_word(inner)}" for name, inner in value.items()]

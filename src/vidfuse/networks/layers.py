@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -26,6 +27,7 @@ __all__ = [
     "finish",
     "fold_batch_norm",
     "init_convolutions",
+    "init_linear",
     "pool_windows",
     "record",
     "split_patches",
@@ -320,6 +322,15 @@ def init_convolutions(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_linear(model: nn.Module, std: float | None) -> None:
+    """Initialise linear maps as transformers do: normal weights of that deviation, or of ``in_features ** -0.5``."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=std or module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

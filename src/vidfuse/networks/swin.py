@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, split_patches
+from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear, split_patches
 
 __all__ = ["PRESETS", "Swin", "SwinConfig", "build", "convert"]
 
@@ -85,11 +85,7 @@ class Swin(VideoNetwork):
             if stage < stages - 1:
                 self.merges.append(_Merge(width))
         self.norm = nn.LayerNorm(self.num_features, eps=_EPS)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=config.init_std or module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self, config.init_std)
 
     def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
         """Yield a map ``(N, C, T / 2, H / s, W / s)`` a stage, s = 4, 8, 16, 32, rounded up; needs 32 × 32 pixels."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, split_patches
+from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear, split_patches
 
 __all__ = ["PRESETS", "TimeSformer", "TimeSformerConfig", "build", "convert"]
 
@@ -90,10 +90,7 @@ class TimeSformer(VideoNetwork):
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(_Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, eps=_EPS)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=config.init_std or module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
+        init_linear(self, config.init_std)
         for block in self.blocks:
             if config.attention == "divided":  # at first, a block does what the image model's would
                 nn.init.zeros_(block.get_submodule("time_fc").get_parameter("weight"))
