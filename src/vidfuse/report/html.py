@@ -195,7 +195,10 @@ def _leaderboard_section(data: _Data) -> str:
         marks.append(svg.Mark(s.name, s.accuracy, *s.accuracy_interval, kind=kind))
     reference = data.board.entry(data.board.best_single).score.accuracy
     drawing = svg.dot_plot(marks, title="Top-1 accuracy of members and fusion rules", reference=reference)
-    caption = "Top-1 accuracy with 95 % intervals (Wilson). Grey: members. Dashed: the best single member."
+    caption = (
+        "Top-1 accuracy with 95 % intervals (Wilson). Grey: members. "
+        f"Dashed: the best single member ({data.single_name}), {data.board.chosen_on()}."
+    )
     return _section("Leaderboard", "", _figure(drawing, caption), data.board.table())
 
 
@@ -343,7 +346,7 @@ def _method_section(data: _Data) -> str:
         "headline rule": f"{data.board.headline_rule}: {data.fuser!r}",
         "scores": data.board.how(),
         "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
-        "p-value": "McNemar's exact test against the best single member, two-sided",
+        "p-value": f"McNemar's exact test against the best single member ({data.board.chosen_on()}), two-sided",
         "calibration error": "15 bins of equal width",
         "order": "checked by id" if data.board.order_checked else "unchecked (no ids)",
         "vidfuse": __version__,

@@ -102,6 +102,14 @@ class Leaderboard:
                 return entry
         raise InputError(f"expected one of {[entry.score.name for entry in self.entries]}, got {name!r}")
 
+    @property
+    def best_on_scored(self) -> str:
+        """The member that is the most accurate on the scored videos: the best one in hindsight."""
+        members = [entry for entry in self.entries if not entry.fused]
+        most = max(entry.score.accuracy for entry in members)
+        names = [entry.score.name for entry in members if entry.score.accuracy == most]
+        return self.best_single if self.best_single in names else names[0]
+
     def headline(self) -> str:
         """Return the answer in one sentence."""
         entry = self.entry(self.headline_rule)
@@ -115,7 +123,12 @@ class Leaderboard:
                 f", {points(entry.gain.difference)} points over the best single member ({self.best_single}), "
                 f"{p_value(entry.gain.p_value)}"
             )
-        return text + (" (in-sample)." if self.protocol == "in-sample" else ".")
+        text += " (in-sample)." if self.protocol == "in-sample" else "."
+        best = self.best_on_scored
+        if best != self.best_single:
+            ahead = points(entry.score.accuracy - self.entry(best).score.accuracy)
+            text += f" On these videos themselves {best} is the best member: {ahead} points."
+        return text
 
     def how(self) -> str:
         """Return in one sentence on which videos the scores were taken."""
@@ -129,6 +142,10 @@ class Leaderboard:
                 f"IN-SAMPLE: the rules were fitted on the {n:,} videos that they are scored on, and flatter themselves."
             )
         return text if self.order_checked else f"{text} Order unchecked: there are no ids."
+
+    def chosen_on(self) -> str:
+        """Return in a few words on which videos the best single member was chosen."""
+        return "chosen on the videos of the fit" if self.protocol == "held-out" else "chosen on these videos"
 
     def table(self) -> Table:
         """Return the leaderboard as a table of strings."""
@@ -152,7 +169,10 @@ class Leaderboard:
             columns=(*columns, "gain", "p"),
             rows=tuple(rows),
             title="Leaderboard (members are indented)",
-            notes=(self.how(), "gain: points of top-1 over the best single member; p: McNemar's exact test."),
+            notes=(
+                self.how(),
+                f"gain: points of top-1 over the best single member, {self.chosen_on()}; p: McNemar's exact test.",
+            ),
             strong=frozenset(i for i, e in enumerate(self.entries) if e.score.name == self.headline_rule),
         )
 
@@ -164,6 +184,7 @@ class Leaderboard:
             "n_fit": self.n_fit,
             "folds": self.folds,
             "best_single": self.best_single,
+            "best_on_scored": self.best_on_scored,
             "headline_rule": self.headline_rule,
             "order_checked": self.order_checked,
             "entries": [
