@@ -84,3 +84,27 @@ def test_a_class_below_a_mean_of_two_in_every_member_is_dropped():
     z = np.array([[[4.0, 0.0, 1.5], [0.0, 4.0, 1.5]]], np.float32)  # 1.5 < (4 + 0) / 2, beaten by neither alone
     found = find_rivals(stack_of(z, [0]), np.array([0]), np.zeros(2), linear=False)
     assert found.classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 5e3])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("vetoes", [False, True])
+def test_no_clear_winner_is_dropped_among_large_logits_and_vetoes(scale, offset, vetoes):
+    z, y = ensemble(7, n=300, m=4, k=12)
+    z = z * np.float32(scale) + np.float32(offset)
+    rng = np.random.default_rng(7)
+    if vetoes:
+        z[rng.random(z.shape) < 0.05] = -np.inf
+        z[np.isneginf(z).all(axis=2)] = 0
+    found = find_rivals(stack_of(z, y, kind="logits"), y, np.zeros(4), linear=False)
+    values = np.maximum(z.astype(float), -1e30)
+    checked = 0
+    for weights in [*np.eye(4), *rng.dirichlet(np.ones(4), 30)]:
+        pooled = np.einsum("m,nmk->nk", weights, values)
+        winner, ordered = pooled.argmax(1), np.sort(pooled, axis=1)
+        clear = ordered[:, -1] - ordered[:, -2] > 1e-2
+        assert not found.right[clear & (winner != y)].any()
+        for n in np.flatnonzero(clear & np.isin(np.arange(300), found.rows)):
+            assert winner[n] == y[n] or winner[n] in found.classes[found.rows == n]
+            checked += 1
+    assert checked > 3000

@@ -342,3 +342,20 @@ def test_subset_pool_is_refitted_in_each_fold_and_drops_members():
     )
     numbers = vf.SubsetPool(vf.LinearPool(weights=[1, 2, 3, 4]), max_members=1).fit(stack)
     assert numbers.weights_.max() == 1.0
+
+
+def test_the_log_linear_loss_of_many_videos_is_that_of_float64_to_eight_digits():
+    # Rounded to float32 one by one, weights of 1/3 sum to 1 + 3e-8, which moves the mean of such members by 1e-7.
+    z, y = ensemble(5, n=4000, m=6, k=40, signal=3.0)
+    stack = stack_of(3 * z, y)
+    weights = np.array([0.77, 0.78, 0.76, 0.775, 0.781, 1e-9])
+    found = vf.search_subsets(stack, "nll", vf.LogLinearPool(weights=dict(zip(stack.members, weights, strict=True))))
+    check(found, stack, brute_force(stack, y, weights, False, "nll", all_subsets(6)), 2.5e-8)
+
+
+def test_a_veto_of_the_least_weight_counts():
+    z = np.log([[[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [1.0, 1e-40]]])
+    z[1, 1, 1] = -np.inf
+    stack = stack_of(z, [0, 0], kind="log-likelihoods")
+    found = vf.search_subsets(stack, "nll", vf.LogLinearPool(weights={"m0": 1.0, "m1": 1e-12}, floor=0.0))
+    assert found.table.score_of(["m0", "m1"]) == pytest.approx(np.log(2) / 2, abs=1e-9)

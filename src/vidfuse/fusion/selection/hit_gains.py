@@ -59,7 +59,12 @@ class HitGains:
         self._least = np.minimum(self._margins.min(axis=0), 0)
         self._open_or_right = float(video_weights[rivals.right].sum() + video_weights[rows[starts(rows)]].sum())
         self._rounding = rounding_error(rivals, None, linear=linear)
-        self._open(np.zeros(len(ordered.members), np.int64))
+        self._since, self._rounds, self._base = np.zeros(len(ordered.members), np.int64), 1, self._open_or_right
+        self._look_at(rows, self._margins)
+
+    def _look_at(self, rows: NDArray[np.int64], margins: NDArray[np.float32]) -> None:
+        self._live, self._begin = margins, starts(rows)
+        self._videos = rows[self._begin]
 
     def _open(self, counts: NDArray[np.int64]) -> None:
         """Keep the rivals that have a say in the next rounds: half as many as there were."""
@@ -72,12 +77,7 @@ class HitGains:
         lost[rows[sums + self._rounds * self._least[live] > error]] = True
         undecided = np.flatnonzero(~lost[rows])
         self._base = self._open_or_right - float(self._a[lost].sum())
-        if len(undecided) < len(self._rows):
-            rows, self._live = rows[undecided], self._margins.take(live[undecided], axis=1)
-        else:
-            self._live = self._margins
-        self._begin = starts(rows)
-        self._videos = rows[self._begin]
+        self._look_at(rows[undecided], self._margins.take(live[undecided], axis=1))
 
     def __call__(self, counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the score with each candidate one more, shape (C,).
@@ -88,7 +88,9 @@ class HitGains:
         if ahead.min() < 0 or ahead.sum() >= self._rounds:
             self._open(counts)
         error = np.float32(self._rounding * (counts.sum() + 1))
-        sums = self._live[candidates] + _sum(counts, self._live)
+        sums = self._live if len(candidates) == len(self._live) else self._live[candidates]
+        if counts.any():
+            sums = sums + _sum(counts, self._live)
         wrong, sure = sums >= -error, sums > error
         scores = np.full(len(candidates), self._base)
         pairs = [(np.tile(np.arange(len(candidates)), len(self._unsafe)), np.repeat(self._unsafe, len(candidates)))]

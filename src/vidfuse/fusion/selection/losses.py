@@ -114,7 +114,7 @@ def log_linear_losses(
     a = np.full(len(stack), 1 / len(stack)) if video_weights is None else video_weights
     n_members, n_classes = weights.shape[1], stack.n_classes
     chosen = weights / weights.sum(axis=1, keepdims=True)
-    single = chosen.astype(np.float32)
+    single = _rounded(chosen)
     log_true = np.maximum(true_log_likelihoods(stack, labels, floors), _VETO)
     losses = -(chosen @ (a @ log_true))
     for rows, block in floored_blocks(stack, floors, 32):
@@ -131,6 +131,24 @@ def log_linear_losses(
             losses[first : first + step] += total @ a[rows]
     losses[~(losses < 1e20)] = np.inf
     return losses
+
+
+def _rounded(chosen: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return float32 weights whose rows sum to exactly 1.
+
+    Members' log-likelihoods are all negative and much alike, so that it is the sum of the rounding errors that moves a
+    mean: weights are whole multiples of 2⁻²⁴, those with the largest remainders rounded up.
+
+    Example:
+        >>> _rounded(np.array([[0.7, 0.2, 0.1]])).sum(dtype=np.float64).item()
+        1.0
+    """
+    scaled = chosen * 2.0**24
+    whole = np.floor(scaled)
+    rest = scaled - whole
+    missing = np.rint(rest.sum(axis=1, keepdims=True))
+    whole += np.argsort(np.argsort(-rest, axis=1, kind="stable"), axis=1, kind="stable") < missing
+    return np.where((whole > 0) | (chosen == 0), whole / 2.0**24, chosen).astype(np.float32)  # a tiny veto stays one
 
 
 def _shifted(

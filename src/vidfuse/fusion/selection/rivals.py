@@ -32,7 +32,7 @@ Ragged = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 _SLACK = 1e-4  # nats: dominance that is strict by more than any rounding of float32 log-likelihoods
 _VETO = np.float32(-1e30)  # stands for −inf, so that a veto outweighs every other term and no difference is NaN
-_NUMBERS = 1 << 19  # numbers a block: 2 MB of float32, which stay in the third-level cache between two looks
+_NUMBERS = 1 << 20  # numbers a block: 4 MB of float32, which stay in the third-level cache between two looks
 _BLOCKS = 4  # blocks a task: what is left of them is small enough to stay in the second-level cache
 
 
@@ -195,11 +195,12 @@ def _look(
     top = start + total.argmax(axis=1)
     true_scores = np.maximum(np.stack([scores.take(start + truth) for scores in flat]), _VETO)
     strongest = np.maximum(np.stack([scores.take(top) for scores in flat]), _VETO)
-    lead = true_scores.astype(np.float64) - strongest
+    lead = true_scores - strongest
     mean = lead.mean(axis=0)
-    share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + 1e-12), 0, 1)
+    share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + np.float32(1e-12)), 0, 1)
     limits = strongest + share * lead
-    limits = (limits - (_SLACK + 1e-6 * np.abs(limits))).astype(np.float32)[:, :, None]
+    limits -= 1e-6 * (np.abs(strongest) + np.abs(lead)) + _SLACK
+    limits = limits[:, :, None]
     some = block[0] >= limits[0]
     more = np.empty_like(some)
     for scores, limit in zip(block[1:], limits[1:], strict=True):
