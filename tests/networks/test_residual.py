@@ -8,6 +8,7 @@ from torch import nn
 
 from vidfuse import networks
 from vidfuse.errors import InputError
+from vidfuse.networks import convolutions
 from vidfuse.networks.convolutions import convolve
 from vidfuse.networks.layers import combine_windows, pool_windows
 
@@ -114,6 +115,26 @@ def test_the_gradients_of_a_convolution_over_time_are_torchs(extent, stride, pad
         with pytest.raises(RuntimeError):
             convolve(x, conv)
         return
+    expected = conv(x)
+    grad = torch.randn_like(expected)
+    for inputs in ((x, conv.weight), (x,), (conv.weight,)):
+        ours = torch.autograd.grad(convolve(x, conv), inputs, grad)
+        torch.testing.assert_close(ours, torch.autograd.grad(conv(x), inputs, grad))
+    function = lambda x, weight: torch.func.functional_call(Convolve(conv), {"conv.weight": weight}, x)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (x, conv.weight), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (x, conv.weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("numbers", [1, 200, 2000, 1 << 20])  # one row at a time; part of a frame; frames; all
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [((3, 3), (1, 1), (1, 1)), ((3, 2), (2, 1), (1, 0)), ((5, 3), (2, 3), (2, 3))]
+)
+def test_the_gradients_of_a_convolution_over_space_are_torchs(kernel, stride, padding, numbers, monkeypatch):
+    monkeypatch.setattr(convolutions, "_GATHERED", numbers)
+    monkeypatch.setattr(convolutions, "_GATHERED_CHANNELS", 3)
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 4, (1, *kernel), (1, *stride), (0, *padding), bias=False).double()
+    x = torch.randn(2, 3, 3, 7, 6, dtype=torch.float64, requires_grad=True)
     expected = conv(x)
     grad = torch.randn_like(expected)
     for inputs in ((x, conv.weight), (x,), (conv.weight,)):
