@@ -1,5 +1,10 @@
 """Extraction: what is stored, what a resumed call computes, and whose networks it reads."""
 
+import functools
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +13,8 @@ from toy_videos import Toy, ToyLoader, toy, toy_clips
 
 import vidfuse as vf
 from vidfuse.errors import CacheConflictError, InputError
-from vidfuse.training.extraction import extract, fingerprint_of
+from vidfuse.training.extraction import extract
+from vidfuse.training.fingerprints import fingerprint_of
 from vidfuse.video.clips import ViewPlan
 
 QUIET = {"progress": False}
@@ -71,8 +77,8 @@ def test_an_interrupted_call_is_resumed_by_what_is_missing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         extract(model, Restricted(batch_size=5), tmp_path / "toy", forward=failing, videos_per_part=5, **QUIET)
-    loader = Restricted(batch_size=5)
-    again = extract(model, loader, tmp_path / "toy", **QUIET)
+    loader, calls[:] = Restricted(batch_size=7), []  # what a function refers to is part of its fingerprint
+    again = extract(model, loader, tmp_path / "toy", forward=failing, **QUIET)
     assert (again.present, again.written) == (10, 14)
     assert [len(ids) for ids in loader.restricted] == [14]
     assert loader.asked == []  # only the restricted loader was read
@@ -83,13 +89,14 @@ def test_an_interrupted_call_is_resumed_by_what_is_missing(tmp_path):
 
 def test_a_loader_that_cannot_be_restricted_resumes_too(tmp_path):
     model, ids = toy(), ToyLoader().ids
-    extract(model, list(ToyLoader(batch_size=6))[:2], tmp_path / "toy", ids=ids, **QUIET)
     seen = []
 
     def counted(network, clips):
         seen.append(len(clips))
         return network(clips)
 
+    extract(model, list(ToyLoader(batch_size=6))[:2], tmp_path / "toy", ids=ids, forward=counted, **QUIET)
+    seen.clear()
     extract(model, ToyLoader(batch_size=5), tmp_path / "toy", ids=ids, forward=counted, **QUIET)
     assert sum(seen) == 12
     assert len(vf.load_stack(tmp_path / "toy")) == 24
@@ -147,14 +154,15 @@ def test_a_network_of_several_members_reads_the_whole_mapping(tmp_path, views):
 
 def test_a_member_that_lags_behind_catches_up_alone(tmp_path):
     models = {"a": toy(1), "b": toy(2)}
-    extract({"a": models["a"]}, Restricted(), tmp_path, **QUIET)
-    before = {p.name for p in (tmp_path / "a").iterdir()}
     ran = []
 
     def counted(network, clips):
         ran.append(network)
         return network(clips)
 
+    extract({"a": models["a"]}, Restricted(), tmp_path, forward=counted, **QUIET)
+    before = {p.name for p in (tmp_path / "a").iterdir()}
+    ran.clear()
     extract(models, Restricted(), tmp_path, forward=counted, **QUIET)
     assert all(network is models["b"] for network in ran) and ran
     assert {p.name for p in (tmp_path / "a").iterdir()} == before
@@ -227,7 +235,120 @@ def test_a_fingerprint_tells_weights_apart():
     other = toy()
     other.norm.running_mean += 1e-7
     assert fingerprint_of(other) != fingerprint_of(toy())
-    assert fingerprint_of(Toy.forward) == "toy_videos.Toy.forward"
+
+
+class Wrapper:
+    """A callable object that holds a network, as runtimes' wrappers do."""
+
+    def __init__(self, network, scale=1.0):
+        self.network, self.scale, self.calls = network, scale, []
+
+    def __call__(self, clips):
+        return self.network(clips) * self.scale
+
+    def method(self, clips):
+        return self(clips)
+
+
+def test_a_fingerprint_tells_callables_apart():
+    first, second = toy(), toy(1)
+    same = [lambda clips, n=n: n(clips) for n in (first, toy())]
+    assert fingerprint_of(same[0]) == fingerprint_of(same[1])  # other objects of the same weights
+    different = [
+        same[0],
+        lambda clips: first(clips),
+        lambda clips: second(clips),
+        lambda clips: first(clips) * 2,
+        lambda clips: first(clips) * 3,
+        lambda clips: _by_global(clips),
+        functools.partial(same[0], n=first),
+        functools.partial(same[0], n=second),
+        Wrapper(first),
+        Wrapper(second),
+        Wrapper(first, scale=2.0),
+        Wrapper(first).method,
+        Wrapper(second).method,
+        Toy.forward,
+        len,
+    ]
+    prints = [fingerprint_of(f) for f in different]
+    assert len(set(prints)) == len(prints)
+    assert prints[8] == fingerprint_of(Wrapper(toy()))
+    assert len({fingerprint_of(first, forward=f) for f in (None, same[0], different[3], different[4])}) == 4
+
+
+_NETWORK = toy(2)
+
+
+def _by_global(clips):
+    return _NETWORK(clips)
+
+
+def test_a_fingerprint_sees_what_a_global_variable_holds(monkeypatch):
+    before = fingerprint_of(_by_global)
+    monkeypatch.setattr(sys.modules[__name__], "_NETWORK", toy(2))
+    assert fingerprint_of(_by_global) == before
+    monkeypatch.setattr(sys.modules[__name__], "_NETWORK", toy(3))
+    assert fingerprint_of(_by_global) != before
+
+
+def test_a_fingerprint_is_the_same_in_another_process(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch, functools\nfrom vidfuse.training.fingerprints import fingerprint_of\n"
+        "torch.manual_seed(0)\nnet = torch.nn.Linear(3, 2)\nnames = {'b', 'a', 'c'}\n"
+        "class Held:\n    def __init__(self): self.net, self.names = net, names\n"
+        "    def __call__(self, x): return self.net(x)\n"
+        "def call(x, scale=2): return [net(v) * scale for v in x if v in names]\n"
+        "print(fingerprint_of(call), fingerprint_of(Held()), fingerprint_of(functools.partial(call, scale=3)))\n"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, str(program)], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1 and len(set(runs.pop().split())) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"model": Wrapper(toy().eval())}, {"model": Wrapper(toy(1).eval())}),
+        ({"model": toy()}, {"model": toy(), "forward": lambda model, clips: 2 * model(clips)}),
+        ({"model": toy(), "fingerprint": "a"}, {"model": toy(), "fingerprint": "b"}),
+    ],
+)
+def test_row_39_another_callable_or_forward_is_refused(first, second, tmp_path):
+    extract(loader=ToyLoader(), folder=tmp_path / "toy", **first, **QUIET)
+    extract(loader=ToyLoader(), folder=tmp_path / "toy", **first, **QUIET)
+    with pytest.raises(CacheConflictError, match="fingerprint"):
+        extract(loader=ToyLoader(), folder=tmp_path / "toy", **second, **QUIET)
+
+
+def test_a_second_call_writes_nothing_and_says_so(tmp_path):
+    ids = list(ToyLoader().ids)
+    first = extract(toy(), ToyLoader(), tmp_path / "toy", ids=ids, **QUIET)
+    again = extract(toy(), ToyLoader(), tmp_path / "toy", ids=ids, **QUIET)  # this loader cannot be restricted
+    assert (first.written, first.present, again.written, again.present) == (24, 0, 0, 24)
+
+
+def test_arrays_and_ids_as_tensors_are_taken(tmp_path):
+    clips = np.random.default_rng(0).normal(size=(4, 2, 3, 1, 2, 2)).astype(np.float32)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+
+    def session(batch):  # as compiled runtimes take and give arrays
+        assert isinstance(batch, np.ndarray)
+        return batch.reshape(len(batch), -1)[:, :5]
+
+    ids = torch.arange(4)
+    extract({"net": network, "session": session}, [(clips, ids, None)], tmp_path, ids=ids, **QUIET)
+    stack = vf.load_stack(tmp_path)
+    assert list(stack.ids) == ["0", "1", "2", "3"]
+    np.testing.assert_array_equal(stack.scores("session"), clips.reshape(4, 2, -1)[:, :, :5])
+    with torch.no_grad():
+        expected = network(torch.from_numpy(clips).flatten(0, 1)).unflatten(0, (4, 2))
+    np.testing.assert_allclose(stack.scores("net"), expected, atol=1e-6)
 
 
 def test_half_precision_is_stored_on_request(tmp_path):

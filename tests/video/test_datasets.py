@@ -210,3 +210,20 @@ def test_what_makes_no_data_set(videos):
         VideoDataset(videos, TRAIN, short_side=8)
     with pytest.raises(InputError, match="rank"):
         EpochSampler(4, shuffle=False, rank=2, world_size=2)
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+def test_row_43_a_truncated_video_is_a_failure_with_its_reason(name, videos, tmp_path, write_video):
+    options = {"movflags": "+faststart"} if name == "cut.mp4" else {}
+    cut = write_video(tmp_path / name, gop=12, size=(24, 32), container_options=options)
+    data = cut.read_bytes()
+    cut.write_bytes(data[: len(data) * 7 // 10])
+    listed = VideoList((videos[0], VideoItem("cut", str(cut), 0)))
+    loader = VideoLoader(VideoDataset(listed, PLAN), batch_size=2)
+    assert [list(ids) for _, ids, _ in loader] == [["v0"]]
+    ((video_id, reason),) = [(f.id, f.reason) for f in loader.failures]
+    assert video_id == "cut" and "truncated" in reason and "allow_truncated" in reason
+    assert VideoDataset(listed, PLAN, memory=1 << 30).preload()[0][0] == "cut"
+    with pytest.raises(InputError, match="truncated"):
+        VideoDataset(listed, PLAN, strict=True)[1]
+    assert len(VideoDataset(listed, PLAN, allow_truncated=True)[1].clips) == PLAN.n_views

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,11 +20,12 @@ try:
     from torch import Tensor, nn
 
     from vidfuse.training import distributed
+    from vidfuse.training.fingerprints import fingerprint_of
     from vidfuse.training.state import autocast, logits_of
 except ImportError as error:
     raise MissingExtraError("extraction", "networks") from error
 
-__all__ = ["Extraction", "extract", "fingerprint_of"]
+__all__ = ["Extraction", "extract"]
 
 Network = Callable[..., Any]
 
@@ -51,26 +51,6 @@ class Extraction:
     waited: float
 
 
-def fingerprint_of(model: Network) -> str:
-    """Return a digest of a network's weights, or of a callable's name: two caches of one fingerprint may be joined.
-
-    Example:
-        >>> fingerprint_of(len)
-        'builtins.len'
-        >>> len(fingerprint_of(nn.Linear(2, 2)))
-        64
-    """
-    if not isinstance(model, nn.Module):
-        name = getattr(model, "__qualname__", type(model).__qualname__)
-        return f"{getattr(model, '__module__', '')}.{name}"
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def extract(
     model: Network | Mapping[str, Network],
     loader: Iterable[tuple[Any, Sequence[str], Any]],
@@ -80,6 +60,7 @@ def extract(
     forward: Callable[[Any, Any], Any] | None = None,
     ids: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
+    fingerprint: str | Mapping[str, str] | None = None,
     kind: Literal["logits", "log-likelihoods", "probabilities"] = "logits",
     dtype: Literal["float32", "float16"] = "float32",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -96,7 +77,8 @@ def extract(
     passes a loader of its own share and writes its own parts.
 
     Args:
-        model: A network or any callable `batch -> logits`, whose answer is a tensor or has `.logits`; or {member: it}.
+        model: A network or any callable `batch -> logits`, whose answer is a tensor, an array or has `.logits`; or
+            {member: it}.
         loader: Yields `(batch, ids, labels or None)`. If it has `only(ids)`, a resumed call decodes nothing twice; its
             `failures` are reported, if it has them.
         folder: The cache's folder; the members' common folder if there are several.
@@ -105,6 +87,8 @@ def extract(
         forward: `(model, batch) -> answer`, where calling the model with the batch is not what is wanted.
         ids: All ids the cache shall hold in the end; the ids of the loader's data set, if it tells them.
         classes: The classes' names.
+        fingerprint: What tells the network from others, where its weights and code do not (a session of compiled code,
+            a remote service): a name, or {member: name}. See `vidfuse.training.fingerprints.fingerprint_of`.
         kind: What the network returns.
         dtype: How scores are stored.
         precision: Autocast precision of the forward pass.
@@ -130,11 +114,12 @@ def extract(
         (2, 1, 4, 2)
     """
     members = _members(model, folder, views, _device(model, device))
-    wanted = list(ids) if ids is not None else _ids_of(loader)
+    given = fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(members, fingerprint)
+    wanted = [_id(i) for i in ids] if ids is not None else _ids_of(loader)
     lower = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     began, waited, written = time.perf_counter(), 0.0, 0
     with ExitStack() as stack:
-        for member in members.values():
+        for name, member in members.items():
             member.writer = stack.enter_context(
                 CacheWriter(
                     member.folder,
@@ -142,7 +127,7 @@ def extract(
                     kind=kind,
                     n_views=getattr(member.plan, "n_views", None),
                     view_plan=member.plan.to_dict() if hasattr(member.plan, "to_dict") else member.plan,
-                    fingerprint=fingerprint_of(member.network),
+                    fingerprint=given.get(name) or fingerprint_of(member.network, forward),
                     dtype=dtype,
                     expected_ids=wanted,
                     buffer_rows=videos_per_part,
@@ -157,11 +142,13 @@ def extract(
         stepped = time.perf_counter()
         for batch, batch_ids, labels in source:
             waited += time.perf_counter() - stepped
+            batch_ids = [_id(i) for i in batch_ids]
             for name, member in members.items():
                 clips = batch[name] if isinstance(batch, Mapping) and name in batch else batch
                 member.append(clips, batch_ids, labels, forward, clips_per_pass)
-            written += len(batch_ids)
-            bar.update(len(batch_ids))
+            done = sum(any(member.needs(i) for member in members.values()) for i in batch_ids)
+            written += done
+            bar.update(done)
             stepped = time.perf_counter()
     seconds = time.perf_counter() - began
     return Extraction(
@@ -192,13 +179,13 @@ class _Member:
         self, clips: Any, ids: Sequence[str], labels: Any, forward: Callable[[Any, Any], Any] | None, size: int
     ) -> None:
         """Run the videos of a batch that the cache lacks through the network, and store their scores."""
-        rows = [row for row, video_id in enumerate(ids) if self.needs(str(video_id))]
+        rows = [row for row, video_id in enumerate(ids) if self.needs(video_id)]
         if not rows or self.writer is None:
             return
         part = clips if len(rows) == len(ids) else _rows(clips, rows)
         scores = _scores(self.network, part, forward, self.device, size)
         known = None if labels is None else np.asarray(labels)[rows]
-        self.writer.append([str(ids[row]) for row in rows], scores.float().cpu().numpy(), known)
+        self.writer.append([ids[row] for row in rows], scores.float().cpu().numpy(), known)
 
 
 def _members(
@@ -237,7 +224,7 @@ def _ids_of(loader: Any) -> list[str] | None:
     """Return the ids of the loader's data set, if it tells them: `loader.ids` or `loader.dataset.videos.ids`."""
     videos = getattr(getattr(loader, "dataset", None), "videos", None)
     ids = getattr(loader, "ids", None) or getattr(videos, "ids", None)
-    return None if ids is None else [str(i) for i in ids]
+    return None if ids is None else [_id(i) for i in ids]
 
 
 def _restricted(loader: Any, todo: list[str] | None) -> Any:
@@ -245,6 +232,11 @@ def _restricted(loader: Any, todo: list[str] | None) -> Any:
     if todo is None or not hasattr(loader, "only"):
         return loader
     return loader.only(todo) if todo else ()
+
+
+def _id(value: Any) -> str:
+    """Return an id as text, of a tensor or an array its number."""
+    return str(value.item() if hasattr(value, "item") else value)
 
 
 def _rows(clips: Any, rows: list[int]) -> Any:
@@ -260,10 +252,15 @@ def _scores(
     network: Network, clips: Any, forward: Callable[[Any, Any], Any] | None, device: torch.device, size: int
 ) -> Tensor:
     """Return scores (B, K), or (B, V, K) of clips that have views."""
+    arrays = isinstance(clips, np.ndarray) and not isinstance(network, nn.Module)  # a callable gets what it was given
 
     def answer(batch: Any) -> Tensor:
-        return logits_of(network(batch) if forward is None else forward(network, batch))
+        batch = batch.numpy() if arrays else batch
+        output = network(batch) if forward is None else forward(network, batch)
+        return logits_of(torch.from_numpy(output) if isinstance(output, np.ndarray) else output)
 
+    clips = torch.from_numpy(clips) if isinstance(clips, np.ndarray) else clips
+    device = torch.device("cpu") if arrays else device
     if not isinstance(clips, Tensor):
         return _scores_of_mapping(answer, clips, device, size)
     views = clips.shape[1] if clips.ndim == 6 else None

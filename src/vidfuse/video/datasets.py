@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.video import decode_torchcodec
 from vidfuse.video.clips import ClipSampler, View, ViewPlan, sample_source
-from vidfuse.video.decode import VideoInfo, check_videos, decode, frame_size, probe
+from vidfuse.video.decode import VideoInfo, check_videos, decode, frame_size, probe, refuse_truncated
 from vidfuse.video.lists import VideoItem, VideoList
 from vidfuse.video.loader import EpochSampler, Failure, Sample, VideoLoader
 from vidfuse.video.transforms import IMAGENET_MEAN, IMAGENET_STD, ClipTransform, TransformConfig, apply_view
@@ -50,12 +50,16 @@ class Views:
 class _Frames:
     """Where frames come from, and those that stay in memory while there is room."""
 
-    def __init__(self, decoder: str, device: str, short_side: int, room: int) -> None:
+    def __init__(self, decoder: str, device: str, short_side: int, room: int, allow_truncated: bool) -> None:
         self.decoder, self.device, self.short_side, self.room = decoder, device, short_side, room
+        self.allow_truncated = allow_truncated
         self.kept: dict[int, torch.Tensor] = {}
 
     def probe(self, path: str) -> VideoInfo:
-        return probe(path) if self.decoder == "pyav" else decode_torchcodec.probe(path)
+        info = probe(path) if self.decoder == "pyav" else decode_torchcodec.probe(path)
+        if not self.allow_truncated:
+            refuse_truncated(info)
+        return info
 
     def decode(self, info: VideoInfo, indices: NDArray[np.int64]) -> torch.Tensor:
         if self.decoder == "pyav":
@@ -91,6 +95,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         shared_time: draw the place in time once for all networks, so that those with equal samplers see the same
             frames, each in an augmentation of its own: their features can be fused, and less is decoded.
         strict: raise on a video that cannot be decoded, where a `Failure` is given otherwise.
+        allow_truncated: take a file that ends early for what is left of it, rather than for broken.
         decoder: "pyav" or "torchcodec".
         device: "cpu", or "cuda" to decode and transform on the GPU, with torchcodec and without worker processes.
 
@@ -114,6 +119,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         seed: int = 0,
         shared_time: bool = False,
         strict: bool = False,
+        allow_truncated: bool = False,
         decoder: Literal["pyav", "torchcodec"] = "pyav",
         device: str = "cpu",
     ) -> None:
@@ -137,7 +143,7 @@ class VideoDataset(Dataset[Sample | Failure]):
         if self.short_side < max(_size(i) for i in self.inputs.values()):
             raise InputError(f"expected short_side >= the largest crop, got {self.short_side} for inputs {named}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
-        self._frames = _Frames(decoder, device, self.short_side, memory)
+        self._frames = _Frames(decoder, device, self.short_side, memory, allow_truncated)
 
     def __len__(self) -> int:
         return len(self.videos)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError, MissingExtraError
 
-__all__ = ["VideoInfo", "check_videos", "checked_indices", "decode", "frame_size", "probe"]
+__all__ = ["VideoInfo", "check_videos", "checked_indices", "decode", "frame_size", "probe", "refuse_truncated"]
 
 # Codecs in which every packet that is not discarded presents exactly one frame, so that packets can be counted
 # instead of frames. VP8, for one, is not among them: it sends hidden frames in packets of their own.
@@ -228,13 +228,25 @@ def check_videos(
         name = fspath(path)
         try:
             info = probe(name)
+            if not allow_truncated:
+                refuse_truncated(info)
         except InputError as error:
             yield name, None, str(error)
-            continue
-        if info.truncated and not allow_truncated:
-            yield name, None, f"{name} is truncated: {info.n_frames} frames are left"
         else:
             yield name, info, None
+
+
+def refuse_truncated(info: VideoInfo) -> None:
+    """Raise where a file ends before its own header says so.
+
+    Raises:
+        InputError: it does.
+    """
+    if info.truncated:
+        raise InputError(
+            f"expected the whole video, {info.path} is truncated: {info.n_frames} frames are left; "
+            "fetch it again, or take what is left with allow_truncated=True"
+        )
 
 
 def _import_av() -> Any:
