@@ -168,8 +168,10 @@ class InterlacedConv2d(nn.Conv2d):
         offsets = 4 * (self.offset_out(hidden).sigmoid() - 0.5)
         weights = 2 * self.weight_conv(pooled).sigmoid().transpose(1, 2)
         # Four groups: two move by o, two by −o, with the same two weights.
-        moved = interlace(moving, torch.cat((offsets, -offsets), dim=1), weights.repeat(1, 1, 2))
-        return super().forward(torch.cat((moved.flatten(0, 1), x[:, self.moving :]), dim=1))
+        moved = interlace(moving, torch.cat((offsets, -offsets), dim=1), weights.repeat(1, 1, 2)).flatten(0, 1)
+        x = torch.cat((moved, x[:, self.moving :]), dim=1)
+        del moved  # before the convolution asks for memory
+        return super().forward(x)
 
 
 def insert_interlacing(network: Network, segments: int, *, fraction: int = 4) -> Network:
