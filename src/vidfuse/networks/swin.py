@@ -171,6 +171,8 @@ class _WindowAttention(nn.Module):
         qkv = self.qkv(rows).view(-1, math.prod(window), 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias(math.prod(window))
+        if bias.requires_grad:
+            value = value.contiguous()  # a view would keep all three until the backward pass
         attended = []
         for start, end, mask in plan.groups:
             added = (bias if mask is None else bias + mask).to(query.dtype)
