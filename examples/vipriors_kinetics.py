@@ -257,7 +257,7 @@ def extract_share(
             models,
             load(videos.with_inputs(views), workers=args.workers, share=share),
             out / "caches" / split,
-            views=plans | ({"fused": plans[args.fuse[0]]} if args.fuse else {}),
+            views=plans | ({"fused": {m: plans[m].to_dict() for m in args.fuse}} if args.fuse else {}),
             classes=videos.videos.classes,
             device=args.device,
             progress=share is None,

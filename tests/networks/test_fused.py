@@ -131,6 +131,28 @@ def test_every_parameter_is_trained():
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_a_members_second_classifier_has_no_part_and_waits_for_no_gradient():
+    members = {"x3d": member("x3d", 0), "tpn": networks.create("tpn_tiny", 4, auxiliary=True)}
+    model = randomised(FusedNetwork(members, 4, FusedConfig(width=16)))
+    answer = model(clips_of())
+    (answer.logits.square().sum() + sum(z.square().sum() for z in answer.auxiliary)).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []  # or ranks would wait for them
+    assert any(n.startswith("members.tpn.auxiliary.") for n in model.state_dict())
+
+
+def test_activations_are_recomputed_on_request():
+    model, clips = randomised(fused()).eval(), clips_of()
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        assert all(m.grad_checkpointing == enable for m in model.members.values())
+        model.zero_grad()
+        model.inspect(clips).logits.square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_frozen_members_stay_as_they_are():
     model = randomised(fused(frozen=("x3d",))).train()
     assert not model.members["x3d"].training and model.members["timesformer"].training

@@ -146,6 +146,39 @@ def test_logs_are_written_once_a_row(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 4
 
 
+def test_a_resumed_run_keeps_every_epoch_of_tensorboards_log(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(2), RECIPE, tmp_path, progress=False)
+    train(toy(), ToyLoader(), RECIPE, tmp_path, progress=False)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [3, 6, 9, 12]
+
+
+def test_a_run_may_be_resumed_with_validation_videos(tmp_path):
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(2), RECIPE, tmp_path, **QUIET)
+    train(toy(), ToyLoader(), RECIPE, tmp_path, val_loader=ToyLoader(n=8), **QUIET)
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val_top1"] != "" for row in rows] == [False, False, True, True]
+
+
+def test_validation_runs_in_the_precision_of_training(tmp_path):
+    seen = []
+
+    class Watched(Toy):
+        def forward(self, clips):
+            logits = super().forward(clips)
+            seen.append((self.training, logits.dtype))
+            return logits
+
+    recipe = replace(RECIPE, precision="bfloat16", epochs=1, mixup=0.0, cutmix=0.0, ema=None)
+    train(Watched(), ToyLoader(), recipe, tmp_path, val_loader=ToyLoader(n=8), **QUIET)
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
+
+
 def test_the_bar_shows_speed_and_time_left(tmp_path, capsys):
     train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False, name="x3d")
     text = capsys.readouterr().err
@@ -168,6 +201,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(DivergedError, match=r"gradient's norm is nan: epoch 1, step 1"):
         train(Root(norm=False), ToyLoader(), RECIPE, tmp_path, **QUIET)
+
+
+def test_a_gradient_that_no_loss_scale_makes_finite_stops_a_float16_run(tmp_path):
+    class Root(Toy):
+        def forward(self, clips):
+            return super().forward(clips) + 0 * self.conv.weight.sum().sub(self.conv.weight.sum()).sqrt()
+
+    recipe = replace(RECIPE, precision="float16", epochs=20, warmup_epochs=0, mixup=0.0, cutmix=0.0)
+    with pytest.raises(DivergedError, match=r"every loss scale down to 1: epoch 6, step 17.*video"):
+        train(Root(norm=False), ToyLoader(), recipe, tmp_path, **QUIET)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

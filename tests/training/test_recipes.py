@@ -58,7 +58,9 @@ def test_the_rate_scales_with_the_batch_as_stated():
     [
         {"lr": 0.0}, {"lr": math.nan}, {"epochs": 0}, {"warmup_epochs": 11}, {"optimizer": "lion"},
         {"precision": "int8"}, {"batch_size": 0}, {"accumulate": 3}, {"label_smoothing": 1.0},
-        {"mixup": -1.0}, {"ema": 1.0}, {"erasing": 1.1},
+        {"mixup": -1.0}, {"ema": 1.0}, {"erasing": 1.1}, {"clip_norm": 0.0}, {"clip_norm": -1.0},
+        {"clip_norm": math.nan}, {"weight_decay": math.nan}, {"mixup": math.inf}, {"skip": -1}, {"ema": math.nan},
+        {"warmup_epochs": math.nan}, {"label_smoothing": math.nan}, {"erasing": math.nan},
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(wrong):

@@ -10,7 +10,8 @@ from toy_videos import ToyLoader, same_state, state_of, toy
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.training import TrainRecipe, train, train_together
+from vidfuse.training import DivergedError, TrainRecipe, train, train_together
+from vidfuse.training.checkpoints import load_checkpoint
 
 RECIPE = TrainRecipe(lr=0.05, epochs=3, batch_size=8, reference_batch=8, precision="float32", ema=0.9, clip_norm=1.0)
 RECIPES = {"a": RECIPE, "b": replace(RECIPE, lr=0.02, optimizer="adamw", ema=None)}
@@ -121,6 +122,39 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, at):
         assert same_state(state_of(again.models[name]), state_of(whole.models[name]))
 
 
+def test_each_stage_is_on_disk_when_it_ends_and_once_after_a_resumption(tmp_path):
+    class Dying(Own):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if self.epoch == 1 and number == 2:
+                    raise Killed
+                yield batch
+
+    def steps():
+        with open(tmp_path / "stages.csv", newline="") as file:
+            return [int(row["step"]) for row in csv.DictReader(file)]
+
+    with pytest.raises(Killed):
+        together(tmp_path, Dying(), stage_steps=1)
+    assert steps() == [1, 2, 3, 4, 5]
+    together(tmp_path, stage_steps=1)
+    assert steps() == list(range(1, 10))
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("fused_top1")] == list(range(1, 10))
+
+
+def test_a_loss_that_is_not_finite_names_the_member(tmp_path):
+    class Broken(Own):
+        def __iter__(self):
+            for clips, ids, labels in super().__iter__():
+                yield {"a": clips["a"], "b": clips["b"] * float("nan")}, ids, labels
+
+    with pytest.raises(DivergedError, match=r"^b: the loss is nan"):
+        together(tmp_path, Broken())
+
+
 def test_a_finished_run_trains_nothing(tmp_path):
     first = together(tmp_path)
     loader = Own()
@@ -129,6 +163,8 @@ def test_a_finished_run_trains_nothing(tmp_path):
     with open(tmp_path / "stages.csv", newline="") as file:
         assert [float(row["fused_top1"]) for row in csv.DictReader(file)] == [row["fused_top1"] for row in first.stages]
     assert (tmp_path / "log_a.csv").exists() and (tmp_path / "log_b.csv").exists()
+    for name, model in first.models.items():
+        assert same_state(load_checkpoint(tmp_path / f"{name}.pt")["model"], state_of(model))
 
 
 def test_what_does_not_match_is_refused(tmp_path):

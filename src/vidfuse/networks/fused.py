@@ -67,7 +67,7 @@ class FusedOutput:
 
     @property
     def auxiliary(self) -> Sequence[Tensor]:
-        """The logits of the members that are trained."""
+        """The logits of the members that are trained, and of frozen ones that the fused maps are fed back to."""
         return [z for z in self.member_logits.values() if z.requires_grad]
 
 
@@ -133,6 +133,9 @@ class FusedNetwork(nn.Module):
                 nn.init.zeros_(parameter)
         for name in self.config.frozen:
             self.members[name].requires_grad_(False)
+        for member in members.values():  # a second classifier of a member's own, as TPN has one, has no part in this
+            if isinstance(auxiliary := getattr(member, "auxiliary", None), nn.Module):
+                auxiliary.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> FusedNetwork:
@@ -141,6 +144,12 @@ class FusedNetwork(nn.Module):
         for name in self.config.frozen:
             self.members[name].eval()
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the members' blocks in the backward pass instead of storing their activations."""
+        members: Any = self.members
+        for member in members.values():
+            member.set_grad_checkpointing(enable)
 
     def forward(self, clips: Tensor | Mapping[str, Tensor]) -> Tensor | FusedOutput:
         """Return logits (N, K), in training mode with the members' own and the gates; see `inspect`."""

@@ -18,7 +18,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, float | str]]) -> No
 
     Args:
         path: Where it goes.
-        rows: At least one row, all with the first one's columns.
+        rows: At least one row; what a row lacks of another's columns stays empty.
 
     Example:
         >>> import tempfile
@@ -28,7 +28,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, float | str]]) -> No
         'epoch,loss\n1,0.5\n'
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     publish(path, text.getvalue().encode())
@@ -39,7 +39,7 @@ class Events:
 
     Args:
         folder: The run's folder.
-        step: Step that the run resumes at; events after it are void.
+        step: Step that the run resumes after; later events are void.
         wanted: Whether to write.
 
     Example:
@@ -54,7 +54,7 @@ class Events:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 return
-            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step)
+            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -67,5 +67,5 @@ class Events:
         """Write a row's values but its counters."""
         if self._writer is not None:
             for name, value in row.items():
-                if name not in ("epoch", "step"):
+                if name not in ("stage", "epoch", "step"):
                     self._writer.add_scalar(name, value, step)

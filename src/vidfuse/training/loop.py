@@ -24,7 +24,7 @@ try:
 
     from vidfuse.training import distributed
     from vidfuse.training.logs import Events
-    from vidfuse.training.state import Run, logits_of
+    from vidfuse.training.state import Run, autocast, logits_of
     from vidfuse.training.step import Batch, DivergedError, Loader, forward_module, groups, nothing_read, take_step
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
@@ -166,7 +166,8 @@ def train(
                 seen += videos
                 run.agree()
                 if val_loader is not None:
-                    scores = evaluate(run.best, val_loader, device=where)
+                    with autocast(where, run.dtype):
+                        scores = evaluate(run.best, val_loader, device=where)
                     row |= {"val_top1": scores["top1"], "val_nll": scores["nll"]}
                 run.history.append(row)
                 run.epoch += 1

@@ -89,9 +89,10 @@ class TrainRecipe:
             raise InputError(
                 f"expected label_smoothing in [0, 1) and erasing in [0, 1], got {self.label_smoothing}, {self.erasing}"
             )
-        if min(self.skip, self.mixup, self.cutmix, self.weight_decay) < 0 or (
-            self.ema is not None and not 0 <= self.ema < 1
-        ):
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"expected a clip_norm above 0, or None for no limit, got {self.clip_norm}")
+        amounts = (self.skip, self.mixup, self.cutmix, self.weight_decay)
+        if not all(0 <= amount < math.inf for amount in amounts) or (self.ema is not None and not 0 <= self.ema < 1):
             raise InputError(
                 f"expected skip, mixup, cutmix, weight_decay >= 0 and ema in [0, 1), got {self.skip}, {self.mixup}, "
                 f"{self.cutmix}, {self.weight_decay} and {self.ema}"

@@ -37,7 +37,10 @@ class Loader(Protocol):
 
 
 class DivergedError(VidfuseError):
-    """A loss or gradient is not finite; the message names the epoch, the step and the batch's ids."""
+    """A loss or gradient is not finite; the message names the epoch, the step and the batch's ids.
+
+    In float16 a gradient may overflow: such steps are left out and halve the loss scale, until it is below 1.
+    """
 
 
 def groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[list[Batch], int, int]]:
@@ -174,6 +177,11 @@ def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr
         raise DivergedError(f"the gradient's norm is {norm}: {where}; lower the learning rate or look at these videos")
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    if not math.isfinite(norm) and run.scaler.get_scale() < 1:  # halved after each such step: it is not the scale
+        raise DivergedError(
+            f"the gradient's norm is {norm} at every loss scale down to 1: {where}; "
+            "lower the learning rate, look at these videos, or take bfloat16"
+        )
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     if run.ema is not None:

@@ -26,9 +26,9 @@ try:
 
     from vidfuse.training import distributed
     from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
-    from vidfuse.training.logs import write_csv
-    from vidfuse.training.state import Run, logits_of
-    from vidfuse.training.step import Loader, forward_module, groups, moved, nothing_read, take_step
+    from vidfuse.training.logs import Events, write_csv
+    from vidfuse.training.state import Run, autocast, logits_of
+    from vidfuse.training.step import DivergedError, Loader, forward_module, groups, moved, nothing_read, take_step
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
@@ -65,6 +65,7 @@ def train_together(
     stage_steps: int | None = None,
     pool: Fuser | None = None,
     device: torch.device | str = "cpu",
+    tensorboard: bool = True,
     progress: bool = True,
 ) -> TogetherResult:
     """Train several networks on each decoded batch, and fuse their validation predictions anew after each stage.
@@ -80,18 +81,20 @@ def train_together(
             `VideoDataset`), or a tensor that all members share. A member that the mapping does not name receives it
             whole, as the fused network wants it.
         recipes: {member: recipe}; of equal epochs, batch size and accumulation.
-        folder: Receives `last.pt`, `stages.csv` and each member's `log_<member>.csv`.
+        folder: Receives `last.pt`, `stages.csv`, each member's `log_<member>.csv` and, in the end, its `<member>.pt`, a
+            checkpoint as `train` leaves one.
         val_loader: Labelled videos in the same form; of several ranks, each one its share.
         stage_steps: Steps of a stage; an epoch if left out. An epoch's end always ends a stage.
         pool: An unfitted fuser; weights by accuracy in a log-linear pool if left out.
         device: Where to train.
+        tensorboard: Whether to write TensorBoard's events of the stages too, if it is installed.
         progress: Whether to show a bar on stderr.
 
     Returns:
         The networks, and what every stage was worth.
 
     Raises:
-        DivergedError: A member's loss or gradient is not finite.
+        DivergedError: A member's loss or gradient is not finite; the message names the member and the videos.
         InputError: Members and recipes do not match, or the folder belongs to another run.
 
     Example:
@@ -119,12 +122,15 @@ def train_together(
     bar = tqdm(
         total=steps * epochs, initial=steps * resumed_at, desc=f"train {' '.join(runs)}", unit="step", disable=quiet
     )
-    with torch.random.fork_rng(devices=gpus), bar:
+    wanted = tensorboard and distributed.rank() == 0 and resumed_at < epochs
+    with torch.random.fork_rng(devices=gpus), Events(folder, first.step, wanted) as events, bar:
+
+        def end_stage() -> None:
+            _end_stage(runs, val_loader, pool, stages, events)
+
         forwards = {name: forward_module(run) for name, run in runs.items()}
         while first.epoch < epochs:
-            _train_epoch(
-                runs, forwards, loader, steps, stage_steps, lambda: _end_stage(runs, val_loader, pool, stages), bar
-            )
+            _train_epoch(runs, forwards, loader, steps, stage_steps, end_stage, bar)
             for run in runs.values():
                 run.epoch += 1
             if distributed.rank() == 0:
@@ -167,7 +173,10 @@ def _train_epoch(
             run.model.train()
             lr = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
             own = [(_own(clips, name), ids, labels) for clips, ids, labels in group]
-            loss, norm = take_step(run, forwards[name], own, scale, lr)
+            try:
+                loss, norm = take_step(run, forwards[name], own, scale, lr)
+            except DivergedError as error:
+                raise DivergedError(f"{name}: {error}") from error
             sums[name] = [sums[name][0] + (loss if local else 0.0), sums[name][1] + norm, lr]
         videos, taken = videos + local, taken + 1
         bar.update()
@@ -197,7 +206,8 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
         for name, run in runs.items():
             own = moved(_own(clips, name), run.device)
             run.best.eval()
-            scores[name].append(_mean_of_views(run.best, own).cpu().numpy())
+            with autocast(run.device, run.dtype):
+                scores[name].append(_mean_of_views(run.best, own).cpu().numpy())
         ids += [str(i) for i in batch_ids]
         labels.append(np.asarray(batch_labels))
     ids, labels = distributed.gathered(ids), distributed.gathered(labels)
@@ -219,13 +229,19 @@ def _mean_of_views(model: nn.Module, clips: Any) -> torch.Tensor:
     return torch.stack([logits_of(model(c)).float().log_softmax(1) for c in each]).mean(0).log_softmax(1)
 
 
-def _end_stage(runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]]) -> None:
-    """Fuse the members' validation predictions as they are now, and add the stage's row."""
+def _end_stage(
+    runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]], events: Events
+) -> None:
+    """Fuse the members' validation predictions as they are now, and log the stage's row."""
     for run in runs.values():
         run.agree()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VidfuseWarning)  # that members know nothing yet is what the rows show
         stages.append(_stage_row(runs, _predict(runs, loader), pool, len(stages) + 1))
+    first = next(iter(runs.values()))
+    events.write(stages[-1], first.step)
+    if distributed.rank() == 0:
+        write_csv(first.folder / "stages.csv", stages)
 
 
 def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Fuser, number: int) -> dict[str, float]:
@@ -255,9 +271,10 @@ def _save(runs: Mapping[str, Run], stages: list[dict[str, float]], folder: Path)
     save_checkpoint(
         folder / "last.pt", {"members": {name: run.state() for name, run in runs.items()}, "stages": stages}
     )
-    write_csv(folder / "stages.csv", stages)
     for name, run in runs.items():
         write_csv(folder / f"log_{name}.csv", run.history)
+        if run.epoch == run.recipe.epochs:
+            save_checkpoint(folder / f"{name}.pt", run.state())
 
 
 def _restore(runs: Mapping[str, Run], folder: Path) -> list[dict[str, float]]:
