@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +23,12 @@ from vidfuse import networks
 from vidfuse.cache.format import open_part
 from vidfuse.cache.reader import open_cache
 from vidfuse.cli import main
-from vidfuse.cli.networks import _recipe
+from vidfuse.cli.networks import _batch_of_rank, _recipe
+from vidfuse.training import evaluate, state
 from vidfuse.training.checkpoints import load_checkpoint
-from vidfuse.training.data import view_input
-from vidfuse.training.recipes import TABLE_I
-from vidfuse.video import VideoDataset, ViewPlan, read_class_folders
+from vidfuse.training.data import view_input, view_plan
+from vidfuse.training.recipes import TABLE_I, TINY
+from vidfuse.video import VideoDataset, VideoLoader, ViewPlan, read_class_folders
 
 
 def run(*arguments, status=0):
@@ -165,13 +169,67 @@ def test_extract_takes_clips_and_classes_as_the_checkpoint_was_trained(trained, 
     assert "2 videos written" in result.stdout
     assert "12 views of 4 frames, interval 2, 32 pixels" in result.stdout
     assert vf.load_stack(tmp_path / "val").shape == (2, 1, 12, 2)
+    assert vf.load_stack(tmp_path / "val").classes == ("dark", "light")  # as the run's folders were named
     names = tmp_path / "names.txt"
     names.write_text("dark\nlight\n")
     run(*command, "--classes", names, "--out", tmp_path / "named" / "x3d")
     assert vf.load_stack(tmp_path / "named").classes == ("dark", "light")
     names.write_text("dark\nlight\ngray\n")
     error = run(*command, "--classes", names, "--out", tmp_path / "other", status=2).stderr
-    assert "misshapen: classifier.weight" in error
+    assert "got gray" in error
+
+
+def test_folders_are_the_classes_of_the_training_videos_by_name(trained, videos, tmp_path):
+    """A split that lacks a class, and hidden folders, shift no label; unknown classes are refused."""
+    for name in ("light", ".ipynb_checkpoints"):
+        shutil.copytree(videos / "light", tmp_path / "light" / name)
+    extract(trained, tmp_path / "light", tmp_path / "val" / "x3d")
+    stack = vf.load_stack(tmp_path / "val")
+    assert stack.classes == ("dark", "light") and set(stack.labels.tolist()) == {1} and len(stack) == 4
+    shutil.copytree(videos / "light", tmp_path / "other" / "middle")
+    error = extract(trained, tmp_path / "other", tmp_path / "val" / "other", status=2).stderr
+    assert re.search(r"expected classes among the 2 known ones \(dark, light, …\), got middle", error)
+    settings = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32", *CLIP)
+    run("train", "x3d_tiny", videos, "--val", tmp_path / "light", *settings, "--out", tmp_path / "part")
+    model = networks.create("x3d_tiny", 2, checkpoint=tmp_path / "part" / "last.pt")
+    scored = read_class_folders(tmp_path / "light").relabelled(("dark", "light"))
+    recipe = state.trained(tmp_path / "part" / "last.pt").recipe
+    plan = dataclasses.replace(view_plan(recipe, 1), times="even", crops="centre", flip="never")
+    right = evaluate(model, VideoLoader(VideoDataset(scored, view_input(plan, "x3d_tiny")), batch_size=4))
+    with open(tmp_path / "part" / "log.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["val_top1"]) == right["top1"]
+    run("train", "x3d_tiny", videos, "--val", tmp_path / "other", *settings, "--out", tmp_path / "no", status=2)
+
+
+def test_a_run_goes_on_with_its_own_videos_only(trained, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    next((tmp_path / "videos" / "dark").iterdir()).unlink()
+    out, _ = trained
+    error = run(
+        "train", "x3d_tiny", tmp_path / "videos", *CLIP, "--recipe", out / "recipe.yaml", "--out", out, status=2
+    ).stderr
+    assert "differs in its training videos; train into another folder" in error
+
+
+@pytest.mark.parametrize("wrong", ["data", "val"])
+def test_row_16_labels_beyond_the_classes_are_refused_before_training(wrong, videos, tmp_path):
+    files = [*sorted(videos.glob("*/*.mp4"))[:3]]
+    for name in ("data", "val"):
+        labels = (0, 1, 2) if name == wrong else (0, 1, 1)
+        (tmp_path / f"{name}.txt").write_text("".join(f"{f} {n}\n" for f, n in zip(files, labels, strict=True)))
+    command = ("train", "x3d_tiny", tmp_path / "data.txt", "--val", tmp_path / "val.txt", "--layout", "mmaction2")
+    error = run(*command, "--classes", 2, "--out", tmp_path / "run", status=2).stderr
+    assert re.search(r"expected labels in \[0, 2\), got 2 for video '\S+'; are the labels 1-based", error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused():
+    recipe = dataclasses.replace(TINY["x3d_tiny"], batch_size=64, accumulate=2)
+    assert _batch_of_rank(recipe, 4) == 8
+    with pytest.raises(vf.errors.InputError, match="take --set batch_size=60 or 66"):
+        _batch_of_rank(recipe, 3)
+    with pytest.raises(vf.errors.InputError, match="take --set batch_size=128:"):
+        _batch_of_rank(recipe, 64)
 
 
 def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):

@@ -330,6 +330,35 @@ def test_frozen_parameters_stay(tmp_path):
     assert not torch.equal(done.model.classifier.weight, before["classifier.weight"])
 
 
+def test_the_checkpoint_of_an_unfinished_run_gives_the_average_that_was_scored(tmp_path):
+    recipe, stopped = replace(RECIPE, mixup=0.0, cutmix=0.0), tmp_path / "stopped"
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(2), recipe, stopped, val_loader=ToyLoader(n=30), **QUIET)
+    model = toy(seed=9)
+    model.load_state_dict(load_checkpoint(stopped / "last.pt")["model"])
+    scores = load_checkpoint(stopped / "last.pt")["history"][-1]
+    assert evaluate(model, ToyLoader(n=30))["nll"] == scores["val_nll"]
+
+
+class Told(ToyLoader):
+    """A loader that tells its videos."""
+
+    def __init__(self, classes=("a", "b", "c"), labels=(0, 1, 2)):
+        super().__init__()
+        videos = type("Videos", (), {"ids": ("x", "y", "z"), "labels": labels, "classes": classes})
+        self.dataset = type("Data", (), {"videos": videos})
+
+
+def test_a_run_of_other_videos_or_classes_is_refused_where_they_are_told(tmp_path):
+    train(toy(), Told(), RECIPE, tmp_path, **QUIET)
+    train(toy(), Told(), RECIPE, tmp_path, **QUIET)
+    train(toy(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+    with pytest.raises(InputError, match="differs in its training videos;"):
+        train(toy(), Told(labels=(0, 1, 1)), RECIPE, tmp_path, **QUIET)
+    with pytest.raises(InputError, match="differs in classes;"):
+        train(toy(), Told(classes=("a", "b", "d")), RECIPE, tmp_path, **QUIET)
+
+
 def test_networks_that_answer_with_an_object_train(tmp_path):
     class Answer:
         def __init__(self, logits):

@@ -21,6 +21,25 @@ def _list(folder, *lines, name="list.txt"):
     return file
 
 
+def test_lists_are_relabelled_by_the_names_of_their_classes():
+    videos = VideoList(
+        (VideoItem("a", "a.mp4", 0), VideoItem("b", "b.mp4", 1), VideoItem("c", "c.mp4")), ("run", "swim")
+    )
+    other = videos.relabelled(["jump", "swim", "walk", "run"])
+    assert [item.label for item in other] == [3, 1, None] and other.classes == ("jump", "swim", "walk", "run")
+    assert videos.relabelled(("run", "swim")) == videos
+    with pytest.raises(InputError, match=r"known ones \(jump, run, …\), got swim"):
+        videos.relabelled(["jump", "run"])
+    unnamed = VideoList(videos.items)
+    assert unnamed.relabelled(["x", "y"]).labels is None and unnamed.relabelled(["x", "y"]).items == videos.items
+    with pytest.raises(InputError, match=r"expected labels in \[0, 1\), got 1 for video 'b'"):
+        unnamed.relabelled(["x"])
+    with pytest.raises(InputError, match=r"expected labels in \[0, 1\), got 1 for video 'b'"):
+        videos.check_labels(1)
+    with pytest.raises(InputError, match=r"got -1 for video 'z' and 1 more"):
+        VideoList((VideoItem("z", "z.mp4", -1), VideoItem("y", "y.mp4", 9))).check_labels(3)
+
+
 def test_an_mmaction2_list(folder):
     videos = read_mmaction2(_list(folder, "run/a.mp4 1", "run/b b.mp4 1", "", "jump/c.MP4 0"), classes=["jump", "run"])
     assert videos.ids == ("run/a", "run/b b", "jump/c")

@@ -86,7 +86,13 @@ def train(
     source = inputs.train_input(recipe, network, **augmentation)
     n_named, names = _class_names(classes)
     videos = _videos(layout, data, root, "train", names)
-    scored = _videos(layout, val or data, root, "val", names) if val is not None or layout == "vipriors" else None
+    n_classes = n_named or _class_count(videos)
+    videos.check_labels(n_classes)
+    scored = None
+    if val is not None or layout == "vipriors":
+        scored = _videos(layout, val or data, root, "val", names)
+        scored = scored if videos.classes is None else scored.relabelled(videos.classes)
+        scored.check_labels(n_classes)
     plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
     with distributed.joined() as device:
         if distributed.rank() == 0:
@@ -96,11 +102,11 @@ def train(
         model = inputs.network_for(
             recipe.frames,
             network,
-            n_named or _class_count(videos),
+            n_classes,
             checkpoint=checkpoint,
             replace_classifier=checkpoint is not None,
         )
-        batch = max(1, recipe.batch_size // (recipe.accumulate * distributed.world_size()))
+        batch = _batch_of_rank(recipe, distributed.world_size())
         settings_of_loader = (batch, workers, decoder, strict, device)
         loader = _loader(videos, source, *settings_of_loader, seed=recipe.seed, shuffle=True)
         val_loader = None
@@ -192,6 +198,8 @@ def extract(
         base, _ = _recipe(recipe_name, ())
     n_named, names = _class_names(classes)
     videos = _videos(layout, data, root, split, names)
+    if known is not None and known.classes is not None:
+        videos = videos.relabelled(known.classes)
     n_classes = n_named or (known.n_classes if known else _class_count(videos))
     if videos.classes is not None and len(videos.classes) != n_classes:
         raise InputError(
@@ -231,6 +239,19 @@ def extract(
                 f"views of {plan.length} frames, interval {plan.interval}, {plan.size} pixels"
             )
             options.emit(result, text + _listed(failures) + f"\nwritten to {out}", as_json)
+
+
+def _batch_of_rank(recipe: Any, ranks: int) -> int:
+    """Return how many videos a process passes forward at once."""
+    parts = recipe.accumulate * ranks
+    batch, rest = divmod(recipe.batch_size, parts)
+    if rest:
+        near = [str(n * parts) for n in (batch, batch + 1) if n]
+        raise InputError(
+            f"expected a batch_size that {ranks} processes of {recipe.accumulate} passes divide, got "
+            f"{recipe.batch_size}; take --set batch_size={' or '.join(near)}: the learning rate is scaled with it"
+        )
+    return int(batch)
 
 
 def _loader(

@@ -153,8 +153,9 @@ def train(
     where = torch.device(device) if device is not None else _device_of(model)
     if len(loader) == 0:
         raise InputError("expected videos to train on, got an empty loader")
-    run = Run(model, recipe, Path(folder), where)
+    run = Run(model, recipe, Path(folder), where, loader)
     run.load()
+    run.check_ranks()
     resumed_at, seen, began = run.epoch, 0, time.perf_counter()
     gpus = [where] if where.type == "cuda" else []
     unfinished = run.epoch < recipe.epochs and distributed.rank() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -22,10 +23,11 @@ __all__ = ["Run", "Trained", "autocast", "average", "logits_of", "trained"]
 
 
 class Trained(NamedTuple):
-    """What a run's checkpoint says of its network: the recipe, and K, the width of its classifier."""
+    """What a run's checkpoint says of its network: the recipe, the width K of its classifier, the classes' names."""
 
     recipe: TrainRecipe
     n_classes: int
+    classes: tuple[str, ...] | None
 
 
 def trained(path: str | Path) -> Trained | None:
@@ -36,8 +38,10 @@ def trained(path: str | Path) -> Trained | None:
     """
     try:
         identity = json.loads(load_checkpoint(path)["identity"])
-        shapes = dict(identity.pop("weights"))
-        return Trained(TrainRecipe.from_mapping(identity), int(shapes["classifier.weight"][0]))
+        shapes, classes = dict(identity.pop("weights")), identity.pop("classes", None)
+        identity.pop("videos", None)
+        n_classes = int(shapes["classifier.weight"][0])
+        return Trained(TrainRecipe.from_mapping(identity), n_classes, None if classes is None else tuple(classes))
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return None
 
@@ -57,7 +61,10 @@ def logits_of(output: Any) -> Tensor:
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.ndim != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"expected logits of shape (N, K), as a tensor or as `.logits`, got {got}; pass forward=")
+        raise InputError(
+            f"expected logits of shape (N, K), as a tensor or as `.logits`, got {got}; "
+            "pass forward=, a function (model, batch) -> logits"
+        )
     return output
 
 
@@ -95,6 +102,18 @@ def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
         kept.copy_(seen)
 
 
+def _data_of(loader: Any) -> dict[str, Any]:
+    """Return the classes' names and a digest of the videos and labels of the loader's data set, if it tells them."""
+    videos = getattr(getattr(loader, "dataset", None), "videos", None)
+    ids, labels = getattr(videos, "ids", None), getattr(videos, "labels", None)
+    if ids is None or labels is None:
+        return {}
+    rows = sorted(f"{video_id}\t{label}" for video_id, label in zip(ids, labels, strict=True))
+    names = getattr(videos, "classes", None)
+    digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return {"classes": None if names is None else list(names), "videos": digest}
+
+
 class Run:
     """The state of one training run: what its checkpoint holds.
 
@@ -103,9 +122,12 @@ class Run:
         recipe: How it is trained.
         folder: The run's folder.
         device: Where it is trained.
+        loader: What it is trained on; if it tells its videos, a run is resumed on the same ones alone.
     """
 
-    def __init__(self, model: nn.Module, recipe: TrainRecipe, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: TrainRecipe, folder: Path, device: torch.device, loader: Any = None
+    ) -> None:
         self.model, self.recipe, self.folder, self.device = model.to(device), recipe, folder, device
         distributed.agree(self.model)  # the average of every rank starts from the same weights
         self.dtype = _precision(recipe, device)
@@ -115,7 +137,11 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.epoch = self.step = 0
         self._width: int | None = None
-        self.identity = {**asdict(recipe), "weights": [[k, list(v.shape)] for k, v in model.state_dict().items()]}
+        self.identity = {
+            **asdict(recipe),
+            "weights": [[k, list(v.shape)] for k, v in model.state_dict().items()],
+            **_data_of(loader),
+        }
 
     @property
     def best(self) -> nn.Module:
@@ -137,8 +163,24 @@ class Run:
             self.model.train()
         return self._width
 
+    def check_ranks(self) -> None:
+        """Check that all processes go on from the same step.
+
+        Raises:
+            InputError: They found different checkpoints; raised in every process.
+        """
+        least, most = -distributed.largest(-self.step, self.device), distributed.largest(self.step, self.device)
+        if least != most:
+            raise InputError(
+                f"expected all processes to find the same checkpoint in {self.folder}, got steps {least:.0f} to "
+                f"{most:.0f}; give the run a folder that all machines share"
+            )
+
     def state(self) -> dict[str, Any]:
-        """Return all that a resumed run needs; of a finished run, its weights and its history alone."""
+        """Return all that a resumed run needs; of a finished run, its weights and its history alone.
+
+        `model` holds the weights that are kept: the average, where the recipe asks for one.
+        """
         state: dict[str, Any] = {
             "identity": json.dumps(self.identity),
             "epoch": self.epoch,
@@ -148,8 +190,7 @@ class Run:
         }
         if self.epoch < self.recipe.epochs:
             state |= {
-                "model": self.model.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(),
+                "stepped": None if self.ema is None else self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
@@ -172,19 +213,20 @@ class Run:
         Raises:
             InputError: It is that of another run; `path` says whose.
         """
-        stored = json.loads(state["identity"])
-        if stored != json.loads(json.dumps(self.identity)):
-            differ = [k for k in self.identity if stored.get(k) != json.loads(json.dumps(self.identity[k]))]
+        stored, own = json.loads(state["identity"]), json.loads(json.dumps(self.identity))
+        untold = {"classes", "videos"} - (set(stored) & set(own))  # a loader need not tell them
+        if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
+            what = ", ".join({"videos": "its training videos"}.get(name, name) for name in differ)
             raise InputError(
-                f"expected {path} to be of this run, got one that differs in {', '.join(differ)}; "
+                f"expected {path} to be of this run, got one that differs in {what}; "
                 "train into another folder or remove this one"
             )
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         if self.epoch == self.recipe.epochs:
             self.best.load_state_dict(state["model"])
             return
-        self.model.load_state_dict(state["model"])
+        self.best.load_state_dict(state["model"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            self.model.load_state_dict(state["stepped"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

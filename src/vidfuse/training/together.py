@@ -111,9 +111,10 @@ def train_together(
     """
     _check(models, recipes)
     folder, where = Path(folder), torch.device(device)
-    runs = {name: Run(model, recipes[name], folder, where) for name, model in models.items()}
+    runs = {name: Run(model, recipes[name], folder, where, loader) for name, model in models.items()}
     first = next(iter(runs.values()))
     stages = _restore(runs, folder)
+    first.check_ranks()
     resumed_at, epochs, accumulate = first.epoch, first.recipe.epochs, first.recipe.accumulate
     steps = int(distributed.largest(-(-len(loader) // accumulate), where))
     pool = LogLinearPool(weights="accuracy") if pool is None else pool

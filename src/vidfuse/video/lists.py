@@ -89,6 +89,51 @@ class VideoList(Sequence[VideoItem]):
         labels = tuple(item.label for item in self.items if item.label is not None)
         return labels if len(labels) == len(self.items) else None
 
+    def relabelled(self, classes: Sequence[str]) -> VideoList:
+        """Give the labels that the classes have in another list: those of the training videos, say.
+
+        Args:
+            classes: class names in the order of the labels wanted; this list may lack some of them.
+
+        Returns:
+            The same videos with these classes, matched by name; by number if this list has no names.
+
+        Raises:
+            InputError: a class of this list is not among them, or a number too large for them.
+
+        Examples:
+            >>> videos = VideoList((VideoItem("a", "a.mp4", 0), VideoItem("b", "b.mp4", 1)), ("run", "swim"))
+            >>> videos.relabelled(["jump", "run", "swim"]).labels
+            (1, 2)
+        """
+        if self.classes is None or self.classes == tuple(classes):
+            return replace(self, classes=tuple(classes))
+        numbers = {name: number for number, name in enumerate(classes)}
+        if unknown := [name for name in self.classes if name not in numbers]:
+            raise InputError(
+                f"expected classes among the {len(classes)} known ones ({', '.join(list(classes)[:5])}, …), got "
+                f"{', '.join(unknown[:5])}; are these the videos of another data set?"
+            )
+        items = tuple(
+            item if item.label is None else replace(item, label=numbers[self.classes[item.label]])
+            for item in self.items
+        )
+        return replace(self, items=items, classes=tuple(classes))
+
+    def check_labels(self, n_classes: int) -> None:
+        """Check that every label is that of one of so many classes.
+
+        Raises:
+            InputError: one is not; the message names the first such video.
+        """
+        wrong = [i for i in self.items if i.label is not None and not 0 <= i.label < n_classes]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise InputError(
+                f"expected labels in [0, {n_classes}), got {wrong[0].label} for video {wrong[0].id!r}{more}; "
+                "are the labels 1-based, or is the number of classes wrong?"
+            )
+
     def without(self, broken: Iterable[tuple[str, str]]) -> VideoList:
         """Leave out the videos with the given ids, and list them with their reasons.
 
@@ -160,7 +205,7 @@ def read_csv_list(path: str | Path, root: str | Path | None = None, classes: Seq
 
 
 def read_class_folders(root: str | Path) -> VideoList:
-    """Read folders `root/class/*.mp4`: one folder a class, classes in sorted order.
+    """Read folders `root/class/*.mp4`: one folder a class, classes in sorted order; hidden folders are none.
 
     Args:
         root: the folder of folders.
@@ -174,7 +219,7 @@ def read_class_folders(root: str | Path) -> VideoList:
     base = Path(root)
     if not base.is_dir():
         raise InputError(f"expected a folder of class folders, found none at {base}")
-    classes = tuple(sorted(p.name for p in base.iterdir() if p.is_dir()))
+    classes = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
     items = tuple(
         VideoItem(f"{name}/{file.stem}", str(file), label)
         for label, name in enumerate(classes)
