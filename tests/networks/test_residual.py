@@ -131,7 +131,7 @@ def test_the_gradients_of_a_convolution_over_time_are_torchs(extent, stride, pad
 )
 def test_the_gradients_of_a_convolution_over_space_are_torchs(kernel, stride, padding, numbers, monkeypatch):
     monkeypatch.setattr(convolutions, "_GATHERED", numbers)
-    monkeypatch.setattr(convolutions, "_GATHERED_CHANNELS", 3)
+    monkeypatch.setattr(convolutions, "_WORTH_GATHERING", (3, 1))
     torch.manual_seed(0)
     conv = nn.Conv3d(3, 4, (1, *kernel), (1, *stride), (0, *padding), bias=False).double()
     x = torch.randn(2, 3, 3, 7, 6, dtype=torch.float64, requires_grad=True)

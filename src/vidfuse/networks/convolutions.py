@@ -13,7 +13,7 @@ from torch.nn import functional
 __all__ = ["convolve"]
 
 _GATHERED = 1 << 20  # numbers: 4 MB of float32, which stay in the cache between being gathered and multiplied
-_GATHERED_CHANNELS = 32  # fewer are quicker by the library's own gradient
+_WORTH_GATHERING = 32, 1 << 28  # channels and multiply-adds; less is quicker by the library's own gradient
 
 
 def convolve(x: Tensor, conv: nn.Module) -> Tensor:
@@ -45,7 +45,8 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
     if kernel[0] == stride[0] == 1 and conv.padding[0] == 0:
         flat = last.reshape(samples * frames, height, width, channels).permute(0, 3, 1, 2)
         weight, padding = conv.weight.squeeze(2), conv.padding[1:]
-        if dense and kernel[1:] != (1, 1) and channels >= _GATHERED_CHANNELS:
+        work = samples * math.prod(extents) * conv.weight.numel()
+        if dense and kernel[1:] != (1, 1) and channels >= _WORTH_GATHERING[0] and work >= _WORTH_GATHERING[1]:
             y = _Convolution.apply(flat, weight, stride[1:], padding)
         else:
             y = functional.conv2d(flat, weight, conv.bias, stride[1:], padding, groups=conv.groups)
