@@ -188,7 +188,7 @@ def test_folders_are_the_classes_of_the_training_videos_by_name(trained, videos,
     assert stack.classes == ("dark", "light") and set(stack.labels.tolist()) == {1} and len(stack) == 4
     shutil.copytree(videos / "light", tmp_path / "other" / "middle")
     error = extract(trained, tmp_path / "other", tmp_path / "val" / "other", status=2).stderr
-    assert re.search(r"expected classes among the 2 known ones \(dark, light, …\), got middle", error)
+    assert re.search(r"expected classes among the 2 known ones \(dark, light\), got middle", error)
     settings = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32", *CLIP)
     run("train", "x3d_tiny", videos, "--val", tmp_path / "light", *settings, "--out", tmp_path / "part")
     model = networks.create("x3d_tiny", 2, checkpoint=tmp_path / "part" / "last.pt")
@@ -209,6 +209,44 @@ def test_a_run_goes_on_with_its_own_videos_only(trained, videos, tmp_path):
         "train", "x3d_tiny", tmp_path / "videos", *CLIP, "--recipe", out / "recipe.yaml", "--out", out, status=2
     ).stderr
     assert "differs in its training videos; train into another folder" in error
+    config = json.loads((out.parent / "x3d.config.json").read_text())
+    assert config["options"]["data"] == str(videos)  # what is refused overwrites nothing
+
+
+def test_a_file_of_class_names_orders_folders_too(videos, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("light\nnone\ndark\n")
+    settings = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32", *CLIP)
+    out = tmp_path / "run"
+    run("train", "x3d_tiny", videos, *settings, "--classes", names, "--out", out)
+    assert state.trained(out / "last.pt").classes == ("light", "none", "dark")
+    extract((out, None), videos, tmp_path / "val" / "x3d")
+    stack = vf.load_stack(tmp_path / "val")
+    assert stack.classes == ("light", "none", "dark")
+    assert {(name.split("/")[0], label) for name, label in zip(stack.ids, stack.labels, strict=True)} == {
+        ("dark", 2),
+        ("light", 0),
+    }
+    error = run("train", "x3d_tiny", videos, *settings, "--classes", 5, "--out", tmp_path / "five", status=2).stderr
+    assert f"--classes: expected 2, the classes of {videos}, got 5; leave it out" in error
+    names.write_text("light\n")
+    error = run("train", "x3d_tiny", videos, *settings, "--classes", names, "--out", tmp_path / "one", status=2).stderr
+    assert re.search(rf"Error: {videos}: expected classes among the 1 known ones \(light\), got dark", error)
+    assert not (tmp_path / "five").exists() and not (tmp_path / "one").exists()
+
+
+def test_extract_takes_the_average_of_a_run_that_has_not_ended(trained, videos, tmp_path):
+    """Also from the first checkpoints, which held it as `ema` beside the weights that are stepped."""
+    now = load_checkpoint(trained[0] / "last.pt")
+    stepped = {name: torch.full_like(value, 7) for name, value in now["model"].items()}
+    for name, weights in (("now", {"stepped": stepped}), ("old", {"model": stepped, "ema": now["model"]})):
+        (tmp_path / name).mkdir()
+        torch.save(now | {"epoch": 1} | weights, tmp_path / name / "last.pt")
+        extract((tmp_path / name, None), videos, tmp_path / "val" / name)
+    extract(trained, videos, tmp_path / "val" / "ended")
+    stack = vf.load_stack(tmp_path / "val")
+    for name in ("now", "old"):
+        np.testing.assert_array_equal(stack.scores(name), stack.scores("ended"))
 
 
 @pytest.mark.parametrize("wrong", ["data", "val"])
@@ -218,18 +256,25 @@ def test_row_16_labels_beyond_the_classes_are_refused_before_training(wrong, vid
         labels = (0, 1, 2) if name == wrong else (0, 1, 1)
         (tmp_path / f"{name}.txt").write_text("".join(f"{f} {n}\n" for f, n in zip(files, labels, strict=True)))
     command = ("train", "x3d_tiny", tmp_path / "data.txt", "--val", tmp_path / "val.txt", "--layout", "mmaction2")
-    error = run(*command, "--classes", 2, "--out", tmp_path / "run", status=2).stderr
-    assert re.search(r"expected labels in \[0, 2\), got 2 for video '\S+'; are the labels 1-based", error)
+    (tmp_path / "names.txt").write_text("dark\nlight\n")
+    for classes in (2, tmp_path / "names.txt"):
+        error = run(*command, "--classes", classes, "--out", tmp_path / "run", status=2).stderr
+        where = rf"Error: {tmp_path / wrong}.txt: "
+        assert re.search(rf"{where}expected labels in \[0, 2\), got 2 for video '\S+'; are the labels 1-based", error)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_the_processes_do_not_divide_is_refused():
+def test_a_batch_that_the_processes_do_not_divide_is_refused(videos, tmp_path, monkeypatch):
     recipe = dataclasses.replace(TINY["x3d_tiny"], batch_size=64, accumulate=2)
     assert _batch_of_rank(recipe, 4) == 8
     with pytest.raises(vf.errors.InputError, match="take --set batch_size=60 or 66"):
         _batch_of_rank(recipe, 3)
     with pytest.raises(vf.errors.InputError, match="take --set batch_size=128:"):
         _batch_of_rank(recipe, 64)
+    monkeypatch.setattr("vidfuse.training.distributed.world_size", lambda: 3)
+    odd = ("--set", "batch_size=4", "--out", tmp_path / "run")
+    assert "take --set batch_size=3 or 6:" in run("train", "x3d_tiny", videos, *CLIP, *odd, status=2).stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_extract_resumes_and_its_caches_can_be_fused(trained, videos, tmp_path):

@@ -1,5 +1,6 @@
 """Walking a network stage by stage, and the network that fuses others after each of their stages."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -142,15 +143,16 @@ def test_a_members_second_classifier_has_no_part_and_waits_for_no_gradient():
 
 
 def test_activations_are_recomputed_on_request():
-    model, clips = randomised(fused()).eval(), clips_of()
-    gradients = []
+    clips, found = clips_of(), []
     for enable in (False, True):
+        model = randomised(fused())
         model.set_grad_checkpointing(enable)
         assert all(m.grad_checkpointing == enable for m in model.members.values())
-        model.zero_grad()
-        model.inspect(clips).logits.square().sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    torch.testing.assert_close(gradients[0], gradients[1])
+        torch.manual_seed(0)  # dropout's
+        answer = model(clips)
+        (answer.logits.square().sum() + sum(z.square().sum() for z in answer.auxiliary)).backward()
+        found.append(([p.grad for p in model.parameters()], dict(model.named_buffers())))
+    torch.testing.assert_close(found[0], found[1])  # gradients, and batch statistics that count the batch once
 
 
 def test_frozen_members_stay_as_they_are():
@@ -162,6 +164,16 @@ def test_frozen_members_stay_as_they_are():
     assert all(p.grad is None for p in model.members["x3d"].parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.members["x3d"].state_dict().items())
     assert model.gates[0].weight.grad is not None
+
+
+def test_a_frozen_members_loss_trains_what_is_fed_back_to_it_and_nothing_without_feedback():
+    for feedback in (True, False):
+        model = randomised(fused(frozen=("x3d",), feedback=feedback))
+        answer = model(clips_of())
+        assert len(answer.auxiliary) == (2 if feedback else 1)
+        (answer.logits.square().sum() + sum(z.square().sum() for z in answer.auxiliary)).backward()
+        missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []  # or ranks would wait for them
 
 
 def test_in_eval_mode_it_is_a_network_like_any_other():
@@ -178,5 +190,8 @@ def test_what_cannot_be_fused_is_refused():
         fused(frozen=("swin",))
     with pytest.raises(InputError, match="a width and a grid"):
         FusedConfig(width=0)
+    for wrong in ({"auxiliary_weight": -1.0}, {"auxiliary_weight": math.nan}, {"dropout": -0.1}, {"dropout": 1.0}):
+        with pytest.raises(InputError, match=r"an auxiliary_weight of at least 0 and a dropout in \[0, 1\)"):
+            FusedConfig(**wrong)
     with pytest.raises(InputError, match=r"clips of each of \['x3d', 'timesformer'\]"):
         fused()({"x3d": clips_of()})

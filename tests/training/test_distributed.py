@@ -94,6 +94,12 @@ def test_a_resumed_run_of_two_ranks_trains_nothing_again(two):
     assert all(facts["asked"] == [] for facts in ranks)  # training was over when rank 1 was lost
 
 
+def test_two_ranks_train_a_fused_network_whose_member_has_a_second_classifier(two):
+    _, (first, second) = two
+    assert first["fused"] == second["fused"]
+    assert first["fused"]["steps"] == 3  # a rank that waits for a gradient fails in the second
+
+
 def test_one_process_is_a_world_of_one():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.share("abc") == ["a", "b", "c"]

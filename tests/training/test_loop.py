@@ -1,6 +1,8 @@
 """Training: resumed runs, exact gradients, what is written, and what stops a run."""
 
 import csv
+import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,8 @@ from toy_videos import N_CLASSES, Toy, ToyLoader, same_state, state_of, toy, toy
 from vidfuse import networks
 from vidfuse.errors import InputError
 from vidfuse.training import DivergedError, TrainRecipe, evaluate, train
-from vidfuse.training.checkpoints import load_checkpoint
+from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
+from vidfuse.training.state import logits_of
 
 RECIPE = TrainRecipe(
     lr=0.05, epochs=4, warmup_epochs=1, batch_size=8, reference_batch=8, precision="float32", ema=0.9, clip_norm=1.0,
@@ -150,6 +153,7 @@ def test_a_resumed_run_keeps_every_epoch_of_tensorboards_log(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with pytest.raises(Killed):
         train(toy(), DyingLoader(2), RECIPE, tmp_path, progress=False)
+    time.sleep(1.1)  # files are read in the order of their names, which tell the second
     train(toy(), ToyLoader(), RECIPE, tmp_path, progress=False)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -338,6 +342,29 @@ def test_the_checkpoint_of_an_unfinished_run_gives_the_average_that_was_scored(t
     model.load_state_dict(load_checkpoint(stopped / "last.pt")["model"])
     scores = load_checkpoint(stopped / "last.pt")["history"][-1]
     assert evaluate(model, ToyLoader(n=30))["nll"] == scores["val_nll"]
+
+
+def test_the_first_checkpoints_go_on_to_the_same_bits(tmp_path):
+    """They held the average of a run that had not ended as `ema`, and neither classes nor a digest of the videos."""
+    whole = train(toy(), Told(), RECIPE, tmp_path / "whole", **QUIET)
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(2), RECIPE, tmp_path / "cut", **QUIET)
+    state = load_checkpoint(tmp_path / "cut" / "last.pt")
+    assert "videos" not in json.loads(state["identity"])
+    save_checkpoint(tmp_path / "cut" / "last.pt", state | {"ema": state["model"], "model": state.pop("stepped")})
+    resumed = train(toy(), Told(), RECIPE, tmp_path / "cut", **QUIET)
+    assert resumed.resumed_at == 2 and same_state(state_of(whole.model), state_of(resumed.model))
+
+
+def test_the_folder_of_networks_trained_together_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", {"members": {}, "stages": []})
+    with pytest.raises(InputError, match="of one network's run, got one that holds members, stages; train into"):
+        train(toy(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+
+
+def test_what_gives_no_logits_is_told_of_forward():
+    with pytest.raises(InputError, match=r"got \(2,\); pass forward=, a function \(model, batch\) -> logits"):
+        logits_of(torch.zeros(2))
 
 
 class Told(ToyLoader):

@@ -61,6 +61,8 @@ def test_the_rate_scales_with_the_batch_as_stated():
         {"mixup": -1.0}, {"ema": 1.0}, {"erasing": 1.1}, {"clip_norm": 0.0}, {"clip_norm": -1.0},
         {"clip_norm": math.nan}, {"weight_decay": math.nan}, {"mixup": math.inf}, {"skip": -1}, {"ema": math.nan},
         {"warmup_epochs": math.nan}, {"label_smoothing": math.nan}, {"erasing": math.nan},
+        {"epochs": 1.5}, {"epochs": True}, {"reference_batch": math.nan}, {"frames": math.nan}, {"size": math.inf},
+        {"skip": 0.5}, {"seed": 0.5}, {"accumulate": 2.0}, {"batch_size": None}, {"lr": "0.1"}, {"compile": 1},
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(wrong):

@@ -1,12 +1,13 @@
 """Several networks on the same batches: each trains as it would alone, and their fusion is followed by stages."""
 
 import csv
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from toy_videos import ToyLoader, same_state, state_of, toy
+from toy_videos import Toy, ToyLoader, same_state, state_of, toy
 
 import vidfuse as vf
 from vidfuse.errors import InputError
@@ -137,12 +138,35 @@ def test_each_stage_is_on_disk_when_it_ends_and_once_after_a_resumption(tmp_path
     with pytest.raises(Killed):
         together(tmp_path, Dying(), stage_steps=1)
     assert steps() == [1, 2, 3, 4, 5]
+    time.sleep(1.1)  # event files are read in the order of their names, which tell the second
     together(tmp_path, stage_steps=1)
     assert steps() == list(range(1, 10))
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("fused_top1")] == list(range(1, 10))
+    assert [event.step for event in events.Scalars("loss_a")] == [3, 6, 9]
+
+
+def test_validation_runs_in_each_members_precision(tmp_path):
+    seen = {"a": set(), "b": set()}
+
+    class Watched(Toy):
+        def __init__(self, name):
+            super().__init__()
+            self.called = name
+
+        def forward(self, clips):
+            logits = super().forward(clips)
+            seen[self.called].add((self.training, logits.dtype))
+            return logits
+
+    recipe = replace(RECIPE, epochs=1, ema=None)
+    recipes = {"a": recipe, "b": replace(recipe, precision="bfloat16")}
+    watched = {name: Watched(name) for name in recipes}
+    train_together(watched, Own(), recipes, tmp_path, val_loader=Own(n=8), progress=False, tensorboard=False)
+    for name, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
+        assert seen[name] == {(True, dtype), (False, dtype)}
 
 
 def test_a_loss_that_is_not_finite_names_the_member(tmp_path):

@@ -28,8 +28,12 @@ def test_lists_are_relabelled_by_the_names_of_their_classes():
     other = videos.relabelled(["jump", "swim", "walk", "run"])
     assert [item.label for item in other] == [3, 1, None] and other.classes == ("jump", "swim", "walk", "run")
     assert videos.relabelled(("run", "swim")) == videos
-    with pytest.raises(InputError, match=r"known ones \(jump, run, …\), got swim"):
+    with pytest.raises(InputError, match=r"known ones \(jump, run\), got swim"):
         videos.relabelled(["jump", "run"])
+    with pytest.raises(InputError, match=r"6 known ones \(a, b, c, d, e, …\), got run, swim"):
+        videos.relabelled("abcdef")
+    with pytest.raises(InputError, match=r"each class name once, .* got 'run' twice"):
+        videos.relabelled(["run", "swim", "run"])
     unnamed = VideoList(videos.items)
     assert unnamed.relabelled(["x", "y"]).labels is None and unnamed.relabelled(["x", "y"]).items == videos.items
     with pytest.raises(InputError, match=r"expected labels in \[0, 1\), got 1 for video 'b'"):
@@ -68,6 +72,18 @@ def test_class_folders_in_sorted_order(folder):
     assert videos.classes == ("jump", "run")
     assert videos.ids == ("jump/c", "jump/d", "run/a", "run/b b")
     assert videos.labels == (0, 0, 1, 1)
+
+
+def test_class_folders_of_given_classes_and_no_hidden_ones(folder):
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a-checkpoint.mp4").write_bytes(b"x")
+    assert read_class_folders(folder).classes == ("jump", "run")
+    videos = read_class_folders(folder, ["run", "dance", "jump"])
+    assert videos.classes == ("run", "dance", "jump")
+    assert videos.ids == ("jump/c", "jump/d", "run/a", "run/b b")
+    assert videos.labels == (2, 2, 0, 0)
+    with pytest.raises(InputError, match=rf"^{folder}: expected classes among the 2 known ones .* got jump;"):
+        read_class_folders(folder, ["run", "dance"])
 
 
 def test_row_45_rows_without_files_and_files_without_rows_are_listed(folder):

@@ -79,25 +79,25 @@ def train(
     With `--layout vipriors` the train split is trained on and the val split is scored after each epoch. The recipe as
     it was resolved is kept as recipe.yaml in the run's folder.
     """
-    distributed, inputs, loop, torch = _modules(
-        "vidfuse.training.distributed", "vidfuse.training.data", "vidfuse.training.loop", "torch"
+    distributed, inputs, loop, state, torch = _modules(
+        *(f"vidfuse.training.{name}" for name in ("distributed", "data", "loop", "state")), "torch"
     )
     recipe, augmentation = _recipe(recipe_name or network, settings)
     source = inputs.train_input(recipe, network, **augmentation)
     n_named, names = _class_names(classes)
     videos = _videos(layout, data, root, "train", names)
     n_classes = n_named or _class_count(videos)
-    videos.check_labels(n_classes)
-    scored = None
+    if videos.classes is not None and len(videos.classes) != n_classes:
+        raise InputError(
+            f"--classes: expected {len(videos.classes)}, the classes of {data}, got {n_classes}; leave it out, or pass "
+            "a file of all names"
+        )
+    videos, scored = _of_classes(videos, data, None, n_classes), None
     if val is not None or layout == "vipriors":
-        scored = _videos(layout, val or data, root, "val", names)
-        scored = scored if videos.classes is None else scored.relabelled(videos.classes)
-        scored.check_labels(n_classes)
+        scored = _of_classes(_videos(layout, val or data, root, "val", names), val or data, videos.classes, n_classes)
     plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
     with distributed.joined() as device:
-        if distributed.rank() == 0:
-            _keep_recipe(out, recipe, augmentation)
-            options.save_config(context, out)
+        batch = _batch_of_rank(recipe, distributed.world_size())
         torch.manual_seed(recipe.seed)
         model = inputs.network_for(
             recipe.frames,
@@ -106,9 +106,12 @@ def train(
             checkpoint=checkpoint,
             replace_classifier=checkpoint is not None,
         )
-        batch = _batch_of_rank(recipe, distributed.world_size())
         settings_of_loader = (batch, workers, decoder, strict, device)
         loader = _loader(videos, source, *settings_of_loader, seed=recipe.seed, shuffle=True)
+        state.check_folder(out, model, recipe, loader)
+        if distributed.rank() == 0:
+            _keep_recipe(out, recipe, augmentation)
+            options.save_config(context, out)
         val_loader = None
         if scored is not None:
             val_loader = _loader(scored, inputs.view_input(plan, network), *settings_of_loader)
@@ -187,7 +190,7 @@ def extract(
     """Write the logits of NETWORK for several views of every video of DATA into a cache; resumes where it stopped.
 
     Clips have the length, interval and size that the checkpoint was trained with, if `vidfuse train` wrote it; else
-    those of the catalogue.
+    those of the catalogue. Its classes are matched by name with those of the training videos, where it knows them.
     """
     distributed, clips, inputs, state = _modules(
         "vidfuse.training.distributed", "vidfuse.video.clips", "vidfuse.training.data", "vidfuse.training.state"
@@ -198,9 +201,8 @@ def extract(
         base, _ = _recipe(recipe_name, ())
     n_named, names = _class_names(classes)
     videos = _videos(layout, data, root, split, names)
-    if known is not None and known.classes is not None:
-        videos = videos.relabelled(known.classes)
     n_classes = n_named or (known.n_classes if known else _class_count(videos))
+    videos = _of_classes(videos, data, known.classes if known else None, n_classes)
     if videos.classes is not None and len(videos.classes) != n_classes:
         raise InputError(
             f"expected a network of the {len(videos.classes)} classes of {data}, got one of {n_classes}: {checkpoint}"
@@ -216,7 +218,8 @@ def extract(
         short_side=round((size or base.size) * 8 / 7),
         seed=seed,
     )
-    model = inputs.network_for(plan.length, network, n_classes, checkpoint=checkpoint)
+    weights = known.weights if known else checkpoint
+    model = inputs.network_for(plan.length, network, n_classes, checkpoint=weights)
     with distributed.joined() as device:
         loader = _loader(videos, inputs.view_input(plan, network), batch_size, workers, decoder, strict, device)
         done = vf.extract(
@@ -303,11 +306,22 @@ def _videos(layout: str, data: Path, root: Path | None, split: str, names: tuple
     elif layout == "folders":
         videos = lists.read_class_folders(data)
     else:
-        videos = (lists.read_mmaction2 if layout == "mmaction2" else lists.read_csv_list)(data, root, names)
+        videos = (lists.read_mmaction2 if layout == "mmaction2" else lists.read_csv_list)(data, root)
     if not len(videos):
         raise InputError(f"{data}: expected at least one video in the split {split!r}, got none; {videos.summary()}")
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
         click.echo(videos.summary(), err=True)
+    return _of_classes(videos, data, names)
+
+
+def _of_classes(videos: Any, data: Path, names: tuple[str, ...] | None, n_classes: int | None = None) -> Any:
+    """Match videos with classes of these names, of this number, or say whose videos do not fit."""
+    try:
+        videos = videos if names is None else videos.relabelled(names)
+        if n_classes is not None:
+            videos.check_labels(n_classes)
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error
     return videos
 
 

@@ -10,6 +10,7 @@ maps are classified, beside the members' own classifiers. This is our reading of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class FusedConfig:
         grid: Frames, height and width of the common feature maps.
         feedback: Add the fused map back to each branch; otherwise it is only read out.
         frozen: Members whose weights and statistics stay as they are.
-        auxiliary_weight: Weight of each member's own loss in training.
+        auxiliary_weight: Weight of each member's own loss in training, at least 0; see `FusedOutput.auxiliary`.
         dropout: Before the classifier of the fused features.
     """
 
@@ -47,6 +48,8 @@ class FusedConfig:
     def __post_init__(self) -> None:
         if min(self.width, *self.grid) < 1:
             raise InputError(f"expected a width and a grid of at least 1, got {self}")
+        if not (0 <= self.auxiliary_weight < math.inf and 0 <= self.dropout < 1):
+            raise InputError(f"expected an auxiliary_weight of at least 0 and a dropout in [0, 1), got {self}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ class FusedOutput:
 
     @property
     def auxiliary(self) -> Sequence[Tensor]:
-        """The logits of the members that are trained, and of frozen ones that the fused maps are fed back to."""
+        """The logits of the members that are trained, and of frozen ones that the fused maps are fed back to.
+
+        What is fed back after the last stage reaches no logits but the member's own: without a loss on these, it would
+        stay untrained. A frozen member without feedback has nothing to train, and no loss.
+        """
         return [z for z in self.member_logits.values() if z.requires_grad]
 
 

@@ -63,9 +63,9 @@ class Events:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, row: Mapping[str, float], step: int) -> None:
-        """Write a row's values but its counters."""
+    def write(self, row: Mapping[str, float], step: int, suffix: str = "") -> None:
+        """Write a row's values but its counters, under their names and the suffix."""
         if self._writer is not None:
             for name, value in row.items():
                 if name not in ("stage", "epoch", "step"):
-                    self._writer.add_scalar(name, value, step)
+                    self._writer.add_scalar(name + suffix, value, step)

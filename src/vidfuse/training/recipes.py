@@ -29,7 +29,7 @@ class TrainRecipe:
         batch_size: Videos in one step, over all ranks and accumulated passes.
         reference_batch: Videos in one step at which `lr` holds; see `scaled_lr`.
         accumulate: Forward passes in one step, each on `batch_size / accumulate` videos.
-        clip_norm: Largest Euclidean norm of the gradient, None for no limit.
+        clip_norm: Largest Euclidean norm of the gradient, above 0; None for no limit.
         ema: Decay of the exponential moving average of the weights, None for none; the average is what is kept.
         precision: "float32", "bfloat16", "float16" (with loss scaling), or "auto": bfloat16 on a GPU, else float32.
         label_smoothing: Probability mass moved from the true class to all classes alike.
@@ -69,6 +69,7 @@ class TrainRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"expected a learning rate above 0, got lr={self.lr}")
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
@@ -98,6 +99,17 @@ class TrainRecipe:
                 f"{self.cutmix}, {self.weight_decay} and {self.ema}"
             )
 
+    def _check_types(self) -> None:
+        """Refuse values of another type: an epoch and a half would never end, and a count that is NaN passes as any."""
+        for name, field in self.__dataclass_fields__.items():
+            value, kind = getattr(self, name), str(field.type)
+            numbers = (int, float) if "float" in kind else (bool,) if kind == "bool" else (int,)
+            right = isinstance(value, str) if ("Literal" in kind) else isinstance(value, numbers)
+            if isinstance(value, bool) and kind != "bool":
+                right = False
+            if not right and not (value is None and "None" in kind):
+                raise InputError(f"expected {name} as {kind}, got {value!r}")
+
     @property
     def scaled_lr(self) -> float:
         """Peak learning rate at this batch size.
@@ -117,7 +129,7 @@ class TrainRecipe:
             base: Recipe whose fields hold where `values` names none.
 
         Raises:
-            InputError: A name is not a field, a needed one is missing, or a value is of another type.
+            InputError: A name is not a field, a needed one is missing, or a value is of another type or out of range.
 
         Example:
             >>> TrainRecipe.from_mapping({"epochs": 10}, TABLE_I["x3d"]).lr
@@ -128,14 +140,6 @@ class TrainRecipe:
             raise InputError(f"expected fields of a training recipe ({', '.join(known)}), got {', '.join(unknown)}")
         if base is None and (missing := {"lr", "epochs"} - set(values)):
             raise InputError(f"expected {' and '.join(sorted(missing))} in the training recipe, got none")
-        for name, value in values.items():
-            kind = str(known[name].type)
-            numbers = (int, float) if "float" in kind else (bool,) if kind == "bool" else (int,)
-            right = isinstance(value, str) if ("Literal" in kind) else isinstance(value, numbers)
-            if isinstance(value, bool) and kind != "bool":
-                right = False
-            if not right and not (value is None and "None" in kind):
-                raise InputError(f"expected {name} as {kind}, got {value!r}")
         return cls(**values) if base is None else replace(base, **values)  # type: ignore[return-value]
 
 

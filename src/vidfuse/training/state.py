@@ -19,15 +19,16 @@ from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
 from vidfuse.training.logs import write_csv
 from vidfuse.training.recipes import TrainRecipe
 
-__all__ = ["Run", "Trained", "autocast", "average", "logits_of", "trained"]
+__all__ = ["Run", "Trained", "autocast", "average", "check_folder", "logits_of", "trained"]
 
 
 class Trained(NamedTuple):
-    """What a run's checkpoint says of its network: the recipe, the width K of its classifier, the classes' names."""
+    """What a run's checkpoint says of its network: recipe, width K of the classifier, class names, scored weights."""
 
     recipe: TrainRecipe
     n_classes: int
     classes: tuple[str, ...] | None
+    weights: dict[str, Tensor]
 
 
 def trained(path: str | Path) -> Trained | None:
@@ -37,11 +38,13 @@ def trained(path: str | Path) -> Trained | None:
         >>> trained("x3d_m.safetensors")
     """
     try:
-        identity = json.loads(load_checkpoint(path)["identity"])
+        state = _renamed(load_checkpoint(path))
+        identity = json.loads(state["identity"])
         shapes, classes = dict(identity.pop("weights")), identity.pop("classes", None)
         identity.pop("videos", None)
         n_classes = int(shapes["classifier.weight"][0])
-        return Trained(TrainRecipe.from_mapping(identity), n_classes, None if classes is None else tuple(classes))
+        names = None if classes is None else tuple(classes)
+        return Trained(TrainRecipe.from_mapping(identity), n_classes, names, state["model"])
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return None
 
@@ -114,6 +117,46 @@ def _data_of(loader: Any) -> dict[str, Any]:
     return {"classes": None if names is None else list(names), "videos": digest}
 
 
+def _identity(model: nn.Module, recipe: TrainRecipe, loader: Any) -> dict[str, Any]:
+    """Return what a run must have in common with the one that it goes on from."""
+    shapes = [[name, list(value.shape)] for name, value in model.state_dict().items()]
+    return {**asdict(recipe), "weights": shapes, **_data_of(loader)}
+
+
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as `Run.state` names its parts; the first checkpoints held an unfinished average as `ema`."""
+    if state.get("ema") is None:
+        return state
+    return {**state, "model": state["ema"], "stepped": state["model"]}
+
+
+def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    if "identity" not in state:
+        raise InputError(
+            f"expected {path} to be of one network's run, got one that holds {', '.join(map(str, state))}; "
+            "train into another folder"
+        )
+    stored, own = json.loads(state["identity"]), json.loads(json.dumps(identity))
+    untold = {"classes", "videos"} - (set(stored) & set(own))  # a loader need not tell them
+    if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
+        what = ", ".join({"videos": "its training videos"}.get(name, name) for name in differ)
+        raise InputError(
+            f"expected {path} to be of this run, got one that differs in {what}; "
+            "train into another folder or remove this one"
+        )
+
+
+def check_folder(folder: Path, model: nn.Module, recipe: TrainRecipe, loader: Any) -> None:
+    """Check that a folder has no checkpoint of another run, before anything is written there.
+
+    Raises:
+        InputError: It has one; the message says in what it differs.
+    """
+    path = folder / "last.pt"
+    if path.exists():
+        _check_identity(load_checkpoint(path), _identity(model, recipe, loader), path)
+
+
 class Run:
     """The state of one training run: what its checkpoint holds.
 
@@ -137,11 +180,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.epoch = self.step = 0
         self._width: int | None = None
-        self.identity = {
-            **asdict(recipe),
-            "weights": [[k, list(v.shape)] for k, v in model.state_dict().items()],
-            **_data_of(loader),
-        }
+        self.identity = _identity(model, recipe, loader)
 
     @property
     def best(self) -> nn.Module:
@@ -213,14 +252,8 @@ class Run:
         Raises:
             InputError: It is that of another run; `path` says whose.
         """
-        stored, own = json.loads(state["identity"]), json.loads(json.dumps(self.identity))
-        untold = {"classes", "videos"} - (set(stored) & set(own))  # a loader need not tell them
-        if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
-            what = ", ".join({"videos": "its training videos"}.get(name, name) for name in differ)
-            raise InputError(
-                f"expected {path} to be of this run, got one that differs in {what}; "
-                "train into another folder or remove this one"
-            )
+        _check_identity(state, self.identity, path)
+        state = _renamed(state)
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         if self.epoch == self.recipe.epochs:
             self.best.load_state_dict(state["model"])

@@ -87,7 +87,8 @@ def train_together(
         stage_steps: Steps of a stage; an epoch if left out. An epoch's end always ends a stage.
         pool: An unfitted fuser; weights by accuracy in a log-linear pool if left out.
         device: Where to train.
-        tensorboard: Whether to write TensorBoard's events of the stages too, if it is installed.
+        tensorboard: Whether to write TensorBoard's events too, if it is installed: the stages' rows, and the members'
+            as `loss_<member>` and so on.
         progress: Whether to show a bar on stderr.
 
     Returns:
@@ -132,8 +133,9 @@ def train_together(
         forwards = {name: forward_module(run) for name, run in runs.items()}
         while first.epoch < epochs:
             _train_epoch(runs, forwards, loader, steps, stage_steps, end_stage, bar)
-            for run in runs.values():
+            for name, run in runs.items():
                 run.epoch += 1
+                events.write(run.history[-1], run.step, suffix=f"_{name}")
             if distributed.rank() == 0:
                 _save(runs, stages, folder)
     for run in runs.values():

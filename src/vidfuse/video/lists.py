@@ -99,7 +99,7 @@ class VideoList(Sequence[VideoItem]):
             The same videos with these classes, matched by name; by number if this list has no names.
 
         Raises:
-            InputError: a class of this list is not among them, or a number too large for them.
+            InputError: a class of this list is not among them, a number too large for them, or a name twice.
 
         Examples:
             >>> videos = VideoList((VideoItem("a", "a.mp4", 0), VideoItem("b", "b.mp4", 1)), ("run", "swim"))
@@ -109,9 +109,13 @@ class VideoList(Sequence[VideoItem]):
         if self.classes is None or self.classes == tuple(classes):
             return replace(self, classes=tuple(classes))
         numbers = {name: number for number, name in enumerate(classes)}
+        if len(numbers) < len(classes):
+            twice = next(name for name in classes if list(classes).count(name) > 1)
+            raise InputError(f"expected each class name once, to match classes by name, got {twice!r} twice")
         if unknown := [name for name in self.classes if name not in numbers]:
             raise InputError(
-                f"expected classes among the {len(classes)} known ones ({', '.join(list(classes)[:5])}, …), got "
+                f"expected classes among the {len(classes)} known ones ({', '.join(list(classes)[:5])}"
+                f"{', …' if len(classes) > 5 else ''}), got "
                 f"{', '.join(unknown[:5])}; are these the videos of another data set?"
             )
         items = tuple(
@@ -204,31 +208,37 @@ def read_csv_list(path: str | Path, root: str | Path | None = None, classes: Seq
     return _from_rows(Path(path), root, classes, separators=(",", " ", "\t"))
 
 
-def read_class_folders(root: str | Path) -> VideoList:
+def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> VideoList:
     """Read folders `root/class/*.mp4`: one folder a class, classes in sorted order; hidden folders are none.
 
     Args:
         root: the folder of folders.
+        classes: class names in the order of the labels wanted, those of the training videos, say; folders are matched
+            with them by name, and may lack some.
 
     Returns:
         The videos in sorted order; ids are `class/name`.
 
     Raises:
-        InputError: no such folder, or no video in it.
+        InputError: no such folder, no video in it, or a folder that is none of the classes.
     """
     base = Path(root)
     if not base.is_dir():
         raise InputError(f"expected a folder of class folders, found none at {base}")
-    classes = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    found = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
     items = tuple(
         VideoItem(f"{name}/{file.stem}", str(file), label)
-        for label, name in enumerate(classes)
+        for label, name in enumerate(found)
         for file in sorted((base / name).iterdir())
         if file.suffix.lower() in VIDEO_SUFFIXES
     )
     if not items:
-        raise InputError(f"expected videos at {base}/<class>/*, found none among {len(classes)} folders")
-    return VideoList(items, classes)
+        raise InputError(f"expected videos at {base}/<class>/*, found none among {len(found)} folders")
+    videos = VideoList(items, found)
+    try:
+        return videos if classes is None else videos.relabelled(classes)
+    except InputError as error:
+        raise InputError(f"{base}: {error}") from error
 
 
 def _from_rows(
