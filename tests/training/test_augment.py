@@ -4,6 +4,7 @@ import pytest
 import torch
 from toy_videos import N_CLASSES, toy_clips
 
+from vidfuse.errors import InputError
 from vidfuse.training import TrainRecipe
 from vidfuse.training.augment import augment_batch
 
@@ -53,3 +54,23 @@ def test_with_both_each_batch_draws_one_and_without_any_nothing_changes():
     assert same is clips and as_given is labels
     alone, one = augment_batch(clips[:1], labels[:1], recipe(mixup=0.8), N_CLASSES)
     assert torch.equal(alone, clips[:1]) and torch.equal(one, labels[:1])
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_the_clips_of_several_members_are_mixed_as_if_they_were_one(mixing):
+    clips, _, labels = toy_clips(8)
+    torch.manual_seed(3)
+    mixed, targets = augment_batch({"a": clips, "b": clips.flip(1)[:, :, :2]}, labels, recipe(**mixing), N_CLASSES)
+    torch.manual_seed(3)
+    alone, own = augment_batch(clips, labels, recipe(**mixing), N_CLASSES)
+    assert torch.equal(mixed["a"], alone) and torch.equal(mixed["b"], alone.flip(1)[:, :, :2])
+    assert torch.equal(targets, own)
+
+
+def test_one_box_is_no_common_share_of_clips_of_two_sizes():
+    clips, _, labels = toy_clips(4)
+    two = {"a": clips, "b": clips[..., :-2, :-2]}
+    with pytest.raises(InputError, match="cutmix: expected clips of one size"):
+        augment_batch(two, labels, recipe(cutmix=1.0), N_CLASSES)
+    mixed, _ = augment_batch(two, labels, recipe(mixup=0.8), N_CLASSES)
+    assert torch.equal(mixed["b"], mixed["a"][..., :-2, :-2])

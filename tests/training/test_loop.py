@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import time
 from dataclasses import replace
 
@@ -236,23 +237,6 @@ def test_empty_and_unlabelled_loaders_are_refused(tmp_path):
         train(toy(), [], RECIPE, tmp_path, **QUIET)
     with pytest.raises(InputError, match=r"labelled videos to train on.*video"):
         train(toy(), ToyLoader(labelled=False), RECIPE, tmp_path, **QUIET)
-    with pytest.raises(InputError, match="labelled videos to evaluate on"):
-        evaluate(toy(), ToyLoader(labelled=False))
-    with pytest.raises(InputError, match="empty loader"):
-        evaluate(toy(), [])
-
-
-def test_evaluation_averages_the_log_likelihoods_of_views():
-    model = toy(norm=False).eval()
-    loader = ToyLoader(n=30, views=3)
-    clips, _, labels = toy_clips(30)
-    with torch.no_grad():
-        views = torch.stack([model(clips + 0.1 * v).log_softmax(1) for v in range(3)], 1)
-    fused = views.mean(1).log_softmax(1)
-    scores = evaluate(model, loader)
-    assert scores["n"] == 30
-    assert scores["top1"] == pytest.approx((fused.argmax(1) == labels).float().mean().item())
-    assert scores["nll"] == pytest.approx(-fused[torch.arange(30), labels].mean().item(), rel=1e-5)
 
 
 def test_bfloat16_trains_on_a_cpu_too(tmp_path):
@@ -271,6 +255,7 @@ def test_float16_resumes_with_its_loss_scale(tmp_path):
     resumed = train(toy(seed=3), ToyLoader(), recipe, tmp_path / "cut", **QUIET)
     assert same_state(state_of(whole.model), state_of(resumed.model))
     assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    assert all(math.isfinite(row["grad_norm"]) for row in whole.history)  # steps that overflow are left out
 
 
 def test_label_smoothing_is_the_loss_of_smoothed_targets(tmp_path):

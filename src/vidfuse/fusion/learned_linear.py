@@ -85,7 +85,7 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
         shortest[touching] = least_norm(w[touching], within, -np.inf, np.inf)
         shortest /= shortest.sum()
         shortest_gap = _gap(p, shortest, omega)
-        if shortest @ shortest < w @ w and shortest_gap <= max(gap, 1e-9):
+        if shortest @ shortest <= (1 + 1e-15) * (w @ w) and shortest_gap <= max(gap, 1e-9):
             w, gap = shortest, shortest_gap
     nll = float(-omega @ (np.log(w @ p) + peak))
     return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0), iterations=steps)

@@ -1,6 +1,7 @@
 """The training loop: one network, one recipe, one folder that holds everything needed to go on after an interruption.
 
-A run that is resumed at an epoch's end takes the same steps as one that never stopped, bit by bit on one process.
+A run that is resumed at an epoch's end takes the same steps as one that never stopped: bit by bit on one process and a
+CPU, on a GPU up to the order in which its kernels sum.
 """
 
 from __future__ import annotations
@@ -19,17 +20,26 @@ from vidfuse.training.recipes import TrainRecipe, learning_rate
 
 try:
     import torch
-    from torch import Tensor, nn
-    from torch.nn.functional import cross_entropy
+    from torch import nn
 
     from vidfuse.training import distributed
+    from vidfuse.training.evaluation import device_of, evaluate
     from vidfuse.training.logs import Events
-    from vidfuse.training.state import Run, autocast, logits_of
-    from vidfuse.training.step import Batch, DivergedError, Loader, forward_module, groups, nothing_read, take_step
+    from vidfuse.training.state import Run, autocast
+    from vidfuse.training.step import (
+        Batch,
+        DivergedError,
+        Loader,
+        forward_module,
+        groups,
+        mean_norm,
+        nothing_read,
+        take_step,
+    )
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
-__all__ = ["Batch", "DivergedError", "Loader", "TrainResult", "evaluate", "train"]
+__all__ = ["Batch", "DivergedError", "Loader", "TrainResult", "train"]
 
 
 @dataclass(frozen=True)
@@ -49,59 +59,6 @@ class TrainResult:
     folder: Path
     resumed_at: int = 0
     videos_per_second: float = field(default=math.nan, compare=False)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, loader: Iterable[Batch], *, device: torch.device | str | None = None
-) -> dict[str, float]:
-    """Score a network on one pass over labelled videos, over all ranks.
-
-    Args:
-        model: Any network `clips -> logits`; it is put into eval mode and left there.
-        loader: Yields `(clips, ids, labels)`, clips (N, 3, T, H, W) or, of several views, (N, V, 3, T, H, W), whose
-            log-likelihoods are averaged; of several ranks, each one its share.
-        device: Where the clips go; where the network's first parameter is, if left out.
-
-    Returns:
-        `top1` (0..1), `nll` (nats) and `n`, the number of videos.
-
-    Raises:
-        InputError: There are no videos, or no labels.
-
-    Example:
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
-        >>> _ = nn.init.zeros_(model[1].weight)
-        >>> evaluate(model, [(torch.zeros(4, 3, 1, 1, 1), list("abcd"), torch.tensor([0, 0, 0, 1]))])
-        {'top1': 0.75, 'nll': 0.693..., 'n': 4.0}
-    """
-    target = torch.device(device) if device is not None else _device_of(model)
-    model.eval()
-    hits = loss = n = 0.0
-    for clips, ids, labels in loader:
-        if labels is None:
-            raise InputError(f"expected labelled videos to evaluate on, got none with {', '.join(list(ids)[:3])}")
-        logits = _mean_of_views(model, clips.to(target, non_blocking=True))
-        labels = labels.to(target)
-        hits += float((logits.argmax(1) == labels).sum())
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-        n += len(labels)
-    hits, loss, n = distributed.total([hits, loss, n], target)
-    if n == 0:
-        raise InputError("expected videos to evaluate on, got an empty loader")
-    return {"top1": hits / n, "nll": loss / n, "n": n}
-
-
-def _mean_of_views(model: nn.Module, clips: Tensor) -> Tensor:
-    """Return log-likelihoods (N, K), those of several views averaged."""
-    if clips.ndim < 6:
-        return logits_of(model(clips)).float().log_softmax(1)
-    views = logits_of(model(clips.flatten(0, 1))).float().log_softmax(1)
-    return views.unflatten(0, (len(clips), -1)).mean(1).log_softmax(1)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def train(
@@ -150,7 +107,7 @@ def train(
         >>> done.history[-1]["loss"] < 0.1
         True
     """
-    where = torch.device(device) if device is not None else _device_of(model)
+    where = torch.device(device) if device is not None else device_of(model)
     if len(loader) == 0:
         raise InputError("expected videos to train on, got an empty loader")
     run = Run(model, recipe, Path(folder), where, loader)
@@ -199,20 +156,22 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
     run.model.train()
     began = time.perf_counter()
     steps = distributed.largest(-(-len(loader) // run.recipe.accumulate), run.device)
-    loss = norm = lr = 0.0
-    videos = taken = 0
+    loss = lr = 0.0
+    videos = 0
+    norms: list[float] = []
     for group, local, n in groups(loader, run.recipe.accumulate, run.device):
-        lr = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
+        lr = learning_rate(run.recipe, run.epoch + min(1.0, len(norms) / steps))
         scale = distributed.world_size() / n if local else 0.0
-        step_loss, step_norm = take_step(run, forward, group, scale, lr)
+        step_loss, norm = take_step(run, forward, group, scale, lr)
+        norms.append(norm)
         loss += step_loss if local else 0.0
-        norm, videos, taken = norm + step_norm, videos + local, taken + 1
+        videos += local
         bar.update()
         speed = videos * distributed.world_size() / (time.perf_counter() - began)
         bar.set_postfix_str(
             f"epoch {run.epoch + 1}/{run.recipe.epochs}, loss {loss / max(1, videos):.3f}, {speed:.0f} clips/s"
         )
-    if not taken:
+    if not norms:
         raise InputError(nothing_read(loader))
     total_loss, total_videos = distributed.total([loss, videos], run.device)
     row = {
@@ -220,7 +179,7 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
         "step": run.step,
         "lr": lr,
         "loss": total_loss / total_videos,
-        "grad_norm": norm / taken,
+        "grad_norm": mean_norm(norms),
         "seconds": round(time.perf_counter() - began, 3),
     }
     return row, videos

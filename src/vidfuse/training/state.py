@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -193,12 +194,17 @@ class Run:
         if self.ema is not None:
             distributed.agree(self.ema)
 
-    def width(self, clips: Tensor) -> int:
-        """Return the number of classes the network tells apart, asked once and without a trace in its statistics."""
+    def width(self, clips: Any) -> int:
+        """Return the number of classes the network tells apart, asked once and without a trace in its statistics.
+
+        Args:
+            clips: Clips of at least one video, or a mapping of them.
+        """
         if self._width is None:
             self.model.eval()
             with torch.no_grad():
-                self._width = int(logits_of(self.model(clips[:1])).shape[1])
+                one = {name: own[:1] for name, own in clips.items()} if isinstance(clips, Mapping) else clips[:1]
+                self._width = int(logits_of(self.model(one)).shape[1])
             self.model.train()
         return self._width
 

@@ -19,7 +19,17 @@ from vidfuse.training.augment import augment_batch
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.training.state import Run, autocast, average, logits_of
 
-__all__ = ["Batch", "DivergedError", "Loader", "forward_module", "groups", "moved", "nothing_read", "take_step"]
+__all__ = [
+    "Batch",
+    "DivergedError",
+    "Loader",
+    "forward_module",
+    "groups",
+    "mean_norm",
+    "moved",
+    "nothing_read",
+    "take_step",
+]
 
 Batch = tuple[Tensor, Sequence[str], "Tensor | None"]
 
@@ -68,6 +78,17 @@ def nothing_read(loader: Loader) -> str:
     failures = getattr(loader, "failures", ())
     first = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
     return f"expected videos to train on, got none of {len(failures)} that can be read{first}"
+
+
+def mean_norm(norms: Sequence[float]) -> float:
+    """Return the mean of the gradient norms of the steps that were taken; those float16 left out are not finite.
+
+    Example:
+        >>> mean_norm([1.0, float("inf"), 3.0]), mean_norm([float("inf")])
+        (2.0, inf)
+    """
+    taken = [norm for norm in norms if math.isfinite(norm)]
+    return sum(taken) / len(taken) if taken else math.inf
 
 
 @dataclass(frozen=True)
@@ -159,8 +180,6 @@ def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr
         with hold:
             with autocast(run.device, run.dtype):
                 if recipe.mixup or recipe.cutmix:
-                    if isinstance(clips, Mapping):
-                        raise InputError("mixup, cutmix: expected one clip a video, got a mapping of clips by network")
                     # Mixed targets need the classifier's width before the network has answered.
                     clips, labels = augment_batch(clips, labels, recipe, run.width(clips))
                 answer = forward(clips)

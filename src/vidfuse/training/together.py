@@ -26,9 +26,19 @@ try:
 
     from vidfuse.training import distributed
     from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
+    from vidfuse.training.evaluation import mean_of_views
     from vidfuse.training.logs import Events, write_csv
-    from vidfuse.training.state import Run, autocast, logits_of
-    from vidfuse.training.step import DivergedError, Loader, forward_module, groups, moved, nothing_read, take_step
+    from vidfuse.training.state import Run, autocast
+    from vidfuse.training.step import (
+        DivergedError,
+        Loader,
+        forward_module,
+        groups,
+        mean_norm,
+        moved,
+        nothing_read,
+        take_step,
+    )
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
@@ -167,20 +177,22 @@ def _train_epoch(
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(next(iter(runs.values())).epoch)
     began = time.perf_counter()
-    sums = {name: [0.0, 0.0, 0.0] for name in runs}  # loss, gradient norm, learning rate
+    losses, rates = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
+    norms: dict[str, list[float]] = {name: [] for name in runs}
     videos = taken = 0
     device = next(iter(runs.values())).device
     for group, local, n in groups(loader, next(iter(runs.values())).recipe.accumulate, device):
         scale = distributed.world_size() / n if local else 0.0
         for name, run in runs.items():
             run.model.train()
-            lr = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
+            rates[name] = learning_rate(run.recipe, run.epoch + min(1.0, taken / steps))
             own = [(_own(clips, name), ids, labels) for clips, ids, labels in group]
             try:
-                loss, norm = take_step(run, forwards[name], own, scale, lr)
+                loss, norm = take_step(run, forwards[name], own, scale, rates[name])
             except DivergedError as error:
                 raise DivergedError(f"{name}: {error}") from error
-            sums[name] = [sums[name][0] + (loss if local else 0.0), sums[name][1] + norm, lr]
+            losses[name] += loss if local else 0.0
+            norms[name].append(norm)
         videos, taken = videos + local, taken + 1
         bar.update()
         if stage_steps and taken % stage_steps == 0 and taken < steps:
@@ -188,9 +200,11 @@ def _train_epoch(
     if not taken:
         raise InputError(nothing_read(loader))
     for name, run in runs.items():
-        loss, n_videos = distributed.total([sums[name][0], videos], device)
-        row = {"epoch": run.epoch + 1, "step": run.step, "lr": sums[name][2], "loss": loss / n_videos}
-        run.history.append(row | {"grad_norm": sums[name][1] / taken, "seconds": round(time.perf_counter() - began, 3)})
+        loss, n_videos = distributed.total([losses[name], videos], device)
+        row = {"epoch": run.epoch + 1, "step": run.step, "lr": rates[name], "loss": loss / n_videos}
+        run.history.append(
+            row | {"grad_norm": mean_norm(norms[name]), "seconds": round(time.perf_counter() - began, 3)}
+        )
     end_stage()
 
 
@@ -210,7 +224,7 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
             own = moved(_own(clips, name), run.device)
             run.best.eval()
             with autocast(run.device, run.dtype):
-                scores[name].append(_mean_of_views(run.best, own).cpu().numpy())
+                scores[name].append(mean_of_views(run.best, own).cpu().numpy())
         ids += [str(i) for i in batch_ids]
         labels.append(np.asarray(batch_labels))
     ids, labels = distributed.gathered(ids), distributed.gathered(labels)
@@ -221,15 +235,6 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
     arrays = {name: np.concatenate(parts)[order] for name, parts in scores.items()}
     known = np.concatenate(labels)[order]
     return LogitStack.from_arrays(arrays, labels=known, ids=sorted(ids), kind="log-likelihoods")
-
-
-def _mean_of_views(model: nn.Module, clips: Any) -> torch.Tensor:
-    views = [c for c in (clips.values() if isinstance(clips, Mapping) else [clips]) if c.ndim == 6]
-    if not views:
-        return logits_of(model(clips)).float().log_softmax(1)
-    n = views[0].shape[1]
-    each = [{k: c[:, v] for k, c in clips.items()} if isinstance(clips, Mapping) else clips[:, v] for v in range(n)]
-    return torch.stack([logits_of(model(c)).float().log_softmax(1) for c in each]).mean(0).log_softmax(1)
 
 
 def _end_stage(
