@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.fusion.learned_qp import least_norm, solve_qp
+from vidfuse.fusion.learned_qp import least_norm, solve_qp, warn_of_gap
 
 __all__ = ["LinearFit", "fit_linear"]
 
 _ENTER = 8  # members that enter the problem at once
+_RETAINED = 0.1  # of a video's probability, in one step: where almost nothing is left, Newton's model is of no use
 _TARGET = 1e-10  # nats; the promise is 1e-7, and a further Newton step costs next to nothing
 
 
@@ -52,6 +53,8 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
     """
     n, members = log_p_true.shape
     omega = np.full(n, 1.0 / n) if sample_weight is None else sample_weight / sample_weight.sum()
+    if not omega.all():
+        log_p_true, omega = log_p_true[omega > 0], omega[omega > 0]
     log_p = np.ascontiguousarray(np.transpose(log_p_true), dtype=np.float64)
     peak = log_p.max(axis=0)
     p = np.exp(log_p - peak)  # (M, N), relative to each video's best member: p_im / max_m p_im
@@ -88,6 +91,7 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
         if shortest @ shortest <= (1 + 1e-15) * (w @ w) and shortest_gap <= max(gap, 1e-9):
             w, gap = shortest, shortest_gap
     nll = float(-omega @ (np.log(w @ p) + peak))
+    warn_of_gap(gap)
     return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0), iterations=steps)
 
 
@@ -114,11 +118,11 @@ def _newton(
         while length > 1e-10:
             candidate = w + length * step
             trial = candidate @ p
-            with np.errstate(divide="ignore"):
+            if bool((trial >= _RETAINED * pooled).all()):
                 reached = _objective(trial, omega, candidate)
-            if reached <= value + 1e-4 * length * slope + 1e-15:
-                moved = True
-                break
+                if reached <= value + 1e-4 * length * slope + 1e-15:
+                    moved = True
+                    break
             length *= 0.5
         if not moved:
             break

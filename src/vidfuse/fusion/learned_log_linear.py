@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.fusion.learned_passes import Moments, Passes
-from vidfuse.fusion.learned_qp import least_norm, solve_qp
+from vidfuse.fusion.learned_qp import least_norm, solve_qp, warn_of_gap
 
 __all__ = ["T_MAX", "T_MIN", "LogLinearFit", "Penalty", "fit_log_linear", "frank_wolfe_gap", "shrinkage_penalty"]
 
@@ -18,7 +18,6 @@ T_MIN: Final = 0.01
 T_MAX: Final = 100.0
 """The highest temperature: Σβ ≥ 0.01."""
 
-_PROMISE: Final = 1e-7  # nats
 _TARGET: Final = 5e-8
 _NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
@@ -134,6 +133,7 @@ def fit_log_linear(
         beta, moments = _newton(passes, penalty, beta / (T_MIN * beta.sum()), double=True, tolerance=0.0, limit=60)
     beta, moments = _shortest(passes, penalty, beta, moments, curvature)
     gap = frank_wolfe_gap(beta, moments.gradient)
+    warn_of_gap(gap)
     at_bound = beta.sum() >= (1 - 1e-9) / T_MIN
     return LogLinearFit(beta, moments.value, gap, passes.count, bool(at_bound))
 
@@ -282,7 +282,7 @@ def _newton(
             if trial.value <= moments.value - 1e-4 * length * decrease + noise * (1 + abs(moments.value)):
                 break
             length *= 0.5
-            if length < 1e-4:
+            if length < (1e-10 if double else 1e-4):
                 return beta, moments
         beta, moments, own = candidate, trial, True
     return beta, moments
@@ -292,7 +292,8 @@ def _newton_step(beta: NDArray[np.float64], moments: Moments) -> tuple[NDArray[n
     """Minimise the quadratic model over the constraints; return the step and the decrease that it predicts."""
     members = len(beta)
     hessian = 0.5 * (_of(moments) + _of(moments).T)
-    hessian = hessian + (1e-12 * np.trace(hessian) / members + 1e-300) * np.eye(members)
+    own = np.diag(hessian) + 1e5 * np.abs(moments.gradient)  # each member's: their scales may differ widely
+    hessian = hessian + 1e-12 * np.diag(np.where(own > 0, own, own.sum() / members + 1e-288))
     step = solve_qp(hessian, hessian @ beta - moments.gradient, 1 / T_MAX, 1 / T_MIN, beta) - beta
     return step, float(-moments.gradient @ step - 0.5 * step @ hessian @ step)
 

@@ -193,7 +193,9 @@ class _Part:
                 if double:
                     block[m] = read(rows)
                 else:
-                    np.subtract(read(rows), offsets[m][rows], out=block[m], casting="same_kind")
+                    stored = read(rows)  # float16 would overflow, float64 round, in the arithmetic of the other
+                    wide = np.promote_types(stored.dtype, np.float32)
+                    np.subtract(stored, offsets[m][rows], out=block[m], dtype=wide, casting="same_kind")
             if not finite and np.isneginf(block.min()):
                 found = True
                 np.maximum(block, _VETO + (true[:, rows, None] if double else 0.0), out=block)

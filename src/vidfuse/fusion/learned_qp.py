@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-__all__ = ["least_norm", "solve_qp"]
+from vidfuse.errors import VidfuseWarning
+
+__all__ = ["PROMISE", "least_norm", "solve_qp", "warn_of_gap"]
+
+PROMISE: Final = 1e-7
+"""Nats: how near to the optimum every learned fit is proved to be."""
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -135,3 +143,19 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
 def _within(x: Vector, lower: float, upper: float) -> Vector:
     total = x.sum()
     return x * (min(max(total, lower), upper) / total) if total > 0 else x
+
+
+def warn_of_gap(gap: float) -> None:
+    """Warn of a fit that is not proved to be within `PROMISE` of its optimum.
+
+    Example:
+        >>> warn_of_gap(1e-9)
+    """
+    if not gap <= PROMISE:
+        warnings.warn(
+            f"the learned weights are proved to be within {gap:.2g} nats of the optimum only, not within {PROMISE:g}: "
+            "the members' logits are too large for the arithmetic; divide them by a common number, or mend the videos "
+            "whose logits are off by many orders of magnitude",
+            VidfuseWarning,
+            stacklevel=3,
+        )

@@ -152,12 +152,14 @@ def rounding_error(rivals: Rivals, shares: NDArray[np.float64] | None, *, linear
         linear: Margins are of probabilities, whose values are exact; of stored scores otherwise, which the pool rounds
             when it normalises them.
     """
-    opinions = np.abs(rivals.margins)
-    opinions[opinions >= HUGE] = 0
-    sums = opinions.max(axis=0) if shares is None else shares.astype(np.float32) @ opinions
-    largest = float(sums.max(initial=0.0))
+    margins = rivals.margins
+    largest = max(float(margins.max(initial=0.0)), -float(margins.min(initial=0.0)))
+    if shares is not None or largest >= HUGE:
+        opinions = np.abs(margins)
+        opinions[opinions >= HUGE] = 0
+        largest = float((opinions if shares is None else shares.astype(np.float32) @ opinions).max(initial=0.0))
     inherited = 1e-3 if linear else 4 * (rivals.scale + 10)
-    return 2.0**-23 * ((len(opinions) + 4) * largest + inherited)
+    return 2.0**-23 * ((len(margins) + 4) * largest + inherited)
 
 
 def unsafe_videos(rivals: Rivals) -> NDArray[np.int64]:

@@ -151,13 +151,14 @@ def _search_part(
         np.maximum(most, out, out=most)
         np.maximum(excess, score - rival.take(rows), out=excess)
     scale = float(most.max(initial=0.0, where=most < HUGE))
-    able = (most > 0) | ((most >= -_SLACK) & (classes < labels[rows]))
-    able &= (excess > 0) | ((excess >= -_SLACK) & (places <= top[rows]))
-    rows, classes, margins = _take((rows, classes, margins), np.flatnonzero(able))
     least = margins.min(axis=0, initial=np.inf)
+    lower = classes < labels[rows]
     lost = np.zeros(len(labels), bool)
-    lost[rows[(least > _SLACK) | ((least >= 0) & (classes < labels[rows]))]] = True  # whatever the weights
-    rows, classes, margins = _take((rows, classes, margins), np.flatnonzero(~lost[rows]))
+    lost[rows[(least > _SLACK) | ((least >= 0) & lower)]] = True  # whatever the weights
+    able = (most > 0) | ((most >= -_SLACK) & lower)
+    able &= (excess > 0) | ((excess >= -_SLACK) & (places <= top[rows]))
+    able &= ~lost[rows]
+    rows, classes, margins = _take((rows, classes, margins), np.flatnonzero(able))
     rows, classes, margins = _drop_dominated(rows, classes, margins, rounds, _SLACK)
     right = ~lost
     right[rows] = False
@@ -211,7 +212,9 @@ def _look(
     found = np.empty((len(block), len(places)), np.float32)
     for scores, out in zip(flat, found, strict=True):
         scores.take(places, out=out, mode="clip")
-    return places + offset, top + offset, np.maximum(found, _VETO, out=found), true_scores, strongest
+    if found.min(initial=0.0) < _VETO:
+        np.maximum(found, _VETO, out=found)
+    return places + offset, top + offset, found, true_scores, strongest
 
 
 def _drop_dominated(
