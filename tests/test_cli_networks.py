@@ -60,6 +60,9 @@ def videos(tmp_path_factory):
 CLIP = ("--layout", "folders", "--workers", 0)
 
 
+SMALL = ("epochs=1", "warmup_epochs=0", "batch_size=4", "frames=4", "interval=2", "size=32")
+
+
 @pytest.fixture(scope="module")
 def trained(videos, tmp_path_factory):
     torch.set_num_threads(1)
@@ -262,6 +265,22 @@ def test_row_16_labels_beyond_the_classes_are_refused_before_training(wrong, vid
         where = rf"Error: {tmp_path / wrong}.txt: "
         assert re.search(rf"{where}expected labels in \[0, 2\), got 2 for video '\S+'; are the labels 1-based", error)
     assert not (tmp_path / "run").exists()
+
+
+def test_row_45_every_video_that_is_left_out_is_listed_before_training(videos, tmp_path):
+    there = [f"dark/dark{n}.mp4 0" for n in range(3)] + ["light/light0.mp4 1"]
+    gone = [f"dark/gone{n}.mp4 0" for n in range(7)]
+    (tmp_path / "list.txt").write_text("\n".join(there + gone))
+    run("train", "x3d_tiny", tmp_path / "list.txt", "--layout", "mmaction2", "--root", videos, "--workers", 0,
+        "--classes", 2, "--out", tmp_path / "run", *(w for s in SMALL for w in ("--set", s)))  # fmt: skip
+    with (tmp_path / "run.left-out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["video"]).stem for row in rows[:7]] == [f"gone{n}" for n in range(7)]
+    assert all(row["reason"].startswith("no file at") for row in rows[:7])
+    assert {Path(row["video"]).name for row in rows[7:]} == {
+        "dark3.mp4", "light1.mp4", "light2.mp4", "light3.mp4"
+    }  # fmt: skip
+    assert {row["reason"] for row in rows[7:]} == {"a file without a row"}
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(videos, tmp_path, monkeypatch):

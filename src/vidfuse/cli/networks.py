@@ -112,6 +112,7 @@ def train(
         if distributed.rank() == 0:
             _keep_recipe(out, recipe, augmentation)
             options.save_config(context, out)
+            _keep_left_out(out, videos, *([] if scored is None else [scored]))
         val_loader = None
         if scored is not None:
             val_loader = _loader(scored, inputs.view_input(plan, network), *settings_of_loader)
@@ -222,6 +223,8 @@ def extract(
     model = inputs.network_for(plan.length, network, n_classes, checkpoint=weights)
     with distributed.joined() as device:
         loader = _loader(videos, inputs.view_input(plan, network), batch_size, workers, decoder, strict, device)
+        if distributed.rank() == 0:
+            _keep_left_out(out, videos)
         done = vf.extract(
             model,
             loader,
@@ -377,6 +380,16 @@ def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
                 "train into another folder or remove this one"
             )
     files.write_recipe(path, recipe, augmentation)
+
+
+def _keep_left_out(out: Path, *lists: Any) -> None:
+    """List every video that was left out before the work began, and why, in `<out>.left-out.csv`, if there are any."""
+    (logs,) = _modules("vidfuse.training.logs")
+    rows = [{"video": name, "reason": reason} for videos in lists for name, reason in videos.skipped]
+    rows += [{"video": name, "reason": "a file without a row"} for videos in lists for name in videos.unlisted]
+    if rows:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        logs.write_csv(out.with_name(out.name + ".left-out.csv"), rows)
 
 
 def _listed(failures: dict[str, str]) -> str:
