@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from vidfuse import networks
@@ -45,6 +46,16 @@ def test_an_unknown_name_suggests_known_ones():
 def test_an_unknown_setting_lists_the_known_ones():
     with pytest.raises(InputError, match=r"no setting drop; its settings are .*dropout"):
         networks.create("x3d_tiny", drop=0.1)
+
+
+def test_a_setting_of_few_values_lists_them():
+    with pytest.raises(InputError, match=r"attention: expected one of \('divided', 'joint', 'space'\), got 'jiont'"):
+        networks.create("timesformer_tiny", attention="jiont")
+    assert networks.create("timesformer_tiny", attention="joint").config.attention == "joint"
+
+
+def test_a_class_count_of_numpys_will_do():
+    assert networks.create("x3d_tiny", num_classes=np.int64(5)).classifier.out_features == 5
 
 
 @pytest.mark.parametrize("count", [0, 1, 2.0, True, "2"])

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from vidfuse import networks
 from vidfuse.errors import InputError
+from vidfuse.networks.checkpoints import unwrap
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,22 @@ def test_reads_every_wrapper_and_file_kind(tmp_path, model, weights, wrapper, su
     path = tmp_path / f"checkpoint{suffix}"
     torch.save(weights if wrapper is None else {"epoch": 3, wrapper: weights}, path)
     assert same(networks.read_checkpoint(path), model)
+
+
+def test_a_tensor_beside_the_weights_is_no_weight(model, weights):
+    assert same(unwrap({"best": torch.tensor(0.5), "model_state": weights}), model)
+
+
+def test_takes_the_weights_of_an_average_of_models(model):
+    assert same(unwrap(torch.optim.swa_utils.AveragedModel(model).state_dict()), model)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.SAFETENSORS", "a"])
+def test_a_files_content_tells_what_it_is(tmp_path, model, weights, name):
+    save_file(weights, tmp_path / name)
+    assert same(networks.read_checkpoint(tmp_path / name), model)
+    torch.save(weights, tmp_path / "b.safetensors")
+    assert same(networks.read_checkpoint(tmp_path / "b.safetensors"), model)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])

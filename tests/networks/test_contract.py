@@ -149,9 +149,22 @@ def test_compiles_as_one_graph(name):
 @pytest.mark.parametrize("name", TINY)
 def test_exports(name):
     model, clips = build(name).eval(), clips_for(name)
-    exported = torch.export.export(model, (clips,))
+    exported = torch.export.export(model, (clips,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     with torch.no_grad():
-        torch.testing.assert_close(exported.module()(clips), model(clips))
+        for batch in (clips, clips_for(name, count=5)):
+            torch.testing.assert_close(exported.module()(batch), model(batch))
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("size", [(64, 70), (70, 97), (33, 64)])
+def test_any_height_and_width_will_do(name, size):
+    clips = clips_for(name)[..., :1, :1].expand(-1, -1, -1, *size)
+    assert build(name).eval()(clips).isfinite().all()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_network_in_bfloat16_runs(name):
+    assert build(name).eval().bfloat16()(clips_for(name).bfloat16()).isfinite().all()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -183,6 +196,9 @@ def test_reset_classifier(name):
     model.reset_classifier(7)
     with torch.no_grad():
         assert model(clips_for(name)).shape == (2, 7)
+    for wrong in (0, 1, -3, 2.5, True):
+        with pytest.raises(InputError, match="num_classes"):
+            model.reset_classifier(wrong)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -191,6 +192,16 @@ def test_windows_combine_as_logits_or_as_probabilities():
 @pytest.mark.parametrize("frames", [1, 4, 13])
 def test_x3d_takes_any_number_of_frames(frames):
     assert networks.create("x3d_tiny").eval()(torch.zeros(1, 3, frames, 64, 80)).shape == (1, 15)
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "resnext26ts", "resnet18d"])
+def test_norms_that_hold_an_activation_stay_as_they_are(name):
+    torch.manual_seed(0)
+    model, images = timm.create_model(name), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        model(images)
+        expected = model.eval()(images)
+        torch.testing.assert_close(networks.fold_batch_norm(model)(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_in_training_mode_is_not_folded():

@@ -102,6 +102,30 @@ def test_windows_that_cover_an_axis_are_not_shifted_along_it():
     assert attention(False)._clip([4, 6, 6]) == ((2, 3, 3), (0, 0, 0))
 
 
+@pytest.mark.parametrize("window", [(8, 5, 5), (4, 3, 3)])
+def test_relative_biases_are_resized_to_a_window_that_is_set(window):
+    """Oracle: a bias that is linear in the distance stays linear inside, and 0 stays in the middle."""
+    own = networks.create("swin_tiny")
+    t, h, w = own.config.window
+    far = torch.stack(
+        torch.meshgrid(torch.arange(1.0 - t, t), torch.arange(1.0 - h, h), torch.arange(1.0 - w, w), indexing="ij")
+    )
+    weights = own.state_dict()
+    for key in [key for key in weights if key.endswith("bias_table")]:
+        slopes = torch.tensor([1.0, 2.0, 3.0]) / torch.tensor([2 * t - 1, 2 * h - 1, 2 * w - 1])
+        weights[key] = (far.flatten(1).T @ slopes)[:, None].expand(-1, weights[key].shape[1])
+    new = networks.create("swin_tiny", checkpoint=weights, window=window)
+    extents = torch.tensor([2 * extent - 1 for extent in window])
+    table = new.blocks[0][0].attention.bias_table.detach()[:, 0].view(*extents)
+    middle = tuple(int(extent) // 2 for extent in extents)
+    assert table[middle] == pytest.approx(0, abs=1e-5)
+    for axis, slope in enumerate((1.0, 2.0, 3.0)):
+        step = list(middle)
+        step[axis] += 1
+        assert table[tuple(step)] == pytest.approx(slope / int(extents[axis]), rel=0.15)
+    assert new.blocks[0][0].attention.qkv.weight.equal(own.blocks[0][0].attention.qkv.weight)
+
+
 @pytest.mark.parametrize("name", networks.names("swin_*"))
 def test_norms_and_activations(name):
     with torch.device("meta"):

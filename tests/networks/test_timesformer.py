@@ -10,6 +10,7 @@ from torch.nn import functional
 from vidfuse import networks
 from vidfuse.errors import InputError
 from vidfuse.networks import timesformer
+from vidfuse.networks.catalogue import load_checkpoint
 
 SMALL = timesformer.TimeSformerConfig(frames=4, size=32, width=32, depth=2, heads=4, drop_path=0.0)
 
@@ -128,6 +129,19 @@ def test_transformers_checkpoint_serves_other_frame_counts_in_the_right_order():
     with torch.no_grad():
         repeated = model(clips.repeat_interleave(2, dim=2)[:, :, ::2])
         torch.testing.assert_close(repeated, model(clips))
+
+
+def test_a_checkpoint_of_another_length_and_size_is_resized_where_these_are_set():
+    """Oracle: the network of the checkpoint, which resizes its embeddings to the clip that it gets."""
+    torch.manual_seed(0)
+    own = networks.create("timesformer_tiny").eval()
+    longer = networks.create("timesformer_tiny", checkpoint=own.state_dict(), frames=16, size=96).eval()
+    assert (longer.time.shape[1], longer.position.shape[1]) == (16, 37)
+    clips = torch.randn(1, 3, 16, 96, 96)
+    with torch.no_grad():
+        assert longer(clips).equal(own(clips))
+    with pytest.raises(InputError, match="1 misshapen: time"):
+        load_checkpoint(networks.create("timesformer_tiny", frames=16), own.state_dict())
 
 
 @pytest.mark.parametrize(("size", "grid"), [((32, 32), (2, 2)), ((40, 70), (2, 4)), ((16, 16), (1, 1))])

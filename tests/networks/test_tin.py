@@ -110,9 +110,22 @@ def test_refuses_frames_that_are_no_whole_clips():
         network(torch.zeros(6, 3, 32, 32))
 
 
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "resnest14d", "seresnext26d_32x4d"])
+def test_goes_into_kin_of_the_resnet(name):
+    network = insert_interlacing(timm.create_model(name, num_classes=3), 4)
+    network(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert network.layer2[0].conv1.offset_conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("settings", [{"segments": 0}, {"segments": 4, "fraction": 0}])
+def test_refuses_no_segments_and_no_fraction(settings):
+    with pytest.raises(InputError, match="at least 1"):
+        insert_interlacing(timm.create_model("resnet10t"), **settings)
+
+
 @pytest.mark.parametrize("frames", [4, 7, 9, 16])
 def test_refuses_another_number_of_frames(frames):
-    with pytest.raises(InputError, match="8 frames"):
+    with pytest.raises(InputError, match="exactly 8 frames"):
         networks.create("tin_tiny")(torch.zeros(1, 3, frames, 64, 64))
 
 

@@ -151,6 +151,50 @@ def test_goes_onto_an_image_network():
     check_trains(TPN(CONFIG, 5, backbone=FramewiseStages(network), channels=network.feature_info.channels()[-2:]))
 
 
+@pytest.mark.parametrize(("name", "channels"), [("swin_tiny", (48, 96)), ("r2plus1d_tiny", None), ("x3d_tiny", None)])
+def test_a_networks_own_head_waits_for_no_gradient_under_the_neck(name, channels):
+    network = networks.create(name)
+    clips = torch.randn(2, 3, 8, 64, 64)
+    channels = channels or [x.shape[1] for x in network.stages(clips)[-2:]]
+    model = TPN(CONFIG, 5, backbone=network, channels=channels)
+    model(clips).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_both_classifiers_reach_every_parameter():
+    model = networks.create("tpn_tiny", 5, auxiliary=True)
+    stages = model.stages(torch.randn(2, 3, 8, 64, 64))
+    (model.head(stages[-1]).square().sum() + model.auxiliary_logits(stages).square().sum()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_maps_of_other_channels_than_said_are_refused():
+    model = TPN(CONFIG, 5, backbone=networks.create("x3d_tiny"), channels=(8, 16))
+    with pytest.raises(InputError, match=r"2 maps of \(8, 16\) channels"):
+        model(torch.zeros(1, 3, 8, 64, 64))
+
+
+def test_an_image_network_of_channels_last_gives_maps_like_any_other():
+    network = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, img_size=64, window_size=2)
+    maps = FramewiseStages(network).stages(torch.zeros(1, 3, 4, 64, 64))
+    assert [tuple(x.shape) for x in maps[-2:]] == [(1, 384, 4, 4, 4), (1, 768, 4, 2, 2)]
+
+
+def test_an_image_network_recomputes_its_activations_on_request():
+    def kept(checkpointing):
+        numbers = []
+        torch.manual_seed(0)
+        network = FramewiseStages(timm.create_model("resnet10t", features_only=True))
+        network.set_grad_checkpointing(checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: numbers.append(x.numel()) or x, lambda x: x):
+            network.stages(torch.randn(1, 3, 4, 64, 64))
+        return sum(numbers)
+
+    assert kept(True) < 0.8 * kept(False)
+    with pytest.raises(InputError, match="set_grad_checkpointing"):
+        FramewiseStages(torch.nn.Conv2d(3, 4, 1)).set_grad_checkpointing()
+
+
 def check_trains(model):
     clips = torch.randn(2, 3, 8, 64, 64)
     logits = model(clips)
@@ -172,7 +216,7 @@ def test_pyramid_refuses_what_does_not_fit():
         TemporalPyramid((64,))
     with pytest.raises(InputError, match="32 groups"):
         TemporalPyramid((48, 72))
-    with pytest.raises(InputError, match="2 maps, got 1"):
+    with pytest.raises(InputError, match="2 maps of"):
         pyramid()(maps()[:1])
 
 

@@ -19,7 +19,7 @@ import importlib
 import os
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from vidfuse.errors import InputError, MissingExtraError
 
@@ -228,7 +228,8 @@ def create(
         checkpoint: A file (``.pth``, ``.pyth``, ``.pt``, ``.safetensors``) or a state dict, in the source's layout
             or in vidfuse's.
         replace_classifier: Accept a checkpoint of another class count, and leave the classifier as initialised.
-        overrides: Fields of the network's configuration to set, such as ``dropout=0.2``.
+        overrides: Fields of the network's configuration to set, such as ``dropout=0.2``. A checkpoint's embeddings and
+            relative biases are resized to the extents that are set so (``frames``, ``size``, ``window``).
 
     Returns:
         A module that takes clips ``(N, 3, T, H, W)`` and returns logits ``(N, K)``, in training mode.
@@ -241,17 +242,20 @@ def create(
         >>> create("x3d_tiny", num_classes=5).num_features
         256
     """
+    from vidfuse._validate import check_class_count  # with NumPy, which listing the networks does not wait for
+
     network, config = _resolve(name)
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(overrides) - known):
         raise InputError(f"{name} has no setting {', '.join(unknown)}; its settings are {', '.join(sorted(known))}")
-    classes = info(name).classes if num_classes is None else num_classes
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
-        raise InputError(f"expected num_classes to be an integer of at least 2, got {classes!r}")
+    for field, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and overrides.get(field, get_args(hint)[0]) not in get_args(hint):
+            raise InputError(f"{field}: expected one of {get_args(hint)}, got {overrides[field]!r}")
+    classes = check_class_count(info(name).classes if num_classes is None else num_classes)
     model: VideoNetwork = network.build(dataclasses.replace(config, **overrides), classes)
     model.name = name
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint, replace_classifier=replace_classifier)
+        load_checkpoint(model, checkpoint, replace_classifier=replace_classifier, resize=bool(overrides))
     return model
 
 
@@ -289,6 +293,7 @@ def load_checkpoint(
     checkpoint: str | os.PathLike[str] | Mapping[str, Tensor],
     *,
     replace_classifier: bool = False,
+    resize: bool = False,
 ) -> None:
     """Load a checkpoint into a network that `create` built, all of it or nothing.
 
@@ -296,6 +301,7 @@ def load_checkpoint(
         model: The network; its ``name`` says which layouts to expect.
         checkpoint: A file or a state dict, as for `create`.
         replace_classifier: Accept a checkpoint of another class count, and leave the classifier as it is.
+        resize: Accept embeddings and relative biases of other extents, and resize them to the network's.
 
     Raises:
         InputError: a list of the missing, unexpected and misshapen keys; nothing was loaded.
@@ -303,6 +309,8 @@ def load_checkpoint(
     checkpoints = import_network_module("checkpoints")
     state_dict = checkpoints.read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     converted = convert_state_dict(state_dict, model.name)
+    if resize:
+        converted = model.resized(converted)
     checkpoints.load_strictly(model, converted, replace_classifier=replace_classifier)
 
 

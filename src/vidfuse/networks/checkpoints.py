@@ -26,7 +26,7 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 _WRAPPERS: Final = ("state_dict", "model_state", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 # Buffers that are counted or computed, not learned.
-_IGNORED: Final = ("num_batches_tracked", "relative_position_index")
+_IGNORED: Final = ("num_batches_tracked", "relative_position_index", "n_averaged")
 _CLASSIFIERS: Final = ("classifier.", "auxiliary.classifier.")
 _LISTED: Final = 20
 
@@ -54,11 +54,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"expected a checkpoint file, but there is none at {path}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return unwrap(load_file(path))
-        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # about other pickle protocols: what cannot be read is an error anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)  # given a path, it goes by the suffix
     except pickle.UnpicklingError as error:
         refused = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"class ([\w.]+)", str(error))
         if refused:
@@ -76,6 +76,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise InputError(f"{path}: {error}") from error
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Tell by the first bytes: the length of a JSON object, and its brace."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+
+
 def unwrap(content: Any) -> dict[str, Tensor]:
     """Find the state dict in what a checkpoint holds, without wrappers, common prefixes and counters.
 
@@ -88,19 +95,21 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         ['fc.weight']
     """
     seen: list[str] = []
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+    while isinstance(content, Mapping):
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
-            seen = [str(key) for key in content]
+            if not any(isinstance(value, Tensor) for value in content.values()):
+                seen = [str(key) for key in content]
             break
         content = content[inner]
     if not isinstance(content, Mapping) or seen or not content:
         found = f"keys {', '.join(seen[:_LISTED])}" if seen else f"an object of type {type(content).__name__}"
         raise InputError(f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}")
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in weights.items() if not key.endswith(_IGNORED)}
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return {key: value for key, value in weights.items() if not key.endswith(_IGNORED)}
+    return weights
 
 
 def rename(state_dict: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:

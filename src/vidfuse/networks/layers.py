@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vidfuse._validate import check_class_count
 from vidfuse.errors import InputError
 from vidfuse.networks.convolutions import convolve
 
@@ -166,11 +167,27 @@ class VideoNetwork(Backbone):
         return logits
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a freshly initialised one of `num_classes` classes."""
+        """Replace the classifier by a freshly initialised one.
+
+        Args:
+            num_classes: K.
+
+        Raises:
+            InputError: K is not an integer of at least 2.
+        """
         old = self.classifier.weight
-        self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
+        count = check_class_count(num_classes)
+        self.classifier = nn.Linear(self.num_features, count, device=old.device, dtype=old.dtype)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
+
+    def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights in this network's layout with what depends on its extents resized to them, where they do."""
+        return state_dict
+
+    def head_modules(self) -> list[nn.Module]:
+        """Return what only the logits need, and a network that is another's backbone does not."""
+        return [self.classifier]
 
     def check_clips(self, clips: Tensor, *, frames: int = 1, frames_step: int = 1, size: int = 1) -> None:
         """Refuse clips that the network cannot take.
@@ -343,7 +360,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
     Args:
         model: Any of the networks; also one that holds pairs ``conv1``, ``bn1`` or a convolution and a
-            normalisation that follow each other in an ``nn.Sequential``.
+            normalisation that follow each other in an ``nn.Sequential``. Other normalisations are left as they are.
 
     Returns:
         The same model.
@@ -367,9 +384,11 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             pairs = [(key, f"bn{key[4:]}") for key in children if key.startswith("conv")]
         for conv_key, norm_key in pairs:
             holder, conv, norm = parent, children.get(conv_key), children.get(norm_key)
-            if isinstance(conv, nn.Sequential) and isinstance(norm, _NORMS):  # a stem of several convolutions
+            if not isinstance(norm, _NORMS) or type(norm) not in _NORMS:  # timm's subclasses hold an activation too
+                continue
+            if isinstance(conv, nn.Sequential):  # a stem of several convolutions
                 holder, conv_key, conv = conv, str(len(conv) - 1), conv[-1]
-            if isinstance(conv, _CONVOLUTIONS) and isinstance(norm, _NORMS):
+            if isinstance(conv, _CONVOLUTIONS):
                 setattr(holder, conv_key, torch.nn.utils.fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_key, nn.Identity())
     return model

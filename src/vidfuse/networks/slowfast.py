@@ -113,6 +113,8 @@ class SlowFast(VideoNetwork):
         return slow
 
     def _slowed(self, fast: Tensor) -> Tensor:
+        if fast.dtype == torch.bfloat16 and fast.device.type == "cpu":  # which torch's pooling does not know
+            return fast.unflatten(2, (-1, self.config.alpha)).mean(dim=3)
         return functional.avg_pool3d(fast, (self.config.alpha, 1, 1))
 
     def head(self, features: Tensor) -> Tensor:

@@ -108,6 +108,34 @@ class Swin(VideoNetwork):
         """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""
         return self.classifier(self.dropout(self.norm(features.movedim(1, 4)).mean(dim=(1, 2, 3))))
 
+    def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights whose relative biases cover this network's window: bicubic in space, linear in time.
+
+        In space as the source takes over an image network's biases of another window.
+
+        Args:
+            state_dict: Weights in this network's layout, whose windows are square and reach as far in time as this
+                network's, or as far in space.
+        """
+        t, h, w = (2 * extent - 1 for extent in self.config.window)
+        weights = dict(state_dict)
+        for key, table in state_dict.items():
+            if not key.endswith("bias_table") or len(table) == t * h * w:
+                continue
+            side = math.isqrt(len(table) // t)
+            old = (t, side, side) if t * side**2 == len(table) else (len(table) // (h * w), h, w)
+            if math.prod(old) == len(table):  # of any other window, the strict load says what is misshapen
+                space = table.T.unflatten(1, old).flatten(0, 1)[:, None]  # (heads · T, 1, H, W)
+                space = functional.interpolate(space, size=(h, w), mode="bicubic")
+                time = space.view(table.shape[1], old[0], h * w).transpose(1, 2)
+                time = functional.interpolate(time, size=t, mode="linear")
+                weights[key] = time.transpose(1, 2).flatten(1).T.contiguous()
+        return weights
+
+    def head_modules(self) -> list[nn.Module]:
+        """Return the last norm and the classifier."""
+        return [self.norm, self.classifier]
+
 
 class _Merge(nn.Module):
     """Concatenate each 2 × 2 places and halve the channels: ``(N, T, H, W, C)`` to ``(N, T, H / 2, W / 2, 2 · C)``."""
@@ -230,14 +258,15 @@ def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: t
         ]
         parts, groups, start = [], [], 0
         for spans_of_group in product(*spans):
+            if any(first == last for first, last, _ in spans_of_group):
+                continue
             slices = tuple(slice(first, last) for first, last, _ in spans_of_group)
             part = rows[slices].reshape(-1, math.prod(window))
-            if len(part):
-                wraps = tuple(wrapped for _, _, wrapped in spans_of_group)
-                mask = _mask(window, shift, wraps, device) if any(wraps) else None
-                groups.append((start, start + len(part), mask))
-                parts.append(part)
-                start += len(part)
+            wraps = tuple(wrapped for _, _, wrapped in spans_of_group)
+            mask = _mask(window, shift, wraps, device) if any(wraps) else None
+            groups.append((start, start + part.shape[0], mask))
+            parts.append(part)
+            start += part.shape[0]
         order = torch.cat(parts).flatten()
         return _Plan(order, order.argsort(), groups)
 

@@ -13,6 +13,7 @@ updates are averaged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -132,11 +133,12 @@ class TimeSformer(VideoNetwork):
         patches = split_patches(clips, (1, patch, patch))  # (N, T, H', W', 3, 1, patch, patch)
         position = self._position((patches.shape[2], patches.shape[3]))
         if self.config.stem:
-            tokens = self.patch_embed(clips).flatten(3).permute(0, 3, 2, 1)
+            height, width = (extent // patch * patch for extent in clips.shape[3:])
+            tokens = self.patch_embed(clips[..., :height, :width]).flatten(3).permute(0, 3, 2, 1)
         else:
             tokens = self.patch_embed(patches.movedim(1, 3).flatten(4).flatten(1, 2))  # (N, places, T, C)
         tokens = tokens + position[:, 1:, None]
-        class_token = (self.class_token + position[:, :1]).expand(len(clips), -1, -1)
+        class_token = (self.class_token + position[:, :1]).expand(clips.shape[0], -1, -1)
         if self.config.attention == "space":
             class_token = class_token.repeat_interleave(clips.shape[2], dim=0)
             return torch.cat((class_token, tokens.transpose(1, 2).flatten(0, 1)), dim=1)
@@ -146,17 +148,41 @@ class TimeSformer(VideoNetwork):
     def _position(self, grid: tuple[int, int]) -> Tensor:
         """Return the class token's and the places' embedding; the nearest one where the grid is of another size."""
         side = self.config.size // self.config.patch
-        if grid == (side, side):
-            return self.position
-        table = self.position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        places = functional.interpolate(table, size=grid, mode="nearest").flatten(2).transpose(1, 2)
-        return torch.cat((self.position[:, :1], places), dim=1)
+        return self.position if grid == (side, side) else _resize_places(self.position, grid)
 
     def _time(self, frames: int) -> Tensor:
         """Return the frames' embedding ``(1, T, C)``; the nearest one where there are more or fewer frames."""
-        if frames == self.config.frames:
-            return self.time
-        return functional.interpolate(self.time.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
+        return self.time if frames == self.config.frames else _resize_time(self.time, frames)
+
+    def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights whose embeddings have this network's frames and places: the nearest ones, as the source has.
+
+        Args:
+            state_dict: Weights in this network's layout, of square frames.
+        """
+        weights, side = dict(state_dict), self.config.size // self.config.patch
+        if (time := weights.get("time")) is not None and time.shape[1] != self.config.frames:
+            weights["time"] = _resize_time(time, self.config.frames)
+        position = weights.get("position")
+        if position is not None and math.isqrt(places := position.shape[1] - 1) ** 2 == places != side**2:
+            weights["position"] = _resize_places(position, (side, side))
+        return weights
+
+    def head_modules(self) -> list[nn.Module]:
+        """Return the last norm and the classifier."""
+        return [self.norm, self.classifier]
+
+
+def _resize_places(position: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize the embedding ``(1, 1 + places, C)`` of a square of places, after the class token's, to another grid."""
+    side = math.isqrt(position.shape[1] - 1)
+    table = position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    places = functional.interpolate(table, size=grid, mode="nearest").flatten(2).transpose(1, 2)
+    return torch.cat((position[:, :1], places), dim=1)
+
+
+def _resize_time(time: Tensor, frames: int) -> Tensor:
+    return functional.interpolate(time.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
 
 
 class _Attention(nn.Module):

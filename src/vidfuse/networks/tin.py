@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 import torch
-from timm.models import resnet
+from timm.models import res2net, resnest, resnet
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ from vidfuse.networks.layers import VideoNetwork
 
 __all__ = ["PRESETS", "TIN", "InterlacedConv2d", "TINConfig", "build", "convert", "insert_interlacing", "interlace"]
 
+_BLOCKS: Final = (resnet.BasicBlock, resnet.Bottleneck, res2net.Bottle2neck, resnest.ResNestBottleneck)
 Network = TypeVar("Network", bound=nn.Module)
 _FIRST_OFFSET_BIAS: Final = 0.5108  # 4 · (σ(0.5108) − ½) = ½: at first, groups move by half a frame
 
@@ -73,7 +74,7 @@ class TIN(VideoNetwork):
     def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
         """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32; needs 32 × 32 pixels."""
         segments = self.config.segments
-        self.check_clips(clips, frames=segments, size=32)
+        self.check_clips(clips, size=32)
         if clips.shape[2] != segments:
             raise InputError(
                 f"{self.name} expects clips (N, 3, T, H, W) of exactly {segments} frames, got {tuple(clips.shape)}"
@@ -160,7 +161,7 @@ class InterlacedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve frames ``(N · T, C, H, W)`` after interlacing some of their channels."""
-        if len(x) % self.segments:
+        if x.shape[0] % self.segments:
             raise InputError(f"expected frames (N · T, C, H, W) with T = {self.segments}, got {tuple(x.shape)}")
         moving = x[:, : self.moving].unflatten(0, (-1, self.segments))  # (N, T, C', H, W)
         pooled = moving.mean(dim=(3, 4)).transpose(1, 2)  # (N, C', T)
@@ -180,7 +181,8 @@ def insert_interlacing(network: Network, segments: int, *, fraction: int = 4) ->
     The network then takes frames ``(N · T, 3, H, W)``, those of a clip one after another; its weights are kept.
 
     Args:
-        network: A ResNet of timm's, of basic or bottleneck blocks.
+        network: A ResNet of timm's, of basic or bottleneck blocks, or one of their kin (ResNeXt, SE, Res2Net,
+            ResNeSt) whose blocks begin with a plain convolution.
         segments: T.
         fraction: One in how many channels moves.
 
@@ -196,9 +198,14 @@ def insert_interlacing(network: Network, segments: int, *, fraction: int = 4) ->
         >>> network(torch.zeros(2 * 4, 3, 64, 64)).shape
         torch.Size([8, 5])
     """
-    blocks = [module for module in network.modules() if isinstance(module, (resnet.BasicBlock, resnet.Bottleneck))]
+    if segments < 1 or fraction < 1:
+        raise InputError(f"expected segments and fraction of at least 1, got {segments} and {fraction}")
+    blocks = [module for module in network.modules() if isinstance(module, _BLOCKS)]
     if not blocks:
-        raise InputError(f"expected a ResNet of timm's, got {type(network).__name__} without any of its blocks")
+        raise InputError(
+            f"expected a network of timm's with residual blocks of {', '.join(block.__name__ for block in _BLOCKS)}, "
+            f"got {type(network).__name__} without any"
+        )
     for block in blocks:
         block.conv1 = InterlacedConv2d(block.conv1, segments, fraction)
     return network

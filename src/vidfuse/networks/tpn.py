@@ -88,6 +88,9 @@ class TPN(VideoNetwork):
         if channels is None:
             raise InputError("expected, with a backbone, the channels of its last two stages; got none")
         self.backbone = backbone
+        if isinstance(backbone, VideoNetwork):
+            for module in backbone.head_modules():  # it has no part in the maps, and waits for no gradient
+                module.requires_grad_(False)
         self.neck = TemporalPyramid(
             channels, width=config.width, features=config.features, slowdown=config.slowdown, groups=config.groups
         )
@@ -151,7 +154,7 @@ class TemporalPyramid(nn.Module):
         self, channels: Sequence[int], *, width: int = 1024, features: int = 2048, slowdown: int = 8, groups: int = 32
     ) -> None:
         super().__init__()
-        top, self.levels = channels[-1], len(channels)
+        top, self.levels, self.channels = channels[-1], len(channels), tuple(channels)
         if self.levels < 2 or top % groups or width % groups:
             raise InputError(
                 f"expected at least two maps, and {groups} groups to divide the last one's channels and the width;"
@@ -178,8 +181,8 @@ class TemporalPyramid(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Fuse maps ``(N, C, T, H, W)``, finest first."""
-        if len(maps) != self.levels:
-            raise InputError(f"expected {self.levels} maps, got {len(maps)}")
+        if (got := tuple(x.shape[1] for x in maps)) != self.channels:
+            raise InputError(f"expected {self.levels} maps of {self.channels} channels, got {got}")
         levels = []
         for x, spatial, temporal in zip(maps, self.spatial, self.temporal, strict=True):
             span = (self.slowdown, 1, 1)
@@ -263,7 +266,8 @@ class FramewiseStages(Backbone):
     """A 2D network of timm's, built with ``features_only=True``, as a video network: every frame is an image.
 
     Args:
-        network: Takes images ``(N, 3, H, W)`` and returns a list of maps ``(N, C, H', W')``.
+        network: Takes images ``(N, 3, H, W)`` and returns a list of maps ``(N, C, H', W')``, or with channels last if
+            its ``output_fmt`` says so.
 
     Example:
         >>> import timm
@@ -280,7 +284,21 @@ class FramewiseStages(Backbone):
     def stages(self, clips: Tensor) -> list[Tensor]:
         """Return the maps ``(N, C, T, H', W')`` for clips ``(N, 3, T, H, W)``."""
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return [x.unflatten(0, (len(clips), -1)).transpose(1, 2) for x in self.network(frames)]
+        maps = self.network(frames)
+        if str(getattr(self.network, "output_fmt", "")).endswith("NHWC"):
+            maps = [x.movedim(3, 1) for x in maps]
+        return [x.unflatten(0, (-1, clips.shape[2])).transpose(1, 2) for x in maps]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let the network recompute its activations, as timm's can.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if not callable(setter := getattr(self.network, "set_grad_checkpointing", None)):
+            raise InputError(f"expected a network with set_grad_checkpointing(), got {type(self.network).__name__}")
+        super().set_grad_checkpointing(enable)
+        setter(enable)
 
 
 class _ShiftedStages(Backbone):

@@ -96,6 +96,10 @@ class X3D(VideoNetwork):
         logits = self.classifier(self.dropout(functional.relu(self.hidden(x))))
         return combine_windows(logits, probabilities=self.config.pooling == "probabilities" and not self.training)
 
+    def head_modules(self) -> list[nn.Module]:
+        """Return the widening convolution, the hidden layer and the classifier."""
+        return [self.expand, self.hidden, self.classifier]
+
 
 class _Block(nn.Module):
     """Pointwise, channel-wise 3×3×3 with its squeeze-and-excitation and Swish, pointwise, and the shortcut."""
