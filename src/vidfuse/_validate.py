@@ -418,6 +418,8 @@ def check_weights(
         raise InputError(
             f"weights: expected finite numbers of at least 0, got {numbers[bad[0]]:g} for member {members[bad[0]]!r}"
         )
+    if numbers.max(initial=0.0) > 1e300:  # their sum may be no number
+        numbers /= numbers.max()
     total = numbers.sum()
     if not total > 0:
         raise InputError("weights: expected a positive sum, got weights that sum to zero; give one member a weight")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,7 +20,16 @@ from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion.agreement import agreement_beyond_chance, warn_if_agreement_is_lost
 from vidfuse.likelihood import DEFAULT_FLOOR, mix_floor
 
-__all__ = ["Floor", "Fuser", "Missing", "as_stack", "floored_blocks", "member_floors"]
+__all__ = [
+    "Floor",
+    "Fuser",
+    "Missing",
+    "as_stack",
+    "check_presence",
+    "floored_blocks",
+    "is_number",
+    "member_floors",
+]
 
 Floor = float | Literal["auto"]
 Missing = Literal["error", "renormalise"]
@@ -35,6 +46,33 @@ def as_stack(X: Any) -> LogitStack:
         (5, 2, 3)
     """
     return X if isinstance(X, LogitStack) else LogitStack.from_arrays(X)
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a parameter is one finite real number, of Python or of NumPy.
+
+    Example:
+        >>> is_number(np.float32(0.5)), is_number("2"), is_number(None), is_number([1])
+        (True, False, False, False)
+    """
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def check_presence(stack: LogitStack, missing: str) -> None:
+    """Refuse videos that lack some member's scores, unless `missing` is "renormalise".
+
+    Raises:
+        AlignmentError: there are such videos.
+
+    Example:
+        >>> check_presence(as_stack(np.zeros((5, 2, 3))), "error")
+    """
+    if stack.present is None or missing == "renormalise":
+        return
+    raise AlignmentError(
+        f"expected every member's scores of every video, got {int((~stack.present.all(axis=1)).sum())} of {len(stack)} "
+        'videos without some; say missing="renormalise" to share an absent member\'s weight among the others'
+    )
 
 
 def member_floors(stack: LogitStack, floor: Floor, default: float = 0.0) -> NDArray[np.float64]:
@@ -54,10 +92,10 @@ def member_floors(stack: LogitStack, floor: Floor, default: float = 0.0) -> NDAr
         >>> member_floors(stack, "auto").tolist()
         [0.0, 0.0001]
     """
-    if floor == "auto":
+    if isinstance(floor, str) and floor == "auto":
         rounded = np.array([kind in ("probabilities", "sum") for kind in stack.kinds])
         return np.maximum(default, np.where(rounded, DEFAULT_FLOOR, 0.0))
-    if isinstance(floor, str) or not 0 <= floor < 1:
+    if not is_number(floor) or not 0 <= float(floor) < 1:
         raise InputError(f'floor: expected "auto" or a number of at least 0 and below 1, got {floor!r}')
     return np.full(len(stack.members), float(floor))
 
@@ -89,6 +127,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
     Attributes:
         members_: the members' names, in the order of the fit.
         classes_: 0 … K − 1, also where a fold lacks a class.
+        class_names_: the classes' names, or None where the stack of the fit has none.
         n_features_in_: the number of members.
         agreement_: how far each member agrees with the others beyond chance, and that value's deviation (2, M); a stack
             on which a member's agreement is lost is warned of.
@@ -96,6 +135,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
 
     members_: tuple[str, ...]
     classes_: NDArray[np.int64]
+    class_names_: tuple[str, ...] | None
     n_features_in_: int
     agreement_: NDArray[np.float64]
 
@@ -130,6 +170,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         weight = _check_sample_weight(sample_weight, len(stack))
         self.members_ = stack.members
         self.classes_ = np.arange(stack.n_classes)
+        self.class_names_ = stack.classes
         self.n_features_in_ = len(stack.members)
         self.agreement_ = agreement_beyond_chance(stack)
         self._fit(stack, labels, weight)
@@ -139,7 +180,8 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         """Return the fused log-likelihoods (N, K), normalised; members are matched by name.
 
         Raises:
-            AlignmentError: members are missing or added, or the number of classes differs from the fit's.
+            AlignmentError: members that have a say are missing, or members are added, or the classes differ from the
+                fit's in number, names or order.
         """
         check_is_fitted(self, "members_")
         stack = self._align(X)
@@ -203,12 +245,33 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
             )
         return labels
 
+    def _needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: all, unless the fitted rule dropped some."""
+        return self.members_
+
+    def _check_class_names(self, stack: LogitStack) -> None:
+        names = getattr(self, "class_names_", None)  # recipes of the first releases do not hold it
+        if names is None or stack.classes is None or names == stack.classes:
+            return
+        place = next(k for k, (ours, theirs) in enumerate(zip(names, stack.classes, strict=True)) if ours != theirs)
+        reordered = sorted(names) == sorted(stack.classes)
+        raise AlignmentError(
+            f"expected the classes of the fit, got {'another order' if reordered else 'other names'}: class {place} is "
+            f"{names[place]!r} in the fit and {stack.classes[place]!r} in the stack; "
+            + (
+                "put every member's columns, the labels and the names in the fit's order"
+                if reordered
+                else "pass predictions for the fit's classes, or leave the names out if only their spelling differs"
+            )
+        )
+
     def _align(self, X: Any) -> LogitStack:
         """Return the stack with the members of the fit, sorted by name."""
         stack = as_stack(X)
         self._check_layout(stack)
         if stack.n_classes != len(self.classes_):
             raise AlignmentError(f"the fit knew {len(self.classes_)} classes, got a stack with {stack.n_classes}")
+        self._check_class_names(stack)
         if not isinstance(X, LogitStack):
             if len(stack.members) != len(self.members_):
                 raise AlignmentError(
@@ -216,21 +279,20 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
                     f"got {len(stack.members)}: shape {stack.shape}"
                 )
             stack = LogitStack.from_arrays(X, members=self.members_)  # an array has an order, and no names
-        absent = sorted(set(self.members_) - set(stack.members))
+        missing = getattr(self, "missing", "error")
+        needed = self._needed_members()
+        absent = sorted(set(needed) - set(stack.members))
         added = sorted(set(stack.members) - set(self.members_))
-        if (absent or added) and getattr(self, "missing", "error") != "renormalise":
+        if (absent or added) and missing != "renormalise":
+            spare = [name for name in self.members_ if name not in needed]
             raise AlignmentError(
-                f"expected the members of the fit, {first_few(self.members_, 20)}; missing: "
+                f"expected the members of the fit, {first_few(needed, 20)}"
+                f"{f' (and if you like {first_few(spare, 20)}, without a say)' if spare else ''}; missing: "
                 f"{first_few(absent) or 'none'}, not in the fit: {first_few(added) or 'none'}; "
                 'say missing="renormalise" to go on with those that are there'
             )
-        if stack.present is not None and getattr(self, "missing", "error") != "renormalise":
-            lacking = int((~stack.present.all(axis=1)).sum())
-            if lacking:
-                raise AlignmentError(
-                    f"{lacking} of {len(stack)} videos lack the scores of some member; "
-                    'say missing="renormalise" to share its weight among the others'
-                )
+        if stack.present is not None and not absent:
+            check_presence(stack.select(needed), missing)
         common = sorted(set(self.members_) & set(stack.members))
         if not common:
             raise AlignmentError(f"expected some of the members {first_few(self.members_, 20)}, got none of them")

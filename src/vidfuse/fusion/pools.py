@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion.base import Floor, Missing, floored_blocks
+from vidfuse.fusion.base import Floor, Missing, floored_blocks, is_number
 from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.learned_linear import fit_linear
 from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, Penalty, fit_log_linear, shrinkage_penalty
@@ -98,9 +98,13 @@ class LogLinearPool(Pool):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
+        if not (self.shrinkage is None or isinstance(self.shrinkage, str) or is_number(self.shrinkage)):
+            raise InputError(
+                f'shrinkage: expected "auto", "cv", None or a number of at least 0, got {self.shrinkage!r}'
+            )
         check_shrinkage(self.shrinkage)
         self.shrinkage_, self.class_weights_ = None, None
-        if self.per_class and self.weights != "learned":
+        if self.per_class and not (isinstance(self.weights, str) and self.weights == "learned"):
             raise InputError(f'per_class: weights per class are learned; say weights="learned", got {self.weights!r}')
 
     def _default_floor(self) -> float:
@@ -128,7 +132,7 @@ class LogLinearPool(Pool):
                 f"the lowest temperature, {T_MIN}, was reached: some weights separate the {len(stack)} videos of the "
                 "fit perfectly, and their probabilities will be overconfident; use shrinkage or more videos",
                 VidfuseWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         self.shrinkage_ = strength
         self.optimality_gap_ = fit.gap
@@ -142,12 +146,22 @@ class LogLinearPool(Pool):
         again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
         return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
 
+    def _needed_members(self) -> tuple[str, ...]:
+        if self.class_weights_ is None:
+            return super()._needed_members()
+        say = (self.weights_ > 0) | (self.class_weights_ > 0).any(axis=1)
+        return tuple(name for name, has in zip(self.members_, say, strict=True) if has)
+
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        if self.class_weights_ is None or stack.present is not None or len(stack.members) < len(self.members_):
+        if self.class_weights_ is None:
+            return super()._fuse(stack)
+        needed = self._needed_members()
+        used = stack.select([name for name in stack.members if name in needed])
+        if used.present is not None or len(used.members) < len(needed):
             return super()._fuse(stack)  # weights per class are not renormalised: the shared ones are
-        columns = [self.members_.index(name) for name in stack.members]
-        out = np.empty((len(stack), stack.n_classes))
-        for rows, block in floored_blocks(stack, self.floor_[columns]):
+        columns = [self.members_.index(name) for name in used.members]
+        out = np.empty((len(used), used.n_classes))
+        for rows, block in floored_blocks(used, self.floor_[columns]):
             out[rows] = log_linear_pool(block, self.class_weights_[columns], per_class=True)
         return out
 
@@ -196,9 +210,6 @@ class LinearPool(Pool):
         self.floor = floor
         self.class_weight = class_weight
         self.missing = missing
-
-    def _default_floor(self) -> float:
-        return 0.0
 
     def _learn(
         self,

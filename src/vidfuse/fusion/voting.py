@@ -9,27 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from vidfuse._validate import check_weights
 from vidfuse.cache.stack import LogitStack
-from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion.base import Floor, Fuser, Missing, floored_blocks, member_floors
-from vidfuse.fusion.pools import Weights
+from vidfuse.fusion.base import Floor, Missing, floored_blocks
+from vidfuse.fusion.pool_base import WeightedFuser, Weights
+from vidfuse.fusion.summary import Refit
 from vidfuse.fusion.views import reduce_views
-from vidfuse.fusion.weights import SCORE_WEIGHTS, member_hits, score_weights, true_log_likelihoods
 from vidfuse.likelihood import log_linear_pool, votes_to_log_proba
 
 __all__ = ["BordaCount", "MajorityVote"]
 
 
-class _Vote(Fuser):
-    """What both votes share: weights by every rule but learned ones, missing members, ties by the mean-log pool."""
-
-    weights: Weights
-    power: float
-    floor: Floor
-    missing: Missing
-    weights_: NDArray[np.float64]
-    floor_: NDArray[np.float64]
+class _Vote(WeightedFuser):
+    """What both votes share: members vote with their weights, and the mean-log pool breaks ties."""
 
     def __init__(
         self, weights: Weights = "uniform", *, power: float = 1.0, floor: Floor = "auto", missing: Missing = "error"
@@ -43,34 +34,19 @@ class _Vote(Fuser):
     def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
         """Return one voter's votes (B, K) by its log-likelihoods (B, K)."""
 
-    def _needs_labels(self) -> bool:
-        return isinstance(self.weights, str) and self.weights != "uniform"
-
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
-        self.floor_ = member_floors(stack, self.floor)
-        if isinstance(self.weights, str) and self.weights not in SCORE_WEIGHTS:
-            raise InputError(
-                f"weights: expected one of {', '.join(map(repr, SCORE_WEIGHTS))}, numbers or {{member: number}}, "
-                f"got {self.weights!r}"
-            )
-        if not isinstance(self.weights, str):
-            self.weights_ = check_weights(self.weights, stack.members)
-            return
-        if self.weights == "uniform" or labels is None:
-            self.weights_ = np.full(len(stack.members), 1.0 / len(stack.members))
-            return
+    def _find(
+        self,
+        stack: LogitStack,
+        labels: NDArray[np.int64],
+        omega: NDArray[np.float64],
+        floors: NDArray[np.float64],
+    ) -> tuple[NDArray[np.float64], Refit]:
         flat = stack if stack.n_views is None else reduce_views(stack, "mean-log", floor=self.floor)
-        omega = np.full(len(stack), 1.0 / len(stack)) if weight is None else weight / weight.sum()
-        by_loss = self.weights == "inverse-nll"
-        evidence = true_log_likelihoods(flat, labels, self.floor_) if by_loss else member_hits(flat, labels)
-        self.weights_ = score_weights(self.weights, evidence, omega, stack.n_classes, self.power)
+        return super()._find(flat, labels, omega, floors)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        columns = [self.members_.index(name) for name in stack.members]
-        weights, floors = self.weights_[columns], self.floor_[columns]
-        if not weights.any():
-            raise AlignmentError(f"no member with a positive weight is left among {list(stack.members)}")
-        weights = weights / weights[weights > 0].mean()  # equal weights are one vote each
+        stack, weights, floors = self._weighted(stack)
+        weights = weights / weights.mean()  # equal weights are one vote each
         out = np.empty((len(stack), stack.n_classes))
         for rows, block in floored_blocks(stack, floors):
             here = np.tile(weights, (len(block), 1)) if stack.present is None else stack.present[rows] * weights
@@ -81,8 +57,7 @@ class _Vote(Fuser):
     def _count_members(self, block: NDArray[Any], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
         votes = np.zeros((len(block), block.shape[2]))
         for member in range(block.shape[1]):
-            if weights[:, member].any():
-                votes += weights[:, member, None] * self._ballots(block[:, member])
+            votes += weights[:, member, None] * self._ballots(block[:, member])
         return votes_to_log_proba(votes, _mean_log(block, weights > 0, ids))
 
 
@@ -104,6 +79,7 @@ class MajorityVote(_Vote):
     Attributes:
         weights_: (M,), on the simplex, in the order of `members_`.
         floor_: each member's floor (M,).
+        n_missing_: for how many videos of the fit each member was missing (M,).
 
     Source:
         Lam and Suen 1997, Application of majority voting to pattern recognition; Kuncheva 2014, "Combining Pattern
@@ -137,6 +113,7 @@ class BordaCount(_Vote):
     Attributes:
         weights_: (M,), on the simplex, in the order of `members_`.
         floor_: each member's floor (M,).
+        n_missing_: for how many videos of the fit each member was missing (M,).
 
     Source:
         Ho, Hull and Srihari 1994, Decision combination in multiple classifier systems, section IV.
@@ -158,15 +135,13 @@ def _one_hot(log_p: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _mean_log(block: NDArray[Any], used: NDArray[np.bool_], ids: Any) -> NDArray[np.float64]:
-    """Return the mean-log pool of the members in use; of all where a video has none."""
-    used = np.where(used.any(axis=1, keepdims=True), used, True)
+    """Return the mean-log pool of the members in use."""
     return log_linear_pool(block, used / used.sum(axis=1, keepdims=True), ids=ids)
 
 
 def _count_views(block: NDArray[Any], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
     """Fuse each view's members to one label, then count one vote a view."""
-    totals = weights.sum(axis=1, keepdims=True)
-    shares = np.where(totals > 0, weights, 1.0) / np.where(totals > 0, totals, weights.shape[1])
+    shares = weights / weights.sum(axis=1, keepdims=True)
     fused = log_linear_pool(block, shares, ids=ids)
     votes = np.zeros((len(block), block.shape[3]))
     for view in range(fused.shape[1]):

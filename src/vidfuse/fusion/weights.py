@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.fusion.base import is_number
 from vidfuse.likelihood import block_rows, log_sum_exp, row_sums
 
 __all__ = [
     "SCORE_WEIGHTS",
     "accuracy_weights",
+    "check_power",
     "inverse_nll_weights",
     "log_odds_weights",
     "member_hits",
@@ -37,7 +39,7 @@ _THREADS = min(4, os.cpu_count() or 1)  # each reads one member's scores
 def member_hits(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return whether each member's most probable class is the true one (N, M); the lowest class wins ties.
 
-    The scores are compared as they are stored: normalising them changes no rank.
+    The scores are compared as they are stored: normalising them changes no rank. A member that lacks a video misses it.
 
     Example:
         >>> stack = LogitStack.from_arrays({"a": np.log([[0.9, 0.1], [0.8, 0.2]])})
@@ -51,7 +53,7 @@ def member_hits(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.bool
         part = stack[rows]
         for column, name in enumerate(stack.members):
             hits[rows, column] = part.scores(name).argmax(axis=1) == labels[rows]
-    return hits
+    return hits if stack.present is None else hits & stack.present
 
 
 def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -129,6 +131,16 @@ def to_simplex(values: ArrayLike, what: str) -> NDArray[np.float64]:
     return np.full(len(array), 1.0 / len(array))
 
 
+def check_power(power: float) -> None:
+    """Raise unless the exponent of the accuracy is a finite number of at least 0.
+
+    Example:
+        >>> check_power(2.0)
+    """
+    if not is_number(power) or power < 0:
+        raise InputError(f"power: expected a finite number of at least 0, got {power!r}")
+
+
 def accuracy_weights(accuracy: ArrayLike, power: float = 1.0) -> NDArray[np.float64]:
     """Weight members by validation accuracy: ``w_m ∝ accuracy_m ** power``.
 
@@ -142,8 +154,7 @@ def accuracy_weights(accuracy: ArrayLike, power: float = 1.0) -> NDArray[np.floa
         >>> accuracy_weights([0.6, 0.3], power=2).round(3).tolist()
         [0.8, 0.2]
     """
-    if not (np.isfinite(power) and power >= 0):
-        raise InputError(f"power: expected a finite number of at least 0, got {power!r}")
+    check_power(power)
     return to_simplex(np.asarray(accuracy, dtype=np.float64) ** power, "accuracy")
 
 

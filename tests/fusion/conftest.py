@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fusion_cases import ESTIMATORS, FUSERS, array_of, members
+from sklearn.base import clone
+
+from vidfuse.cache.stack import LogitStack
+
+
+@pytest.fixture(params=list(FUSERS))
+def fuser(request):
+    return clone(FUSERS[request.param])
+
+
+@pytest.fixture(params=list(ESTIMATORS))
+def estimator(request):
+    return clone(ESTIMATORS[request.param])
+
+
+@pytest.fixture
+def data():
+    arrays, y = members()
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    return stack, array_of(arrays), y

@@ -1,0 +1,128 @@
+"""Members that lack videos, members that have no say, and classes whose names tell of another order."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from vidfuse import BordaCount, LinearPool, LogitStack, LogLinearPool, MajorityVote, Recipe, load_recipe
+from vidfuse.errors import AlignmentError, InputError
+
+RULES = [MajorityVote, BordaCount, LinearPool, LogLinearPool]
+
+
+def scores(n=200, k=5, seed=0, skills=(2.5, 2.0, 1.5)):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    return {f"m{j}": rng.normal(size=(n, k)) + skill * np.eye(k)[y] for j, skill in enumerate(skills)}, y
+
+
+def stack_of(arrays, y, present):
+    """Return a stack of members that have some videos each."""
+    ids = np.array([f"v{i:03d}" for i in range(len(y))])
+    return LogitStack.from_arrays(
+        {name: z[has] for (name, z), has in zip(arrays.items(), present.T, strict=True)},
+        ids={name: ids[has] for name, has in zip(arrays, present.T, strict=True)},
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), missing="allow", join="outer",
+    )  # fmt: skip
+
+
+def incomplete(absent=20):
+    """Return a stack whose first member lacks the first videos, and the videos that all members have."""
+    arrays, y = scores()
+    y[:absent] = 0  # an absent member must not count as a vote for class 0
+    present = np.ones((len(y), 3), bool)
+    present[:absent, 0] = False
+    stack = stack_of(arrays, y, present)
+    return stack, stack[stack.present.all(axis=1)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("weights", ["accuracy", "inverse-nll", "log-odds"])
+def test_members_are_weighted_by_the_videos_that_all_have(rule, weights):
+    stack, whole = incomplete()
+    fitted = rule(weights, missing="renormalise").fit(stack)
+    np.testing.assert_array_equal(fitted.weights_, rule(weights).fit(whole).weights_)
+    assert fitted.n_missing_.tolist() == [20, 0, 0]
+    assert np.isfinite(fitted.predict_log_proba(stack).max(axis=1)).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("weights", ["accuracy", "uniform", [1.0, 2.0, 3.0]])
+def test_an_incomplete_stack_is_refused_at_the_fit_unless_asked_for(rule, weights):
+    stack, _ = incomplete()
+    with pytest.raises(AlignmentError, match=r'20 of 200 videos.*missing="renormalise"'):
+        rule(weights).fit(stack)
+    assert rule(weights, missing="renormalise").fit(stack).n_missing_.tolist() == [20, 0, 0]
+
+
+def test_uniform_weights_need_no_video_that_all_have():
+    arrays, y = scores(n=3)
+    stack = stack_of(arrays, y, ~np.eye(3, dtype=bool))
+    np.testing.assert_array_equal(LinearPool("uniform", missing="renormalise").fit(stack).weights_, np.full(3, 1 / 3))
+    with pytest.raises(AlignmentError, match="videos that every member has"):
+        LinearPool("accuracy", missing="renormalise").fit(stack)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_member_without_a_weight_need_not_be_there(rule):
+    arrays, y = scores()
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    fitted = rule({"m0": 1.0, "m1": 0.0, "m2": 2.0}).fit(stack)
+    expected = fitted.predict_log_proba(stack)
+    np.testing.assert_array_equal(fitted.predict_log_proba(stack.select(["m0", "m2"])), expected)
+    with pytest.raises(AlignmentError, match="m2"):
+        fitted.predict_log_proba(stack.select(["m0", "m1"]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_row_11_classes_in_another_order_are_refused(rule, tmp_path):
+    arrays, y = scores()
+    stack = LogitStack.from_arrays(arrays, labels=y, classes=list("vwxyz"))
+    fitted = rule("accuracy").fit(stack)
+    turned = LogitStack.from_arrays(arrays, classes=list("zyxwv"))
+    path = Recipe.from_fitted(fitted, stack).save(tmp_path / "recipe.json")
+    for same in (fitted, pickle.loads(pickle.dumps(fitted)), load_recipe(path).fuser):
+        with pytest.raises(AlignmentError, match=r"another order: class 0 is 'v' in the fit and 'z'"):
+            same.predict(turned)
+        same.predict(LogitStack.from_arrays(arrays))  # a stack without names is taken at its word
+    del fitted.class_names_  # as a recipe of the first releases has it
+    fitted.predict(turned)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        LogLinearPool(np.array([1.0, 2, 3]), per_class=True), LogLinearPool(shrinkage=[1]),
+        LogLinearPool(floor=None), LinearPool("accuracy", power="2"),
+    ],
+)  # fmt: skip
+def test_parameters_of_a_wrong_type_are_said_to_be(pool):
+    arrays, y = scores()
+    with pytest.raises(InputError, match=r"expected|weights per class"):
+        pool.fit(LogitStack.from_arrays(arrays), y)
+
+
+def test_weights_near_the_largest_number_are_normalised():
+    arrays, y = scores()
+    fitted = LinearPool([1e308, 1e308, 1.0]).fit(LogitStack.from_arrays(arrays), y)
+    np.testing.assert_allclose(fitted.weights_, [0.5, 0.5, 0.0], atol=1e-300)
+
+
+def test_a_veto_of_the_true_class_in_a_video_of_no_weight_is_no_matter():
+    arrays, y = scores()
+    arrays["m0"][3, y[3]] = -np.inf
+    weight = np.ones(200)
+    weight[3] = 0.0
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    with pytest.raises(InputError, match="probability of 0 at the true class"):
+        LogLinearPool(floor=0.0).fit(stack)
+    fitted = LogLinearPool(floor=0.0).fit(stack, sample_weight=weight)
+    assert fitted.optimality_gap_ <= 1e-7
+
+
+@pytest.mark.parametrize("rule", [MajorityVote, BordaCount])
+def test_the_weights_of_votes_have_intervals_too(rule):
+    arrays, y = scores()
+    summary = rule("accuracy").fit(LogitStack.from_arrays(arrays), y).summary(bootstrap=50)
+    assert "m0" in str(summary)
