@@ -38,6 +38,7 @@ FUSERS = {
     "dynamic": DynamicPool(neighbours=5),
     "subset": SubsetPool(LogLinearPool(weights="accuracy")),
     "subset-learned": SubsetPool(LogLinearPool(), "nll", max_members=2),
+    "subset-stacked": SubsetPool(StackedPool(), max_members=2),
     "greedy": GreedyPool(rounds=10),
     "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear"),
     "greedy-bagged": GreedyPool(rounds=5, bagging=3),

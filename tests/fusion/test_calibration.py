@@ -174,3 +174,47 @@ def test_dynamic_features_describe_members(features):
     dynamic = DynamicPool(features=features).fit(X, y)
     assert dynamic.strengths_.shape == ({"confidence": 2, "competence": 1, "both": 3}[features],)
     np.testing.assert_allclose(dynamic.predict_proba(X).sum(axis=1), 1.0, atol=1e-12)
+
+
+def rounded(zeros, n=120, k=4, seed=0):
+    """Return probabilities (N, K) of three digits, some of them 0 at the true class, and the labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    z = 4 * (rng.normal(size=(n, k)) + np.eye(k)[y])
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p = (p / p.sum(axis=1, keepdims=True)).round(3)
+    p[np.arange(n), p.argmax(axis=1)] += 1 - p.sum(axis=1)
+    p[p[np.arange(n), y] == 0] = 1 / k
+    for row in range(zeros):
+        p[row] = 0.0
+        p[row, (y[row] + 1) % k] = 1.0
+    return p, y
+
+
+def test_rounded_probabilities_are_calibrated_as_if_they_had_the_floor():
+    """Oracle: the floor mixed in by hand."""
+    arrays, expected = {}, []
+    for member, zeros in enumerate((2, 1, 0)):
+        p, y = rounded(zeros)
+        arrays[f"m{member}"] = p
+        floored = np.log((1 - 1e-4) * p / p.sum(axis=1, keepdims=True) + 1e-4 / p.shape[1])
+        expected.append(TemperatureScaling().fit(floored, y).temperature_)
+    stack = LogitStack.from_arrays(arrays, labels=y, kind="probabilities")
+    fitted = Calibrated(LogLinearPool(weights="uniform"), where="members").fit(stack)
+    np.testing.assert_allclose([c.temperature_ for c in fitted.calibrators_], expected, rtol=1e-4)
+    assert min(expected) > 1.2
+    assert np.isfinite(fitted.predict_log_proba(stack)).all()
+
+
+def test_a_zero_at_the_true_class_or_a_nan_is_an_error_and_no_temperature_of_one():
+    z, y = np.log(np.full((4, 2), 0.5)), [0, 1, 0, 1]
+    z[2] = [-np.inf, 0.0]
+    for scaling in (TemperatureScaling(), VectorScaling()):
+        with pytest.raises(InputError, match="probability of 0 at the true class: row 2"):
+            scaling.fit(z, y)
+        scaling.fit(z, y, sample_weight=[1, 1, 0, 1])
+        for wrong in (np.nan, np.inf):
+            z[1, 0] = wrong
+            with pytest.raises(InputError, match="row 1"):
+                scaling.fit(z, y)
+        z[1, 0] = 0.0

@@ -100,6 +100,7 @@ def test_large_stacks_take_the_float32_path_to_the_same_optimum(monkeypatch):
     small = LogLinearPool(shrinkage=None).fit(z, y)
     monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
     monkeypatch.setattr(learned_passes, "_PART", 1000)
+    monkeypatch.setattr(learned_passes, "_BLOCK", 1000)  # a part holds at least a block
     large = LogLinearPool(shrinkage=None).fit(z, y)
     np.testing.assert_allclose(large.weights_, small.weights_, atol=1e-6)
     assert large.optimality_gap_ <= 1e-7
@@ -141,6 +142,7 @@ def test_least_norm_counts_a_twin_that_the_passes_left_out(monkeypatch):
 def test_workers_change_nothing(monkeypatch, backend):
     z, y = problem(n=300, seed=2)
     monkeypatch.setattr(learned_passes, "_PART", 1000)
+    monkeypatch.setattr(learned_passes, "_BLOCK", 1000)  # a part holds at least a block
     one = LogLinearPool(shrinkage=None).fit(z, y)
     with joblib.parallel_config(backend=backend, n_jobs=2):
         two = LogLinearPool(shrinkage=None).fit(z, y)

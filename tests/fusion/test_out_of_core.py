@@ -31,12 +31,14 @@ def test_a_mapped_cache_gives_the_weights_of_the_arrays(cached, pool, monkeypatc
     expected = pool.fit(memory).weights_
     monkeypatch.setattr(learned_passes, "_RESIDENT", 0)
     monkeypatch.setattr(learned_passes, "_PART", 1 << 15)
+    monkeypatch.setattr(learned_passes, "_BLOCK", 1 << 15)  # a part holds at least a block
     np.testing.assert_allclose(pool.fit(mapped).weights_, expected, atol=1e-9)
 
 
 def test_process_workers_give_the_same_weights(cached, monkeypatch):
     _, mapped = cached
     monkeypatch.setattr(learned_passes, "_PART", 1 << 17)
+    monkeypatch.setattr(learned_passes, "_BLOCK", 1 << 17)
     one = vf.LogLinearPool(shrinkage=None).fit(mapped)
     with joblib.parallel_config(backend="loky", n_jobs=2):
         two = vf.LogLinearPool(shrinkage=None).fit(mapped)

@@ -26,6 +26,7 @@ __all__ = [
     "Missing",
     "as_stack",
     "check_presence",
+    "check_sample_weight",
     "floored_blocks",
     "is_number",
     "member_floors",
@@ -58,8 +59,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def check_presence(stack: LogitStack, missing: str) -> None:
+def check_presence(stack: LogitStack, missing: str | None) -> None:
     """Refuse videos that lack some member's scores, unless `missing` is "renormalise".
+
+    Args:
+        stack: The members.
+        missing: What the rule does about missing members; None where it can do nothing.
 
     Raises:
         AlignmentError: there are such videos.
@@ -69,9 +74,12 @@ def check_presence(stack: LogitStack, missing: str) -> None:
     """
     if stack.present is None or missing == "renormalise":
         return
+    advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
+    if missing is not None:
+        advice = 'say missing="renormalise" to share an absent member\'s weight among the others'
     raise AlignmentError(
         f"expected every member's scores of every video, got {int((~stack.present.all(axis=1)).sum())} of {len(stack)} "
-        'videos without some; say missing="renormalise" to share an absent member\'s weight among the others'
+        f"videos without some; {advice}"
     )
 
 
@@ -167,7 +175,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         stack = as_stack(X)
         self._check_layout(stack)
         labels = self._labels(stack, y)
-        weight = _check_sample_weight(sample_weight, len(stack))
+        weight = check_sample_weight(sample_weight, len(stack))
         self.members_ = stack.members
         self.classes_ = np.arange(stack.n_classes)
         self.class_names_ = stack.classes
@@ -209,7 +217,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         if labels is None:
             raise InputError("score: expected labels, got a stack without them; pass y, or labels when building it")
         hits = self.predict(stack if isinstance(X, LogitStack) else X) == labels
-        return float(np.average(hits, weights=_check_sample_weight(sample_weight, len(stack))))
+        return float(np.average(hits, weights=check_sample_weight(sample_weight, len(stack))))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -279,7 +287,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
                     f"got {len(stack.members)}: shape {stack.shape}"
                 )
             stack = LogitStack.from_arrays(X, members=self.members_)  # an array has an order, and no names
-        missing = getattr(self, "missing", "error")
+        missing = getattr(self, "missing", None)
         needed = self._needed_members()
         absent = sorted(set(needed) - set(stack.members))
         added = sorted(set(stack.members) - set(self.members_))
@@ -288,8 +296,8 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
             raise AlignmentError(
                 f"expected the members of the fit, {first_few(needed, 20)}"
                 f"{f' (and if you like {first_few(spare, 20)}, without a say)' if spare else ''}; missing: "
-                f"{first_few(absent) or 'none'}, not in the fit: {first_few(added) or 'none'}; "
-                'say missing="renormalise" to go on with those that are there'
+                f"{first_few(absent) or 'none'}, not in the fit: {first_few(added) or 'none'}"
+                + ("" if missing is None else '; say missing="renormalise" to go on with those that are there')
             )
         if stack.present is not None and not absent:
             check_presence(stack.select(needed), missing)
@@ -308,7 +316,16 @@ def _resolve_labels(stack: LogitStack, y: ArrayLike | None) -> NDArray[np.int64]
     return check_labels(array, len(stack), stack.n_classes, stack.ids)
 
 
-def _check_sample_weight(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
+def check_sample_weight(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
+    """Return one finite weight of at least 0 a video (N,), of positive sum; None where there are none.
+
+    Raises:
+        InputError: they are anything else.
+
+    Example:
+        >>> check_sample_weight([1, 2], 2).tolist()
+        [1.0, 2.0]
+    """
     if sample_weight is None:
         return None
     array = as_array(sample_weight, "sample_weight")

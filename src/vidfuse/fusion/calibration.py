@@ -10,11 +10,11 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._validate import as_array, check_labels
+from vidfuse._validate import as_array, check_labels, place
 from vidfuse.cache.source import ArraySource
 from vidfuse.cache.stack import LogitStack, Member
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser
+from vidfuse.fusion.base import Fuser, floored_blocks, member_floors
 from vidfuse.fusion.learned_log_linear import fit_log_linear
 from vidfuse.fusion.learned_passes import Passes
 from vidfuse.likelihood import log_softmax
@@ -28,8 +28,22 @@ def _checked(log_p: ArrayLike, y: ArrayLike | None = None) -> tuple[NDArray[Any]
     array = as_array(log_p, "log_p")
     if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] < 2:
         raise InputError(f"expected logits or log-likelihoods (N, K), got {array.dtype} of shape {array.shape}")
+    bad = np.isnan(array) | np.isposinf(array)
+    if bad.any():
+        row = int(bad.any(axis=1).argmax())
+        raise InputError(f"log_p: expected finite numbers or -inf, got {array[row][bad[row]][0]} for {place(row)}")
     labels = np.zeros(0, dtype=np.int64) if y is None else check_labels(y, len(array), array.shape[1])
     return array, labels
+
+
+def _check_true_class(array: NDArray[Any], labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
+    """Refuse a probability of 0 at the true class, which no temperature makes up for."""
+    zero = np.isneginf(array[np.arange(len(array)), labels]) & (omega > 0)
+    if zero.any():
+        raise InputError(
+            f"a calibration cannot use a probability of 0 at the true class: {place(int(zero.argmax()))}; "
+            "set floor=1e-4 or more in the fuser, or mix the uniform distribution into these predictions"
+        )
 
 
 def _shares(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64]:
@@ -62,9 +76,13 @@ class TemperatureScaling(BaseEstimator):
     def fit(self, log_p: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Choose the temperature for log-likelihoods (N, K) and true classes (N,)."""
         array, labels = _checked(log_p, y)
-        rows = slice(0, len(array), 1)
+        rows, omega = slice(0, len(array), 1), _shares(sample_weight, len(array))
+        _check_true_class(array, labels, omega)
+        if not omega.all():
+            array, labels, omega = array[omega > 0], labels[omega > 0], omega[omega > 0]
+            rows = slice(0, len(array), 1)
         stack = LogitStack([Member("p", ArraySource(array), rows, "log-likelihoods")])
-        with Passes(stack, labels, _shares(sample_weight, len(array)), np.zeros(1)) as passes:
+        with Passes(stack, labels, omega, np.zeros(1)) as passes:
             fit = fit_log_linear(passes)
         self.temperature_ = float(1.0 / fit.beta[0])
         return self
@@ -139,6 +157,15 @@ class VectorScaling(BaseEstimator):
         return log_softmax(np.maximum(z, _LOWEST) * self.scale_ + self.bias_)
 
 
+def _log_likelihoods(stack: LogitStack, name: str) -> NDArray[np.float32]:
+    """Return one member's log-likelihoods (N, K), with the floor that rounded probabilities need."""
+    one = stack.select([name])
+    out = np.empty((len(stack), stack.n_classes), dtype=np.float32)
+    for rows, block in floored_blocks(one, member_floors(one, "auto")):
+        out[rows] = block[:, 0]
+    return out
+
+
 class Calibrated(Fuser):
     """A fuser whose result, or whose members, are calibrated on the videos of the fit.
 
@@ -190,7 +217,7 @@ class Calibrated(Fuser):
             return
         self.calibrators_ = []
         for column, name in enumerate(stack.members):
-            log_p = stack.select([name]).log_likelihoods()[:, 0]
+            log_p = _log_likelihoods(stack, name)
             here = np.ones(len(stack), dtype=bool) if stack.present is None else stack.present[:, column]
             share = None if weight is None else weight[here]
             self.calibrators_.append(clone(base).fit(log_p[here], labels[here], share))
@@ -204,7 +231,7 @@ class Calibrated(Fuser):
     def _calibrate(self, stack: LogitStack) -> LogitStack:
         members = []
         for name in stack.members:
-            log_p = stack.select([name]).log_likelihoods()[:, 0]
+            log_p = _log_likelihoods(stack, name)
             calibrated = self.calibrators_[self.members_.index(name)].transform(log_p).astype(np.float32)
             members.append(Member(name, ArraySource(calibrated), slice(0, len(stack), 1), "log-likelihoods"))
         return LogitStack(members, ids=stack.ids, labels=stack.labels, classes=stack.classes, present=stack.present)

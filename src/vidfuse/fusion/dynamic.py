@@ -12,7 +12,7 @@ from sklearn.base import clone
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, floored_blocks
+from vidfuse.fusion.base import Fuser, check_presence, floored_blocks
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.likelihood import log_linear_pool
 
@@ -82,8 +82,11 @@ class DynamicPool(Fuser):
             raise InputError(f"neighbours: expected at least 1, got {self.neighbours!r}")
         if labels is None:
             raise InputError("dynamic weights need labels")
+        check_presence(stack, None)
         self.pool_ = clone(base).fit(stack, labels, weight)
-        chosen = np.unique(np.linspace(0, len(stack) - 1, min(len(stack), _REFERENCES)).round().astype(np.int64))
+        counted = np.arange(len(stack)) if weight is None else np.flatnonzero(weight)
+        places = np.linspace(0, len(counted) - 1, min(len(counted), _REFERENCES))
+        chosen = counted[np.unique(places.round().astype(np.int64))]
         videos, truth = stack[chosen].select(sorted(stack.members)), labels[chosen]
         omega = np.ones(len(chosen)) if weight is None else weight[chosen]
         columns = [stack.members.index(name) for name in videos.members]
@@ -191,6 +194,6 @@ def _confidence(log_p: NDArray[np.float32]) -> list[NDArray[np.float64]]:
     members, classes = p.shape[1:]
     negative = np.multiply(p, log_p, out=np.zeros_like(p), where=p > 0).sum(axis=2)
     chosen = p.argmax(axis=2)
-    said = np.take_along_axis(p, chosen[:, None, :].repeat(members, axis=1), axis=2)  # (N, by member, of member)
-    others = said.sum(axis=1) - np.take_along_axis(p, chosen[:, :, None], axis=2)[:, :, 0]
+    said = np.take_along_axis(p.sum(axis=1), chosen, axis=1)  # by all members, of each one's class
+    others = said - np.take_along_axis(p, chosen[:, :, None], axis=2)[:, :, 0]
     return [1.0 + negative / np.log(classes), others / max(members - 1, 1)]

@@ -325,7 +325,7 @@ class Passes:
         workers = effective_n_jobs(self.n_jobs)
         if len(self._parts) == 1 or workers == 1:
             return self
-        if isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend):
+        if type(get_active_backend(prefer="threads")[0]) is ThreadingBackend:  # not somebody's own kind of it
             # joblib looks for results every 10 ms, which is as long as a pass may take.
             self._over = self._context.enter_context(ThreadPoolExecutor(workers)).map
         else:

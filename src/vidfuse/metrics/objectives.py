@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import check_same_labels
+from vidfuse._validate import check_labels, check_same_labels
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_labels
 from vidfuse.metrics.accuracy import mean_class_accuracy, top_k_accuracy
@@ -96,12 +96,18 @@ class Scorer:
 
 
 def labels_of(X: Any, y: Any = None, *, where: str = "this data") -> NDArray[np.int64]:
-    """Return `y`, or the stack's labels where it is left out; both may be given where they are equal."""
+    """Return `y`, or the stack's labels where it is left out; both may be given where they are equal.
+
+    Raises:
+        InputError: there are none, or they differ, or a stack has another number of videos or fewer classes.
+    """
     own = getattr(X, "labels", None)
     if own is None and y is None:
         raise InputError(f"labels: {where} has none; pass y, or build the stack with labels=")
     if own is None or y is None:
-        return as_labels(np.asarray(own) if y is None else y)
+        known = as_labels(np.asarray(own) if y is None else y)
+        n_classes = getattr(X, "n_classes", None)
+        return known if n_classes is None else check_labels(known, len(X), n_classes, X.ids)
     return check_same_labels(y, own, getattr(X, "ids", None))
 
 

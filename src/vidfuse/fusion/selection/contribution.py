@@ -211,11 +211,12 @@ def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:
     """Return how the members differ: accuracies, pairwise disagreement, Q and double fault, and the oracle.
 
     Args:
-        stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
+        stack: A stack, or an array (N, M, K) of logits or log-likelihoods. Members are compared on the videos that all
+            of them have.
         labels: True classes, shape (N,); the stack's own by default.
 
     Raises:
-        InputError: Labels are missing, or the stack has views.
+        InputError: Labels are missing, no video has all members, or the stack has views.
 
     Source:
         Kuncheva and Whitaker (2003), Measures of diversity in classifier ensembles, Machine Learning 51, section 2.
@@ -230,11 +231,16 @@ def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:
     y = labels_of(stack, labels, where="the stack to measure")
     if stack.n_views is not None:
         raise InputError(f"diversity takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views")
+    if stack.present is not None:
+        whole = stack.present.all(axis=1)
+        if not whole.any():
+            raise InputError("diversity: expected videos that every member has, to compare the members on; got none")
+        stack, y = stack[whole], y[whole]
     predicted = np.empty(stack.shape[:2], np.int64)
     for start in range(0, len(stack), 4096):
         part = stack[start : start + 4096]
         for column, member in enumerate(part.members):
-            predicted[start : start + len(part), column] = np.nan_to_num(part.scores(member), nan=0.0).argmax(axis=1)
+            predicted[start : start + len(part), column] = part.scores(member).argmax(axis=1)
     hits = predicted == y[:, None]
     return Diversity(
         members=stack.members,

@@ -13,7 +13,7 @@ from vidfuse._validate import check_weights
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Floor, as_stack, member_floors
 from vidfuse.fusion.selection.greedy import Kind
-from vidfuse.fusion.selection.hits import Judge, score_hits
+from vidfuse.fusion.selection.hits import Judge
 from vidfuse.fusion.selection.rivals import Rivals, find_rivals
 from vidfuse.fusion.selection.subsets import video_weights
 from vidfuse.metrics.objectives import labels_of
@@ -163,8 +163,10 @@ def coordinate_search(
         weights, path = _climb(rivals, a, point)
         if path[-1] > best_score + 1e-12:
             best_score, best_weights, best_path = path[-1], weights, path
-    everyone = np.array([(1 << n_members) - 1], np.uint64)
-    score = float(score_hits(rivals, Judge(ordered, y, floors, linear), best_weights, everyone, a)[0])
+    undecided = np.unique(rivals.rows)
+    judge = Judge(ordered, y, floors, linear)
+    right = judge.right(np.broadcast_to(best_weights, (len(undecided), n_members)), undecided)
+    score = float(a[rivals.right].sum() + a[undecided] @ right)
     by_name = dict(zip(ordered.members, best_weights.tolist(), strict=True))
     return CoordinateSearch({name: by_name[name] for name in stack.members}, score, objective, tuple(best_path))
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
+from vidfuse.fusion.base import Floor, Fuser, as_stack, check_sample_weight, member_floors
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.selection.hit_gains import HitGains
 from vidfuse.fusion.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
@@ -70,7 +70,7 @@ def greedy_search(
     bag_fraction: float = 0.5,
     floor: Floor = "auto",
     labels: ArrayLike | None = None,
-    sample_weight: NDArray[np.float64] | None = None,
+    sample_weight: ArrayLike | None = None,
     random_state: int | None = 0,
 ) -> GreedySearch:
     """Grow an ensemble: in each round add the member that makes the pooled prediction best, and keep the best prefix.
@@ -109,6 +109,7 @@ def greedy_search(
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to search on")
     resolve_objective(objective)
+    sample_weight = check_sample_weight(sample_weight, len(stack))
     _check_arguments(stack, rounds, kind, sorted_start, bagging, bag_fraction, objective, sample_weight)
     ordered = stack.select(sorted(stack.members))
     n_members = len(ordered.members)
@@ -187,6 +188,8 @@ def _grow(
         if not len(candidates):
             break
         with_one = gains(counts, candidates)
+        if np.isnan(with_one).any():
+            raise InputError("objective: expected a number for every ensemble, got NaN")
         best = int(np.flatnonzero(with_one >= with_one.max() - TIE)[0])
         member = int(candidates[best])
         order.append(member)
@@ -332,6 +335,9 @@ class GreedyPool(Fuser):
         self.score_ = found.score
         self.path_ = [name for name, _ in found.path]
         self.pool_ = _pool(self.kind, self.floor, found.weights).fit(stack.select(found.members))
+
+    def _needed_members(self) -> tuple[str, ...]:
+        return self.pool_._needed_members()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         return self.pool_.predict_log_proba(stack.select([m for m in stack.members if m in self.pool_.members_]))

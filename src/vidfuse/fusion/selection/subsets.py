@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, as_stack, member_floors
+from vidfuse.fusion.base import Fuser, as_stack, check_sample_weight, member_floors
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.selection.hits import Judge, member_accuracies, score_hits
 from vidfuse.fusion.selection.losses import linear_losses, log_linear_losses
@@ -69,7 +69,7 @@ def search_subsets(
     costs: Mapping[str, float] | Sequence[float] | None = None,
     budget: float | None = None,
     time_limit: float = 3600.0,
-    sample_weight: NDArray[np.float64] | None = None,
+    sample_weight: ArrayLike | None = None,
 ) -> SubsetSearch:
     """Score every subset of the members, exactly, and return the best.
 
@@ -110,6 +110,9 @@ def search_subsets(
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to search on")
     pool = LogLinearPool(weights="accuracy") if pool is None else pool
+    if not isinstance(pool, Fuser):
+        raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {pool!r}")
+    sample_weight = check_sample_weight(sample_weight, len(stack))
     order = sorted(stack.members)
     pool._check_layout(stack)
     cost = member_costs(costs, stack.members)[[stack.members.index(name) for name in order]]
@@ -383,6 +386,8 @@ class SubsetPool(Fuser):
         self.budget = budget
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        if not isinstance(self.pool, Fuser):
+            raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {self.pool!r}")
         found = search_subsets(
             stack,
             self.objective,
@@ -397,10 +402,14 @@ class SubsetPool(Fuser):
         self.pool_ = restricted(self.pool, stack.members, self.selected_).fit(
             stack.select(self.selected_), labels, weight
         )
+        self.__dict__.pop("weights_", None)  # of an earlier fit, whose pool had some
         inner = getattr(self.pool_, "weights_", None)
         if inner is not None and np.shape(inner) == (len(self.selected_),):
             self.weights_ = np.zeros(len(stack.members))
             self.weights_[[stack.members.index(name) for name in self.selected_]] = inner
+
+    def _needed_members(self) -> tuple[str, ...]:
+        return self.pool_._needed_members()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         present = [name for name in stack.members if name in self.selected_]
