@@ -247,6 +247,10 @@ class LogitStack:
             present=present,
         )
 
+    def sources(self) -> tuple[Member, ...]:
+        """Return where each member's numbers are, in the order of `members`."""
+        return self._members
+
     def scores(self, member: str, rows: slice | None = None) -> NDArray[np.floating[Any]]:
         """Return one member's numbers as they are stored, (N, [V,] K), read-only; a view where rows are contiguous.
 

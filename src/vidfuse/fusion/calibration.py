@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,17 +11,20 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._validate import as_array, check_labels, place
-from vidfuse.cache.source import ArraySource
+from vidfuse._validate import Kind, as_array, check_labels, place
+from vidfuse.cache.source import ArraySource, Rows, Source, fill_log_likelihoods
 from vidfuse.cache.stack import LogitStack, Member
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, floored_blocks, member_floors
+from vidfuse.fusion.base import Fuser, member_floors
 from vidfuse.fusion.learned_log_linear import fit_log_linear
 from vidfuse.fusion.learned_passes import Passes
-from vidfuse.likelihood import log_softmax
+from vidfuse.fusion.pool_base import check_true_class
+from vidfuse.fusion.weights import true_scores
+from vidfuse.likelihood import log_softmax, mix_floor
 
 __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
 
+_RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which calibrated members are kept
 _LOWEST = -100.0  # nats; what -inf enters a vector scaling as
 
 
@@ -78,13 +82,16 @@ class TemperatureScaling(BaseEstimator):
         array, labels = _checked(log_p, y)
         rows, omega = slice(0, len(array), 1), _shares(sample_weight, len(array))
         _check_true_class(array, labels, omega)
+        return self._fit_member(LogitStack([Member("p", ArraySource(array), rows, "log-likelihoods")]), labels, omega)
+
+    def _fit_member(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Self:
+        """Choose the temperature of a stack of one member, block by block."""
         if not omega.all():
-            array, labels, omega = array[omega > 0], labels[omega > 0], omega[omega > 0]
-            rows = slice(0, len(array), 1)
-        stack = LogitStack([Member("p", ArraySource(array), rows, "log-likelihoods")])
-        with Passes(stack, labels, omega, np.zeros(1)) as passes:
-            fit = fit_log_linear(passes)
-        self.temperature_ = float(1.0 / fit.beta[0])
+            one, labels, omega = one[omega > 0], labels[omega > 0], omega[omega > 0]
+        floors = member_floors(one, "auto")
+        check_true_class(one, true_scores(one, labels), floors)
+        with Passes(one, labels, omega, floors) as passes:
+            self.temperature_ = float(1.0 / fit_log_linear(passes).beta[0])
         return self
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
@@ -157,13 +164,37 @@ class VectorScaling(BaseEstimator):
         return log_softmax(np.maximum(z, _LOWEST) * self.scale_ + self.bias_)
 
 
-def _log_likelihoods(stack: LogitStack, name: str) -> NDArray[np.float32]:
-    """Return one member's log-likelihoods (N, K), with the floor that rounded probabilities need."""
-    one = stack.select([name])
-    out = np.empty((len(stack), stack.n_classes), dtype=np.float32)
-    for rows, block in floored_blocks(one, member_floors(one, "auto")):
-        out[rows] = block[:, 0]
-    return out
+@dataclass(frozen=True)
+class _Calibrated:
+    """A member's calibrated log-likelihoods, computed where they are asked for: a `Source` of a stack."""
+
+    source: Source
+    kind: Kind
+    floor: float
+    calibrator: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    def take(self, rows: Rows) -> NDArray[np.float32]:
+        log_p = _log_likelihoods(self.source.take(rows), self.kind, self.floor)
+        return np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        source, rows = self.source.restricted(rows)
+        return replace(self, source=source), rows
+
+
+def _log_likelihoods(scores: NDArray[Any], kind: Kind, floor: float) -> NDArray[np.float32]:
+    """Return the log-likelihoods (N, K) of scores as they are stored, with the floor that rounded ones need."""
+    out = np.empty(scores.shape, dtype=np.float32)
+    fill_log_likelihoods(scores, kind, out)
+    return mix_floor(out, floor, out=out) if floor > 0 else out
 
 
 class Calibrated(Fuser):
@@ -216,11 +247,18 @@ class Calibrated(Fuser):
             self.calibrators_ = [clone(base).fit(self.fuser_.predict_log_proba(stack), labels, weight)]
             return
         self.calibrators_ = []
-        for column, name in enumerate(stack.members):
-            log_p = _log_likelihoods(stack, name)
-            here = np.ones(len(stack), dtype=bool) if stack.present is None else stack.present[:, column]
-            share = None if weight is None else weight[here]
-            self.calibrators_.append(clone(base).fit(log_p[here], labels[here], share))
+        for name in stack.members:
+            one, known, share = stack.select([name]), labels, _shares(weight, len(stack))
+            if one.present is not None:
+                here = np.flatnonzero(one.present[:, 0])
+                one, known, share = one[here], known[here], _shares(share[here], len(here))
+            calibrator = clone(base)
+            if isinstance(calibrator, TemperatureScaling):
+                calibrator._fit_member(one, known, share)
+            else:
+                floor = float(member_floors(one, "auto")[0])
+                calibrator.fit(_log_likelihoods(one.scores(name), one.kinds[0], floor), known, share)
+            self.calibrators_.append(calibrator)
         self.fuser_ = clone(self.fuser).fit(self._calibrate(stack), labels, weight)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
@@ -230,8 +268,12 @@ class Calibrated(Fuser):
 
     def _calibrate(self, stack: LogitStack) -> LogitStack:
         members = []
-        for name in stack.members:
-            log_p = _log_likelihoods(stack, name)
-            calibrated = self.calibrators_[self.members_.index(name)].transform(log_p).astype(np.float32)
-            members.append(Member(name, ArraySource(calibrated), slice(0, len(stack), 1), "log-likelihoods"))
+        few = len(stack) * len(stack.members) * stack.n_classes <= _RESIDENT
+        for own, floor in zip(stack.sources(), member_floors(stack, "auto").tolist(), strict=True):
+            calibrator = self.calibrators_[self.members_.index(own.name)]
+            source: Source = _Calibrated(own.source, own.kind, floor, calibrator)
+            rows = own.rows
+            if few:  # computed once; otherwise in every pass, block by block
+                source, rows = ArraySource(source.take(rows)), slice(0, len(stack), 1)
+            members.append(Member(own.name, source, rows, "log-likelihoods"))
         return LogitStack(members, ids=stack.ids, labels=stack.labels, classes=stack.classes, present=stack.present)
