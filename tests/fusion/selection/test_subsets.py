@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from selection_cases import all_subsets, ensemble, fused, score, stack_of
 
 import vidfuse as vf
-from vidfuse.errors import InputError
+from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.selection import masks
 from vidfuse.fusion.selection.masks import SubsetTable, count_subsets, enumerate_masks
 
@@ -257,12 +257,19 @@ def test_missing_predictions_go_through_the_pool():
         missing="allow",
     )
     assert stack.present is not None
-    pool = vf.LogLinearPool(weights={"a": 1.0, "c": 1.0, "b": 1.0}, missing="renormalise")
-    with_two = stack.select(["a", "c"])
-    found = vf.search_subsets(with_two, pool=vf.LogLinearPool(weights="uniform"))
-    assert len(found.table) == 3
-    both = pool.fit(stack).predict_log_proba(stack)
-    assert both.shape == (40, 5)
+    whole = stack[stack.present.all(axis=1)]
+    for weights in ("uniform", "accuracy", "learned"):
+        pool = vf.LogLinearPool(weights=weights, missing="renormalise")
+        found, expected = vf.search_subsets(stack, pool=pool), vf.search_subsets(whole, pool=pool)
+        np.testing.assert_array_equal(found.table.scores, expected.table.scores)
+        assert vf.shapley_values(stack, pool=pool).values == vf.shapley_values(whole, pool=pool).values
+        fitted = vf.SubsetPool(pool).fit(stack)
+        assert fitted.selected_ == found.members
+        assert np.isfinite(fitted.predict_log_proba(stack.select(["a", "c", "b"])).max(axis=1)).all()
+        with pytest.raises(AlignmentError, match='missing="renormalise"'):
+            vf.search_subsets(stack, pool=vf.LogLinearPool(weights=weights))
+    with pytest.raises(AlignmentError, match="keep those that all members have"):
+        vf.search_subsets(stack, pool=vf.StackedPool())
 
 
 def test_row_28_a_search_that_would_not_finish():

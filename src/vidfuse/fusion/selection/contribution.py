@@ -13,7 +13,7 @@ from sklearn.base import clone
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Fuser, as_stack
 from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.fusion.selection.subsets import restricted, search_subsets
+from vidfuse.fusion.selection.subsets import complete_videos, restricted, search_subsets
 from vidfuse.metrics import diversity as pairwise
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
 
@@ -136,13 +136,14 @@ def shapley_values(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to share the score of")
+    stack, y, _ = complete_videos(stack, y, None, getattr(pool, "missing", None))
     n_members = len(stack.members)
     if n_members > MOST_PLAYERS:
         raise InputError(
             f"exact Shapley values need all 2^{n_members} subsets: expected at most {MOST_PLAYERS} members, got "
             f"{n_members}; select some, or use leave_one_out"
         )
-    found = search_subsets(stack, objective, pool, labels=labels)
+    found = search_subsets(stack, objective, pool, labels=y)
     sign = 1.0 if higher_is_better(objective) else -1.0
     empty = _empty_score(y, stack.n_classes, objective)
     value = np.empty(1 << n_members)

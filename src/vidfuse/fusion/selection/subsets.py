@@ -12,8 +12,8 @@ from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
-from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, as_stack, check_sample_weight, member_floors
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.base import Fuser, as_stack, check_presence, check_sample_weight, member_floors
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.selection.hits import Judge, member_accuracies, score_hits
 from vidfuse.fusion.selection.losses import linear_losses, log_linear_losses
@@ -113,6 +113,7 @@ def search_subsets(
     if not isinstance(pool, Fuser):
         raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {pool!r}")
     sample_weight = check_sample_weight(sample_weight, len(stack))
+    stack, y, sample_weight = complete_videos(stack, y, sample_weight, getattr(pool, "missing", None))
     order = sorted(stack.members)
     pool._check_layout(stack)
     cost = member_costs(costs, stack.members)[[stack.members.index(name) for name in order]]
@@ -138,6 +139,28 @@ def search_subsets(
     )
     best = table.best(1)[0]
     return SubsetSearch(best.members, best.score, _name(objective), table)
+
+
+def complete_videos(
+    stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None, missing: str | None
+) -> tuple[LogitStack, NDArray[np.int64], NDArray[np.float64] | None]:
+    """Return the videos that members are compared on: those that every member has, where some may lack others.
+
+    Raises:
+        AlignmentError: some are missing and `missing` is not "renormalise", or no video has all members.
+
+    Example:
+        >>> stack = LogitStack.from_arrays(np.zeros((5, 2, 3)))
+        >>> len(complete_videos(stack, np.zeros(5, np.int64), None, "renormalise")[0])
+        5
+    """
+    check_presence(stack, missing)
+    if stack.present is None:
+        return stack, labels, weight
+    whole = stack.present.all(axis=1)
+    if not whole.any():
+        raise AlignmentError(f"expected videos that every member has, to compare subsets on; got none of {len(stack)}")
+    return stack[whole], labels[whole], None if weight is None else weight[whole]
 
 
 def video_weights(
@@ -384,6 +407,11 @@ class SubsetPool(Fuser):
         self.max_members = max_members
         self.costs = costs
         self.budget = budget
+
+    @property
+    def missing(self) -> str | None:
+        """What the inner pool does about missing members; the search compares members on the videos that all have."""
+        return getattr(self.pool, "missing", None)
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
         if not isinstance(self.pool, Fuser):
