@@ -6,7 +6,6 @@ came, where, and what to do.
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
@@ -267,21 +266,6 @@ def check_same_labels(
         shown = "; ".join(f"{place(int(r), ids)}: y {given[r]}, stack {labels[r]}" for r in rows[:5])
         raise InputError(f"y and the stack's labels differ in {rows.size} of {len(labels)} videos ({shown}); pass one")
     return given
-
-
-def check_class_count(count: Any) -> int:
-    """Return a number of classes as an integer of at least 2.
-
-    Raises:
-        InputError: it is anything else.
-
-    Example:
-        >>> check_class_count(np.int64(400))
-        400
-    """
-    if not isinstance(count, (bool, np.bool_)) and hasattr(count, "__index__") and operator.index(count) >= 2:
-        return operator.index(count)
-    raise InputError(f"expected num_classes to be an integer of at least 2, got {count!r}")
 
 
 def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str, ...] | None:

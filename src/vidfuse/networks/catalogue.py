@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.networks.class_count import check_class_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -242,8 +243,6 @@ def create(
         >>> create("x3d_tiny", num_classes=5).num_features
         256
     """
-    from vidfuse._validate import check_class_count  # with NumPy, which listing the networks does not wait for
-
     network, config = _resolve(name)
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(overrides) - known):

@@ -203,7 +203,7 @@ def insert_interlacing(network: Network, segments: int, *, fraction: int = 4) ->
     blocks = [module for module in network.modules() if isinstance(module, _BLOCKS)]
     if not blocks:
         raise InputError(
-            f"expected a network of timm's with residual blocks of {', '.join(block.__name__ for block in _BLOCKS)}, "
+            f"expected a ResNet of timm's, with blocks of {', '.join(block.__name__ for block in _BLOCKS)}, "
             f"got {type(network).__name__} without any"
         )
     for block in blocks:
