@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validat
 import vidfuse as vf
 from vidfuse.errors import InputError
 from vidfuse.metrics import Scorer, mean_class_accuracy, nll, resolve_objective, top_k_accuracy
-from vidfuse.metrics.objectives import higher_is_better, labels_of
+from vidfuse.metrics.objectives import evaluate, higher_is_better, labels_of, objective_name
 
 
 class Labelled:
@@ -25,6 +25,10 @@ class Certain:
         return np.log(np.full((4, 2), 0.5))
 
 
+def nothing(labels, log_proba):
+    return None
+
+
 def test_names_resolve_to_the_metrics():
     assert resolve_objective("accuracy") is top_k_accuracy
     assert resolve_objective("mean-class-accuracy") is mean_class_accuracy
@@ -33,6 +37,16 @@ def test_names_resolve_to_the_metrics():
     assert [higher_is_better(o) for o in ("accuracy", "nll", max)] == [True, False, True]
     with pytest.raises(InputError, match="accuracy, mean-class-accuracy, nll or a callable, got 'f1'"):
         resolve_objective("f1")
+
+
+def test_a_value_that_is_no_number_names_its_objective_and_members():
+    y, log_proba = np.array([0, 1]), np.log(np.full((2, 2), 0.5))
+    assert evaluate("nll", y, log_proba, ["a"]) == pytest.approx(np.log(2))
+    assert evaluate(lambda labels, p: np.float32(0.5), y, log_proba, ["a"]) == 0.5
+    assert evaluate(lambda labels, p: -np.inf, y, log_proba, ["a"]) == -np.inf
+    with pytest.raises(InputError, match="objective nothing: expected a number, got None for 'a', 'b'"):
+        evaluate(nothing, y, log_proba, ["a", "b"])
+    assert [objective_name(o) for o in ("nll", nothing)] == ["nll", "nothing"]
 
 
 def test_scorers_work_in_cross_validation_and_grid_search():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import check_labels, check_same_labels
+from vidfuse._validate import check_labels, check_same_labels, first_few
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_labels
 from vidfuse.metrics.accuracy import mean_class_accuracy, top_k_accuracy
@@ -56,6 +58,49 @@ def higher_is_better(objective: str | Objective) -> bool:
     """Return whether a larger value of the objective is better: for all but "nll", callables included."""
     resolve_objective(objective)
     return True if callable(objective) else OBJECTIVES[objective][1]
+
+
+def objective_name(objective: str | Objective) -> str:
+    """Return what results and errors call an objective.
+
+    Example:
+        >>> objective_name("nll"), objective_name(brier)
+        ('nll', 'brier')
+    """
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
+
+
+def evaluate(
+    objective: str | Objective, labels: NDArray[np.int64], log_proba: NDArray[np.float64], members: Sequence[str]
+) -> float:
+    """Return what an objective gives the predictions of some members, who are named where it is no number.
+
+    Args:
+        objective: A name or a callable.
+        labels: True classes, shape (N,).
+        log_proba: Log-likelihoods, shape (N, K).
+        members: Whose predictions they are; none for those of no member at all.
+
+    Raises:
+        InputError: The callable returns NaN, or no number.
+
+    Example:
+        >>> evaluate(lambda labels, log_proba: None, np.array([0]), np.zeros((1, 2)), ["a", "b"])
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: objective <lambda>: expected a number, got None for 'a', 'b'; ...
+    """
+    given: Any = resolve_objective(objective)(labels, log_proba)
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if math.isnan(value):
+        shown = "NaN" if isinstance(given, float) else reprlib.repr(given)
+        raise InputError(
+            f"objective {objective_name(objective)}: expected a number, got {shown} for "
+            f"{first_few(members, 20) or 'no member at all'}; let it return one number, higher is better"
+        )
+    return value
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,16 @@ def test_leave_one_out_keeps_given_weights():
     assert found["m1"] == pytest.approx(found.full - rest.score(stack.select(["m0", "m2"])))
 
 
+def test_leave_one_out_is_of_the_videos_that_all_members_have():
+    z, y = ensemble(7, n=60, m=2)
+    ids = [f"v{i:02d}" for i in range(60)]
+    stack = vf.LogitStack.from_arrays(
+        {"a": z[:, 0], "b": z[:40, 1]}, labels=y, ids={"a": ids, "b": ids[:40]}, missing="allow"
+    )
+    pool = vf.LogLinearPool(weights="uniform", missing="renormalise")
+    assert vf.leave_one_out(stack, pool=pool) == vf.leave_one_out(stack[stack.present.all(axis=1)], pool=pool)
+
+
 def test_diversity_is_the_metrics_on_hits():
     z, y = ensemble(6, n=100, m=3)
     stack = stack_of(z, y)

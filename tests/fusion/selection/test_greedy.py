@@ -11,8 +11,8 @@ from vidfuse.errors import InputError
 from vidfuse.fusion.selection.greedy import greedy_search
 
 
-def by_hand(stack, y, objective, linear, rounds, replacement=True):
-    """Caruana's loop in float64: the member order, and the score after each round."""
+def by_hand(stack, y, objective, linear, rounds, replacement=True, costs=None):
+    """Caruana's loop in float64: the member order, and the score after each round; ties by cost, then by name."""
     log_p = stack.log_likelihoods()
     m = log_p.shape[1]
     counts, order, scores = np.zeros(m), [], []
@@ -24,7 +24,8 @@ def by_hand(stack, y, objective, linear, rounds, replacement=True):
             else sign * score(fused(log_p, counts + np.eye(m)[j], linear), y, objective)
             for j in range(m)
         ]
-        best = int(np.flatnonzero(np.array(trial) >= max(trial) - 1e-12)[0])
+        tied = np.flatnonzero(np.array(trial) >= max(trial) - 1e-12)
+        best = min(tied, key=lambda j: ((costs or {}).get(stack.members[j], 1.0), stack.members[j]))
         if trial[best] == -np.inf:
             break
         counts[best] += 1
@@ -44,6 +45,41 @@ def test_the_path_is_caruanas(kind, objective, replacement):
     assert [name for name, _ in found.path] == order
     np.testing.assert_allclose([value for _, value in found.path], scores, atol=2e-7 if objective == "nll" else 1e-12)
     assert found.score == pytest.approx((min if objective == "nll" else max)(scores), abs=2e-7)
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
+@pytest.mark.parametrize("costs", [None, [1.0, 2.0, 3.0, 2.0, 1.0, 3.0]])
+def test_ties_go_to_the_cheaper_member_then_to_the_first_name(kind, objective, costs):
+    z, y = ensemble(1, n=150, m=3, k=20)
+    stack = stack_of(np.concatenate([z, z], axis=1), y, names=["c", "d", "e", "C", "D", "E"])
+    by_name = None if costs is None else dict(zip(stack.members, costs, strict=True))
+    order, _ = by_hand(stack, y, objective, kind == "linear", 12, costs=by_name)
+    assert set(order) <= (set("CDE") if costs is None else set("cDE"))  # one of each pair of equal members
+    for one_each in (costs, by_name):
+        found = greedy_search(stack, objective, 12, kind=kind, costs=one_each)
+        assert [name for name, _ in found.path] == order
+    reverse = stack.select(stack.members[::-1])
+    assert greedy_search(reverse, objective, 12, kind=kind, costs=by_name).path == found.path
+
+
+def test_a_sorted_start_breaks_ties_by_cost_too():
+    z, y = ensemble(2, n=90, m=2, k=4)
+    stack = stack_of(z[:, [0, 1, 0, 1]], y, names=["a", "b", "c", "d"])
+    first = "ac" if (z[:, 0].argmax(1) == y).sum() > (z[:, 1].argmax(1) == y).sum() else "bd"
+    for costs, expected in ((None, first), ({"a": 2, "b": 2, "c": 1, "d": 1}, first[::-1])):
+        found = greedy_search(stack, "accuracy", 2, sorted_start=2, costs=costs)
+        assert [name for name, _ in found.path] == list(expected)
+
+
+def test_a_pool_takes_costs_and_a_recipe_keeps_them(tmp_path):
+    z, y = ensemble(3, m=1)
+    stack = stack_of(np.repeat(z, 3, axis=1), y, names=["a", "b", "c"])
+    costs = {"a": 2.0, "b": 1.0, "c": 1.5}
+    fitted = vf.GreedyPool(rounds=3, costs=costs).fit(stack)
+    assert fitted.weights_.tolist() == [0.0, 1.0, 0.0]
+    path = vf.Recipe.from_fitted(fitted, stack).save(tmp_path / "recipe.json")
+    assert vf.load_recipe(path).fuser.costs == costs
 
 
 @settings(max_examples=25, deadline=None)
@@ -123,6 +159,8 @@ def test_probabilities_with_a_zero_at_the_true_class_are_floored():
         ({"kind": "cubic"}, "'linear' or 'log-linear'"),
         ({"bag_fraction": 0.0}, "bag_fraction"),
         ({"objective": "f1"}, "accuracy"),
+        ({"costs": {"m0": 1.0}}, "missing: 'm1'"),
+        ({"costs": [1.0, -1.0, 1.0, 1.0]}, "-1.0 for 'm1'"),
     ],
 )
 def test_bad_arguments(options, message):

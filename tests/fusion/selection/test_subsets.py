@@ -272,6 +272,18 @@ def test_missing_predictions_go_through_the_pool():
         vf.search_subsets(stack, pool=vf.StackedPool())
 
 
+def test_the_summary_is_that_of_the_chosen_pool():
+    z, y = ensemble(17, n=120, m=4, signal=3.0)
+    stack = stack_of(z, y)
+    inner = vf.LogLinearPool(weights="accuracy")
+    fitted = vf.SubsetPool(inner, max_members=2).fit(stack)
+    expected = inner.fit(stack.select(fitted.selected_)).summary(50, confidence=0.9, random_state=3)
+    assert str(fitted.summary(50, confidence=0.9, random_state=3)) == str(expected)
+    assert fitted.summary().lower is None
+    with pytest.raises(InputError, match=r"one weight a member.*got StackedPool"):
+        vf.SubsetPool(vf.StackedPool(), max_members=1).fit(stack).summary()
+
+
 def test_row_28_a_search_that_would_not_finish():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 2000)

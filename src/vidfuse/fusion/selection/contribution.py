@@ -13,9 +13,9 @@ from sklearn.base import clone
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Fuser, as_stack
 from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.fusion.selection.subsets import complete_videos, restricted, search_subsets
+from vidfuse.fusion.selection.subsets import check_pool, complete_videos, restricted, search_subsets
 from vidfuse.metrics import diversity as pairwise
-from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
+from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
 
 __all__ = ["Contributions", "Diversity", "diversity", "leave_one_out", "shapley_values"]
 
@@ -97,7 +97,7 @@ class Diversity:
 
 def _empty_score(labels: NDArray[np.int64], n_classes: int, objective: str | Objective) -> float:
     if callable(objective):
-        return float(objective(labels, np.full((len(labels), n_classes), -log(n_classes))))
+        return evaluate(objective, labels, np.full((len(labels), n_classes), -log(n_classes)), ())
     return log(n_classes) if objective == "nll" else 1 / n_classes
 
 
@@ -112,7 +112,8 @@ def shapley_values(
 
     φ_m = Σ_{S ∌ m} |S|! (M − |S| − 1)! / M! · (v(S ∪ m) − v(S)), from the table of all 2^M subsets. The empty set knows
     nothing: it scores 1/K for accuracies, ln K for the NLL, and a callable's value of uniform log-likelihoods. The
-    values sum to v(all) − v(empty). They describe these videos (in-sample).
+    values sum to v(all) − v(empty). They describe these videos (in-sample); where members lack some and the pool says
+    `missing="renormalise"`, those that every member has.
 
     Args:
         stack: A stack, or an array (N, M, K), of at most 16 members.
@@ -121,7 +122,8 @@ def shapley_values(
         labels: True classes, shape (N,); the stack's own by default.
 
     Raises:
-        InputError: More than 16 members, a subset of infinite loss, or labels are missing.
+        InputError: More than 16 members, a subset of infinite loss, labels are missing, or a callable returns NaN.
+        AlignmentError: Members lack videos, and the pool does not say what to do.
 
     Source:
         Shapley (1953), A value for n-person games, eq. 12; for ensembles, Rozemberczki and Sarkar (2021), CIKM, The
@@ -173,6 +175,8 @@ def leave_one_out(
 ) -> Contributions:
     """Return what is lost when one member is left out: v(all) − v(all but m), positive where the member helps.
 
+    Where members lack videos and the pool says `missing="renormalise"`, v is that of the videos that every member has.
+
     Args:
         stack: A stack, or an array (N, M, K).
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
@@ -180,7 +184,8 @@ def leave_one_out(
         labels: True classes, shape (N,); the stack's own by default.
 
     Raises:
-        InputError: Labels are missing.
+        InputError: Labels are missing, or a callable returns NaN.
+        AlignmentError: Members lack videos, and the pool does not say what to do.
 
     Example:
         >>> from vidfuse.cache.stack import LogitStack
@@ -191,10 +196,10 @@ def leave_one_out(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to leave members out of")
-    pool = LogLinearPool(weights="accuracy") if pool is None else pool
-    metric = resolve_objective(objective)
+    pool = check_pool(LogLinearPool(weights="accuracy") if pool is None else pool)
     sign = 1.0 if higher_is_better(objective) else -1.0
-    full = float(metric(y, clone(pool).fit(stack, y).predict_log_proba(stack)))
+    stack, y, _ = complete_videos(stack, y, None, getattr(pool, "missing", None))
+    full = evaluate(objective, y, clone(pool).fit(stack, y).predict_log_proba(stack), stack.members)
     empty = _empty_score(y, stack.n_classes, objective)
     values = {}
     for name in stack.members:
@@ -202,10 +207,10 @@ def leave_one_out(
         score = empty
         if others:
             part = stack.select(others)
-            score = float(metric(y, restricted(pool, stack.members, others).fit(part, y).predict_log_proba(part)))
+            log_proba = restricted(pool, stack.members, others).fit(part, y).predict_log_proba(part)
+            score = evaluate(objective, y, log_proba, others)
         values[name] = sign * (full - score)
-    name = objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
-    return Contributions("leave-one-out", name, values, full, empty)
+    return Contributions("leave-one-out", objective_name(objective), values, full, empty)
 
 
 def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,10 +17,17 @@ from vidfuse.fusion.base import Floor, Fuser, as_stack, check_sample_weight, mem
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.selection.hit_gains import HitGains
 from vidfuse.fusion.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
-from vidfuse.fusion.selection.masks import TIE
-from vidfuse.fusion.selection.subsets import video_weights
+from vidfuse.fusion.selection.masks import LOG_LINEAR_TIE, TIE, member_costs, tie_ranks
+from vidfuse.fusion.selection.subsets import complete_videos, video_weights
 from vidfuse.fusion.weights import true_log_likelihoods
-from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
+from vidfuse.metrics.objectives import (
+    Objective,
+    evaluate,
+    higher_is_better,
+    labels_of,
+    objective_name,
+    resolve_objective,
+)
 
 __all__ = ["GreedyPool", "GreedySearch", "Kind", "greedy_search"]
 
@@ -68,6 +75,7 @@ def greedy_search(
     sorted_start: int = 0,
     bagging: int = 0,
     bag_fraction: float = 0.5,
+    costs: Mapping[str, float] | Sequence[float] | None = None,
     floor: Floor = "auto",
     labels: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -77,7 +85,7 @@ def greedy_search(
 
     A member that is added k times in t rounds has weight k/t. For accuracy only the classes that can win are looked at
     (exactly as in `search_subsets`), for the NLL of a linear pool only the true class's column. Among equal scores the
-    first name wins, among equal prefixes the shorter.
+    cheaper member wins, then the first name; among equal prefixes the shorter.
 
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
@@ -89,13 +97,15 @@ def greedy_search(
         sorted_start: Begin with the so many best single members.
         bagging: Repeat on so many random bags of members and average the weights; 0 searches once, with all of them.
         bag_fraction: The share of the members in a bag.
+        costs: {member: cost} or one a member, which breaks ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
         sample_weight: One weight of at least 0 a video, for the named objectives.
         random_state: Seed of the bags.
 
     Raises:
-        InputError: An argument is out of range, or labels are missing.
+        InputError: An argument is out of range, labels are missing, or a callable returns NaN.
+        AlignmentError: Members lack videos.
 
     Source:
         Caruana, Niculescu-Mizil, Crew and Ksikes (2004), ICML, Ensemble selection from libraries of models, section 2:
@@ -111,8 +121,11 @@ def greedy_search(
     resolve_objective(objective)
     sample_weight = check_sample_weight(sample_weight, len(stack))
     _check_arguments(stack, rounds, kind, sorted_start, bagging, bag_fraction, objective, sample_weight)
+    stack, y, sample_weight = complete_videos(stack, y, sample_weight, None)
     ordered = stack.select(sorted(stack.members))
     n_members = len(ordered.members)
+    cost = member_costs(costs, stack.members)[[stack.members.index(name) for name in ordered.members]]
+    tie = LOG_LINEAR_TIE if objective == "nll" and kind == "log-linear" else TIE
     gains = _gains(ordered, y, objective, kind, floor, sample_weight)
     rng = np.random.default_rng(random_state)
     shares = np.zeros(n_members)
@@ -125,8 +138,8 @@ def greedy_search(
             size = max(1, round(bag_fraction * n_members))
             allowed[rng.choice(n_members, size=size, replace=False)] = True
         with threadpool_limits(1, user_api="blas") if objective == "nll" else nullcontext():  # small products
-            order, scores = _grow(gains, allowed, rounds, replacement, sorted_start)
-        kept = int(np.flatnonzero(scores >= scores.max() - TIE)[0]) + 1
+            order, scores = _grow(gains, allowed, rounds, replacement, sorted_start, cost, tie)
+        kept = int(np.flatnonzero(scores >= scores.max() - tie)[0]) + 1
         counts = np.bincount(order[:kept], minlength=n_members)
         shares += counts / kept
         path += [(ordered.members[m], sign * score) for m, score in zip(order, scores.tolist(), strict=True)]
@@ -136,8 +149,7 @@ def greedy_search(
         score = _score_of(ordered, y, objective, kind, floor, shares, sample_weight) * sign
     by_name = dict(zip(ordered.members, shares.tolist(), strict=True))
     weights = {name: by_name[name] for name in stack.members if by_name[name] > 0}
-    name = objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
-    return GreedySearch(weights, sign * score, name, tuple(path))
+    return GreedySearch(weights, sign * score, objective_name(objective), tuple(path))
 
 
 def _check_arguments(
@@ -165,15 +177,16 @@ def _check_arguments(
         raise InputError(f"bag_fraction: expected above 0 and at most 1, got {bag_fraction!r}")
     if callable(objective) and sample_weight is not None:
         raise InputError("sample_weight: expected a named objective; a callable gets no weights")
-    if stack.present is not None:
-        raise InputError(
-            f"{int((~stack.present).sum())} predictions are missing; search on the videos that all members have: "
-            "stack[stack.present.all(axis=1)]"
-        )
 
 
 def _grow(
-    gains: Gains, allowed: NDArray[np.bool_], rounds: int, replacement: bool, sorted_start: int
+    gains: Gains,
+    allowed: NDArray[np.bool_],
+    rounds: int,
+    replacement: bool,
+    sorted_start: int,
+    cost: NDArray[np.float64],
+    tie: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the members in the order in which they were added, and the score after each."""
     counts = np.zeros(len(allowed), np.int64)
@@ -182,15 +195,17 @@ def _grow(
     scores: list[float] = []
     start = np.zeros(0, np.int64)
     if sorted_start:
-        start = free[np.argsort(-gains(counts, free), kind="stable")[:sorted_start]]
+        loss = -gains(counts, free)
+        ascending = np.argsort(loss, kind="stable")
+        start = free[ascending]
+        start = start[np.lexsort((start, cost[start], tie_ranks(loss[ascending], tie)))][:sorted_start]
     for step in range(max(rounds, len(start))):
         candidates = start[[step]] if step < len(start) else free
         if not len(candidates):
             break
         with_one = gains(counts, candidates)
-        if np.isnan(with_one).any():
-            raise InputError("objective: expected a number for every ensemble, got NaN")
-        best = int(np.flatnonzero(with_one >= with_one.max() - TIE)[0])
+        tied = np.flatnonzero(with_one >= with_one.max() - tie)
+        best = int(tied[np.argmin(cost[candidates[tied]])])
         member = int(candidates[best])
         order.append(member)
         scores.append(float(with_one[best]))
@@ -260,7 +275,8 @@ def _score_of(
     pool = _pool(kind, floor, dict(zip(ordered.members, weights.tolist(), strict=True)))
     log_proba = pool.fit(ordered).predict_log_proba(ordered)
     if callable(objective):
-        return float(objective(labels, log_proba))
+        chosen = [name for name, w in zip(ordered.members, weights, strict=True) if w > 0]
+        return evaluate(objective, labels, log_proba, chosen)
     a = video_weights(labels, objective, sample_weight)
     if objective == "nll":
         return float(-a @ np.take_along_axis(log_proba, labels[:, None], axis=1)[:, 0])
@@ -282,6 +298,7 @@ class GreedyPool(Fuser):
         sorted_start: Begin with the so many best single members.
         bagging: Repeat on so many random bags of members and average; 0 searches once.
         bag_fraction: The share of the members in a bag.
+        costs: {member: cost} or one a member, which breaks ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
         random_state: Seed of the bags.
 
@@ -316,6 +333,7 @@ class GreedyPool(Fuser):
         sorted_start: int = 0,
         bagging: int = 0,
         bag_fraction: float = 0.5,
+        costs: Mapping[str, float] | Sequence[float] | None = None,
         floor: Floor = "auto",
         random_state: int | None = 0,
     ) -> None:
@@ -326,6 +344,7 @@ class GreedyPool(Fuser):
         self.sorted_start = sorted_start
         self.bagging = bagging
         self.bag_fraction = bag_fraction
+        self.costs = costs
         self.floor = floor
         self.random_state = random_state
 

@@ -14,11 +14,11 @@ from sklearn.base import clone
 from vidfuse._validate import as_array, check_scores
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion.base import Fuser, as_stack
+from vidfuse.fusion.base import Fuser, as_stack, check_presence
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.selection.resampling import Draw, Splits, split_folds
 from vidfuse.metrics.intervals import Interval
-from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
+from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, mcnemar
 
 __all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score", "out_of_fold"]
@@ -173,6 +173,7 @@ def honest_score(
 
     Raises:
         InputError: Fewer than 2 folds or videos for them, or labels are missing.
+        AlignmentError: Members lack videos.
 
     Source:
         Varma and Simon (2006), Bias in error estimation when using cross-validation for model selection, BMC
@@ -188,6 +189,7 @@ def honest_score(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to score on")
+    check_presence(stack, None)  # the rule stands beside single members
     metric = resolve_objective(objective)
     sign = 1.0 if higher_is_better(objective) else -1.0
     if repeats < 1:
@@ -205,7 +207,7 @@ def honest_score(
     score = float(np.mean(scores["rule"]))
     draw = Draw(y, objective, confidence, n_resamples, random_state)
     return HonestScore(
-        objective=objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective)),
+        objective=objective_name(objective),
         score=score,
         interval=draw.interval(predictions["rule"]),
         in_sample=in_sample,
@@ -289,7 +291,7 @@ def compare(
     adjusted = _holm([difference.p_value for difference in differences])
     hits = {name: repeated[0].argmax(axis=1) == y for name, repeated in predictions.items()}
     return Comparison(
-        objective=objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective)),
+        objective=objective_name(objective),
         scores={name: float(metric(y, repeated[0])) for name, repeated in predictions.items()},
         intervals={name: draw.interval(repeated) for name, repeated in predictions.items()},
         pairs=tuple(

@@ -13,13 +13,27 @@ from numpy.typing import NDArray
 from vidfuse._validate import first_few
 from vidfuse.errors import InputError
 
-__all__ = ["MOST_SUBSETS", "TIE", "Subset", "SubsetTable", "bits", "count_subsets", "enumerate_masks", "member_costs"]
+__all__ = [
+    "LOG_LINEAR_TIE",
+    "MOST_SUBSETS",
+    "TIE",
+    "Subset",
+    "SubsetTable",
+    "bits",
+    "count_subsets",
+    "enumerate_masks",
+    "member_costs",
+    "tie_ranks",
+]
 
 MOST_SUBSETS = 1 << 26
 """More subsets than this are not enumerated: their table alone would take a gigabyte."""
 
 TIE = 1e-12
 """Scores that differ by less are equal: what is left of the order in which they were summed."""
+
+LOG_LINEAR_TIE = 1e-7
+"""The same for the NLL of log-linear pools, whose normalisers are float32."""
 
 
 class Subset(NamedTuple):
@@ -99,11 +113,8 @@ class SubsetTable:
         count = min(count, len(self))
         cut = np.partition(loss, count - 1)[count - 1]
         near = np.flatnonzero(loss <= cut + self.tie) if np.isfinite(cut) else np.arange(len(self))
-        # Scores within rounding of each other form one rank: a new one starts where the gap is real.
         ascending = near[np.argsort(loss[near], kind="stable")]
-        with np.errstate(invalid="ignore"):
-            gaps = np.diff(loss[ascending], prepend=loss[ascending[:1]]) > self.tie
-        rank = np.cumsum(gaps)
+        rank = tie_ranks(loss[ascending], self.tie)
         order = np.lexsort((self._name_keys(ascending), self.costs[ascending], self.sizes[ascending], rank))
         return [
             Subset(self.members_of(i), float(self.scores[i]), float(self.costs[i])) for i in ascending[order[:count]]
@@ -133,6 +144,17 @@ class SubsetTable:
             f"SubsetTable({len(self):,} subsets of {len(self.names)} members, "
             f"best {best.score:.6g}: {' + '.join(best.members)})"
         )
+
+
+def tie_ranks(ascending: NDArray[np.float64], tie: float) -> NDArray[np.int64]:
+    """Return the ranks of ascending losses: a new one starts where the gap is larger than `tie`.
+
+    Example:
+        >>> tie_ranks(np.array([0.1, 0.1 + 1e-15, 0.2, np.inf, np.inf]), TIE).tolist()
+        [0, 0, 1, 2, 2]
+    """
+    with np.errstate(invalid="ignore"):
+        return np.cumsum(np.diff(ascending, prepend=ascending[:1]) > tie)
 
 
 def bits(masks: NDArray[np.uint64], n_members: int) -> NDArray[np.bool_]:

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion.base import Fuser, as_stack, check_presence, check_sample_weight, member_floors
+from vidfuse.fusion.base import Fuser, as_stack, check_sample_weight, member_floors
+from vidfuse.fusion.pool_base import WeightedFuser
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.selection.hits import Judge, member_accuracies, score_hits
 from vidfuse.fusion.selection.losses import linear_losses, log_linear_losses
 from vidfuse.fusion.selection.masks import (
+    LOG_LINEAR_TIE,
     MOST_SUBSETS,
     TIE,
     SubsetTable,
@@ -27,10 +30,27 @@ from vidfuse.fusion.selection.masks import (
     member_costs,
 )
 from vidfuse.fusion.selection.rivals import Rivals, find_rivals
+from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weights import true_log_likelihoods
-from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, resolve_objective
+from vidfuse.metrics.objectives import (
+    Objective,
+    evaluate,
+    higher_is_better,
+    labels_of,
+    objective_name,
+    resolve_objective,
+)
 
-__all__ = ["MOST_REFITS", "SubsetPool", "SubsetSearch", "restricted", "search_subsets", "video_weights"]
+__all__ = [
+    "MOST_REFITS",
+    "SubsetPool",
+    "SubsetSearch",
+    "check_pool",
+    "complete_videos",
+    "restricted",
+    "search_subsets",
+    "video_weights",
+]
 
 MOST_REFITS = 4096
 """A pool that learns, or an objective without a shortcut, is fitted and scored once a subset: at most so many."""
@@ -78,6 +98,9 @@ def search_subsets(
     accuracy run on the rivals that remain after exact pruning, the NLL of a linear pool on the true class's column. Any
     other pool is refitted, and a callable objective called, once a subset: at most 4,096 of them.
 
+    Where members lack videos and the pool says `missing="renormalise"`, subsets are compared on the videos that every
+    member has.
+
     The score is in-sample: the best of many numbers on the same videos is optimistic. Score a `SubsetPool` by
     `honest_score`, or on other videos.
 
@@ -94,8 +117,9 @@ def search_subsets(
         sample_weight: One weight of at least 0 a video, for the named objectives.
 
     Raises:
-        InputError: The search is too large (the message has the count and an estimate), a limit leaves no subset, or
-            labels are missing.
+        InputError: The search is too large (the message has the count and an estimate), a limit leaves no subset,
+            labels are missing, or a callable returns NaN.
+        AlignmentError: Members lack videos, and the pool does not say what to do.
 
     Source:
         Partridge and Yates (1996), Engineering multiversion neural-net systems, section 4, for choosing by exhaustive
@@ -109,9 +133,7 @@ def search_subsets(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to search on")
-    pool = LogLinearPool(weights="accuracy") if pool is None else pool
-    if not isinstance(pool, Fuser):
-        raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {pool!r}")
+    pool = check_pool(LogLinearPool(weights="accuracy") if pool is None else pool)
     sample_weight = check_sample_weight(sample_weight, len(stack))
     stack, y, sample_weight = complete_videos(stack, y, sample_weight, getattr(pool, "missing", None))
     order = sorted(stack.members)
@@ -135,32 +157,68 @@ def search_subsets(
         scores=scores,
         costs=bits(masks, len(order)) @ cost,
         higher_is_better=higher_is_better(objective),
-        tie=1e-7 if shortcut and objective == "nll" and not isinstance(pool, LinearPool) else TIE,
+        tie=LOG_LINEAR_TIE if shortcut and objective == "nll" and not isinstance(pool, LinearPool) else TIE,
     )
     best = table.best(1)[0]
-    return SubsetSearch(best.members, best.score, _name(objective), table)
+    return SubsetSearch(best.members, best.score, objective_name(objective), table)
+
+
+def check_pool(pool: Any) -> Fuser:
+    """Return a fuser as it is, and refuse anything else.
+
+    Example:
+        >>> check_pool(None)
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: pool: expected a fuser, such as LogLinearPool(), got None
+    """
+    if not isinstance(pool, Fuser):
+        raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {pool!r}")
+    return pool
 
 
 def complete_videos(
     stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None, missing: str | None
 ) -> tuple[LogitStack, NDArray[np.int64], NDArray[np.float64] | None]:
-    """Return the videos that members are compared on: those that every member has, where some may lack others.
+    """Return the videos that members are compared on: those that every member has, and whose weight is not 0.
+
+    Args:
+        stack: The members.
+        labels: True classes, shape (N,).
+        weight: What each video counts, shape (N,), or None.
+        missing: What the pool does about missing members; None where it can do nothing.
 
     Raises:
-        AlignmentError: some are missing and `missing` is not "renormalise", or no video has all members.
+        AlignmentError: Some are missing and `missing` is not "renormalise", or no video has all members.
+        InputError: The weights of these videos sum to zero.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.zeros((5, 2, 3)))
         >>> len(complete_videos(stack, np.zeros(5, np.int64), None, "renormalise")[0])
         5
     """
-    check_presence(stack, missing)
-    if stack.present is None:
+    used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
+    if stack.present is not None and missing != "renormalise":
+        advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
+        if missing is not None:
+            advice += ', or give the pool missing="renormalise", which does so while it compares members'
+        raise AlignmentError(
+            f"expected every member's scores of every video, got {int((~used).sum())} of {len(stack)} videos without "
+            f"some; {advice}"
+        )
+    if not used.any():
+        raise AlignmentError(
+            f"expected videos that every member has, to compare members on; got none of {len(stack)}; leave out the "
+            "members that have few"
+        )
+    if weight is not None:
+        used &= weight > 0
+        if not used.any():
+            raise InputError(
+                "sample_weight: expected a positive sum over the videos that every member has, got 0; weight some"
+            )
+    if used.all():
         return stack, labels, weight
-    whole = stack.present.all(axis=1)
-    if not whole.any():
-        raise AlignmentError(f"expected videos that every member has, to compare subsets on; got none of {len(stack)}")
-    return stack[whole], labels[whole], None if weight is None else weight[whole]
+    return stack[used], labels[used], None if weight is None else weight[used]
 
 
 def video_weights(
@@ -177,10 +235,6 @@ def video_weights(
         totals = np.bincount(labels, weights=a)
         return np.divide(a, totals[labels], out=np.zeros(len(a)), where=a > 0) / np.count_nonzero(totals)
     return a / a.sum()
-
-
-def _name(objective: str | Objective) -> str:
-    return objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
 
 
 def _is_fixed(pool: Fuser, stack: LogitStack) -> bool:
@@ -350,15 +404,13 @@ def _refit_each(
         part = ordered.select([name for name, take in zip(ordered.members, chosen, strict=True) if take])
         log_proba = restricted(pool, members, part.members).fit(part, labels, sample_weight).predict_log_proba(part)
         if callable(objective):
-            scores[index] = objective(labels, log_proba)
+            scores[index] = evaluate(objective, labels, log_proba, part.members)
         elif objective == "nll":
             true = np.take_along_axis(log_proba, labels[:, None], axis=1)[:, 0]
             scores[index] = -float(video_weights(labels, "nll", sample_weight) @ true)
         else:
             hits = log_proba.argmax(axis=1) == labels
             scores[index] = float(video_weights(labels, objective, sample_weight) @ hits)
-    if np.isnan(scores).any():
-        raise InputError("objective: expected a number for every subset, got NaN")
     return scores
 
 
@@ -366,7 +418,8 @@ class SubsetPool(Fuser):
     """A pool of the best subset of the members, which the fit searches for, exactly.
 
     As an estimator the search is part of the fit, so that a cross-validation (`honest_score`, `cross_val_score`)
-    repeats it on each fold's own videos.
+    repeats it on each fold's own videos. Where members lack videos and the pool says `missing="renormalise"`, members
+    are compared on the videos that all of them have, and the pool is then fitted on all videos.
 
     Args:
         pool: The fuser whose subsets are searched, and which is then fitted on the best.
@@ -414,12 +467,10 @@ class SubsetPool(Fuser):
         return getattr(self.pool, "missing", None)
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
-        if not isinstance(self.pool, Fuser):
-            raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {self.pool!r}")
         found = search_subsets(
             stack,
             self.objective,
-            self.pool,
+            check_pool(self.pool),
             labels=labels,
             max_members=self.max_members,
             costs=self.costs,
@@ -436,9 +487,22 @@ class SubsetPool(Fuser):
             self.weights_ = np.zeros(len(stack.members))
             self.weights_[[stack.members.index(name) for name in self.selected_]] = inner
 
+    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
+        """Return each chosen member's weight; intervals take the choice as given, and tell nothing of its own spread.
+
+        Raises:
+            InputError: the pool has no weights, comes from a recipe or a pickle, or an argument is out of range.
+        """
+        check_is_fitted(self, "pool_")
+        if not isinstance(self.pool_, WeightedFuser):
+            raise InputError(
+                f"summary: expected a pool with one weight a member, such as LogLinearPool(), got {self.pool_!r}"
+            )
+        return self.pool_.summary(bootstrap, confidence=confidence, random_state=random_state)
+
     def _needed_members(self) -> tuple[str, ...]:
         return self.pool_._needed_members()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        present = [name for name in stack.members if name in self.selected_]
-        return self.pool_.predict_log_proba(stack.select(present))
+        chosen = [name for name in stack.members if name in self.selected_]
+        return self.pool_.predict_log_proba(stack.select(chosen) if chosen else stack)  # the pool says what it lacks
