@@ -176,6 +176,32 @@ def test_a_convolution_of_few_positions_is_a_matrix_product(kernel, stride, padd
     torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups"),
+    [((1, 3, 3), (1, 2, 2), 1), ((5, 3, 3), (1, 2, 2), 1), ((3, 1, 1), (2, 1, 1), 1), ((3, 3, 3), (1, 1, 1), 3)],
+)
+def test_a_clip_is_kept_for_the_gradient_as_it_was_given(kernel, stride, groups):
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 6, kernel, stride, tuple(k // 2 for k in kernel), groups=groups, bias=False).double()
+    clip = torch.randn(2, 3, 5, 7, 6, dtype=torch.float64)
+    for x in (clip, clip[:, :, ::2], clip.contiguous(memory_format=torch.channels_last_3d)):
+        ours, expected = convolve(x, conv), conv(x)
+        torch.testing.assert_close(ours, expected)
+        grad = torch.randn_like(expected)
+        found = torch.autograd.grad(ours, conv.weight, grad)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, conv.weight, grad))
+    ours = convolve(clip, conv)
+    assert ours.grad_fn.saved_tensors[0].data_ptr() == clip.data_ptr()
+    function = lambda weight: torch.func.functional_call(Convolve(conv), {"conv.weight": weight}, clip)  # noqa: E731
+    assert torch.autograd.gradcheck(function, conv.weight, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, conv.weight, fast_mode=True)
+    clip += 1.0  # as torch does: what the gradient needs is gone
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ours.sum().backward()
+    frozen = conv.requires_grad_(False)
+    assert convolve(clip, frozen).grad_fn is None
+
+
 def test_a_dilated_convolution_stays_dilated():
     conv = nn.Conv3d(4, 8, (1, 3, 3), dilation=(1, 2, 2))
     x = torch.randn(1, 4, 2, 9, 9)

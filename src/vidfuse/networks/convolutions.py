@@ -30,7 +30,7 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
     Returns:
         What ``conv(x)`` returns, with channels last.
     """
-    x = x.contiguous(memory_format=torch.channels_last_3d)
+    given, x = x, x.contiguous(memory_format=torch.channels_last_3d)
     if not isinstance(conv, nn.Conv3d) or isinstance(conv.padding, str) or conv.dilation != (1, 1, 1):
         return conv(x)
     (samples, channels, frames, height, width), kernel, stride = x.shape, conv.kernel_size, conv.stride
@@ -41,8 +41,10 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
     if eager and conv.groups == 1 and min(extents) > 0 and samples * math.prod(extents) <= conv.out_channels:
         return _multiply(last, conv, conv.padding, extents)
     trained = eager and conv.bias is None and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if trained and x is not given and not given.requires_grad:
+        return _ClipConvolution.apply(given, conv.weight, stride, conv.padding, conv.groups)
     dense = trained and conv.groups == 1
-    if kernel[0] == stride[0] == 1 and conv.padding[0] == 0:
+    if _within_frames(conv.weight, stride, conv.padding):
         flat = last.reshape(samples * frames, height, width, channels).permute(0, 3, 1, 2)
         weight, padding = conv.weight.squeeze(2), conv.padding[1:]
         work = samples * math.prod(extents) * conv.weight.numel()
@@ -77,6 +79,47 @@ def _multiply(x: Tensor, conv: nn.Conv3d, padding: tuple[int, ...], extents: lis
     ]
     seen = torch.stack([x[:, t, h, w] for t, h, w in itertools.product(*axes)], dim=-1)  # (N, T, H, W, C, steps)
     return functional.linear(seen.flatten(4), conv.weight.flatten(1), conv.bias).permute(0, 4, 1, 2, 3)
+
+
+class _ClipConvolution(torch.autograd.Function):
+    """A 3D convolution that keeps a clip for the gradient as it was given: its copy with channels last is made anew."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], groups: int) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        if not _within_frames(weight, stride, padding):
+            return functional.conv3d(x, weight, None, stride, padding, groups=groups)
+        flat, weight = x.transpose(1, 2).flatten(0, 1), weight.squeeze(2)
+        y = functional.conv2d(flat, weight, None, stride[1:], padding[1:], groups=groups)
+        return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.stride, ctx.padding, ctx.groups = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        x, wanted = x.contiguous(memory_format=torch.channels_last_3d), (*ctx.needs_input_grad[:2], False)
+        backward, stride, padding, groups = torch.ops.aten.convolution_backward, ctx.stride, ctx.padding, ctx.groups
+        if not _within_frames(weight, stride, padding):
+            grad_x, grad_weight, _ = backward(
+                grad, x, weight, None, stride, padding, (1, 1, 1), False, (0, 0, 0), groups, wanted
+            )
+            return grad_x, grad_weight, None, None, None
+        samples, (grad, x) = len(x), (tensor.transpose(1, 2).flatten(0, 1) for tensor in (grad, x))
+        grad_x, grad_weight, _ = backward(
+            grad, x, weight.squeeze(2), None, stride[1:], padding[1:], (1, 1), False, (0, 0), groups, wanted
+        )
+        if grad_x is not None:
+            grad_x = grad_x.unflatten(0, (samples, -1)).transpose(1, 2)
+        return grad_x, None if grad_weight is None else grad_weight.unsqueeze(2), None, None, None
+
+
+def _within_frames(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> bool:
+    """Say whether a convolution looks at each frame alone, and at every one."""
+    return weight.shape[2] == stride[0] == 1 and padding[0] == 0
 
 
 class _Convolution(torch.autograd.Function):
