@@ -89,10 +89,10 @@ def test_answers_of_other_libraries_are_read(models, wrap):
 def test_gradients_reach_every_member_with_a_weight(models):
     recipe = fitted(vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}), models)
     ensemble = vf.Ensemble(recipe, models)
-    ensemble.zero_grad()
+    for model in models.values():
+        model.zero_grad()
     ensemble(torch.randn(6, 3, 2, 2, 2))[:, 0].sum().backward()
-    reached = {name for name in NAMES if ensemble.networks[name][1].weight.grad is not None}
-    assert reached == {"x3d", "tin"}
+    assert {name for name in NAMES if models[name][1].weight.grad is not None} == {"x3d", "tin"}
 
 
 def test_the_modules_state_is_its_networks(models):
@@ -107,3 +107,19 @@ def test_models_that_are_not_the_members_are_refused(models):
     recipe = fitted(vf.LogLinearPool(), models)
     with pytest.raises(AlignmentError, match=r"missing \['tin'\], not in the recipe \['tpn'\]"):
         vf.Ensemble(recipe, {"x3d": models["x3d"], "swin": models["swin"], "tpn": models["tin"]})
+
+
+@pytest.mark.parametrize(
+    "fuser", [vf.LogLinearPool({"x3d": 1, "swin": 0, "tin": 2}), vf.MajorityVote({"x3d": 1, "swin": 0, "tin": 2})]
+)
+def test_networks_without_a_say_need_not_be_given_and_do_not_run(models, fuser):
+    recipe = fitted(fuser, models)
+    clips = torch.randn(6, 3, 2, 2, 2)
+    some = {name: model for name, model in models.items() if name != "swin"}
+    with torch.no_grad():
+        fused = vf.Ensemble(recipe, some)(clips)
+        torch.testing.assert_close(fused, vf.Ensemble(recipe, {**some, "swin": None})(clips))
+        scores = {name: model(clips).numpy() for name, model in models.items()}
+    np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
+    with pytest.raises(AlignmentError, match=r"each of \['tin', 'x3d'\]|each of \['x3d', 'tin'\]"):
+        vf.Ensemble(recipe, {"x3d": models["x3d"]})

@@ -37,6 +37,7 @@ _HOME = {
     "leave_one_out": "vidfuse.fusion.selection.contribution",
     "load_recipe": "vidfuse.recipe",
     "load_stack": "vidfuse.cache.store",
+    "members_first": "vidfuse.fusion.views",
     "read_predictions": "vidfuse.cache.importers",
     "reduce_views": "vidfuse.fusion.views",
     "scorers": "vidfuse.metrics",

@@ -388,7 +388,7 @@ def check_weights(
                 f"weights: expected one for each of {first_few(members, 20)}; "
                 f"unknown: {first_few(unknown) or 'none'}, missing: {first_few(absent) or 'none'}"
             )
-        weights = [float(weights[name]) for name in members]
+        weights = [weights[name] for name in members]
     array = as_array(weights, "weights")
     if array.dtype.kind not in "fiu" or array.ndim != 1:
         raise InputError(f"weights: expected {len(members)} numbers, got dtype {array.dtype}, shape {array.shape}")

@@ -31,7 +31,8 @@ class Ensemble(nn.Module):
 
     Args:
         recipe: The fitted ensemble.
-        models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`.
+        models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`. Those
+            of members that the fit gave no say need not be given, and do not run.
 
     Raises:
         AlignmentError: The models are not the recipe's members.
@@ -48,13 +49,14 @@ class Ensemble(nn.Module):
 
     def __init__(self, recipe: Recipe, models: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        if set(models) != set(recipe.members):
-            missing, unknown = sorted(set(recipe.members) - set(models)), sorted(set(models) - set(recipe.members))
+        needed = recipe.needed_members()
+        missing, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
+        if missing or unknown:
             raise AlignmentError(
-                f"expected a network for each of {list(recipe.members)}; missing {missing}, not in the recipe {unknown}"
+                f"expected a network for each of {list(needed)}; missing {missing}, not in the recipe {unknown}"
             )
         self.recipe = recipe
-        self.networks = nn.ModuleDict({name: models[name] for name in sorted(recipe.members)})
+        self.networks = nn.ModuleDict({name: models[name] for name in sorted(needed)})
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, models: Mapping[str, nn.Module]) -> Ensemble:

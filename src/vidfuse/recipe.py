@@ -118,6 +118,11 @@ class Recipe:
         result: NDArray[np.int64] = self.fuser.predict(self._prepare(data))
         return result
 
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members` that a prediction needs: all, unless the fitted rule gave some no say."""
+        needed = getattr(self.fuser, "needed_members", lambda: self.members)()
+        return tuple(name for name in self.members if name in needed)
+
     def was_fitted_on(self, stack: LogitStack) -> bool:
         """Return whether these are the very videos of the fit, so that a score on them is in-sample."""
         digest = ids_digest(stack.ids)
@@ -192,10 +197,11 @@ class Recipe:
     def _prepare(self, data: LogitStack | Mapping[str, ArrayLike]) -> LogitStack:
         """Return the stack that the fuser takes: members by name, classes checked, views reduced."""
         if isinstance(data, Mapping):
-            unknown, missing = sorted(set(data) - set(self.members)), sorted(set(self.members) - set(data))
+            needed = self.needed_members()
+            unknown, missing = sorted(set(data) - set(self.members)), sorted(set(needed) - set(data))
             if unknown or (missing and getattr(self.fuser, "missing", "error") != "renormalise"):
                 raise AlignmentError(
-                    f"expected the members {list(self.members)}; missing {missing}, not in the recipe {unknown}"
+                    f"expected the members {list(needed)}; missing {missing}, not in the recipe {unknown}"
                 )
             present = [name for name in self.members if name in data]
             data = LogitStack.from_arrays(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
+from sklearn.base import BaseEstimator
 
 from vidfuse.cache.stack import LogitStack
-from vidfuse.errors import InputError
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.base import Fuser
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
 from vidfuse.fusion.learned_classes import fit_classes
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.likelihood import log_softmax
 
@@ -218,3 +220,140 @@ def test_a_zero_at_the_true_class_or_a_nan_is_an_error_and_no_temperature_of_one
             with pytest.raises(InputError, match="row 1"):
                 scaling.fit(z, y)
         z[1, 0] = 0.0
+
+
+@pytest.mark.parametrize("scaling", [TemperatureScaling(), VectorScaling()])
+def test_rows_are_counted_among_all_videos_and_not_among_those_with_a_weight(scaling):
+    z, y = predictions(n=20)
+    z[7, y[7]] = -np.inf
+    weight = np.ones(20)
+    weight[:5] = 0
+    with pytest.raises(InputError, match="row 7"):
+        scaling.fit(z, y, weight)
+
+
+@pytest.mark.parametrize("scaling", [TemperatureScaling(), VectorScaling()])
+def test_videos_of_no_weight_do_not_move_a_calibration(scaling):
+    z, y = predictions(n=200)
+    weight = np.repeat([1.0, 0.0], 100)
+    expected = scaling.fit(z[:100], y[:100]).transform(z)
+    np.testing.assert_allclose(scaling.fit(z, y, weight).transform(z), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", [TemperatureScaling(), VectorScaling()])
+def test_a_row_without_a_finite_number_is_refused_in_a_fit_and_in_a_prediction(scaling):
+    z, y = predictions(n=20)
+    scaling.fit(z, y)
+    z[3] = -np.inf
+    for call in (lambda: scaling.fit(z, y), lambda: scaling.transform(z)):
+        with pytest.raises(InputError, match="one finite number a row or more, got a highest one of -inf for row 3"):
+            call()
+
+
+def named(missing_from=None, n=60):
+    """Return a stack of two members with ids; from `missing_from` on, videos lack member b."""
+    X, y = members(n)
+    ids = [f"v{i}" for i in range(n)]
+    stop = n if missing_from is None else missing_from
+    return LogitStack.from_arrays(
+        {"a": X[:, 0], "b": X[:stop, 1]}, ids={"a": ids, "b": ids[:stop]}, missing="allow",
+        labels=dict(zip(ids, y.tolist(), strict=True)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scaling", [TemperatureScaling(), VectorScaling()])
+def test_a_zero_at_the_true_class_is_named_by_member_and_id(scaling):
+    X, y = members(20)
+    X[7, :, y[7]] = -np.inf
+    stack = LogitStack.from_arrays({"a": X[:, 0], "b": X[:, 1]}, labels=y, ids=[f"v{i}" for i in range(20)])
+    with pytest.raises(InputError, match=r"true class: member 'a', id 'v7' \(row 7\); give this member as kind="):
+        Calibrated(LogLinearPool("uniform"), scaling, where="members").fit(stack)
+    with pytest.raises(InputError, match=r"true class: id 'v7' \(row 7\); set floor=1e-4 or more in the fuser"):
+        Calibrated(LinearPool("uniform"), scaling).fit(stack)
+    fitted = Calibrated(LinearPool("uniform", floor=1e-4), scaling).fit(stack)
+    assert np.isfinite(loss(fitted.predict_log_proba(stack), y))
+
+
+class Broken(Fuser):
+    def _fit(self, stack, labels, weight):
+        pass
+
+    def _fuse(self, stack):
+        log_p = np.full((len(stack), stack.n_classes), -np.log(stack.n_classes))
+        log_p[3, 0] = np.nan
+        return log_p
+
+
+def test_a_rule_that_predicts_nan_is_not_calibrated_and_the_video_is_named():
+    with pytest.raises(InputError, match="nan for id 'v3'"):
+        Calibrated(Broken()).fit(named())
+
+
+def test_a_member_without_a_video_of_positive_weight_is_named():
+    stack, weight = named(missing_from=40), np.repeat([0.0, 1.0], [40, 20])
+    pool = Calibrated(LogLinearPool("uniform", missing="renormalise"), where="members")
+    with pytest.raises(AlignmentError, match="none that member 'b' has"):
+        pool.fit(stack, sample_weight=weight)
+
+
+@pytest.mark.parametrize(
+    "rule", [StackedPool(), Calibrated(StackedPool()), Calibrated(StackedPool(), where="members"),
+             Calibrated(DynamicPool())],
+    ids=["stacked", "calibrated", "calibrated-members", "calibrated-dynamic"],
+)  # fmt: skip
+def test_rules_that_need_every_member_do_not_advise_to_go_on_without_some(rule):
+    incomplete = named(missing_from=40)
+    complete = incomplete[incomplete.present.all(axis=1)]
+    message = "20 of 60 videos without some; keep those that all members have"
+    with pytest.raises(AlignmentError, match=message):
+        rule.fit(incomplete)
+    rule.fit(complete)
+    with pytest.raises(AlignmentError, match=message):
+        rule.predict(incomplete)
+    with pytest.raises(AlignmentError, match=r"missing: 'b', not in the fit: none$"):
+        rule.predict(complete.select(["a"]))
+
+
+def test_a_calibrated_rule_that_can_go_on_without_members_says_so():
+    with pytest.raises(AlignmentError, match='say missing="renormalise"'):
+        Calibrated(LogLinearPool(), where="members").fit(named(missing_from=40))
+    stack = named(missing_from=40)
+    pool = Calibrated(LogLinearPool("uniform", missing="renormalise"), where="members").fit(stack)
+    b = stack.select(["b"])[np.arange(40)]
+    alone = TemperatureScaling().fit(b.log_likelihoods()[:, 0], b.labels).temperature_
+    assert pool.calibrators_[1].temperature_ == pytest.approx(alone, rel=1e-6)
+    assert pool.predict(stack.select(["a"])).shape == (60,)
+
+
+class Halving(BaseEstimator):
+    """Another kind of calibrator, which halves log-likelihoods."""
+
+    def fit(self, log_p, y, sample_weight):
+        self.videos_ = len(log_p)
+        assert len(y) == len(sample_weight) == self.videos_
+        return self
+
+    def transform(self, log_p):
+        return log_softmax(0.5 * np.asarray(log_p, dtype=np.float64))
+
+
+def test_other_calibrators_are_fitted_on_the_videos_that_a_member_has():
+    stack = named(missing_from=40)
+    pool = Calibrated(LogLinearPool("uniform", missing="renormalise"), Halving(), where="members").fit(stack)
+    assert [calibrator.videos_ for calibrator in pool.calibrators_] == [60, 40]
+    complete = stack[stack.present.all(axis=1)]
+    expected = log_softmax(0.5 * complete.log_likelihoods().astype(np.float64).mean(axis=1))
+    np.testing.assert_allclose(pool.predict_log_proba(complete), expected, atol=1e-5)
+    assert Calibrated(LinearPool("uniform"), Halving()).fit(complete).calibrators_[0].videos_ == 40
+
+
+@pytest.mark.parametrize("where", ["after", "members"])
+def test_the_summary_is_that_of_the_inner_rule(where):
+    X, y = members(60)
+    pool = Calibrated(LogLinearPool("accuracy"), where=where).fit(X, y)
+    inner = LogLinearPool("accuracy").fit(X, y).summary(bootstrap=50, confidence=0.9, random_state=3)
+    found = pool.summary(bootstrap=50, confidence=0.9, random_state=3)
+    np.testing.assert_allclose(found.weights, inner.weights)
+    np.testing.assert_allclose([found.lower, found.upper], [inner.lower, inner.upper])
+    with pytest.raises(InputError, match=r"one weight a member.*got StackedPool"):
+        Calibrated(StackedPool(), where=where).fit(X, y).summary()

@@ -1,10 +1,13 @@
 """Weights per video: features against their definition, and videos that do not count."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from vidfuse import DynamicPool, LogitStack, LogLinearPool
-from vidfuse.errors import AlignmentError
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion import dynamic
 from vidfuse.fusion.dynamic import _confidence
 
 
@@ -46,3 +49,58 @@ def test_a_stack_that_lacks_scores_is_refused_with_advice_that_holds():
     with pytest.raises(AlignmentError, match=r"20 of 80 videos without some; keep those that all members have"):
         DynamicPool(LogLinearPool(missing="renormalise")).fit(stack)
     DynamicPool().fit(stack[stack.present.all(axis=1)])
+
+
+def test_features_are_the_same_in_blocks_of_any_size_and_take_the_memory_of_a_block(monkeypatch):
+    """Oracle for the agreement: every member's probability of every member's class, N x M x M numbers."""
+    rng = np.random.default_rng(2)
+    log_p = np.log(rng.dirichlet(np.ones(4), size=(500, 30))).astype(np.float32)
+    p = np.exp(log_p.astype(np.float64))
+    said = np.take_along_axis(p, p.argmax(axis=2)[:, None, :].repeat(30, axis=1), axis=2)
+    expected = (said.sum(axis=1) - said.diagonal(axis1=1, axis2=2)) / 29
+    monkeypatch.setattr(dynamic, "block_rows", lambda *_: 7)
+    tracemalloc.start()
+    confidence, agreement = _confidence(log_p)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(agreement, expected, atol=1e-12)
+    np.testing.assert_allclose(confidence, 1 + (p * log_p).sum(axis=2) / np.log(4), atol=1e-12)
+    assert peak < 500 * 30 * (2 * 8 + 8)  # the two results, and less than a quarter of the members' probabilities
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_competence_is_the_mean_over_the_nearest_videos(own, monkeypatch):
+    arrays, y = members()
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    pool = DynamicPool(features="competence", neighbours=5).fit(stack)
+    root = np.sqrt(pool.pool_.predict_proba(stack))
+    monkeypatch.setattr(dynamic, "_LIKENESS", 400)  # five videos at once
+    found = pool._competence(root, own)
+    for i in range(80):
+        distance = ((root[i] - pool.reference_root_.astype(np.float64)) ** 2).sum(axis=1)
+        if own:
+            distance[i] = np.inf
+        nearest = distance.argsort()[:5]
+        np.testing.assert_allclose(found[i], pool.reference_log_true_[nearest].mean(axis=0), rtol=1e-9)
+
+
+def test_a_zero_at_the_true_class_without_a_floor_is_refused():
+    arrays, y = members()
+    arrays["b"][7, y[7]] = -np.inf
+    stack = LogitStack.from_arrays(arrays, labels=y, ids=[f"v{i}" for i in range(80)])
+    without = DynamicPool(LogLinearPool("uniform", floor=0))
+    with pytest.raises(InputError, match=r"true class: member 'b', id 'v7' \(row 7\); set floor"):
+        without.fit(stack)
+    weight = np.ones(80)
+    weight[7] = 0
+    assert np.isfinite(without.fit(stack, sample_weight=weight).gain_)
+    assert np.isfinite(DynamicPool().fit(stack).gain_)
+
+
+def test_one_video_of_positive_weight_gives_the_static_pool():
+    arrays, y = members()
+    weight = np.zeros(80)
+    weight[3] = 1
+    pool = DynamicPool().fit(LogitStack.from_arrays(arrays, labels=y), sample_weight=weight)
+    assert pool.fallback_
+    assert pool.gain_ == 0

@@ -5,7 +5,18 @@ import pickle
 import numpy as np
 import pytest
 
-from vidfuse import BordaCount, LinearPool, LogitStack, LogLinearPool, MajorityVote, Recipe, load_recipe
+from vidfuse import (
+    BordaCount,
+    Calibrated,
+    GreedyPool,
+    LinearPool,
+    LogitStack,
+    LogLinearPool,
+    MajorityVote,
+    Recipe,
+    SubsetPool,
+    load_recipe,
+)
 from vidfuse.errors import AlignmentError, InputError
 
 RULES = [MajorityVote, BordaCount, LinearPool, LogLinearPool]
@@ -126,3 +137,69 @@ def test_the_weights_of_votes_have_intervals_too(rule):
     arrays, y = scores()
     summary = rule("accuracy").fit(LogitStack.from_arrays(arrays), y).summary(bootstrap=50)
     assert "m0" in str(summary)
+
+
+def test_sample_weights_near_the_largest_number_have_a_sum():
+    arrays, y = scores()
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    huge = LogLinearPool().fit(stack, sample_weight=np.full(200, 1e308))
+    np.testing.assert_allclose(huge.weights_, LogLinearPool().fit(stack).weights_, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("number", [None, "2", [1.0]])
+def test_a_weight_that_is_no_number_is_said_to_be(rule, number):
+    arrays, y = scores()
+    with pytest.raises(InputError, match="weights: expected"):
+        rule({"m0": 1.0, "m1": number, "m2": 2.0}).fit(LogitStack.from_arrays(arrays), y)
+
+
+@pytest.mark.parametrize("vote", [MajorityVote, BordaCount])
+def test_a_video_that_no_member_with_a_say_has_is_refused(vote):
+    arrays, y = scores(n=3)
+    stack = stack_of(arrays, y, np.array([[True, True, True], [True, False, False], [True, True, True]]))
+    fitted = vote([0.0, 1.0, 1.0], missing="renormalise").fit(stack)
+    with pytest.raises(AlignmentError, match=r"no member with a positive weight has .*row 1"):
+        fitted.predict(stack)
+    assert fitted.predict(stack[[0, 2]]).shape == (2,)
+
+
+def test_a_member_without_a_say_in_any_class_need_not_be_there():
+    arrays, y = scores(skills=(2.5, 2.0, 1.5, 0.5))
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    fitted = LogLinearPool(per_class=True, shrinkage=None).fit(stack)
+    needed = fitted.needed_members()
+    idle = [name for name in stack.members if name not in needed]
+    say = (fitted.class_weights_ > 0).any(axis=1) | (fitted.weights_ > 0)
+    assert needed == tuple(name for name, has in zip(fitted.members_, say, strict=True) if has)
+    expected = fitted.predict_log_proba(stack)
+    np.testing.assert_array_equal(fitted.predict_log_proba(stack.select(needed)), expected)
+    fitted.class_weights_[fitted.members_.index("m1")] = 0.0
+    fitted.weights_[fitted.members_.index("m1")] = 0.0
+    without = [name for name in stack.members if name not in (*idle, "m1")]
+    np.testing.assert_array_equal(fitted.predict_log_proba(stack.select(without)), fitted.predict_log_proba(stack))
+
+
+WRAPPED = [
+    Calibrated(LinearPool({"m0": 1.0, "m1": 0.0, "m2": 2.0})),
+    Calibrated(LinearPool({"m0": 1.0, "m1": 0.0, "m2": 2.0}), where="members"),
+    SubsetPool(LinearPool({"m0": 1.0, "m1": 0.0, "m2": 2.0})),
+    GreedyPool(rounds=1),
+]
+
+
+@pytest.mark.parametrize("rule", WRAPPED, ids=repr)
+def test_rules_and_recipes_need_no_member_without_a_say(rule, tmp_path):
+    arrays, y = scores()
+    stack = LogitStack.from_arrays(arrays, labels=y)
+    rule.fit(stack)
+    needed = list(rule.needed_members())
+    assert 0 < len(needed) < 3
+    expected = rule.predict_log_proba(stack)
+    np.testing.assert_allclose(rule.predict_log_proba(stack.select(needed)), expected, atol=1e-12)
+    recipe = load_recipe(Recipe.from_fitted(rule, stack).save(tmp_path / "recipe.json"))
+    assert list(recipe.needed_members()) == needed
+    mapping = {name: arrays[name] for name in needed}
+    np.testing.assert_allclose(recipe.predict_log_proba(mapping), expected, atol=1e-12)
+    with pytest.raises(AlignmentError, match=f"missing \\['{needed[0]}'\\]"):
+        recipe.predict({name: arrays[name] for name in arrays if name != needed[0]})

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import vidfuse as vf
-from vidfuse.fusion import calibration, learned_passes, weights
+from vidfuse import likelihood
+from vidfuse.cache import stack as stacks
+from vidfuse.fusion import calibration, learned_classes, learned_passes, weights
 
 
 def saved(folder, n=3000):
@@ -63,22 +65,51 @@ def test_memory_is_bounded_by_the_block(cached, monkeypatch):
     assert peak < 3000 * 3 * 50 * 4  # less than one copy of the cache
 
 
-def test_members_are_calibrated_block_by_block(tmp_path, monkeypatch):
-    memory, mapped = saved(tmp_path, n=8000)
-    inner = vf.LogLinearPool(shrinkage=0.5)
-    expected = vf.Calibrated(inner, where="members").fit(memory)
-    log_p = expected.predict_log_proba(memory)
-    monkeypatch.setattr(calibration, "_RESIDENT", 0)
-    monkeypatch.setattr(learned_passes, "_RESIDENT", 0)
-    monkeypatch.setattr(learned_passes, "_PART", 1 << 15)
-    monkeypatch.setattr(learned_passes, "_BLOCK", 50 * 3 * 50)
-    monkeypatch.setattr(weights, "block_rows", lambda *_: 500)
-    vf.Calibrated(inner, where="members").fit(mapped[:200])
+def in_small_blocks(monkeypatch):
+    """Keep nothing between passes, and read blocks of at most 30,000 numbers."""
+    for module in (calibration, learned_classes, learned_passes):
+        monkeypatch.setattr(module, "_RESIDENT", 0)
+    monkeypatch.setattr(learned_passes, "_PART", 30_000)
+    monkeypatch.setattr(learned_passes, "_BLOCK", 30_000)
+    monkeypatch.setattr(likelihood, "_PIECE", 30_000)
+    for module in (calibration, stacks, weights):
+        monkeypatch.setattr(module, "block_rows", lambda numbers, *_: max(1, 30_000 // numbers))
+
+
+def peak_of(call):
     tracemalloc.start()
-    pool = vf.Calibrated(inner, where="members").fit(mapped)
+    result = call()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    np.testing.assert_allclose(pool.fuser_.weights_, expected.fuser_.weights_, atol=1e-6)
-    np.testing.assert_allclose(pool.predict_log_proba(mapped), log_p, atol=1e-5)
-    assert peak < 8000 * 3 * 50 * 4  # less than one copy of the cache
-    np.testing.assert_allclose(pickle.loads(pickle.dumps(pool)).predict_log_proba(mapped), log_p, atol=1e-5)
+    return result, peak
+
+
+@pytest.mark.parametrize("calibrator", [vf.TemperatureScaling(), vf.VectorScaling(1000.0)])
+def test_members_are_calibrated_and_predicted_block_by_block(tmp_path, monkeypatch, calibrator):
+    memory, mapped = saved(tmp_path, n=8000)
+    rule = vf.Calibrated(vf.LogLinearPool(shrinkage=0.5), calibrator, where="members")
+    expected = rule.fit(memory).predict_log_proba(memory)
+    weights_ = rule.fuser_.weights_
+    in_small_blocks(monkeypatch)
+    rule.fit(mapped[:200]).predict(mapped[:200])
+    pool, fitting = peak_of(lambda: rule.fit(mapped))
+    log_p, predicting = peak_of(lambda: pool.predict_log_proba(mapped))
+    np.testing.assert_allclose(pool.fuser_.weights_, weights_, atol=1e-5)
+    np.testing.assert_allclose(log_p, expected, atol=1e-4)
+    assert fitting < 8000 * 3 * 50 * 4 / 2  # half of one copy of the cache
+    assert predicting - log_p.nbytes < 8000 * 3 * 50 * 4 / 4
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(pool)).predict_log_proba(mapped), log_p, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", [vf.TemperatureScaling(), vf.VectorScaling(1000.0)])
+def test_a_scaling_is_fitted_block_by_block(cached, monkeypatch, scaling):
+    memory, _ = cached
+    z = np.tile(memory.scores("a"), (4, 1))
+    y = np.tile(memory.labels, 4)
+    expected = scaling.fit(z, y).transform(z)
+    in_small_blocks(monkeypatch)
+    _, fitting = peak_of(lambda: scaling.fit(z, y))
+    found, predicting = peak_of(lambda: scaling.transform(z))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert fitting < z.nbytes / 2
+    assert predicting < 1.2 * found.nbytes

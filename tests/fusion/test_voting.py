@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vidfuse.cache.stack import LogitStack
-from vidfuse.errors import InputError
-from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.fusion.views import reduce_views
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.calibration import Calibrated
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.views import members_first, reduce_views
 from vidfuse.fusion.voting import BordaCount, MajorityVote
 from vidfuse.likelihood import log_softmax
 
@@ -121,3 +122,52 @@ def test_absent_members_do_not_vote_where_that_is_asked_for():
         votes = rule(missing="renormalise").fit(stack).predict_proba(stack)
         np.testing.assert_allclose(votes[:5], rule().fit(z[:5]).predict_proba(z[:5]), atol=1e-6)
         np.testing.assert_allclose(votes[5:], rule().fit(z[5:, ::2]).predict_proba(z[5:, ::2]), atol=1e-6)
+
+
+def test_members_first_with_a_pool_is_the_majority_vote_of_the_same_weights():
+    z = scores(n=60, members=3, views=5, seed=2)
+    pool = LogLinearPool([3.0, 1.0, 2.0]).fit(reduce_views(z))
+    vote = MajorityVote([3.0, 1.0, 2.0]).fit(z)
+    np.testing.assert_allclose(members_first(pool, z), vote.predict_log_proba(z), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["vote", "mean-log", "mean-probability", "max"])
+def test_members_first_leaves_padding_out(how):
+    """Oracle: each video alone, with the views that it has."""
+    z = scores(n=6, members=2, views=4, seed=5)
+    present = np.arange(4) < np.array([1, 2, 3, 4, 4, 2])[:, None]
+    pool = LinearPool([1.0, 2.0]).fit(reduce_views(z))
+    found = members_first(pool, z, how, present=present)
+    for i, count in enumerate(present.sum(axis=1)):
+        np.testing.assert_allclose(found[i], members_first(pool, z[i : i + 1, :, :count], how)[0], atol=1e-5)
+    with pytest.raises(InputError, match="row 3 has no view"):
+        members_first(pool, z, how, present=np.arange(6)[:, None] != np.full(4, 3))
+
+
+def test_members_first_keeps_kinds_ids_and_absent_members():
+    rng = np.random.default_rng(4)
+    p = rng.dirichlet(np.ones(4), size=(30, 5)).astype(np.float32)
+    q = rng.dirichlet(np.ones(4), size=(20, 5)).astype(np.float32)
+    ids = [f"v{i}" for i in range(30)]
+    stack = LogitStack.from_arrays(
+        {"a": p, "b": q}, ids={"a": ids, "b": ids[:20]}, kind="probabilities", missing="allow",
+        labels={name: i % 4 for i, name in enumerate(ids)},
+    )  # fmt: skip
+    rule = Calibrated(LogLinearPool("uniform", missing="renormalise"), where="members").fit(reduce_views(stack))
+    found = members_first(rule, stack, "mean-probability")
+    views = [
+        LogitStack.from_arrays({"a": p[:, v], "b": q[:, v]}, ids={"a": ids, "b": ids[:20]}, kind="probabilities",
+                               missing="allow")
+        for v in range(5)
+    ]  # fmt: skip
+    expected = np.mean([rule.predict_proba(view) for view in views], axis=0)
+    np.testing.assert_allclose(np.exp(found), expected, atol=1e-5)
+    strict = LogLinearPool("uniform").fit(reduce_views(stack[:20]))
+    with pytest.raises(AlignmentError, match="10 of 30 videos"):
+        members_first(strict, stack)
+
+
+def test_members_first_needs_views():
+    z = scores(n=4)
+    with pytest.raises(InputError, match="no reducing"):
+        members_first(LinearPool("uniform").fit(z), z)

@@ -219,6 +219,11 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
         hits = self.predict(stack if isinstance(X, LogitStack) else X) == labels
         return float(np.average(hits, weights=check_sample_weight(sample_weight, len(stack))))
 
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: all, unless the fitted rule gave some no say."""
+        check_is_fitted(self, "members_")
+        return self.members_
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
@@ -253,10 +258,6 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
             )
         return labels
 
-    def _needed_members(self) -> tuple[str, ...]:
-        """Return those of `members_` that a prediction needs: all, unless the fitted rule dropped some."""
-        return self.members_
-
     def _check_class_names(self, stack: LogitStack) -> None:
         names = getattr(self, "class_names_", None)  # recipes of the first releases do not hold it
         if names is None or stack.classes is None or names == stack.classes:
@@ -288,7 +289,7 @@ class Fuser(ClassifierMixin, BaseEstimator, ABC):
                 )
             stack = LogitStack.from_arrays(X, members=self.members_)  # an array has an order, and no names
         missing = getattr(self, "missing", None)
-        needed = self._needed_members()
+        needed = self.needed_members()
         absent = sorted(set(needed) - set(stack.members))
         added = sorted(set(stack.members) - set(self.members_))
         if (absent or added) and missing != "renormalise":
@@ -339,6 +340,8 @@ def check_sample_weight(sample_weight: ArrayLike | None, n: int) -> NDArray[np.f
     bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
     if bad.size:
         raise InputError(f"sample_weight: expected finite numbers of at least 0, got {weight[bad[0]]} at row {bad[0]}")
+    if weight.max() > 1e300:  # their sum may be no number
+        weight /= weight.max()
     if not weight.sum() > 0:
         raise InputError("sample_weight: expected a positive sum, got weights that sum to zero")
     return weight

@@ -2,51 +2,57 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._validate import Kind, as_array, check_labels, place
-from vidfuse.cache.source import ArraySource, Rows, Source, fill_log_likelihoods
+from vidfuse.cache.source import ArraySource, Rows, Source, compose_rows, fill_log_likelihoods
 from vidfuse.cache.stack import LogitStack, Member
-from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, member_floors
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.base import Fuser, check_presence, floored_blocks, member_floors
+from vidfuse.fusion.learned_classes import LOWEST, fit_classes
 from vidfuse.fusion.learned_log_linear import fit_log_linear
 from vidfuse.fusion.learned_passes import Passes
-from vidfuse.fusion.pool_base import check_true_class
+from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weights import true_scores
-from vidfuse.likelihood import log_softmax, mix_floor
+from vidfuse.likelihood import block_rows, log_softmax, mix_floor
 
 __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which calibrated members are kept
-_LOWEST = -100.0  # nats; what -inf enters a vector scaling as
 
 
-def _checked(log_p: ArrayLike, y: ArrayLike | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _checked(log_p: ArrayLike, ids: NDArray[np.str_] | None = None) -> NDArray[Any]:
     array = as_array(log_p, "log_p")
     if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] < 2:
         raise InputError(f"expected logits or log-likelihoods (N, K), got {array.dtype} of shape {array.shape}")
-    bad = np.isnan(array) | np.isposinf(array)
+    peak = array.max(axis=1)  # NaN where a row has one
+    bad = ~np.isfinite(peak)
     if bad.any():
-        row = int(bad.any(axis=1).argmax())
-        raise InputError(f"log_p: expected finite numbers or -inf, got {array[row][bad[row]][0]} for {place(row)}")
-    labels = np.zeros(0, dtype=np.int64) if y is None else check_labels(y, len(array), array.shape[1])
-    return array, labels
+        row = int(bad.argmax())
+        raise InputError(
+            f"log_p: expected numbers that are finite or -inf, and one finite number a row or more, got a highest one "
+            f"of {peak[row]} for {place(row, ids)}; drop the video or predict it again"
+        )
+    return array
 
 
-def _check_true_class(array: NDArray[Any], labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
+def _check_true_class(
+    one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], advice: str, member: str | None = None
+) -> None:
     """Refuse a probability of 0 at the true class, which no temperature makes up for."""
-    zero = np.isneginf(array[np.arange(len(array)), labels]) & (omega > 0)
+    zero = np.isneginf(true_scores(one, labels)[0]) & (omega > 0)
     if zero.any():
         raise InputError(
-            f"a calibration cannot use a probability of 0 at the true class: {place(int(zero.argmax()))}; "
-            "set floor=1e-4 or more in the fuser, or mix the uniform distribution into these predictions"
+            "a calibration cannot use a probability of 0 at the true class: "
+            f"{place(int(zero.argmax()), one.ids, member)}; {advice}"
         )
 
 
@@ -57,7 +63,48 @@ def _shares(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64]:
     return np.asarray(weight / weight.sum())
 
 
-class TemperatureScaling(BaseEstimator):
+def _alone(log_p: NDArray[Any], ids: NDArray[np.str_] | None = None) -> LogitStack:
+    """Return log-likelihoods (N, K) as a stack of one member."""
+    return LogitStack([Member("p", ArraySource(log_p), slice(0, len(log_p), 1), "log-likelihoods")], ids=ids)
+
+
+def _blocks(n: int, classes: int) -> Iterator[slice]:
+    step = block_rows(classes)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n), 1)
+
+
+class _Scaling(BaseEstimator, ABC):
+    """What the calibrators share: checks, and a fit that reads its videos block by block."""
+
+    def fit(self, log_p: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Choose the parameters for log-likelihoods (N, K) and true classes (N,)."""
+        array = _checked(log_p)
+        labels = check_labels(y, len(array), array.shape[1])
+        one, omega = _alone(array), _shares(sample_weight, len(array))
+        _check_true_class(one, labels, omega, "mix the uniform distribution into these predictions")
+        return self._fit_one(one, labels, omega)
+
+    def _fit_one(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Self:
+        """Choose the parameters for a stack of one member, on the videos that it has and whose weight is not 0."""
+        used = omega > 0 if one.present is None else (omega > 0) & one.present[:, 0]
+        if not used.all():
+            one, labels, omega = one[used], labels[used], omega[used]
+        self._choose(one, labels, omega / omega.sum(), member_floors(one, "auto"))
+        return self
+
+    @abstractmethod
+    def _choose(
+        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
+    ) -> None:
+        """Set the fitted attributes; the weights are positive and sum to 1."""
+
+    @abstractmethod
+    def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
+        """Return calibrated log-likelihoods (N, K)."""
+
+
+class TemperatureScaling(_Scaling):
     """Divide log-likelihoods by one temperature, chosen for the least negative log-likelihood.
 
     ``log p'(c) = log p(c) / T - log Σ_j exp(log p(j) / T)``; convex in 1/T, 0.01 ≤ T ≤ 100. No class changes its rank.
@@ -77,30 +124,20 @@ class TemperatureScaling(BaseEstimator):
 
     temperature_: float
 
-    def fit(self, log_p: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Choose the temperature for log-likelihoods (N, K) and true classes (N,)."""
-        array, labels = _checked(log_p, y)
-        rows, omega = slice(0, len(array), 1), _shares(sample_weight, len(array))
-        _check_true_class(array, labels, omega)
-        return self._fit_member(LogitStack([Member("p", ArraySource(array), rows, "log-likelihoods")]), labels, omega)
-
-    def _fit_member(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Self:
-        """Choose the temperature of a stack of one member, block by block."""
-        if not omega.all():
-            one, labels, omega = one[omega > 0], labels[omega > 0], omega[omega > 0]
-        floors = member_floors(one, "auto")
-        check_true_class(one, true_scores(one, labels), floors)
+    def _choose(
+        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
+    ) -> None:
         with Passes(one, labels, omega, floors) as passes:
             self.temperature_ = float(1.0 / fit_log_linear(passes).beta[0])
-        return self
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated log-likelihoods (N, K)."""
         check_is_fitted(self, "temperature_")
-        return log_softmax(_checked(log_p)[0].astype(np.float64) / self.temperature_)
+        scaled = np.divide(_checked(log_p), self.temperature_, dtype=np.float64)
+        return log_softmax(scaled, out=scaled)
 
 
-class VectorScaling(BaseEstimator):
+class VectorScaling(_Scaling):
     """Give every class a scale and a bias, shrunk to one temperature and no bias.
 
     ``log p'(c) ∝ a_c · log p(c) + b_c``, which minimises ``NLL + ½·(λ/N)·(Σ(a_c - 1/T)² + Σ b_c²)``, T from
@@ -128,40 +165,35 @@ class VectorScaling(BaseEstimator):
     def __init__(self, shrinkage: float = 10.0) -> None:
         self.shrinkage = shrinkage
 
-    def fit(self, log_p: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Choose scales and biases for log-likelihoods (N, K) and true classes (N,)."""
-        array, labels = _checked(log_p, y)
+    def _choose(
+        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
+    ) -> None:
         if not (np.isfinite(self.shrinkage) and self.shrinkage >= 0):
             raise InputError(f"shrinkage: expected a finite number of at least 0, got {self.shrinkage!r}")
-        omega = _shares(sample_weight, len(array))
-        z = np.maximum(log_softmax(array.astype(np.float64)), _LOWEST)
-        centre = 1.0 / TemperatureScaling().fit(array, labels, omega).temperature_
-        strength, (n, classes) = self.shrinkage * float(omega @ omega), z.shape
-
-        def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            scale, bias = x[:classes], x[classes:]
-            log_q = log_softmax(z * scale + bias)
-            value = -float(omega @ log_q[np.arange(n), labels])
-            slope = np.exp(log_q)
-            slope[np.arange(n), labels] -= 1.0
-            slope *= omega[:, None]
-            away = scale - centre
-            gradient = np.concatenate([(slope * z).sum(axis=0) + strength * away, slope.sum(axis=0) + strength * bias])
-            return value + 0.5 * strength * float(away @ away + bias @ bias), gradient
-
-        start = np.concatenate([np.full(classes, centre), np.zeros(classes)])
-        bounds = [(0.0, None)] * classes + [(None, None)] * classes
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
-        self.scale_, self.bias_ = found.x[:classes], found.x[classes:]
-        return self
+        centre = 1.0 / TemperatureScaling()._fit_one(one, labels, omega).temperature_
+        fit = fit_classes(
+            one,
+            labels,
+            omega,
+            floors,
+            np.array([centre]),
+            weight_precision=self.shrinkage,
+            bias_precision=self.shrinkage,
+            non_negative=True,
+        )
+        self.scale_, self.bias_ = fit.beta[0], fit.bias
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated log-likelihoods (N, K)."""
         check_is_fitted(self, "scale_")
-        z = log_softmax(_checked(log_p)[0].astype(np.float64))
+        z = _checked(log_p).astype(np.float64)
         if z.shape[1] != len(self.scale_):
             raise InputError(f"expected {len(self.scale_)} classes, got {z.shape[1]}")
-        return log_softmax(np.maximum(z, _LOWEST) * self.scale_ + self.bias_)
+        log_softmax(z, out=z)
+        np.maximum(z, LOWEST, out=z)
+        z *= self.scale_
+        z += self.bias_
+        return log_softmax(z, out=z)
 
 
 @dataclass(frozen=True)
@@ -228,9 +260,9 @@ class Calibrated(Fuser):
         self.where = where
 
     @property
-    def missing(self) -> str:
-        """What the inner rule does about missing members."""
-        return str(getattr(self.fuser, "missing", "error"))
+    def missing(self) -> str | None:
+        """What the inner rule does about missing members; None where it can do nothing."""
+        return getattr(self.fuser, "missing", None)
 
     @property
     def _takes_views(self) -> bool:  # type: ignore[override]
@@ -242,29 +274,53 @@ class Calibrated(Fuser):
         if labels is None:
             raise InputError("a calibration needs labels")
         base = TemperatureScaling() if self.calibrator is None else self.calibrator
+        omega = _shares(weight, len(stack))
         if self.where == "after":
             self.fuser_ = clone(self.fuser).fit(stack, labels, weight)
-            self.calibrators_ = [clone(base).fit(self.fuser_.predict_log_proba(stack), labels, weight)]
+            fused = _alone(_checked(self.fuser_.predict_log_proba(stack), stack.ids), stack.ids)
+            _check_true_class(fused, labels, omega, "set floor=1e-4 or more in the fuser")
+            self.calibrators_ = [_fitted(base, fused, labels, omega)]
             return
+        check_presence(stack, self.missing)
         self.calibrators_ = []
         for name in stack.members:
-            one, known, share = stack.select([name]), labels, _shares(weight, len(stack))
-            if one.present is not None:
-                here = np.flatnonzero(one.present[:, 0])
-                one, known, share = one[here], known[here], _shares(share[here], len(here))
-            calibrator = clone(base)
-            if isinstance(calibrator, TemperatureScaling):
-                calibrator._fit_member(one, known, share)
-            else:
-                floor = float(member_floors(one, "auto")[0])
-                calibrator.fit(_log_likelihoods(one.scores(name), one.kinds[0], floor), known, share)
-            self.calibrators_.append(calibrator)
+            one = stack.select([name])
+            if one.present is not None and not omega[one.present[:, 0]].any():
+                raise AlignmentError(
+                    f"expected videos of positive weight to calibrate every member on, got none that member {name!r} "
+                    "has; leave it out"
+                )
+            advice = 'give this member as kind="probabilities", which have a floor, or calibrate with where="after"'
+            _check_true_class(one, labels, omega, advice, name)
+            self.calibrators_.append(_fitted(base, one, labels, omega))
         self.fuser_ = clone(self.fuser).fit(self._calibrate(stack), labels, weight)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        if self.where == "after":
-            return np.asarray(self.calibrators_[0].transform(self.fuser_.predict_log_proba(stack)))
-        return self.fuser_.predict_log_proba(self._calibrate(stack))
+        if self.where == "members":
+            return self.fuser_.predict_log_proba(self._calibrate(stack))
+        log_p = self.fuser_.predict_log_proba(stack)
+        for rows in _blocks(*log_p.shape):
+            log_p[rows] = self.calibrators_[0].transform(log_p[rows])
+        return log_p
+
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those that the inner rule needs."""
+        check_is_fitted(self, "fuser_")
+        return self.fuser_.needed_members()
+
+    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
+        """Return each member's weight in the inner rule; intervals take the calibration as given.
+
+        Raises:
+            InputError: the rule has no weights, comes from a recipe or a pickle, or an argument is out of range.
+        """
+        check_is_fitted(self, "fuser_")
+        if not hasattr(self.fuser_, "summary"):
+            raise InputError(
+                f"summary: expected a rule with one weight a member, such as LogLinearPool(), got {self.fuser_!r}"
+            )
+        inner: PoolSummary = self.fuser_.summary(bootstrap, confidence=confidence, random_state=random_state)
+        return inner
 
     def _calibrate(self, stack: LogitStack) -> LogitStack:
         members = []
@@ -274,6 +330,20 @@ class Calibrated(Fuser):
             source: Source = _Calibrated(own.source, own.kind, floor, calibrator)
             rows = own.rows
             if few:  # computed once; otherwise in every pass, block by block
-                source, rows = ArraySource(source.take(rows)), slice(0, len(stack), 1)
+                kept = np.empty((len(stack), stack.n_classes), dtype=np.float32)
+                for block in _blocks(*kept.shape):
+                    kept[block] = source.take(compose_rows(rows, block))
+                source, rows = ArraySource(kept), slice(0, len(stack), 1)
             members.append(Member(own.name, source, rows, "log-likelihoods"))
         return LogitStack(members, ids=stack.ids, labels=stack.labels, classes=stack.classes, present=stack.present)
+
+
+def _fitted(base: Any, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Any:
+    """Fit a copy of a calibrator; one of another kind gets its log-likelihoods in one array."""
+    calibrator = clone(base)
+    if isinstance(calibrator, _Scaling):
+        return calibrator._fit_one(one, labels, omega)
+    here = slice(None) if one.present is None else one.present[:, 0]
+    one = one[here]
+    log_p = np.concatenate([block[:, 0].copy() for _, block in floored_blocks(one, member_floors(one, "auto"))])
+    return calibrator.fit(log_p, labels[here], omega[here])

@@ -13,12 +13,15 @@ from sklearn.base import clone
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Fuser, check_presence, floored_blocks
+from vidfuse.fusion.pool_base import check_true_class
 from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.likelihood import log_linear_pool
+from vidfuse.fusion.weights import true_scores
+from vidfuse.likelihood import block_rows, log_linear_pool
 
 __all__ = ["DynamicPool"]
 
 _REFERENCES: Final = 4000  # videos of the fit that are kept to compare with; memory and time are bounded by it
+_LIKENESS: Final = 1 << 21  # numbers that are compared at once
 _FEATURES: Final = {"confidence": 2, "competence": 1, "both": 3}
 
 
@@ -84,6 +87,9 @@ class DynamicPool(Fuser):
             raise InputError("dynamic weights need labels")
         check_presence(stack, None)
         self.pool_ = clone(base).fit(stack, labels, weight)
+        if not self.pool_.floor_.all():
+            true = true_scores(stack, labels)
+            check_true_class(stack, true if weight is None else np.where(weight > 0, true, np.nan), self.pool_.floor_)
         counted = np.arange(len(stack)) if weight is None else np.flatnonzero(weight)
         places = np.linspace(0, len(counted) - 1, min(len(counted), _REFERENCES))
         chosen = counted[np.unique(places.round().astype(np.int64))]
@@ -178,8 +184,9 @@ class DynamicPool(Fuser):
         if count < 1:
             return np.zeros((len(root), self.reference_log_true_.shape[1]))
         out = np.empty((len(root), self.reference_log_true_.shape[1]))
-        for start in range(0, len(root), 512):
-            rows = slice(start, min(start + 512, len(root)))
+        step = block_rows(max(n, count * out.shape[1]), _LIKENESS)
+        for start in range(0, len(root), step):
+            rows = slice(start, min(start + step, len(root)))
             likeness = root[rows].astype(np.float32) @ self.reference_root_.T  # the Bhattacharyya coefficient
             if own:
                 likeness[np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)] = -1.0
@@ -189,11 +196,16 @@ class DynamicPool(Fuser):
 
 
 def _confidence(log_p: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Return each member's confidence and the others' agreement with it, both (N, M)."""
-    p = np.exp(log_p.astype(np.float64))
-    members, classes = p.shape[1:]
-    negative = np.multiply(p, log_p, out=np.zeros_like(p), where=p > 0).sum(axis=2)
-    chosen = p.argmax(axis=2)
-    said = np.take_along_axis(p.sum(axis=1), chosen, axis=1)  # by all members, of each one's class
-    others = said - np.take_along_axis(p, chosen[:, :, None], axis=2)[:, :, 0]
-    return [1.0 + negative / np.log(classes), others / max(members - 1, 1)]
+    """Return each member's confidence and the others' agreement with it, both (N, M), block by block."""
+    n, members, classes = log_p.shape
+    confidence, agreement = np.empty((n, members)), np.empty((n, members))
+    step = block_rows(members * classes)
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        p = np.exp(log_p[rows].astype(np.float64))
+        negative = np.multiply(p, log_p[rows], out=np.zeros_like(p), where=p > 0).sum(axis=2)
+        chosen = p.argmax(axis=2)
+        said = np.take_along_axis(p.sum(axis=1), chosen, axis=1)  # by all members, of each one's class
+        others = said - np.take_along_axis(p, chosen[:, :, None], axis=2)[:, :, 0]
+        confidence[rows], agreement[rows] = 1.0 + negative / np.log(classes), others / max(members - 1, 1)
+    return [confidence, agreement]

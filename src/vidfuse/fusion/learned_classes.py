@@ -14,9 +14,11 @@ from vidfuse.cache.stack import LogitStack
 from vidfuse.fusion.base import floored_blocks
 from vidfuse.likelihood import log_softmax
 
-__all__ = ["ClassFit", "fit_classes"]
+__all__ = ["LOWEST", "ClassFit", "fit_classes"]
 
-_LOWEST: Final = -100.0  # nats; what -inf enters a fit as
+LOWEST: Final = -100.0
+"""What a log-likelihood of -inf enters a fit as, in nats."""
+
 _RESIDENT: Final = 1 << 27  # numbers that are kept between passes
 
 
@@ -122,7 +124,7 @@ class _Blocks:
 
     def _fresh(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         for rows, block in floored_blocks(self._stack, self._floors):
-            yield rows, np.maximum(block.swapaxes(0, 1), np.float32(_LOWEST))
+            yield rows, np.maximum(block.swapaxes(0, 1), np.float32(LOWEST))
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         return self._fresh() if self._kept is None else iter(self._kept)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.fusion.base import is_number
 from vidfuse.fusion.learned_log_linear import fit_log_linear, shrinkage_penalty
 from vidfuse.fusion.learned_passes import Passes
 
@@ -26,9 +27,9 @@ def check_shrinkage(shrinkage: Shrinkage) -> None:
     Example:
         >>> check_shrinkage("auto")
     """
-    if shrinkage is None or shrinkage in ("auto", "cv"):
+    if shrinkage is None or (isinstance(shrinkage, str) and shrinkage in ("auto", "cv")):
         return
-    if isinstance(shrinkage, str) or not (np.isfinite(shrinkage) and shrinkage >= 0):
+    if not is_number(shrinkage) or float(shrinkage) < 0:
         raise InputError(f'shrinkage: expected "auto", "cv", None or a number of at least 0, got {shrinkage!r}')
 
 

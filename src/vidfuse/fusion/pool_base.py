@@ -44,7 +44,9 @@ class WeightedFuser(Fuser):
     def _needs_labels(self) -> bool:
         return self.class_weight is not None or (isinstance(self.weights, str) and self.weights != "uniform")
 
-    def _needed_members(self) -> tuple[str, ...]:
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those of positive weight."""
+        check_is_fitted(self, "weights_")
         return tuple(name for name, weight in zip(self.members_, self.weights_, strict=True) if weight > 0)
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:

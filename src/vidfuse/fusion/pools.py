@@ -9,10 +9,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion.base import Floor, Missing, floored_blocks, is_number
+from vidfuse.fusion.base import Floor, Missing, floored_blocks
 from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.learned_linear import fit_linear
 from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, Penalty, fit_log_linear, shrinkage_penalty
@@ -98,10 +99,6 @@ class LogLinearPool(Pool):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if not (self.shrinkage is None or isinstance(self.shrinkage, str) or is_number(self.shrinkage)):
-            raise InputError(
-                f'shrinkage: expected "auto", "cv", None or a number of at least 0, got {self.shrinkage!r}'
-            )
         check_shrinkage(self.shrinkage)
         self.shrinkage_, self.class_weights_ = None, None
         if self.per_class and not (isinstance(self.weights, str) and self.weights == "learned"):
@@ -146,16 +143,18 @@ class LogLinearPool(Pool):
         again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
         return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
 
-    def _needed_members(self) -> tuple[str, ...]:
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those of positive weight, for some class at least."""
+        check_is_fitted(self, "weights_")
         if self.class_weights_ is None:
-            return super()._needed_members()
+            return super().needed_members()
         say = (self.weights_ > 0) | (self.class_weights_ > 0).any(axis=1)
         return tuple(name for name, has in zip(self.members_, say, strict=True) if has)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         if self.class_weights_ is None:
             return super()._fuse(stack)
-        needed = self._needed_members()
+        needed = self.needed_members()
         used = stack.select([name for name in stack.members if name in needed])
         if used.present is not None or len(used.members) < len(needed):
             return super()._fuse(stack)  # weights per class are not renormalised: the shared ones are

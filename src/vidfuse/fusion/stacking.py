@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Floor, Fuser, floored_blocks, member_floors
+from vidfuse.fusion.base import Floor, Fuser, check_presence, floored_blocks, member_floors
 from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.pools import SHRUNK_FLOOR, LogLinearPool
 from vidfuse.likelihood import log_softmax
@@ -74,6 +74,7 @@ class StackedPool(Fuser):
             raise InputError(f"shrinkage: expected a positive number, got {self.shrinkage!r}")
         if labels is None:
             raise InputError("stacking needs labels")
+        check_presence(stack, None)
         ordered = stack.select(sorted(stack.members))
         floors = member_floors(ordered, self.floor, SHRUNK_FLOOR)
         static = LogLinearPool(floor=self.floor, n_jobs=self.n_jobs).fit(ordered, labels, weight)

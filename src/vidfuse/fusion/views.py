@@ -1,20 +1,22 @@
-"""Test-time augmentation: reduce the views of each video to one prediction a member."""
+"""Test-time augmentation: reduce views to one prediction a member, or fuse members in every view and reduce later."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.cache.source import ArraySource
+from vidfuse.cache.source import ArraySource, Rows, Source
 from vidfuse.cache.stack import LogitStack, Member
-from vidfuse.errors import InputError
-from vidfuse.fusion.base import Floor, as_stack, member_floors
+from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
 
-__all__ = ["reduce_views"]
+__all__ = ["members_first", "reduce_views"]
 
 
 def reduce_views(
@@ -50,8 +52,7 @@ def reduce_views(
         [[[0.6..., 0.4...]]]
     """
     stack = as_stack(stack)
-    if stack.n_views is None:
-        raise InputError(f"expected a stack with views, (N, M, V, K), got shape {stack.shape}; it needs no reducing")
+    _check_views(stack)
     rules = _for_members(how, stack.members, "how")
     masks = _for_members(present, stack.members, "present")
     for name, rule in rules.items():
@@ -78,6 +79,70 @@ def reduce_views(
         classes=stack.classes,
         present=stack.present,
     )
+
+
+def members_first(
+    fuser: Fuser, stack: Any, how: str = "vote", *, present: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Return fused log-likelihoods (N, K) of a stack with views: the fuser fuses each view, then views are reduced.
+
+    Args:
+        fuser: a fuser that was fitted on a stack without views (N, M, K), for instance one whose views were reduced.
+        stack: a stack or an array (N, M, V, K); view v of all members belongs together, such as clip v of the video.
+        how: the rule for the fused views, one of those of `reduce_views`; by "vote" each view has one vote, which is
+            what `MajorityVote` does with its weights.
+        present: which views exist (N, V), where videos have different numbers of them and the rest is padding.
+
+    Raises:
+        InputError: no view axis, an unknown rule, or a video without any view.
+
+    Example:
+        >>> from vidfuse.fusion.pools import LinearPool
+        >>> views = np.log([[[[0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7], [0.3, 0.7]]]])
+        >>> pool = LinearPool("uniform").fit(reduce_views(views))
+        >>> members_first(pool, views).argmax(axis=1).tolist()  # two of three views say class 1
+        [1]
+    """
+    stack = as_stack(stack)
+    views = _check_views(stack)
+    fused = np.empty((len(stack), views, stack.n_classes), dtype=np.float32)
+    with warnings.catch_warnings():  # members agree less on a single view than on the fit's videos
+        warnings.filterwarnings("ignore", ".* agreed with the others on the videos of the fit", VidfuseWarning)
+        for view in range(views):
+            members = [replace(member, source=_View(member.source, view)) for member in stack.sources()]
+            one = LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present)
+            fused[:, view] = fuser.predict_log_proba(one)
+    return reduce_views_array(fused, how, present=present).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One view of a member's scores: a `Source` of a stack."""
+
+    source: Source
+    view: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        n, _, classes = self.source.shape
+        return n, classes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.source.dtype
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        return self.source.take(rows)[:, self.view]
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        source, rows = self.source.restricted(rows)
+        return _View(source, self.view), rows
+
+
+def _check_views(stack: LogitStack) -> int:
+    if stack.n_views is None:
+        raise InputError(f"expected a stack with views, (N, M, V, K), got shape {stack.shape}; it needs no reducing")
+    return stack.n_views
 
 
 def _for_members(value: Any, members: tuple[str, ...], what: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from selection_cases import ensemble, fused, score, stack_of
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.fusion.selection.greedy import greedy_search
+from vidfuse.fusion.selection.greedy import GreedyPool, greedy_search
 
 
 def by_hand(stack, y, objective, linear, rounds, replacement=True, costs=None):
@@ -195,3 +197,19 @@ def test_a_thousand_members():
     found = greedy_search(stack, "accuracy", 3, kind="log-linear", sorted_start=1)
     pool = vf.LogLinearPool(weights={name: found.weights.get(name, 0.0) for name in stack.members})
     assert found.score == pytest.approx(pool.fit(stack).score(stack), abs=1e-12)
+
+
+def test_the_summary_repeats_the_search_on_resampled_videos():
+    stack = stack_of(*ensemble(3, n=60))
+    pool = GreedyPool(rounds=20).fit(stack)
+    summary = pool.summary(bootstrap=50, random_state=1)
+    np.testing.assert_array_equal(summary.weights, pool.weights_)
+    assert (summary.upper - summary.lower).max() > 0.01
+    rng = np.random.default_rng(1)
+    draws = np.array([
+        GreedyPool(rounds=20).fit(stack[np.repeat(np.arange(60), rng.multinomial(60, np.full(60, 1 / 60)))]).weights_
+        for _ in range(50)
+    ])  # fmt: skip
+    np.testing.assert_allclose([summary.lower, summary.upper], np.percentile(draws, [2.5, 97.5], axis=0), atol=1e-9)
+    with pytest.raises(InputError, match="fit the pool again"):
+        pickle.loads(pickle.dumps(pool)).summary(bootstrap=5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
 from vidfuse.cache.stack import LogitStack
@@ -19,6 +21,7 @@ from vidfuse.fusion.selection.hit_gains import HitGains
 from vidfuse.fusion.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
 from vidfuse.fusion.selection.masks import LOG_LINEAR_TIE, TIE, member_costs, tie_ranks
 from vidfuse.fusion.selection.subsets import complete_videos, video_weights
+from vidfuse.fusion.summary import PoolSummary, Refit, summarise
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import (
     Objective,
@@ -287,6 +290,13 @@ def _pool(kind: Kind, floor: Floor, weights: dict[str, float]) -> Fuser:
     return (LinearPool if kind == "linear" else LogLinearPool)(weights=weights, floor=floor)
 
 
+def _searched_weights(
+    stack: LogitStack, labels: NDArray[np.int64] | None, parameters: Mapping[str, Any], omega: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    found = greedy_search(stack, labels=labels, sample_weight=omega, **parameters)
+    return np.array([found.weights.get(name, 0.0) for name in stack.members])
+
+
 class GreedyPool(Fuser):
     """Ensemble selection as an estimator: a pool whose weights are how often a greedy search chose each member.
 
@@ -354,9 +364,37 @@ class GreedyPool(Fuser):
         self.score_ = found.score
         self.path_ = [name for name, _ in found.path]
         self.pool_ = _pool(self.kind, self.floor, found.weights).fit(stack.select(found.members))
+        self._omega = np.ones(len(stack)) if weight is None else weight
+        self._refit: Refit | None = partial(_searched_weights, stack, labels, self.get_params(deep=False))
 
-    def _needed_members(self) -> tuple[str, ...]:
-        return self.pool_._needed_members()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_refit": None, "_omega": None}
+
+    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
+        """Return each member's weight, with percentile intervals over `bootstrap` resamples of the fit's videos.
+
+        The whole search is repeated on each resample.
+
+        Raises:
+            InputError: the rule comes from a recipe or a pickle, which keep no videos, the objective is a callable,
+                which gets no weights, or an argument is out of range.
+        """
+        check_is_fitted(self, "weights_")
+        return summarise(
+            self.members_,
+            self.weights_,
+            1.0,
+            refit=getattr(self, "_refit", None),
+            omega=getattr(self, "_omega", None),
+            bootstrap=bootstrap,
+            confidence=confidence,
+            random_state=random_state,
+        )
+
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those that the pool of the chosen ones needs."""
+        check_is_fitted(self, "pool_")
+        return self.pool_.needed_members()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         return self.pool_.predict_log_proba(stack.select([m for m in stack.members if m in self.pool_.members_]))

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
+from vidfuse._validate import check_weights
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.base import Fuser, as_stack, check_sample_weight, member_floors
@@ -316,7 +317,7 @@ class _FixedPool:
     def _rule(self, pool: Any, stack: LogitStack) -> NDArray[np.float64]:
         """Return the pool's weights of all members, in the order of `self.stack`, not normalised."""
         if not isinstance(pool.weights, str):
-            clone(pool).fit(stack)  # checks the numbers
+            clone(pool).fit(stack)  # checks the numbers, which are not divided by their sum: whole ones add exactly
             given = (
                 pool.weights
                 if isinstance(pool.weights, Mapping)
@@ -375,14 +376,14 @@ def restricted(pool: Fuser, members: Sequence[str], chosen: Sequence[str]) -> Fu
     """Return an unfitted copy of the pool for some of its members; given weights are those of the chosen.
 
     Example:
-        >>> restricted(LinearPool(weights=[1, 2, 3]), ["a", "b", "c"], ["c", "a"]).weights
-        {'c': 3.0, 'a': 1.0}
+        >>> restricted(LinearPool(weights=[1, 4, 5]), ["a", "b", "c"], ["c", "a"]).weights
+        {'c': 0.5, 'a': 0.1}
     """
     copy: Fuser = clone(pool)
     given = getattr(pool, "weights", None)
     if given is not None and not isinstance(given, str):
-        numbers = given if isinstance(given, Mapping) else dict(zip(members, given, strict=True))
-        own = {name: float(numbers[name]) for name in chosen}
+        shares = dict(zip(members, check_weights(given, members).tolist(), strict=True))
+        own = {name: shares[name] for name in chosen}
         copy.set_params(weights=own if any(own.values()) else "uniform")
     return copy
 
@@ -500,8 +501,10 @@ class SubsetPool(Fuser):
             )
         return self.pool_.summary(bootstrap, confidence=confidence, random_state=random_state)
 
-    def _needed_members(self) -> tuple[str, ...]:
-        return self.pool_._needed_members()
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those that the pool of the chosen ones needs."""
+        check_is_fitted(self, "pool_")
+        return self.pool_.needed_members()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         chosen = [name for name in stack.members if name in self.selected_]
