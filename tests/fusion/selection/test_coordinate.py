@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from selection_cases import ensemble, fused, score, stack_of
 
 import vidfuse as vf
-from vidfuse.errors import InputError
+from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.selection.coordinate import best_step, coordinate_search
 
 
@@ -70,6 +70,29 @@ def test_a_given_start_and_bad_arguments():
         coordinate_search(stack, kind="cubic")
     with pytest.raises(InputError, match="m1"):
         coordinate_search(stack, start={"m0": 1.0, "m1": -1.0, "m2": 1.0})
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy"])
+def test_whole_weights_are_videos_that_stand_several_times(objective):
+    z, y = ensemble(4, n=120, m=4, k=5)
+    counts = np.random.default_rng(0).integers(0, 4, 120)
+    rows = np.repeat(np.arange(120), counts)
+    found = coordinate_search(stack_of(z, y), objective, sample_weight=counts)
+    again = coordinate_search(stack_of(z[rows], y[rows]), objective)
+    assert found.weights == pytest.approx(again.weights, abs=1e-9)
+    assert found.score == pytest.approx(again.score, abs=1e-12)
+
+
+def test_videos_that_some_member_lacks_are_refused():
+    z, y = ensemble(3, m=3)
+    ids = np.array([f"v{i:02d}" for i in range(60)])
+    stack = vf.LogitStack.from_arrays(
+        {"a": z[5:, 0], "b": z[:, 1]}, ids={"a": ids[5:], "b": ids}, missing="allow", join="outer",
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)),
+    )  # fmt: skip
+    with pytest.raises(AlignmentError, match="5 of 60 videos without some; keep those that all members have"):
+        coordinate_search(stack)
+    assert coordinate_search(stack[stack.present.all(axis=1)]).score > 0
 
 
 def test_nothing_to_decide():

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._validate import check_weights
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Floor, as_stack, member_floors
+from vidfuse.fusion.base import Floor, as_stack, check_sample_weight, member_floors
 from vidfuse.fusion.selection.greedy import Kind
 from vidfuse.fusion.selection.hits import Judge
 from vidfuse.fusion.selection.rivals import Rivals, find_rivals
-from vidfuse.fusion.selection.subsets import video_weights
+from vidfuse.fusion.selection.subsets import complete_videos, video_weights
 from vidfuse.metrics.objectives import labels_of
 
 __all__ = ["CoordinateSearch", "best_step", "coordinate_search"]
@@ -105,6 +105,7 @@ def coordinate_search(
     starts: int = 8,
     floor: Floor = "auto",
     labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     random_state: int | None = 0,
 ) -> CoordinateSearch:
     """Find weights of high accuracy: exact line searches along one weight at a time, from several starts.
@@ -121,10 +122,12 @@ def coordinate_search(
         starts: How many random points, besides equal weights and single members.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
+        sample_weight: One weight of at least 0 a video.
         random_state: Seed of the random points.
 
     Raises:
-        InputError: Another objective, missing predictions or labels, or a start that is not at least 0.
+        InputError: Another objective, missing labels, or a start that is not at least 0.
+        AlignmentError: Members lack videos.
 
     Source:
         Och (2003), ACL, Minimum error rate training in statistical machine translation, sections 4 and 5.
@@ -142,16 +145,18 @@ def coordinate_search(
         raise InputError(f"objective: expected 'accuracy' or 'mean-class-accuracy', got {objective!r}")
     if kind not in ("linear", "log-linear"):
         raise InputError(f"kind: expected 'linear' or 'log-linear', got {kind!r}")
-    if stack.n_views is not None or stack.present is not None:
+    if stack.n_views is not None:
         raise InputError(
-            "coordinate_search takes complete scores (N, M, K): reduce views, drop videos that lack members"
+            f"coordinate_search takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views"
         )
+    weight = check_sample_weight(sample_weight, len(stack))
+    stack, y, weight = complete_videos(stack, y, weight, None)
     ordered = stack.select(sorted(stack.members))
     n_members = len(ordered.members)
     floors = member_floors(ordered, floor)
     linear = kind == "linear"
     rivals = find_rivals(ordered, y, floors, linear=linear, rounds=8)
-    a = video_weights(y, objective)
+    a = video_weights(y, objective, weight)
     if start is not None:
         points = check_weights(start, ordered.members)[None]
     else:
