@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import tracemalloc
 
@@ -77,6 +78,7 @@ def in_small_blocks(monkeypatch):
 
 
 def peak_of(call):
+    gc.collect()  # what an earlier test left in cycles is not freed while this one is measured
     tracemalloc.start()
     result = call()
     peak = tracemalloc.get_traced_memory()[1]
@@ -111,5 +113,5 @@ def test_a_scaling_is_fitted_block_by_block(cached, monkeypatch, scaling):
     _, fitting = peak_of(lambda: scaling.fit(z, y))
     found, predicting = peak_of(lambda: scaling.transform(z))
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert fitting < z.nbytes / 2
+    assert fitting < z.nbytes  # in one piece it is twice that, in float64, and more
     assert predicting < 1.2 * found.nbytes
