@@ -18,6 +18,7 @@ HEAVY = ("numpy", "scipy", "sklearn", "torch", "torchvision", "timm", "av", "pan
 OPTIONAL = ("torch", "torchvision", "timm", "av", "pybullet", "einops", "yaml", "pandas", "polars", "matplotlib")
 FLOORS = {
     "errors": 0,
+    "_threads": 0,
     "_validate": 0,
     "likelihood": 1,
     "cache": 1,

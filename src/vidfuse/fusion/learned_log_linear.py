@@ -20,6 +20,7 @@ T_MAX: Final = 100.0
 
 _TARGET: Final = 5e-8
 _NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
+_ROUGH: Final = 1e-3  # nats; a gap below which float32 tells little
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
@@ -120,12 +121,12 @@ def fit_log_linear(
     penalty = penalty or Penalty(np.zeros((members, members)), np.zeros(members))
     beta = np.full(members, 1.0 / members) if start is None else start
     moments: Moments | None = None
-    curvature = np.zeros((members, members))
+    curvature, sampled = np.zeros((members, members)), 0.0
     if passes.numbers > _SMALL:
-        with passes.sample(max(200, min(len(passes.stack) // 16, 4096))) as sample:
-            beta, active, curvature = _on_sample(sample, penalty, beta)
-            beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
-        passes.count += sample.count * len(sample.stack) / len(passes.stack)
+        sample = passes.sample(max(200, min(len(passes.stack) // 16, 4096)))
+        beta, active, curvature = _on_sample(sample, penalty, beta)
+        beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
+        sampled = sample.count * len(sample.stack) / len(passes.stack)
     if moments is None:
         beta, moments = _newton(passes, penalty, beta, double=True, tolerance=0.0, limit=60)
     if free and moments.value < np.log(2.0) * passes.omega[passes.omega > 0].min() and beta.sum() < 1 / T_MIN:
@@ -135,7 +136,7 @@ def fit_log_linear(
     gap = frank_wolfe_gap(beta, moments.gradient)
     warn_of_gap(gap)
     at_bound = beta.sum() >= (1 - 1e-9) / T_MIN
-    return LogLinearFit(beta, moments.value, gap, passes.count, bool(at_bound))
+    return LogLinearFit(beta, moments.value, gap, passes.count + sampled, bool(at_bound))
 
 
 def _on_sample(
@@ -164,28 +165,22 @@ def _over_active(
     """
     curvature = curvature.copy()
     for _ in range(_ROUNDS):
-        whole, square = len(active) == len(beta), np.ix_(active, active)
-        some, pull = (passes, penalty) if whole else (passes.only(active), penalty.only(active))
+        square = np.ix_(active, active)
+        some, pull = passes.only(active), penalty.only(active)
         inner, rough = _newton(
             some, pull, beta[active], double=False, tolerance=_NEAR, limit=12, hessian=curvature[square]
         )
         curvature[square] = _of(rough)
-        inner, moments = _polish(some, pull, inner, _of(rough))
         beta = np.zeros(len(beta))
         beta[active] = inner
-        if whole:
-            return beta, moments, curvature
-        passes.count += some.count * len(active) / len(beta)
-        if moments is None:
-            break
-        moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
-        if frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
+        beta, moments = _polish(passes, penalty, beta, active, _of(rough))
+        if moments is None or frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
             return beta, moments, curvature
         better = moments.gradient < moments.gradient @ beta / beta.sum()
         entering = np.setdiff1d(np.flatnonzero(better), active)
         if not len(entering):
             break
-        active = np.union1d(active[inner > 0], entering)
+        active = np.union1d(np.flatnonzero(beta), entering)
     return beta, None, curvature
 
 
@@ -198,7 +193,6 @@ def _shortest(
     hessian = (curvature if moments.hessian is None else moments.hessian)[np.ix_(equal, equal)]
     if moments.hessian is None and _condition(hessian) < 1e-4:
         hessian = _of(penalty.only(equal).add_to(passes.only(equal).moments(beta[equal]), beta[equal]))
-        passes.count += len(equal) / len(beta)
     shortest = beta.copy()
     shortest[equal] = least_norm(beta[equal], hessian, 1 / T_MAX, 1 / T_MIN)
     if np.abs(shortest - beta).max() > 1e-12:
@@ -210,26 +204,43 @@ def _shortest(
 
 
 def _polish(
-    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], hessian: NDArray[np.float64]
+    passes: Passes,
+    penalty: Penalty,
+    beta: NDArray[np.float64],
+    active: NDArray[np.intp],
+    hessian: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], Moments | None]:
-    """Certify β by gradients alone, stepping with a Hessian from nearby; no moments where that does not succeed.
+    """Certify β over the active members by gradients alone, stepping with their Hessian from nearby.
 
-    Each step's change of the gradient corrects the Hessian (BFGS: Nocedal and Wright 2006, equation 6.19).
+    Each step's change of the gradient corrects the Hessian (BFGS: Nocedal and Wright 2006, equation 6.19). A pass is in
+    float32 while that tells enough, and over all members where the next gap is expected to do. The moments are those
+    over all members; there are none without success.
     """
-    rough = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
-    step = _newton_step(beta, rough._replace(hessian=hessian))[0]
-    gradient, previous = rough.gradient, np.inf
+    some, pull, inner = passes.only(active), penalty.only(active), beta[active]
+    gradient = step = np.zeros(len(inner))
+    previous, double, last = np.inf, [False], False
     while True:
-        beta = np.maximum(beta + step, 0.0)
-        moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
-        gap = frank_wolfe_gap(beta, moments.gradient)
-        if gap <= _TARGET:
-            return beta, moments
-        if gap > 0.5 * previous:
+        beta = np.zeros(len(beta))
+        beta[active] = inner
+        if last:
+            moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
+            own = moments._replace(gradient=moments.gradient[active])
+        else:
+            moments = own = pull.add_to(some.moments(inner, hessian=False, double=double[-1]), inner)
+        gap = frank_wolfe_gap(inner, own.gradient)
+        if double[-1] and gap <= _TARGET:
+            whole = last or len(active) == len(beta)
+            return beta, moments if whole else penalty.add_to(passes.moments(beta, hessian=False), beta)
+        slow = gap > 0.5 * previous
+        if slow and all(double[-2:]):
             return beta, None
-        hessian = _corrected(hessian, step, moments.gradient - gradient)
-        gradient, previous = moments.gradient, gap
-        step = _newton_step(beta, moments._replace(hessian=hessian))[0]
+        hessian = _corrected(hessian, step, own.gradient - gradient)
+        expected = gap * min(1.0, gap / previous) if np.isfinite(previous) else gap
+        double.append(double[-1] or slow or expected <= _ROUGH)
+        last = double[-1] and expected <= 10 * _TARGET  # steps get better as the Hessian does
+        gradient, previous = own.gradient, gap
+        step = _newton_step(inner, own._replace(hessian=hessian))[0]
+        inner = np.maximum(inner + step, 0.0)
 
 
 def _corrected(

@@ -1,28 +1,27 @@
 """Passes over a stack: the value, gradient and curvature of a log-linear pool's likelihood as sums over blocks.
 
-A block holds each class's log-likelihood relative to the video's true class, ``a_imk = l_im(k) - l_im(y_i)``. The
-pool's negative log-likelihood is ``Σ_i ω_i · log Σ_k exp(Σ_m β_m · a_imk)``: each member's own normaliser cancels, so
-logits serve as they are. Blocks are summed in a fixed order in float64, whatever the number of workers.
+The pool's negative log-likelihood is ``Σ_i ω_i (log Σ_k exp(Σ_m β_m a_imk) - Σ_m β_m a_imy)``: what a member adds to
+all classes of a video cancels, so logits serve as they are. Blocks are summed in a fixed order in float64, whatever
+the number of workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import ThreadingBackend, get_active_backend
 from numpy.typing import NDArray
-from scipy.linalg import blas
-from threadpoolctl import threadpool_limits
 
+from vidfuse._threads import one_blas_thread
 from vidfuse.cache.source import ArraySource
 from vidfuse.cache.stack import LogitStack, Member
 from vidfuse.fusion.base import floored_blocks
@@ -31,10 +30,13 @@ from vidfuse.likelihood import block_rows
 
 __all__ = ["Moments", "Passes", "Workspace", "block_moments"]
 
+_T = TypeVar("_T")
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
 _BLOCK: Final = 1 << 20  # numbers in a block: smaller ones cost more in calls than they gain in cache
+_PIECE: Final = 1 << 14  # numbers that one product sums
 _FEW: Final = 16  # members
+_FAR: Final = 64.0  # nats; a true class's score from which on float32 keeps differences only
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
 
@@ -46,76 +48,122 @@ class Moments(NamedTuple):
     hessian: NDArray[np.float64] | None
 
 
+class Memory:
+    """Pieces of memory that tasks hand on to each other: fresh pages cost as much as the arithmetic on them.
+
+    Example:
+        >>> memory = Memory()
+        >>> with memory.lend(10) as first:
+        ...     pass
+        >>> with memory.lend(10) as second:
+        ...     first is second
+        True
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_free": []}
+
+    @contextmanager
+    def lend(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """Lend at least this many bytes."""
+        try:
+            piece = self._free.pop()
+        except IndexError:
+            piece = np.empty(0, dtype=np.uint8)
+        if len(piece) < size:
+            piece = np.empty(size, dtype=np.uint8)
+        yield piece
+        self._free.append(piece)
+
+
 class Workspace:
-    """Buffers for blocks of up to one size, so that a pass allocates once.
+    """Buffers for blocks of up to one size, in memory that may be given.
 
     Example:
         >>> Workspace((2, 5, 3), np.float32).weighted.shape
         (2, 5, 3)
     """
 
-    def __init__(self, shape: tuple[int, int, int], dtype: type[np.float32] | type[np.float64]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: type[np.float32] | type[np.float64],
+        piece: NDArray[np.uint8] | None = None,
+    ) -> None:
         members, rows, classes = shape
-        size = members * rows * classes
-        memory = np.empty(2 * size + rows * classes, dtype=dtype)  # one piece: few page faults
-        self.relative = memory[:size].reshape(shape)
+        size, needed = members * rows * classes, self.size(shape, dtype)
+        memory: NDArray[Any] = (np.empty(needed, dtype=np.uint8) if piece is None else piece[:needed]).view(dtype)
+        self.scores = memory[:size].reshape(shape)
         self.weighted = memory[size : 2 * size].reshape(shape)
         self.z = memory[2 * size :]
         self.ones = np.ones(classes, dtype=dtype)
 
+    @staticmethod
+    def size(shape: tuple[int, int, int], dtype: type[np.float32] | type[np.float64]) -> int:
+        """Return how many bytes a workspace for blocks of this shape (M, B, K) takes."""
+        members, rows, classes = shape
+        return (2 * members + 1) * rows * classes * np.dtype(dtype).itemsize
+
 
 def block_moments(
-    relative: NDArray[Any],
+    scores: NDArray[Any],
+    labels: NDArray[np.int64],
     omega: NDArray[np.float64],
     beta: NDArray[np.float64],
     *,
-    true: NDArray[np.float64] | None = None,
     hessian: bool = True,
     work: Workspace | None = None,
 ) -> Moments:
     """Return one block's share of the negative log-likelihood of a log-linear pool, and its derivatives.
 
-    With ``p_ik ∝ exp(Σ_m β_m a_imk)`` and ``μ_im = Σ_k p_ik a_imk``: value ``Σ_i ω_i log Σ_k exp(Σ_m β_m a_imk)``,
-    gradient ``Σ_i ω_i μ_im``, Hessian ``Σ_i ω_i (Σ_k p_ik a_imk a_ink - μ_im μ_in)``.
+    With ``z_ik = Σ_m β_m a_imk``, ``p_ik ∝ exp z_ik`` and ``μ_im = Σ_k p_ik a_imk``: value
+    ``Σ_i ω_i (log Σ_k exp z_ik - z_iy)``, gradient ``Σ_i ω_i (μ_im - a_imy)``, Hessian
+    ``Σ_i ω_i (Σ_k p_ik a_imk a_ink - μ_im μ_in)``.
 
     Args:
-        relative: a, C-contiguous (M, B, K), float32 or float64; the arithmetic runs in its precision.
+        scores: a, C-contiguous (M, B, K), float32 or float64; the arithmetic runs in its precision.
+        labels: true classes y (B,).
         omega: the videos' weights (B,).
         beta: β (M,).
-        true: the true class's values (M, B), where the block holds values that are not relative to them.
         hessian: whether to compute the Hessian.
         work: buffers of the block's precision, for at least as many rows.
 
     Example:
-        >>> moments = block_moments(np.array([[[0.0, -1.0]]]), np.ones(1), np.zeros(1))
+        >>> moments = block_moments(np.array([[[0.0, -1.0]]]), np.zeros(1, dtype=int), np.ones(1), np.zeros(1))
         >>> round(moments.value, 4), moments.gradient.tolist(), moments.hessian.tolist()
         (0.6931, [-0.5], [[0.25]])
     """
-    members, rows, classes = relative.shape
-    work = work or Workspace(relative.shape, relative.dtype.type)
-    flat = relative.reshape(members, rows * classes)
-    flat_z = np.dot(beta.astype(relative.dtype), flat, out=work.z[: rows * classes])
-    z = flat_z.reshape(rows, classes)
+    members, rows, classes = scores.shape
+    work = work or Workspace(scores.shape, scores.dtype.type)
+    flat = scores.reshape(members, rows * classes)
+    flat_z = np.dot(beta.astype(scores.dtype), flat, out=work.z[: rows * classes])
+    z, truth = flat_z.reshape(rows, classes), np.arange(0, rows * classes, classes) + labels
     peak = z.max(axis=1)
+    height = (peak - flat_z[truth]).astype(np.float64)
     z -= peak[:, None]
     np.exp(z, out=z)
     total = z @ work.ones
-    value = float(omega @ (np.log(total.astype(np.float64)) + peak))
-    origin = np.zeros(members) if true is None else true @ omega
-    z *= (omega / total).astype(z.dtype)[:, None]
+    value = float(omega @ (np.log(total.astype(np.float64)) + height))
+    weight = omega.astype(z.dtype)
+    z *= (weight / total)[:, None]
     if not hessian:
-        return Moments(value - float(beta @ origin), (flat @ flat_z).astype(np.float64) - origin, None)
+        flat_z[truth] -= weight  # before the sums, which then lose nothing to cancellation
+        return Moments(value, _in_pieces(flat, flat_z), None)
     weighted = _of_rows(work.weighted, slice(0, rows))
     if members > _FEW:
-        mean = np.matmul(relative.transpose(1, 0, 2), z[:, :, None])[:, :, 0].T.astype(np.float64)
-        np.multiply(relative, np.sqrt(z, out=z), out=weighted)
+        mean = np.matmul(scores.transpose(1, 0, 2), z[:, :, None])[:, :, 0].T.astype(np.float64)
+        np.multiply(scores, np.sqrt(z, out=z), out=weighted)
         second = _square(weighted.reshape(members, rows * classes))
     else:
-        np.multiply(relative, z, out=weighted)
+        np.multiply(scores, z, out=weighted)
         mean = (weighted.reshape(members * rows, classes) @ work.ones).reshape(members, rows).astype(np.float64)
         second = _products(weighted.reshape(members, rows * classes), flat)
     share = np.divide(1.0, omega, out=np.zeros_like(omega), where=omega > 0)
-    return Moments(value - float(beta @ origin), mean.sum(axis=1) - origin, second - (mean * share) @ mean.T)
+    gradient = mean.sum(axis=1) - flat[:, truth] @ omega
+    return Moments(value, gradient, second - (mean * share) @ mean.T)
 
 
 def _products(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]:
@@ -128,10 +176,25 @@ def _products(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]
 
 
 def _square(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``rows @ rows.T`` of many rows, half of it computed."""
-    update = blas.ssyrk if rows.dtype == np.float32 else blas.dsyrk
-    upper = update(1.0, rows.T, trans=1).astype(np.float64)
-    return np.asarray(np.triu(upper) + np.triu(upper, 1).T)
+    """Return ``rows @ rows.T`` of many rows."""
+    total = np.zeros((len(rows), len(rows)))
+    for piece in _pieces(rows.shape[1]):
+        total += rows[:, piece] @ rows[:, piece].T
+    return total
+
+
+def _in_pieces(rows: NDArray[Any], vector: NDArray[Any]) -> NDArray[np.float64]:
+    """Return ``rows @ vector``."""
+    total = np.zeros(len(rows))
+    for piece in _pieces(len(vector)):
+        total += rows[:, piece] @ vector[piece]
+    return total
+
+
+def _pieces(length: int) -> Iterator[slice]:
+    """Yield slices that are short enough for sums in float32 to stay exact to its last digits, and for the cache."""
+    for start in range(0, length, _PIECE):
+        yield slice(start, start + _PIECE)
 
 
 @dataclass
@@ -144,9 +207,10 @@ class _Part:
     floors: NDArray[np.float64]
     step: int
     keep: bool
+    memory: Memory
     kept: list[NDArray[np.float32]] = field(default_factory=list)
     true: NDArray[np.float64] | None = None
-    finite: NDArray[np.bool_] | None = None  # the members in which no -inf stands, as far as is known
+    vetoes: bool = False  # whether a score of -inf was met
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": [], "true": None}
@@ -159,48 +223,42 @@ class _Part:
 
     def blocks(
         self, double: bool, work: Workspace, chosen: NDArray[np.intp] | None
-    ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
-        """Yield rows, (M, B, K) log-likelihoods, and those of the true class (M, B) where the block is not relative.
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield rows and (M, B, K) log-likelihoods, up to a constant for each video and member.
 
-        In float64 logits are taken as they are stored: nothing of them is rounded.
+        Logits are taken as they are stored, unless float32 would round away what matters of them.
         """
         n = len(self.stack)
         slices = [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
         if self.unnormalised:
-            yield from self._from_scores(slices, work.relative, chosen)
+            yield from self._from_scores(slices, work.scores, chosen)
         else:
             for rows, block in self._relative(slices, chosen):
                 if double or not block.flags.c_contiguous:
-                    np.copyto(_of_rows(work.relative, rows), block)
-                    block = _of_rows(work.relative, rows)
-                yield rows, block, None
+                    np.copyto(_of_rows(work.scores, rows), block)
+                    block = _of_rows(work.scores, rows)
+                yield rows, block
 
     def _from_scores(
         self, slices: list[slice], buffer: NDArray[Any], chosen: NDArray[np.intp] | None
-    ) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.float64] | None]]:
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
         if self.true is None:
             self.true = true_scores(self.stack, self.labels)
-        if self.finite is None:
-            self.finite = np.zeros(len(self.stack.members), dtype=np.bool_)
-        columns = np.arange(len(self.finite)) if chosen is None else chosen
-        readers = [self.stack.reader(m) for m in columns.tolist()]
-        true, finite = self.true[columns], bool(self.finite[columns].all())
-        double, found = buffer.dtype == np.float64, False
-        offsets = [] if double else [own.astype(readers[m](slices[0]).dtype)[:, None] for m, own in enumerate(true)]
+        columns = np.arange(len(self.true)) if chosen is None else chosen
+        scores = [self.stack.reader(m)(slice(0, len(self.stack), 1)) for m in columns.tolist()]
+        true = self.true[columns]
+        relative = buffer.dtype == np.float32 and np.abs(true).max() > _FAR
         for rows in slices:
-            block = _of_rows(buffer, rows)
-            for m, read in enumerate(readers):
-                if double:
-                    block[m] = read(rows)
-                else:
-                    stored = read(rows)  # float16 would overflow, float64 round, in the arithmetic of the other
+            block, origin = _of_rows(buffer, rows), true[:, rows, None]
+            for own, stored, at in zip(block, scores, origin, strict=True):
+                if relative:  # float16 would overflow, float64 round, in the arithmetic of the other
                     wide = np.promote_types(stored.dtype, np.float32)
-                    np.subtract(stored, offsets[m][rows], out=block[m], dtype=wide, casting="same_kind")
-            if not finite and np.isneginf(block.min()):
-                found = True
-                np.maximum(block, _VETO + (true[:, rows, None] if double else 0.0), out=block)
-            yield rows, block, true[:, rows] if double else None
-        self.finite[columns] |= not found
+                    np.subtract(stored[rows], at.astype(wide), out=own, dtype=wide, casting="same_kind")
+                else:
+                    own[...] = stored[rows]
+            if self.vetoes:
+                np.maximum(block, _VETO if relative else (origin + _VETO).astype(block.dtype), out=block)
+            yield rows, block
 
     def _relative(
         self, slices: list[slice], chosen: NDArray[np.intp] | None
@@ -233,19 +291,42 @@ class _Part:
         self, beta: NDArray[np.float64], hessian: bool, double: bool, chosen: NDArray[np.intp] | None
     ) -> Moments:
         """Return this part's share of the moments."""
-        total = _zero(len(beta), hessian)
-        shape = (len(beta), min(self.step, len(self.stack)), self.stack.n_classes)
-        work = Workspace(shape, np.float64 if double else np.float32)
-        for rows, block, true in self.blocks(double, work, chosen):
-            share = block_moments(block, self.omega[rows], beta, true=true, hessian=hessian, work=work)
-            total = _add(total, share)
-        return total
+
+        def run(work: Workspace) -> Moments:
+            total = _zero(len(beta), hessian)
+            for rows, block in self.blocks(double, work, chosen):
+                share = block_moments(block, self.labels[rows], self.omega[rows], beta, hessian=hessian, work=work)
+                total = _add(total, share)
+            return total
+
+        return self._with_workspace(run, lambda total: total.gradient, len(beta), np.float64 if double else np.float32)
 
     def gradients(self, beta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each video's gradient (N, M), without its weight."""
-        shape = (len(beta), min(self.step, len(self.stack)), self.stack.n_classes)
-        work = Workspace(shape, np.float64)
-        return np.concatenate([_gradients(block, true, beta) for _, block, true in self.blocks(True, work, None)])
+
+        def run(work: Workspace) -> NDArray[np.float64]:
+            return np.concatenate(
+                [_gradients(block, self.labels[i], beta) for i, block in self.blocks(True, work, None)]
+            )
+
+        return self._with_workspace(run, lambda gradients: gradients, len(beta), np.float64)
+
+    def _with_workspace(
+        self,
+        run: Callable[[Workspace], _T],
+        gradient: Callable[[_T], NDArray[np.float64]],
+        members: int,
+        dtype: type[np.float32] | type[np.float64],
+    ) -> _T:
+        """Run, and again where a -inf among the scores made the gradient NaN: to look for them first takes longer."""
+        shape = (members, min(self.step, len(self.stack)), self.stack.n_classes)
+        with self.memory.lend(Workspace.size(shape, dtype)) as piece, np.errstate(invalid="ignore", over="ignore"):
+            work = Workspace(shape, dtype, piece)
+            result = run(work)
+            if not self.vetoes and not np.isfinite(gradient(result)).all():
+                self.vetoes = True
+                result = run(work)
+        return result
 
 
 def _of_rows(buffer: NDArray[Any], rows: slice) -> NDArray[Any]:
@@ -257,14 +338,12 @@ def _of_rows(buffer: NDArray[Any], rows: slice) -> NDArray[Any]:
     return buffer.reshape(-1)[: members * count * classes].reshape(members, count, classes)
 
 
-def _gradients(
-    block: NDArray[np.float64], true: NDArray[np.float64] | None, beta: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _gradients(block: NDArray[np.float64], labels: NDArray[np.int64], beta: NDArray[np.float64]) -> NDArray[np.float64]:
     z = np.tensordot(beta, block, axes=1)
     z = np.exp(z - z.max(axis=1, keepdims=True))
     z /= z.sum(axis=1, keepdims=True)
-    mean = np.einsum("mbk,bk->bm", block, z)
-    return np.asarray(mean if true is None else mean - true.T)
+    z[np.arange(len(z)), labels] -= 1.0
+    return np.asarray(np.einsum("mbk,bk->bm", block, z))
 
 
 def _zero(members: int, hessian: bool) -> Moments:
@@ -286,6 +365,7 @@ class Passes:
         floors: each member's floor (M,).
         n_jobs: joblib's number of workers (threads, unless `joblib.parallel_config` says otherwise).
         true: the members' scores of the true class as they are stored (M, N), where they are known.
+        memory: what blocks are computed in, where it is shared with other passes.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.zeros((4, 2, 3)))
@@ -302,6 +382,7 @@ class Passes:
         floors: NDArray[np.float64],
         n_jobs: int | None = None,
         true: NDArray[np.float64] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.stack, self.labels, self.omega, self.floors, self.n_jobs = stack, labels, omega, floors, n_jobs
         numbers = len(stack.members) * stack.n_classes
@@ -309,19 +390,21 @@ class Passes:
         step = block_rows(numbers, _BLOCK)
         per_part = step * max(1, round(_PART / (step * numbers)))
         keep = self.numbers <= _RESIDENT
+        self._memory = memory or Memory()
         self._parts = [
             _Part(
-                stack[rows], labels[rows], omega[rows], floors, step, keep, [], None if true is None else true[:, rows]
+                stack[rows], labels[rows], omega[rows], floors, step, keep, self._memory,
+                true=None if true is None else true[:, rows],
             )
             for rows in (slice(start, start + per_part) for start in range(0, len(stack), per_part))
-        ]
+        ]  # fmt: skip
         self._context = ExitStack()
         self._over: Callable[[Callable[[_Part], Moments], Sequence[_Part]], Iterable[Moments]] = map
-        self.count = 0.0
+        self._passes = [0.0]
         self._chosen: NDArray[np.intp] | None = None
 
     def __enter__(self) -> Self:
-        self._context.enter_context(threadpool_limits(1, user_api="blas"))
+        self._context.enter_context(one_blas_thread())
         workers = effective_n_jobs(self.n_jobs)
         if len(self._parts) == 1 or workers == 1:
             return self
@@ -348,17 +431,25 @@ class Passes:
         copies = [
             Member(n, ArraySource(part.scores(n)), everything, k) for n, k in zip(part.members, part.kinds, strict=True)
         ]
-        return Passes(LogitStack(copies), self.labels[chosen], omega / omega.sum(), self.floors, 1)
+        labels, memory = self.labels[chosen], self._memory
+        return Passes(LogitStack(copies), labels, omega / omega.sum(), self.floors, 1, memory=memory)
 
     def only(self, members: NDArray[np.intp]) -> Passes:
         """Return the same passes over some members alone, by their places: β has their length, the others weigh 0."""
+        if len(members) == len(self.stack.members):
+            return self
         view = copy(self)
-        view._chosen, view.count = members, 0.0
+        view._chosen = members
         return view
+
+    @property
+    def count(self) -> float:
+        """How many passes were run; one over some members alone counts as their share."""
+        return self._passes[0]
 
     def moments(self, beta: NDArray[np.float64], *, hessian: bool = True, double: bool = True) -> Moments:
         """Return value, gradient and (on request) Hessian at β, in float32 arithmetic or in float64."""
-        self.count += 1
+        self._passes[0] += len(beta) / len(self.stack.members)
         run = partial(_Part.moments, beta=beta, hessian=hessian, double=double, chosen=self._chosen)
         total = _zero(len(beta), hessian)
         for share in self._over(run, self._parts):

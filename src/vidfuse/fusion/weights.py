@@ -68,9 +68,9 @@ def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.floa
     for start in range(0, len(stack), step):
         rows = slice(start, start + step)
         truth = labels[rows]
-        places = np.arange(len(truth)), truth
+        places = np.arange(len(truth)) * stack.n_classes + truth
         for true, name in zip(result, stack.members, strict=True):
-            true[rows] = stack.scores(name, rows)[places]
+            true[rows] = stack.scores(name, rows).reshape(-1).take(places)
     return result
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
 
+from vidfuse._threads import one_blas_thread
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Floor, Fuser, as_stack, check_sample_weight, member_floors
@@ -140,7 +140,7 @@ def greedy_search(
             allowed[:] = False
             size = max(1, round(bag_fraction * n_members))
             allowed[rng.choice(n_members, size=size, replace=False)] = True
-        with threadpool_limits(1, user_api="blas") if objective == "nll" else nullcontext():  # small products
+        with one_blas_thread() if objective == "nll" else nullcontext():  # small products
             order, scores = _grow(gains, allowed, rounds, replacement, sorted_start, cost, tie)
         kept = int(np.flatnonzero(scores >= scores.max() - tie)[0]) + 1
         counts = np.bincount(order[:kept], minlength=n_members)

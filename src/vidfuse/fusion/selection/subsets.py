@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
 
+from vidfuse._threads import one_blas_thread
 from vidfuse._validate import check_weights
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
@@ -148,7 +148,7 @@ def search_subsets(
     _check_size(stack, objective, pool, shortcut, max_members, budget, time_limit, len(masks))
     ordered = stack.select(order)
     if shortcut:
-        with threadpool_limits(1, user_api="blas"):  # the products are too small to share
+        with one_blas_thread():  # the products are too small to share
             scores = _FixedPool(ordered, y, pool, stack, sample_weight).scores(str(objective), masks)
     else:
         scores = _refit_each(ordered, stack.members, y, pool, objective, masks, sample_weight)
