@@ -20,7 +20,7 @@ T_MAX: Final = 100.0
 
 _TARGET: Final = 5e-8
 _NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
-_ROUGH: Final = 1e-3  # nats; a gap below which float32 tells little
+_ROUGH: Final = 1e-3  # nats; a gap that float32 tells to a few percent
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
@@ -218,7 +218,7 @@ def _polish(
     """
     some, pull, inner = passes.only(active), penalty.only(active), beta[active]
     gradient = step = np.zeros(len(inner))
-    previous, double, last = np.inf, [False], False
+    previous, double, exact, told, last = 0.0, False, False, False, False
     while True:
         beta = np.zeros(len(beta))
         beta[active] = inner
@@ -226,19 +226,20 @@ def _polish(
             moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
             own = moments._replace(gradient=moments.gradient[active])
         else:
-            moments = own = pull.add_to(some.moments(inner, hessian=False, double=double[-1]), inner)
+            moments = own = pull.add_to(some.moments(inner, hessian=False, double=double), inner)
         gap = frank_wolfe_gap(inner, own.gradient)
-        if double[-1] and gap <= _TARGET:
+        if double and gap <= _TARGET:
             whole = last or len(active) == len(beta)
             return beta, moments if whole else penalty.add_to(passes.moments(beta, hessian=False), beta)
-        slow = gap > 0.5 * previous
-        if slow and all(double[-2:]):
+        slow, expected = gap > 0.5 * previous > 0, gap * gap / max(gap, previous)
+        if slow and exact:
             return beta, None
-        hessian = _corrected(hessian, step, own.gradient - gradient)
-        expected = gap * min(1.0, gap / previous) if np.isfinite(previous) else gap
-        double.append(double[-1] or slow or expected <= _ROUGH)
-        last = double[-1] and expected <= 10 * _TARGET  # steps get better as the Hessian does
-        gradient, previous = own.gradient, gap
+        tells = double or gap > 0.1 * _ROUGH
+        if tells and told:
+            hessian = _corrected(hessian, step, own.gradient - gradient)
+        previous, gradient, exact, told = gap, own.gradient, double, tells
+        double = double or slow or expected <= _ROUGH
+        last = double and expected <= 10 * _TARGET  # steps get better as the Hessian does
         step = _newton_step(inner, own._replace(hessian=hessian))[0]
         inner = np.maximum(inner + step, 0.0)
 

@@ -151,10 +151,10 @@ def block_moments(
     z *= (weight / total)[:, None]
     if not hessian:
         flat_z[truth] -= weight  # before the sums, which then lose nothing to cancellation
-        return Moments(value, _in_pieces(flat, flat_z), None)
+        return Moments(value, _by_row(scores, z).sum(axis=0, dtype=np.float64), None)
     weighted = _of_rows(work.weighted, slice(0, rows))
     if members > _FEW:
-        mean = np.matmul(scores.transpose(1, 0, 2), z[:, :, None])[:, :, 0].T.astype(np.float64)
+        mean = _by_row(scores, z).T.astype(np.float64)
         np.multiply(scores, np.sqrt(z, out=z), out=weighted)
         second = _square(weighted.reshape(members, rows * classes))
     else:
@@ -164,6 +164,11 @@ def block_moments(
     share = np.divide(1.0, omega, out=np.zeros_like(omega), where=omega > 0)
     gradient = mean.sum(axis=1) - flat[:, truth] @ omega
     return Moments(value, gradient, second - (mean * share) @ mean.T)
+
+
+def _by_row(scores: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
+    """Return ``Σ_k z_ik a_imk`` (B, M)."""
+    return np.asarray(np.matmul(scores.transpose(1, 0, 2), z[:, :, None])[:, :, 0])
 
 
 def _products(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]:
@@ -180,14 +185,6 @@ def _square(rows: NDArray[Any]) -> NDArray[np.float64]:
     total = np.zeros((len(rows), len(rows)))
     for piece in _pieces(rows.shape[1]):
         total += rows[:, piece] @ rows[:, piece].T
-    return total
-
-
-def _in_pieces(rows: NDArray[Any], vector: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``rows @ vector``."""
-    total = np.zeros(len(rows))
-    for piece in _pieces(len(vector)):
-        total += rows[:, piece] @ vector[piece]
     return total
 
 
