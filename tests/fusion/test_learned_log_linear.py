@@ -401,3 +401,42 @@ def test_a_wrong_hessian_of_the_sample_costs_passes_only(monkeypatch, scale):
     pool = LogLinearPool(shrinkage=None).fit(z, y)
     assert pool.optimality_gap_ <= 1e-7
     np.testing.assert_allclose(pool.weights_, expected.weights_, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
+def test_a_fit_costs_few_passes_whatever_the_scale_of_the_scores(scale):
+    z, y = problem(n=6000, members=8, classes=50, seed=3, skill=2.0)
+    stack = LogitStack.from_arrays((scale * z).astype(np.float32), labels=y)
+    with Passes(stack, y, np.full(6000, 1 / 6000), np.zeros(8)) as passes:
+        fit = fit_log_linear(passes)
+    assert fit.gap <= 1e-7
+    assert fit.passes < 9
+
+
+def test_a_sample_that_separates_its_videos_does_not_lead_the_fit_astray():
+    """On the sample any lower temperature is better; on all videos 1 in 100 is wrong with near certainty."""
+    rng = np.random.default_rng(0)
+    n, classes = 40_000, 20
+    y = rng.integers(0, classes, n)
+    z = rng.normal(size=(n, 3, classes))
+    z[np.arange(n), :, np.where(rng.random(n) < 0.01, (y + 1) % classes, y)] += 9.0
+    stack = LogitStack.from_arrays(z.astype(np.float32), labels=y)
+    with Passes(stack, y, np.full(n, 1 / n), np.zeros(3)) as passes:
+        fit = fit_log_linear(passes)
+    expected = minimize(
+        lambda b: brute(b, z.astype(np.float32).astype(np.float64), y), np.full(3, 0.3), method="L-BFGS-B",
+        bounds=[(0, None)] * 3, options={"ftol": 1e-15},
+    )  # fmt: skip
+    assert fit.gap <= 1e-7
+    assert fit.passes < 12
+    assert fit.value <= expected.fun + 1e-9
+
+
+def test_scores_near_a_large_constant_lose_nothing():
+    z, y = problem(n=6000, members=8, classes=50, seed=3)
+    pools = []
+    for shift in (0.0, 1e4 * np.random.default_rng(0).normal(size=(6000, 8, 1))):
+        scores = np.round(z * 1024) / 1024 + np.round(shift)  # exact in float32 either way
+        pools.append(LogLinearPool(shrinkage=None).fit(LogitStack.from_arrays(scores.astype(np.float32), labels=y)))
+    np.testing.assert_allclose(pools[0].weights_, pools[1].weights_, atol=1e-5)
+    assert max(pool.optimality_gap_ for pool in pools) <= 1e-7

@@ -20,7 +20,8 @@ T_MAX: Final = 100.0
 
 _TARGET: Final = 5e-8
 _NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
-_ROUGH: Final = 1e-3  # nats; a gap that float32 tells to a few percent
+_ROUGH: Final = 1e-3  # nats; a gap that float32 tells to a few percent, for scores that vary by 1
+_NOISE: Final = (2e-7, 1e-15)  # what rounding may add to a value, in float32 and float64, as a share
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
@@ -124,7 +125,7 @@ def fit_log_linear(
     curvature, sampled = np.zeros((members, members)), 0.0
     if passes.numbers > _SMALL:
         sample = passes.sample(max(200, min(len(passes.stack) // 16, 4096)))
-        beta, active, curvature = _on_sample(sample, penalty, beta)
+        beta, active, curvature = _on_sample(sample, penalty, _unsaturated(sample, penalty, beta))
         beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
         sampled = sample.count * len(sample.stack) / len(passes.stack)
     if moments is None:
@@ -139,6 +140,16 @@ def fit_log_linear(
     return LogLinearFit(beta, moments.value, gap, passes.count + sampled, bool(at_bound))
 
 
+def _unsaturated(passes: Passes, penalty: Penalty, beta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Raise the temperature where the pool is too sure: where nearly all videos are, Newton's steps lead anywhere."""
+    while beta.sum() > 1 / T_MAX:
+        moments = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
+        if not moments.gradient @ beta > 0:
+            break
+        beta = beta * max(0.25, 1 / (T_MAX * beta.sum()))
+    return beta
+
+
 def _on_sample(
     sample: Passes, penalty: Penalty, beta: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
@@ -147,7 +158,8 @@ def _on_sample(
     A member without a weight stays in play while its slope is within two standard deviations of 0; the Hessian is the
     variance of a video's slope (the information equality).
     """
-    near, moments = _newton(sample, penalty, beta, double=False, tolerance=_NEAR, limit=12)
+    overfit = 0.0 if penalty.quadratic.any() else len(beta) / len(sample.stack)  # a lower value is luck
+    near, moments = _newton(sample, penalty, beta, double=False, tolerance=_NEAR, limit=12, enough=overfit)
     deviation = np.sqrt(np.diag(_of(moments)) * (sample.omega @ sample.omega))
     return near, np.flatnonzero((near > 0) | (moments.gradient < 2.0 * deviation)), _of(moments)
 
@@ -218,7 +230,9 @@ def _polish(
     """
     some, pull, inner = passes.only(active), penalty.only(active), beta[active]
     gradient = step = np.zeros(len(inner))
+    rough = _ROUGH * max(1.0, float(np.sqrt(np.diag(hessian).max())))  # rounding grows as the scores do
     previous, double, exact, told, last = 0.0, False, False, False, False
+    best, found = beta, np.inf
     while True:
         beta = np.zeros(len(beta))
         beta[active] = inner
@@ -232,13 +246,14 @@ def _polish(
             whole = last or len(active) == len(beta)
             return beta, moments if whole else penalty.add_to(passes.moments(beta, hessian=False), beta)
         slow, expected = gap > 0.5 * previous > 0, gap * gap / max(gap, previous)
-        if slow and exact:
-            return beta, None
-        tells = double or gap > 0.1 * _ROUGH
+        if (slow and exact) or own.value > found + _NOISE[0] * (1 + abs(found)):
+            return best, None
+        best, found = beta, own.value
+        tells = double or gap > 0.1 * rough
         if tells and told:
             hessian = _corrected(hessian, step, own.gradient - gradient)
         previous, gradient, exact, told = gap, own.gradient, double, tells
-        double = double or slow or expected <= _ROUGH
+        double = double or slow or expected <= rough
         last = double and expected <= 10 * _TARGET  # steps get better as the Hessian does
         step = _newton_step(inner, own._replace(hessian=hessian))[0]
         inner = np.maximum(inner + step, 0.0)
@@ -264,20 +279,22 @@ def _newton(
     tolerance: float,
     limit: int,
     hessian: NDArray[np.float64] | None = None,
+    enough: float = 0.0,
 ) -> tuple[NDArray[np.float64], Moments]:
     """Take Newton steps until the predicted decrease, or in float64 the gap, is small; return β and its moments.
 
-    The first step takes the Hessian that is given, if one is; the last one does not.
+    The first step takes the Hessian that is given, if one is; the last one does not. A value of `enough` ends it too.
     """
     moments = penalty.add_to(passes.moments(beta, hessian=hessian is None, double=double), beta)
     own = hessian is None
     if hessian is not None:
         moments = moments._replace(hessian=hessian)
     for _ in range(limit):
-        if double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
+        if moments.value < enough or (double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET):
             break
         step, decrease = _newton_step(beta, moments)
-        if decrease <= (max(tolerance, 1e-12) if own else 1e-12):  # too small for values to judge; the model is exact
+        near = min(tolerance, 0.02 * moments.value) if own else 0.0
+        if decrease <= max(near, 1e-12):  # too small for values to judge; the model is exact
             if not double:
                 return beta + step, moments
             candidate = np.maximum(beta + step, 0.0)
@@ -290,13 +307,17 @@ def _newton(
         while True:
             candidate = np.maximum(beta + length * step, 0.0)
             trial = penalty.add_to(passes.moments(candidate, double=double), candidate)
-            noise = 1e-15 if double else 2e-7
-            if trial.value <= moments.value - 1e-4 * length * decrease + noise * (1 + abs(moments.value)):
+            rise, noise = trial.value - moments.value, _NOISE[double] * (1 + abs(moments.value))
+            if rise <= noise - 1e-4 * length * decrease:
+                beta, moments = candidate, trial
+                break
+            if not own:  # the given Hessian is no good here
+                moments = penalty.add_to(passes.moments(beta, double=double), beta)
                 break
             length *= 0.5
             if length < (1e-10 if double else 1e-4):
                 return beta, moments
-        beta, moments, own = candidate, trial, True
+        own = True
     return beta, moments
 
 
