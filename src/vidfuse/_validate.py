@@ -306,8 +306,8 @@ def check_scores(
             near_one = bool((np.abs(totals - 1) <= tolerance).all())
             looks_like_probabilities = near_one and bool((block >= 0).all())
         if kind in ("probabilities", "sum"):
-            lowest = block.min(axis=tuple(range(1, block.ndim)))
-            if (lowest < 0).any():
+            if block.min() < 0:
+                lowest = block.min(axis=tuple(range(1, block.ndim)))
                 row = int(np.argmin(lowest))
                 raise InputError(
                     f"{who}expected {kind} of at least 0, got {lowest[row]:g} at {place(start + row, ids)}; "

@@ -53,8 +53,8 @@ def block_rows(numbers_per_row: int, budget: int = 1 << 18) -> int:
     return max(1, budget // max(1, numbers_per_row))
 
 
-def _pieces(rows: int, columns: int) -> Iterator[slice]:
-    step = block_rows(columns, _PIECE)
+def _pieces(rows: int, columns: int, numbers: int | None = None) -> Iterator[slice]:
+    step = block_rows(columns, numbers or _PIECE)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -148,8 +148,9 @@ def row_sums(x: ArrayLike) -> NDArray[np.float64]:
     columns = array.shape[-1]
     rows, ones = array.reshape(-1, columns), np.ones(columns)
     result = np.empty(len(rows))
-    work = np.empty((min(block_rows(columns, _PIECE), len(rows)), columns))
-    for piece in _pieces(len(rows), columns):
+    numbers = 4 * _PIECE  # a sum is a short call: in small pieces, threads would wait for each other
+    work = np.empty((min(block_rows(columns, numbers), len(rows)), columns))
+    for piece in _pieces(len(rows), columns, numbers):
         scratch = work[: piece.stop - piece.start]
         np.copyto(scratch, rows[piece])
         np.dot(scratch, ones, out=result[piece])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._threads import map_members
 from vidfuse._validate import Kind, as_float_array, check_kind, check_member_names, first_few
 from vidfuse.errors import InputError, VidfuseWarning
 
@@ -67,14 +68,16 @@ def warn_if_misordered(stack: LogitStack) -> None:
     if labels is None or n < 50 or len(stack.members) < 2 or stack.ndim != 3 or stack.present is not None:
         return
     frequencies = np.bincount(labels, minlength=stack.n_classes) / n
-    excess = {}
-    for name in stack.members:
+
+    def excess(name: str) -> float:
         predicted = stack.scores(name).argmax(axis=1)
         chance = float(frequencies @ np.bincount(predicted, minlength=stack.n_classes)) / n
         spread = max(np.sqrt(n * chance * (1 - chance)), 1.0)
-        excess[name] = (float((predicted == labels).sum()) - n * chance) / spread
-    suspects = sorted(name for name, z in excess.items() if z < 2)
-    if suspects and max(excess.values()) > 8:
+        return float((predicted == labels).sum() - n * chance) / spread
+
+    z = map_members(excess, stack.members, int(np.prod(stack.shape)))
+    suspects = sorted(name for name, own in zip(stack.members, z, strict=True) if own < 2)
+    if suspects and max(z) > 8:
         warnings.warn(
             f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
             "another order? Pass ids, so that rows are matched by id",

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._threads import map_members
 from vidfuse._validate import (
     Kind,
     check_member_names,
@@ -149,8 +150,11 @@ class LogitStack:
             }
         )
         own_ids = member_ids(ids, names, counts)
-        for name, array in named.items():
-            check_scores(array, kinds[name], member=name, ids=None if own_ids is None else own_ids[name])
+
+        def check(name: str) -> None:
+            check_scores(named[name], kinds[name], member=name, ids=None if own_ids is None else own_ids[name])
+
+        map_members(check, names, sum(array.size for array in named.values()))
         if views is not None:
             from vidfuse.cache.reduce import reduce_array, rule_of
 
