@@ -64,8 +64,12 @@ def test_a_given_start_and_bad_arguments():
     found = coordinate_search(stack, start={"m0": 1.0, "m1": 0.0, "m2": 1.0})
     assert found.score >= vf.LogLinearPool(weights=[1, 0, 1]).fit(stack).score(stack)
     assert "in-sample accuracy" in repr(found)
-    with pytest.raises(InputError, match="'accuracy' or 'mean-class-accuracy'"):
+    with pytest.raises(InputError, match=r"'accuracy', 'mean-class-accuracy' or a callable.*find its optimum"):
         coordinate_search(stack, "nll")
+    with pytest.raises(InputError, match="a callable gets no weights"):
+        coordinate_search(stack, vf.metrics.top_k_accuracy, sample_weight=np.ones(len(y)))
+    with pytest.raises(InputError, match="expected a number"):
+        coordinate_search(stack, lambda labels, log_proba: np.nan)
     with pytest.raises(InputError, match="'linear' or 'log-linear'"):
         coordinate_search(stack, kind="cubic")
     with pytest.raises(InputError, match="m1"):
@@ -98,3 +102,36 @@ def test_videos_that_some_member_lacks_are_refused():
 def test_nothing_to_decide():
     z = np.tile(np.array([[[2.0, 0.0]], [[0.0, 2.0]]], np.float32), (1, 2, 1))
     assert coordinate_search(stack_of(z, [0, 1])).score == 1.0
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+def test_a_callable_is_never_below_its_starts_nor_far_from_a_fine_grid(kind):
+    z, y = ensemble(5, n=120, m=2, k=5)
+    stack = stack_of(z, y)
+
+    def top_two(labels, log_proba):
+        return vf.metrics.top_k_accuracy(labels, log_proba, k=2) - 0.1 * vf.metrics.nll(labels, log_proba)
+
+    found = coordinate_search(stack, top_two, kind=kind)
+    log_p = stack.log_likelihoods()
+    of = lambda w: top_two(y, fused(log_p, w, kind == "linear"))  # noqa: E731
+    assert found.score == pytest.approx(of([found.weights["m0"], found.weights["m1"]]), abs=1e-9)
+    assert found.score >= max(of([0.5, 0.5]), of([1, 0]), of([0, 1])) - 1e-9
+    assert found.score >= max(of([1 - t, t]) for t in np.linspace(0, 1, 200)) - 0.02
+    assert found.objective == "top_two"
+
+
+def test_a_smooth_callable_is_brought_near_the_learned_optimum():
+    z, y = ensemble(6, n=200, m=4, k=5)
+    stack = stack_of(z, y)
+    found = coordinate_search(stack, lambda labels, log_proba: -vf.metrics.nll(labels, log_proba), kind="linear")
+    assert -found.score <= vf.metrics.nll(y, vf.LinearPool().fit(stack).predict_log_proba(stack)) + 2e-3
+    assert found.path[-1] == found.score
+
+
+def test_a_callable_that_is_the_accuracy_agrees_with_the_exact_search_to_a_video_or_two():
+    z, y = ensemble(7, n=150, m=3, k=6)
+    stack = stack_of(z, y)
+    exact = coordinate_search(stack, starts=0)
+    tried = coordinate_search(stack, vf.metrics.top_k_accuracy)
+    assert exact.score - 2.5 / 150 <= tried.score

@@ -1,22 +1,24 @@
-"""Weights by accuracy itself: move one weight at a time to where most videos are right, exactly."""
+"""Weights by accuracy itself, or by any metric: move one weight at a time to where the score is best."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._validate import check_weights
+from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Floor, as_stack, check_sample_weight, member_floors
-from vidfuse.fusion.selection.greedy import Kind
+from vidfuse.fusion.selection.greedy import Kind, score_of
 from vidfuse.fusion.selection.hits import Judge
 from vidfuse.fusion.selection.rivals import Rivals, find_rivals
 from vidfuse.fusion.selection.subsets import complete_videos, video_weights
-from vidfuse.metrics.objectives import labels_of
+from vidfuse.metrics.objectives import Objective, labels_of, objective_name
 
 __all__ = ["CoordinateSearch", "best_step", "coordinate_search"]
 
@@ -27,8 +29,8 @@ class CoordinateSearch:
 
     Attributes:
         weights: {member: weight}, summing to 1.
-        score: The accuracy on the videos of the search: an in-sample number.
-        objective: "accuracy" or "mean-class-accuracy".
+        score: The objective on the videos of the search: an in-sample number.
+        objective: Its name.
         path: The score at the start and after each step that raised it, of the best start.
     """
 
@@ -98,11 +100,11 @@ def best_step(
 
 def coordinate_search(
     stack: Any,
-    objective: str = "accuracy",
+    objective: str | Objective = "accuracy",
     *,
     kind: Kind = "log-linear",
     start: Mapping[str, float] | None = None,
-    starts: int = 8,
+    starts: int | None = None,
     floor: Floor = "auto",
     labels: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -112,21 +114,23 @@ def coordinate_search(
 
     Accuracy is a step function of the weights, without gradients; along one weight its optimum is found exactly. A step
     is taken only where it raises the score, until no single weight can. The result depends on where it starts (equal
-    weights, each single member, random points): the best is kept.
+    weights, each single member, random points): the best is kept. For a callable, of which nothing is known, each line
+    search tries shares of the whole from 0 to 0.9, then three times finer ones beside the best; every trial pools all
+    videos anew.
 
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
-        objective: "accuracy" or "mean-class-accuracy".
+        objective: "accuracy", "mean-class-accuracy", or a callable `(labels, log_proba) -> float`, higher is better.
         kind: "log-linear" or "linear".
         start: {member: weight} to begin with, instead of the starts.
-        starts: How many random points, besides equal weights and single members.
+        starts: How many random points, besides equal weights and single members; 8 by default, 0 for a callable.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
-        sample_weight: One weight of at least 0 a video.
+        sample_weight: One weight of at least 0 a video, for the named objectives.
         random_state: Seed of the random points.
 
     Raises:
-        InputError: Another objective, missing labels, or a start that is not at least 0.
+        InputError: Another objective, missing labels, a start that is not at least 0, or a callable that returns NaN.
         AlignmentError: Members lack videos.
 
     Source:
@@ -141,8 +145,13 @@ def coordinate_search(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to search on")
-    if objective not in ("accuracy", "mean-class-accuracy"):
-        raise InputError(f"objective: expected 'accuracy' or 'mean-class-accuracy', got {objective!r}")
+    if not callable(objective) and objective not in ("accuracy", "mean-class-accuracy"):
+        advice = "; LogLinearPool() and LinearPool() find its optimum" if objective == "nll" else ""
+        raise InputError(
+            f"objective: expected 'accuracy', 'mean-class-accuracy' or a callable, got {objective!r}{advice}"
+        )
+    if callable(objective) and sample_weight is not None:
+        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
     if kind not in ("linear", "log-linear"):
         raise InputError(f"kind: expected 'linear' or 'log-linear', got {kind!r}")
     if stack.n_views is not None:
@@ -153,27 +162,98 @@ def coordinate_search(
     stack, y, weight = complete_videos(stack, y, weight, None)
     ordered = stack.select(sorted(stack.members))
     n_members = len(ordered.members)
-    floors = member_floors(ordered, floor)
-    linear = kind == "linear"
-    rivals = find_rivals(ordered, y, floors, linear=linear, rounds=8)
-    a = video_weights(y, objective, weight)
     if start is not None:
         points = check_weights(start, ordered.members)[None]
     else:
         rng = np.random.default_rng(random_state)
         equal = np.full((1, n_members), 1 / n_members)
-        points = np.concatenate([equal, np.eye(n_members), rng.dirichlet(np.ones(n_members), size=starts)])
+        count = starts if starts is not None else 0 if callable(objective) else 8
+        points = np.concatenate([equal, np.eye(n_members), rng.dirichlet(np.ones(n_members), size=count)])
+    if callable(objective):
+        climb, settle = _callable_climb(ordered, y, objective, kind, floor)
+    else:
+        climb, settle = _exact_climb(ordered, y, objective, kind, floor, weight)
     best_score, best_weights, best_path = -np.inf, points[0], [0.0]
     for point in points:
-        weights, path = _climb(rivals, a, point)
+        weights, path = climb(point)
         if path[-1] > best_score + 1e-12:
             best_score, best_weights, best_path = path[-1], weights, path
-    undecided = np.unique(rivals.rows)
-    judge = Judge(ordered, y, floors, linear)
-    right = judge.right(np.broadcast_to(best_weights, (len(undecided), n_members)), undecided)
-    score = float(a[rivals.right].sum() + a[undecided] @ right)
+    score = settle(best_weights)
     by_name = dict(zip(ordered.members, best_weights.tolist(), strict=True))
-    return CoordinateSearch({name: by_name[name] for name in stack.members}, score, objective, tuple(best_path))
+    members = {name: by_name[name] for name in stack.members}
+    return CoordinateSearch(members, score, objective_name(objective), tuple(best_path))
+
+
+Climb = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], list[float]]]
+Settle = Callable[[NDArray[np.float64]], float]
+
+
+def _exact_climb(
+    ordered: LogitStack,
+    labels: NDArray[np.int64],
+    objective: str,
+    kind: Kind,
+    floor: Floor,
+    sample_weight: NDArray[np.float64] | None,
+) -> tuple[Climb, Settle]:
+    """Return how to climb from a point on the lines' exact optima, and how to score the point that it ends at."""
+    floors, linear = member_floors(ordered, floor), kind == "linear"
+    rivals = find_rivals(ordered, labels, floors, linear=linear, rounds=8)
+    a = video_weights(labels, objective, sample_weight)
+
+    def settle(weights: NDArray[np.float64]) -> float:
+        undecided = np.unique(rivals.rows)
+        judge = Judge(ordered, labels, floors, linear)
+        right = judge.right(np.broadcast_to(weights, (len(undecided), len(weights))), undecided)
+        return float(a[rivals.right].sum() + a[undecided] @ right)
+
+    return partial(_climb, rivals, a), settle
+
+
+def _callable_climb(
+    ordered: LogitStack, labels: NDArray[np.int64], objective: Objective, kind: Kind, floor: Floor
+) -> tuple[Climb, Settle]:
+    """Return how to climb from a point by trials, and how to score a point."""
+
+    def settle(weights: NDArray[np.float64]) -> float:
+        return score_of(ordered, labels, objective, kind, floor, weights, None)
+
+    def climb(point: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
+        weights, path = point, [settle(point)]
+        improved = True
+        while improved:
+            improved = False
+            for member in range(len(weights)):
+                others = weights.copy()
+                others[member] = 0
+                if not others.any():
+                    continue
+                found, score = _best_share(others / others.sum(), member, weights, path[-1], settle)
+                if score > path[-1] + 1e-9:
+                    weights = found
+                    path.append(score)
+                    improved = True
+        return weights, path
+
+    return climb, settle
+
+
+def _best_share(
+    others: NDArray[np.float64], member: int, weights: NDArray[np.float64], score: float, settle: Settle
+) -> tuple[NDArray[np.float64], float]:
+    """Return the best of some shares of one member among fixed proportions of the others, and its score."""
+    width, centre = 0.1, float(weights[member])
+    trials = np.arange(10) * width
+    for _ in range(4):
+        for share in trials[(trials >= 0) & (trials < 1)].tolist():
+            candidate = (1 - share) * others
+            candidate[member] = share
+            value = settle(candidate)
+            if value > score:
+                weights, score, centre = candidate, value, share
+        width /= 3
+        trials = np.array([centre - width, centre + width])
+    return weights, score
 
 
 def _climb(

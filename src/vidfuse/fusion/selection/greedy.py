@@ -32,7 +32,7 @@ from vidfuse.metrics.objectives import (
     resolve_objective,
 )
 
-__all__ = ["GreedyPool", "GreedySearch", "Kind", "greedy_search"]
+__all__ = ["GreedyPool", "GreedySearch", "Kind", "greedy_search", "score_of"]
 
 Kind = Literal["linear", "log-linear"]
 Gains = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
@@ -149,7 +149,7 @@ def greedy_search(
         score = float(scores[kept - 1])
     shares /= shares.sum()
     if bagging > 1:
-        score = _score_of(ordered, y, objective, kind, floor, shares, sample_weight) * sign
+        score = score_of(ordered, y, objective, kind, floor, shares, sample_weight) * sign
     by_name = dict(zip(ordered.members, shares.tolist(), strict=True))
     weights = {name: by_name[name] for name in stack.members if by_name[name] > 0}
     return GreedySearch(weights, sign * score, objective_name(objective), tuple(path))
@@ -260,12 +260,12 @@ def _callable_gains(
 ) -> Gains:
     def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
         ensembles = _with_one(counts, candidates)
-        return np.array([_score_of(ordered, labels, objective, kind, floor, row, None) for row in ensembles])
+        return np.array([score_of(ordered, labels, objective, kind, floor, row, None) for row in ensembles])
 
     return gains
 
 
-def _score_of(
+def score_of(
     ordered: LogitStack,
     labels: NDArray[np.int64],
     objective: str | Objective,
@@ -274,7 +274,23 @@ def _score_of(
     weights: NDArray[np.float64],
     sample_weight: NDArray[np.float64] | None,
 ) -> float:
-    """Return the objective of one ensemble by the pool itself."""
+    """Return the objective of one ensemble by the pool itself.
+
+    Args:
+        ordered: Members, sorted by name.
+        labels: True classes, shape (N,).
+        objective: A name, or a callable `(labels, log_proba) -> float`.
+        kind: "linear" or "log-linear".
+        floor: The uniform distribution's share in every member, or "auto".
+        weights: One a member, shape (M,), of positive sum.
+        sample_weight: One weight of at least 0 a video, for the named objectives.
+
+    Example:
+        >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
+        >>> stack = LogitStack.from_arrays(z, members=["a", "b"])
+        >>> score_of(stack, np.array([0, 1]), "accuracy", "linear", 0.0, np.array([1.0, 0.0]), None)
+        0.5
+    """
     pool = _pool(kind, floor, dict(zip(ordered.members, weights.tolist(), strict=True)))
     log_proba = pool.fit(ordered).predict_log_proba(ordered)
     if callable(objective):
