@@ -27,6 +27,7 @@ from vidfuse.errors import (
     CacheIncompleteError,
     InputError,
 )
+from vidfuse.fusion.weights import true_scores
 
 IDS = [f"v{i:04d}" for i in range(30)]
 Z = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
@@ -290,6 +291,26 @@ def test_few_parts_of_all_members_stay_mapped(tmp_path, monkeypatch):
     assert len(reader._mapped) == 3
     del stack
     assert reader._mapped == {}
+
+
+def test_pieces_are_views_of_the_parts_that_hold_the_rows(tmp_path):
+    for name, order in (("as_written", np.arange(30)), ("permuted", np.random.default_rng(1).permutation(30))):
+        with CacheWriter(tmp_path / name, buffer_rows=8) as writer:
+            for rows in (order[:8], order[8:16], order[16:24], order[24:]):
+                writer.append([IDS[row] for row in rows], Z[rows], rows % 4)
+    stack = load_stack(tmp_path)
+    for rows in (slice(0, 30), slice(3, 7), slice(6, 18), slice(29, 30)):
+        part = stack[rows]
+        for column, name in enumerate(part.members):
+            pieces = part.pieces(column)
+            np.testing.assert_array_equal(np.concatenate(pieces), Z[rows])
+            np.testing.assert_array_equal(part.scores(name), Z[rows])
+            if name == "as_written":
+                assert len(pieces) == (rows.stop + 7) // 8 - rows.start // 8
+                assert not any(piece.flags.owndata for piece in pieces)
+    assert stack.scores("as_written", slice(8, 8)).shape == (0, 4)
+    true = true_scores(stack, stack.labels)
+    np.testing.assert_array_equal(true, np.tile(Z[np.arange(30), np.arange(30) % 4], (2, 1)))
 
 
 def test_a_damaged_description_is_refused(tmp_path):

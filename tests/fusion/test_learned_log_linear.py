@@ -16,7 +16,8 @@ from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion import learned_log_linear, learned_passes
 from vidfuse.fusion.learned_log_linear import fit_log_linear, frank_wolfe_gap, shrinkage_penalty
-from vidfuse.fusion.learned_passes import Passes, block_moments
+from vidfuse.fusion.learned_moments import block_moments
+from vidfuse.fusion.learned_passes import Passes
 from vidfuse.fusion.learned_qp import least_norm, solve_qp
 from vidfuse.fusion.learned_shrinkage import choose_shrinkage
 from vidfuse.fusion.pools import LogLinearPool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,31 +69,32 @@ class PartsSource:
 
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows: a view where they lie one after the other in one part, else a copy."""
+        pieces = self.pieces(rows)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """Scores of these rows: a view of every part in which they lie one after the other, else one copy."""
         if self._physical is not None:
             rows = self._physical[rows]
         if isinstance(rows, slice):
-            return self._take_run(rows.start, rows.stop)
+            return list(self._run(rows.start, rows.stop))
         rows = np.where(rows < 0, rows + self._starts[-1], rows)  # -1: a video that this member lacks
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         for number in np.unique(owner):
             mine = owner == number
             out[mine] = self._read(int(number))[rows[mine] - self._starts[number]]
-        return out
+        return [out]
 
-    def _take_run(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
+    def _run(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
         bounds = self._bounds
-        first = bisect_right(bounds, start) - 1
-        offset = bounds[first]
-        if first < len(self._parts) and stop <= bounds[first + 1]:
-            return self._read(first)[start - offset : stop - offset]
-        out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
-        at = start
-        while at < stop:
-            offset, end = bounds[first], min(bounds[first + 1], stop)
-            out[at - start : end - start] = self._read(first)[at - offset : end - offset]
-            at, first = end, first + 1
-        return out
+        number = bisect_right(bounds, start) - 1
+        if start >= stop:
+            yield np.empty((0, *self.shape[1:]), dtype=self.dtype)
+        while start < stop:
+            end = min(bounds[number + 1], stop)
+            yield self._read(number)[start - bounds[number] : end - bounds[number]]
+            start, number = end, number + 1
 
     def _read(self, number: int) -> NDArray[np.floating[Any]]:
         """Return one part's mapped scores; parts that were first read some time ago leave the process's memory."""

@@ -30,6 +30,9 @@ class Source(Protocol):
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows, as a view where that is possible."""
 
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The same scores in consecutive pieces, each a view where that is possible."""
+
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         """An equivalent pair of source and rows that is as cheap as possible to send to another process."""
 
@@ -53,6 +56,10 @@ class ArraySource:
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows: a view for a slice, a copy for an array of rows."""
         return self.array[rows]
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The scores in one piece."""
+        return [self.array[rows]]
 
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         """The array cut down to these rows, or the mapped file and the rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -268,7 +268,8 @@ class LogitStack:
             raise InputError(f"unknown member {member!r}; the stack has {first_few(self.members, 20)}")
         column = self.members.index(member)
         run = resolve_rows(slice(None) if rows is None else rows, len(self))
-        taken = self.reader(column)(run)
+        source, base = self._members[column].source, self._members[column].rows
+        taken = source.take(compose_rows(base, run))
         if self.present is not None and not self.present[run, column].all():
             taken = taken.copy()
             taken[~self.present[run, column]] = np.nan
@@ -276,14 +277,13 @@ class LogitStack:
         taken.flags.writeable = False
         return taken
 
-    def reader(self, column: int) -> Callable[[Rows], NDArray[np.floating[Any]]]:
-        """Return a function of rows that takes one member's numbers as `scores` does, without its checks.
+    def pieces(self, column: int) -> list[NDArray[np.floating[Any]]]:
+        """Return one member's numbers as they are stored, in consecutive pieces: views where rows are contiguous.
 
-        For passes that read many short runs: the rows must be a slice with explicit bounds and step 1, or integers, and
-        the numbers must not be written to. Where the member lacks a video they are whatever is stored.
+        For passes over many short stacks: without the checks of `scores`. The numbers must not be written to; where the
+        member lacks a video they are whatever is stored.
         """
-        source, base = self._members[column].source, self._members[column].rows
-        return lambda rows: source.take(compose_rows(base, rows))
+        return self._members[column].source.pieces(self._members[column].rows)
 
     def log_likelihoods(self, rows: Any = None) -> NDArray[np.float32]:
         """Return normalised log-likelihoods (n, M, [V,] K) of some or all videos, as a new float32 array."""

@@ -217,6 +217,9 @@ class _Calibrated:
         log_p = _log_likelihoods(self.source.take(rows), self.kind, self.floor)
         return np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
 
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        return [self.take(rows)]
+
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         source, rows = self.source.restricted(rows)
         return replace(self, source=source), rows

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.fusion.learned_passes import Moments, Passes
+from vidfuse.fusion.learned_moments import Moments
+from vidfuse.fusion.learned_passes import Passes
 from vidfuse.fusion.learned_qp import least_norm, solve_qp, warn_of_gap
 
 __all__ = ["T_MAX", "T_MIN", "LogLinearFit", "Penalty", "fit_log_linear", "frank_wolfe_gap", "shrinkage_penalty"]
@@ -125,7 +126,9 @@ def fit_log_linear(
     curvature, sampled = np.zeros((members, members)), 0.0
     if passes.numbers > _SMALL:
         sample = passes.sample(max(200, min(len(passes.stack) // 16, 4096)))
-        beta, active, curvature = _on_sample(sample, penalty, _unsaturated(sample, penalty, beta))
+        if start is None:
+            beta = _unsaturated(sample, penalty, beta)
+        beta, active, curvature = _on_sample(sample, penalty, beta)
         beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
         sampled = sample.count * len(sample.stack) / len(passes.stack)
     if moments is None:
@@ -230,9 +233,10 @@ def _polish(
     """
     some, pull, inner = passes.only(active), penalty.only(active), beta[active]
     gradient = step = np.zeros(len(inner))
-    rough = _ROUGH * max(1.0, float(np.sqrt(np.diag(hessian).max())))  # rounding grows as the scores do
+    scale = max(1.0, float(np.sqrt(np.diag(hessian).max())))  # rounding grows as the scores do
+    rough, noise = _ROUGH * scale, _NOISE[0] * scale
     previous, double, exact, told, last = 0.0, False, False, False, False
-    best, found = beta, np.inf
+    best, ceiling = beta, float(np.finfo(np.float64).max)
     while True:
         beta = np.zeros(len(beta))
         beta[active] = inner
@@ -246,9 +250,9 @@ def _polish(
             whole = last or len(active) == len(beta)
             return beta, moments if whole else penalty.add_to(passes.moments(beta, hessian=False), beta)
         slow, expected = gap > 0.5 * previous > 0, gap * gap / max(gap, previous)
-        if (slow and exact) or own.value > found + _NOISE[0] * (1 + abs(found)):
+        if (slow and exact) or not own.value <= ceiling:
             return best, None
-        best, found = beta, own.value
+        best, ceiling = beta, own.value + noise * (1 + abs(own.value))
         tells = double or gap > 0.1 * rough
         if tells and told:
             hessian = _corrected(hessian, step, own.gradient - gradient)

@@ -1,20 +1,18 @@
 """Passes over a stack: the value, gradient and curvature of a log-linear pool's likelihood as sums over blocks.
 
-The pool's negative log-likelihood is ``Σ_i ω_i (log Σ_k exp(Σ_m β_m a_imk) - Σ_m β_m a_imy)``: what a member adds to
-all classes of a video cancels, so logits serve as they are. Blocks are summed in a fixed order in float64, whatever
-the number of workers.
+Blocks are summed in a fixed order in float64, whatever the number of workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
@@ -25,173 +23,18 @@ from vidfuse._threads import one_blas_thread
 from vidfuse.cache.source import ArraySource
 from vidfuse.cache.stack import LogitStack, Member
 from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.learned_moments import Memory, Moments, Workspace, block_gradients, block_moments, rows_of
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows
 
-__all__ = ["Moments", "Passes", "Workspace", "block_moments"]
+__all__ = ["Passes"]
 
 _T = TypeVar("_T")
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
 _BLOCK: Final = 1 << 20  # numbers in a block: smaller ones cost more in calls than they gain in cache
-_PIECE: Final = 1 << 14  # numbers that one product sums
-_FEW: Final = 16  # members
-_FAR: Final = 64.0  # nats; a true class's score from which on float32 keeps differences only
+_FAR: Final = 32.0  # nats; a true class's score from which on float32 keeps differences only
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
-
-
-class Moments(NamedTuple):
-    """The mean negative log-likelihood at β, its gradient (M,) and Hessian (M, M), which a cheap pass leaves None."""
-
-    value: float
-    gradient: NDArray[np.float64]
-    hessian: NDArray[np.float64] | None
-
-
-class Memory:
-    """Pieces of memory that tasks hand on to each other: fresh pages cost as much as the arithmetic on them.
-
-    Example:
-        >>> memory = Memory()
-        >>> with memory.lend(10) as first:
-        ...     pass
-        >>> with memory.lend(10) as second:
-        ...     first is second
-        True
-    """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_free": []}
-
-    @contextmanager
-    def lend(self, size: int) -> Iterator[NDArray[np.uint8]]:
-        """Lend at least this many bytes."""
-        try:
-            piece = self._free.pop()
-        except IndexError:
-            piece = np.empty(0, dtype=np.uint8)
-        if len(piece) < size:
-            piece = np.empty(size, dtype=np.uint8)
-        yield piece
-        self._free.append(piece)
-
-
-class Workspace:
-    """Buffers for blocks of up to one size, in memory that may be given.
-
-    Example:
-        >>> Workspace((2, 5, 3), np.float32).weighted.shape
-        (2, 5, 3)
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        dtype: type[np.float32] | type[np.float64],
-        piece: NDArray[np.uint8] | None = None,
-    ) -> None:
-        members, rows, classes = shape
-        size, needed = members * rows * classes, self.size(shape, dtype)
-        memory: NDArray[Any] = (np.empty(needed, dtype=np.uint8) if piece is None else piece[:needed]).view(dtype)
-        self.scores = memory[:size].reshape(shape)
-        self.weighted = memory[size : 2 * size].reshape(shape)
-        self.z = memory[2 * size :]
-        self.ones = np.ones(classes, dtype=dtype)
-
-    @staticmethod
-    def size(shape: tuple[int, int, int], dtype: type[np.float32] | type[np.float64]) -> int:
-        """Return how many bytes a workspace for blocks of this shape (M, B, K) takes."""
-        members, rows, classes = shape
-        return (2 * members + 1) * rows * classes * np.dtype(dtype).itemsize
-
-
-def block_moments(
-    scores: NDArray[Any],
-    labels: NDArray[np.int64],
-    omega: NDArray[np.float64],
-    beta: NDArray[np.float64],
-    *,
-    hessian: bool = True,
-    work: Workspace | None = None,
-) -> Moments:
-    """Return one block's share of the negative log-likelihood of a log-linear pool, and its derivatives.
-
-    With ``z_ik = Σ_m β_m a_imk``, ``p_ik ∝ exp z_ik`` and ``μ_im = Σ_k p_ik a_imk``: value
-    ``Σ_i ω_i (log Σ_k exp z_ik - z_iy)``, gradient ``Σ_i ω_i (μ_im - a_imy)``, Hessian
-    ``Σ_i ω_i (Σ_k p_ik a_imk a_ink - μ_im μ_in)``.
-
-    Args:
-        scores: a, C-contiguous (M, B, K), float32 or float64; the arithmetic runs in its precision.
-        labels: true classes y (B,).
-        omega: the videos' weights (B,).
-        beta: β (M,).
-        hessian: whether to compute the Hessian.
-        work: buffers of the block's precision, for at least as many rows.
-
-    Example:
-        >>> moments = block_moments(np.array([[[0.0, -1.0]]]), np.zeros(1, dtype=int), np.ones(1), np.zeros(1))
-        >>> round(moments.value, 4), moments.gradient.tolist(), moments.hessian.tolist()
-        (0.6931, [-0.5], [[0.25]])
-    """
-    members, rows, classes = scores.shape
-    work = work or Workspace(scores.shape, scores.dtype.type)
-    flat = scores.reshape(members, rows * classes)
-    flat_z = np.dot(beta.astype(scores.dtype), flat, out=work.z[: rows * classes])
-    z, truth = flat_z.reshape(rows, classes), np.arange(0, rows * classes, classes) + labels
-    peak = z.max(axis=1)
-    height = (peak - flat_z[truth]).astype(np.float64)
-    z -= peak[:, None]
-    np.exp(z, out=z)
-    total = z @ work.ones
-    value = float(omega @ (np.log(total.astype(np.float64)) + height))
-    weight = omega.astype(z.dtype)
-    z *= (weight / total)[:, None]
-    if not hessian:
-        flat_z[truth] -= weight  # before the sums, which then lose nothing to cancellation
-        return Moments(value, _by_row(scores, z).sum(axis=0, dtype=np.float64), None)
-    weighted = _of_rows(work.weighted, slice(0, rows))
-    if members > _FEW:
-        mean = _by_row(scores, z).T.astype(np.float64)
-        np.multiply(scores, np.sqrt(z, out=z), out=weighted)
-        second = _square(weighted.reshape(members, rows * classes))
-    else:
-        np.multiply(scores, z, out=weighted)
-        mean = (weighted.reshape(members * rows, classes) @ work.ones).reshape(members, rows).astype(np.float64)
-        second = _products(weighted.reshape(members, rows * classes), flat)
-    share = np.divide(1.0, omega, out=np.zeros_like(omega), where=omega > 0)
-    gradient = mean.sum(axis=1) - flat[:, truth] @ omega
-    return Moments(value, gradient, second - (mean * share) @ mean.T)
-
-
-def _by_row(scores: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
-    """Return ``Σ_k z_ik a_imk`` (B, M)."""
-    return np.asarray(np.matmul(scores.transpose(1, 0, 2), z[:, :, None])[:, :, 0])
-
-
-def _products(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the symmetric ``weighted @ flat.T`` of few long rows, by matrix-vector products, which are faster."""
-    members = len(flat)
-    result = np.empty((members, members))
-    for m in range(members):
-        result[m, : m + 1] = result[: m + 1, m] = flat[: m + 1] @ weighted[m]
-    return result
-
-
-def _square(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``rows @ rows.T`` of many rows."""
-    total = np.zeros((len(rows), len(rows)))
-    for piece in _pieces(rows.shape[1]):
-        total += rows[:, piece] @ rows[:, piece].T
-    return total
-
-
-def _pieces(length: int) -> Iterator[slice]:
-    """Yield slices that are short enough for sums in float32 to stay exact to its last digits, and for the cache."""
-    for start in range(0, length, _PIECE):
-        yield slice(start, start + _PIECE)
 
 
 @dataclass
@@ -232,8 +75,9 @@ class _Part:
         else:
             for rows, block in self._relative(slices, chosen):
                 if double or not block.flags.c_contiguous:
-                    np.copyto(_of_rows(work.scores, rows), block)
-                    block = _of_rows(work.scores, rows)
+                    own = rows_of(work.scores, rows.stop - rows.start)
+                    np.copyto(own, block)
+                    block = own
                 yield rows, block
 
     def _from_scores(
@@ -242,17 +86,18 @@ class _Part:
         if self.true is None:
             self.true = true_scores(self.stack, self.labels)
         columns = np.arange(len(self.true)) if chosen is None else chosen
-        scores = [self.stack.reader(m)(slice(0, len(self.stack), 1)) for m in columns.tolist()]
+        scores = [self.stack.pieces(m) for m in columns.tolist()]
         true = self.true[columns]
         relative = buffer.dtype == np.float32 and np.abs(true).max() > _FAR
         for rows in slices:
-            block, origin = _of_rows(buffer, rows), true[:, rows, None]
-            for own, stored, at in zip(block, scores, origin, strict=True):
-                if relative:  # float16 would overflow, float64 round, in the arithmetic of the other
-                    wide = np.promote_types(stored.dtype, np.float32)
-                    np.subtract(stored[rows], at.astype(wide), out=own, dtype=wide, casting="same_kind")
-                else:
-                    own[...] = stored[rows]
+            block, origin = rows_of(buffer, rows.stop - rows.start), true[:, rows, None]
+            for own, pieces, at in zip(block, scores, origin, strict=True):
+                for place, stored in _within(pieces, rows):
+                    if relative:  # float16 would overflow, float64 round, in the arithmetic of the other
+                        wide = np.promote_types(stored.dtype, np.float32)
+                        np.subtract(stored, at[place].astype(wide), out=own[place], dtype=wide, casting="same_kind")
+                    else:
+                        own[place] = stored
             if self.vetoes:
                 np.maximum(block, _VETO if relative else (origin + _VETO).astype(block.dtype), out=block)
             yield rows, block
@@ -290,10 +135,10 @@ class _Part:
         """Return this part's share of the moments."""
 
         def run(work: Workspace) -> Moments:
-            total = _zero(len(beta), hessian)
+            total = Moments.zero(len(beta), hessian)
             for rows, block in self.blocks(double, work, chosen):
                 share = block_moments(block, self.labels[rows], self.omega[rows], beta, hessian=hessian, work=work)
-                total = _add(total, share)
+                total = total.plus(share)
             return total
 
         return self._with_workspace(run, lambda total: total.gradient, len(beta), np.float64 if double else np.float32)
@@ -303,7 +148,7 @@ class _Part:
 
         def run(work: Workspace) -> NDArray[np.float64]:
             return np.concatenate(
-                [_gradients(block, self.labels[i], beta) for i, block in self.blocks(True, work, None)]
+                [block_gradients(block, self.labels[i], beta) for i, block in self.blocks(True, work, None)]
             )
 
         return self._with_workspace(run, lambda gradients: gradients, len(beta), np.float64)
@@ -326,30 +171,15 @@ class _Part:
         return result
 
 
-def _of_rows(buffer: NDArray[Any], rows: slice) -> NDArray[Any]:
-    """Return a C-contiguous block of so many rows from a buffer for more."""
-    count = rows.stop - rows.start
-    if count == buffer.shape[1]:
-        return buffer
-    members, _, classes = buffer.shape
-    return buffer.reshape(-1)[: members * count * classes].reshape(members, count, classes)
-
-
-def _gradients(block: NDArray[np.float64], labels: NDArray[np.int64], beta: NDArray[np.float64]) -> NDArray[np.float64]:
-    z = np.tensordot(beta, block, axes=1)
-    z = np.exp(z - z.max(axis=1, keepdims=True))
-    z /= z.sum(axis=1, keepdims=True)
-    z[np.arange(len(z)), labels] -= 1.0
-    return np.asarray(np.einsum("mbk,bk->bm", block, z))
-
-
-def _zero(members: int, hessian: bool) -> Moments:
-    return Moments(0.0, np.zeros(members), np.zeros((members, members)) if hessian else None)
-
-
-def _add(a: Moments, b: Moments) -> Moments:
-    hessian = None if a.hessian is None or b.hessian is None else a.hessian + b.hessian
-    return Moments(a.value + b.value, a.gradient + b.gradient, hessian)
+def _within(pieces: list[NDArray[Any]], rows: slice) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield what of consecutive pieces lies within these rows, and where."""
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece)
+        low, high = max(rows.start, start), min(rows.stop, stop)
+        if low < high:
+            yield slice(low - rows.start, high - rows.start), piece[low - start : high - start]
+        start = stop
 
 
 class Passes:
@@ -448,9 +278,9 @@ class Passes:
         """Return value, gradient and (on request) Hessian at β, in float32 arithmetic or in float64."""
         self._passes[0] += len(beta) / len(self.stack.members)
         run = partial(_Part.moments, beta=beta, hessian=hessian, double=double, chosen=self._chosen)
-        total = _zero(len(beta), hessian)
+        total = Moments.zero(len(beta), hessian)
         for share in self._over(run, self._parts):
-            total = _add(total, share)
+            total = total.plus(share)
         return total
 
     def gradients(self, beta: NDArray[np.float64]) -> NDArray[np.float64]:

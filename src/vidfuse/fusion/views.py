@@ -134,6 +134,9 @@ class _View:
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         return self.source.take(rows)[:, self.view]
 
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        return [piece[:, self.view] for piece in self.source.pieces(rows)]
+
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         source, rows = self.source.restricted(rows)
         return _View(source, self.view), rows

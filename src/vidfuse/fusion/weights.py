@@ -57,7 +57,7 @@ def member_hits(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.bool
 
 
 def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return each member's score of the true class as it is stored (M, N), in float64.
+    """Return each member's score of the true class as it is stored (M, N), in float64; NaN where it lacks the video.
 
     Example:
         >>> true_scores(LogitStack.from_arrays({"a": np.array([[2.0, 1.0], [3.0, 5.0]])}), np.array([0, 1])).tolist()
@@ -66,9 +66,14 @@ def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.floa
     result = np.empty((len(stack.members), len(stack)))
     step = block_rows(stack.n_classes, 1 << 20)
     for start in range(0, len(stack), step):
-        rows = slice(start, start + step)
-        for true, name in zip(result, stack.members, strict=True):
-            true[rows] = _true(stack.scores(name, rows), labels[rows])
+        part = stack[start : start + step]
+        for column, true in enumerate(result):
+            at = start
+            for scores in part.pieces(column):
+                true[at : at + len(scores)] = _true(scores, labels[at : at + len(scores)])
+                at += len(scores)
+    if stack.present is not None:
+        result[~stack.present.T] = np.nan
     return result
 
 
