@@ -55,11 +55,11 @@ class ArraySource:
 
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows: a view for a slice, a copy for an array of rows."""
-        return self.array[rows]
+        return self.array[rows] if isinstance(rows, slice) else self.array.take(rows, axis=0)
 
     def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
         """The scores in one piece."""
-        return [self.array[rows]]
+        return [self.take(rows)]
 
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         """The array cut down to these rows, or the mapped file and the rows."""

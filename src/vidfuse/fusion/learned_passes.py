@@ -255,11 +255,16 @@ class Passes:
         chosen = weighted[np.unique(np.linspace(0, len(weighted) - 1, rows).round().astype(np.int64))]
         omega = self.omega[chosen]
         part, everything = self.stack[chosen], slice(0, len(chosen), 1)
-        copies = [
-            Member(n, ArraySource(part.scores(n)), everything, k) for n, k in zip(part.members, part.kinds, strict=True)
+        dtype = np.result_type(*(member.source.dtype for member in part.sources()))
+        kept = np.empty((len(part.members), len(part), part.n_classes), dtype=dtype)  # one piece: few page faults
+        for own, name in zip(kept, part.members, strict=True):
+            own[...] = part.scores(name)
+        members = [
+            Member(name, ArraySource(own), everything, kind)
+            for name, own, kind in zip(part.members, kept, part.kinds, strict=True)
         ]
         labels, memory = self.labels[chosen], self._memory
-        return Passes(LogitStack(copies), labels, omega / omega.sum(), self.floors, 1, memory=memory)
+        return Passes(LogitStack(members), labels, omega / omega.sum(), self.floors, 1, memory=memory)
 
     def only(self, members: NDArray[np.intp]) -> Passes:
         """Return the same passes over some members alone, by their places: β has their length, the others weigh 0."""
