@@ -79,11 +79,14 @@ class PartsSource:
         if isinstance(rows, slice):
             return list(self._run(rows.start, rows.stop))
         rows = np.where(rows < 0, rows + self._starts[-1], rows)  # -1: a video that this member lacks
-        owner = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        for number in np.unique(owner):
-            mine = owner == number
-            out[mine] = self._read(int(number))[rows[mine] - self._starts[number]]
+        order = None if (rows[1:] >= rows[:-1]).all() else np.argsort(rows, kind="stable")
+        ascending = rows if order is None else rows[order]
+        owner = np.searchsorted(self._starts, ascending, side="right") - 1
+        numbers, begin = np.unique(owner, return_index=True)
+        for number, low, high in zip(numbers.tolist(), begin.tolist(), [*begin[1:].tolist(), len(rows)], strict=True):
+            places = slice(low, high) if order is None else order[low:high]
+            out[places] = self._read(number).take(ascending[low:high] - self._starts[number], axis=0)
         return [out]
 
     def _run(self, start: int, stop: int) -> Iterator[NDArray[np.floating[Any]]]:
