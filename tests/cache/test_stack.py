@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -236,3 +237,16 @@ def test_rows_of_rows_are_rows(data):
         rows = compose_rows(rows, resolve_rows(key, size))
         expected = expected[np.asarray(key, dtype=int) if isinstance(key, list) else key]
         np.testing.assert_array_equal(np.arange(n)[rows], expected)
+
+
+def test_a_few_rows_of_a_strided_member_are_read_alone():
+    """A member of one array (N, M, K) is strided; no more than its rows is to be copied."""
+    z = np.zeros((20_000, 4, 50), dtype=np.float32)
+    stack = vf.LogitStack.from_arrays(z)[np.array([5, 19_000])]
+    tracemalloc.start()
+    try:
+        stack.scores("member2")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000

@@ -18,7 +18,7 @@ from vidfuse.fusion import learned_log_linear, learned_passes
 from vidfuse.fusion.learned_log_linear import fit_log_linear, frank_wolfe_gap, shrinkage_penalty
 from vidfuse.fusion.learned_moments import block_moments
 from vidfuse.fusion.learned_passes import Passes
-from vidfuse.fusion.learned_qp import least_norm, solve_qp
+from vidfuse.fusion.learned_qp import least_norm, solve_qp, warn_of_gap
 from vidfuse.fusion.learned_shrinkage import choose_shrinkage
 from vidfuse.fusion.pools import LogLinearPool
 
@@ -441,3 +441,58 @@ def test_scores_near_a_large_constant_lose_nothing():
         pools.append(LogLinearPool(shrinkage=None).fit(LogitStack.from_arrays(scores.astype(np.float32), labels=y)))
     np.testing.assert_allclose(pools[0].weights_, pools[1].weights_, atol=1e-5)
     assert max(pool.optimality_gap_ for pool in pools) <= 1e-7
+
+
+@pytest.mark.parametrize("case", ["worse than chance", "equal scores", "separable", "one member", "twins"])
+@pytest.mark.parametrize("shrinkage", [None, "auto"])
+@pytest.mark.filterwarnings("ignore:the lowest temperature", "ignore:member", "ignore:no member earns")
+def test_a_large_stack_whose_optimum_is_at_a_bound_or_flat(monkeypatch, case, shrinkage):
+    z, y = problem(n=600, members=2, classes=5, seed=2)
+    z = z.astype(np.float32)
+    if case == "worse than chance":
+        z[np.arange(600), :, y] -= 8
+    elif case == "equal scores":
+        z[:] = 0
+    elif case == "separable":
+        z[np.arange(600), :, y] += 60
+    elif case == "one member":
+        z = z[:, 1:]
+    else:
+        z[:, 0] = z[:, 1]
+    expected = LogLinearPool(shrinkage=shrinkage).fit(z, y)  # in float64 from the start
+    monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
+    pool = LogLinearPool(shrinkage=shrinkage).fit(z, y)
+    assert pool.optimality_gap_ <= 1e-7
+    losses = [-np.take_along_axis(p.predict_log_proba(z), y[:, None], axis=1).mean() for p in (pool, expected)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-7 if shrinkage is None else 1e-4)  # a penalty is not in it
+
+
+def test_a_gradient_that_is_no_number_certifies_nothing():
+    gap = frank_wolfe_gap(np.array([1.0]), np.array([np.nan]))
+    assert np.isnan(gap)
+    with pytest.warns(VidfuseWarning, match="proved to be within nan"):
+        warn_of_gap(gap)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_a_veto_is_does_not_depend_on_the_passes_before(dtype):
+    z, y = problem(n=40, members=2)
+    z[3, 1, (y[3] + 1) % 5] = -np.inf
+    z[5, 0, (y[5] + 1) % 5], z[6, 0, (y[6] + 1) % 5] = -2e4, -1e30  # finite: these stand as they are
+    stack = LogitStack.from_arrays(z.astype(dtype), labels=y)
+    beta = np.array([1e-5, 0.5])
+
+    def passes():
+        return Passes(stack, y, np.full(40, 1 / 40), np.zeros(2))
+
+    fresh = passes().moments(beta)
+    after = passes()
+    after.moments(beta, double=False)
+    assert after.moments(beta).value == fresh.value
+    alone, later = passes().only(np.array([0])), passes()
+    later.moments(beta)
+    assert later.only(np.array([0])).moments(beta[:1]).value == alone.moments(beta[:1]).value
+    finite = z.copy()
+    finite[3, 1, (y[3] + 1) % 5] = z[3, 1, y[3]] - 1e4
+    assert fresh.value == pytest.approx(brute(beta, finite.astype(dtype).astype(np.float64), y), rel=1e-6)
+    np.testing.assert_allclose(passes().gradients(beta).mean(axis=0), fresh.gradient, rtol=1e-9)

@@ -55,7 +55,9 @@ class ArraySource:
 
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows: a view for a slice, a copy for an array of rows."""
-        return self.array[rows] if isinstance(rows, slice) else self.array.take(rows, axis=0)
+        if isinstance(rows, slice) or not self.array.flags.c_contiguous:
+            return self.array[rows]
+        return self.array.take(rows, axis=0)  # faster, but it would copy the whole of a strided array first
 
     def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
         """The scores in one piece."""

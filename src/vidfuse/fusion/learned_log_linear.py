@@ -25,6 +25,7 @@ _ROUGH: Final = 1e-3  # nats; a gap that float32 tells to a few percent, for sco
 _NOISE: Final = (2e-7, 1e-15)  # what rounding may add to a value, in float32 and float64, as a share
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _ROUNDS: Final = 5  # in which members join
+_STEPS: Final = 30  # with a Hessian that is held
 _SMALL: Final = 1 << 21  # numbers below which every pass is in float64
 
 
@@ -92,6 +93,8 @@ class LogLinearFit:
 def frank_wolfe_gap(beta: NDArray[np.float64], gradient: NDArray[np.float64]) -> float:
     """Return ``max_v gᵀ(β - v)`` over ``v ≥ 0, 1/T_max ≤ Σv ≤ 1/T_min``: no feasible point is lower by more.
 
+    NaN, which certifies nothing, for a gradient that holds it.
+
     Source:
         Frank and Wolfe 1956; Jaggi 2013, "Revisiting Frank-Wolfe", section 2 (the gap as a certificate).
 
@@ -100,7 +103,8 @@ def frank_wolfe_gap(beta: NDArray[np.float64], gradient: NDArray[np.float64]) ->
         0.0
     """
     lowest = float(gradient.min())
-    return max(0.0, float(gradient @ beta) - min(lowest / T_MAX, lowest / T_MIN))
+    gap = float(gradient @ beta) - min(lowest / T_MAX, lowest / T_MIN)
+    return 0.0 if gap <= 0 else gap
 
 
 def fit_log_linear(
@@ -233,11 +237,11 @@ def _polish(
     """
     some, pull, inner = passes.only(active), penalty.only(active), beta[active]
     gradient = step = np.zeros(len(inner))
-    scale = max(1.0, float(np.sqrt(np.diag(hessian).max())))  # rounding grows as the scores do
+    scale = float(np.sqrt(max(1.0, np.diag(hessian).max())))  # rounding grows as the scores do
     rough, noise = _ROUGH * scale, _NOISE[0] * scale
     previous, double, exact, told, last = 0.0, False, False, False, False
     best, ceiling = beta, float(np.finfo(np.float64).max)
-    while True:
+    for _ in range(_STEPS):
         beta = np.zeros(len(beta))
         beta[active] = inner
         if last:
@@ -249,18 +253,25 @@ def _polish(
         if double and gap <= _TARGET:
             whole = last or len(active) == len(beta)
             return beta, moments if whole else penalty.add_to(passes.moments(beta, hessian=False), beta)
-        slow, expected = gap > 0.5 * previous > 0, gap * gap / max(gap, previous)
-        if (slow and exact) or not own.value <= ceiling:
-            return best, None
+        if not (own.value <= ceiling and np.isfinite(gap)):
+            break
         best, ceiling = beta, own.value + noise * (1 + abs(own.value))
         tells = double or gap > 0.1 * rough
         if tells and told:
             hessian = _corrected(hessian, step, own.gradient - gradient)
-        previous, gradient, exact, told = gap, own.gradient, double, tells
+        step, decrease = _newton_step(inner, own._replace(hessian=hessian))
+        inner = np.maximum(inner + step, 0.0)
+        ratio = (
+            float(np.sqrt(max(decrease, 0.0) / previous)) if previous > 0 else 1.0
+        )  # how near, beside the last point
+        slow = previous > 0 and ratio > 0.5
+        if slow and exact:
+            break
+        expected = gap * min(1.0, ratio)
+        previous, gradient, exact, told = decrease, own.gradient, double, tells
         double = double or slow or expected <= rough
         last = double and expected <= 10 * _TARGET  # steps get better as the Hessian does
-        step = _newton_step(inner, own._replace(hessian=hessian))[0]
-        inner = np.maximum(inner + step, 0.0)
+    return best, None
 
 
 def _corrected(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Memory", "Moments", "Workspace", "block_gradients", "block_moments", "rows_of"]
 
-_PIECE: Final = 1 << 14  # numbers that one product sums
+_PIECE: Final = 1 << 14  # numbers of a row that one product sums
 _FEW: Final = 16  # members
 
 
@@ -170,17 +170,12 @@ def _products(weighted: NDArray[Any], flat: NDArray[Any]) -> NDArray[np.float64]
 
 
 def _square(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``rows @ rows.T`` of many rows."""
+    """Return ``rows @ rows.T`` of many rows, in pieces that stay in the cache."""
     total = np.zeros((len(rows), len(rows)))
-    for piece in _pieces(rows.shape[1]):
-        total += rows[:, piece] @ rows[:, piece].T
+    for start in range(0, rows.shape[1], _PIECE):
+        piece = rows[:, start : start + _PIECE]
+        total += piece @ piece.T
     return total
-
-
-def _pieces(length: int) -> Iterator[slice]:
-    """Yield slices that are short enough for sums in float32 to stay exact to its last digits, and for the cache."""
-    for start in range(0, length, _PIECE):
-        yield slice(start, start + _PIECE)
 
 
 def block_gradients(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
@@ -29,11 +29,10 @@ from vidfuse.likelihood import block_rows
 
 __all__ = ["Passes"]
 
-_T = TypeVar("_T")
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
 _BLOCK: Final = 1 << 20  # numbers in a block: smaller ones cost more in calls than they gain in cache
-_FAR: Final = 32.0  # nats; a true class's score from which on float32 keeps differences only
+_FAR: Final = 32.0  # nats; true classes' scores beyond this are taken off before float32 rounds what differs
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
 
@@ -50,7 +49,7 @@ class _Part:
     memory: Memory
     kept: list[NDArray[np.float32]] = field(default_factory=list)
     true: NDArray[np.float64] | None = None
-    vetoes: bool = False  # whether a score of -inf was met
+    vetoes: bool = False  # whether a score of -inf was met: then they are looked for at once
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": [], "true": None}
@@ -93,13 +92,13 @@ class _Part:
             block, origin = rows_of(buffer, rows.stop - rows.start), true[:, rows, None]
             for own, pieces, at in zip(block, scores, origin, strict=True):
                 for place, stored in _within(pieces, rows):
-                    if relative:  # float16 would overflow, float64 round, in the arithmetic of the other
+                    if relative:  # in the wider precision of the two: float16 would overflow, float32 round
                         wide = np.promote_types(stored.dtype, np.float32)
                         np.subtract(stored, at[place].astype(wide), out=own[place], dtype=wide, casting="same_kind")
                     else:
                         own[place] = stored
             if self.vetoes:
-                np.maximum(block, _VETO if relative else (origin + _VETO).astype(block.dtype), out=block)
+                _replace_vetoes(block, self.labels[rows])
             yield rows, block
 
     def _relative(
@@ -133,42 +132,53 @@ class _Part:
         self, beta: NDArray[np.float64], hessian: bool, double: bool, chosen: NDArray[np.intp] | None
     ) -> Moments:
         """Return this part's share of the moments."""
-
-        def run(work: Workspace) -> Moments:
-            total = Moments.zero(len(beta), hessian)
+        total = Moments.zero(len(beta), hessian)
+        with self._workspace(len(beta), np.float64 if double else np.float32) as work:
             for rows, block in self.blocks(double, work, chosen):
-                share = block_moments(block, self.labels[rows], self.omega[rows], beta, hessian=hessian, work=work)
+                run = partial(
+                    block_moments, block, self.labels[rows], self.omega[rows], beta, hessian=hessian, work=work
+                )
+                share = run()
+                if self._met_vetoes(share.gradient, block, rows):
+                    share = run()
                 total = total.plus(share)
-            return total
-
-        return self._with_workspace(run, lambda total: total.gradient, len(beta), np.float64 if double else np.float32)
+        return total
 
     def gradients(self, beta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each video's gradient (N, M), without its weight."""
+        shares = []
+        with self._workspace(len(beta), np.float64) as work:
+            for rows, block in self.blocks(True, work, None):
+                share = block_gradients(block, self.labels[rows], beta)
+                if self._met_vetoes(share, block, rows):
+                    share = block_gradients(block, self.labels[rows], beta)
+                shares.append(share)
+        return np.concatenate(shares)
 
-        def run(work: Workspace) -> NDArray[np.float64]:
-            return np.concatenate(
-                [block_gradients(block, self.labels[i], beta) for i, block in self.blocks(True, work, None)]
-            )
-
-        return self._with_workspace(run, lambda gradients: gradients, len(beta), np.float64)
-
-    def _with_workspace(
-        self,
-        run: Callable[[Workspace], _T],
-        gradient: Callable[[_T], NDArray[np.float64]],
-        members: int,
-        dtype: type[np.float32] | type[np.float64],
-    ) -> _T:
-        """Run, and again where a -inf among the scores made the gradient NaN: to look for them first takes longer."""
+    @contextmanager
+    def _workspace(self, members: int, dtype: type[np.float32] | type[np.float64]) -> Iterator[Workspace]:
         shape = (members, min(self.step, len(self.stack)), self.stack.n_classes)
         with self.memory.lend(Workspace.size(shape, dtype)) as piece, np.errstate(invalid="ignore", over="ignore"):
-            work = Workspace(shape, dtype, piece)
-            result = run(work)
-            if not self.vetoes and not np.isfinite(gradient(result)).all():
-                self.vetoes = True
-                result = run(work)
-        return result
+            yield Workspace(shape, dtype, piece)
+
+    def _met_vetoes(self, gradient: NDArray[np.float64], block: NDArray[Any], rows: slice) -> bool:
+        """Replace the block's scores of -inf, and say whether there are any: they make its gradient NaN.
+
+        To look for them in every block takes longer than to run again over those that have some.
+        """
+        if np.isfinite(gradient).all() or not _replace_vetoes(block, self.labels[rows]):
+            return False
+        self.vetoes = True
+        return True
+
+
+def _replace_vetoes(block: NDArray[Any], labels: NDArray[np.int64]) -> bool:
+    """Give scores of -inf in a block (M, B, K) the least probability that a fit knows; say whether there are any."""
+    vetoes = np.isneginf(block)
+    if not vetoes.any():
+        return False
+    np.copyto(block, np.take_along_axis(block, labels[None, :, None], axis=2) + block.dtype.type(_VETO), where=vetoes)
+    return True
 
 
 def _within(pieces: list[NDArray[Any]], rows: slice) -> Iterator[tuple[slice, NDArray[Any]]]:
@@ -231,16 +241,17 @@ class Passes:
         self._chosen: NDArray[np.intp] | None = None
 
     def __enter__(self) -> Self:
-        self._context.enter_context(one_blas_thread())
         workers = effective_n_jobs(self.n_jobs)
-        if len(self._parts) == 1 or workers == 1:
-            return self
-        if type(get_active_backend(prefer="threads")[0]) is ThreadingBackend:  # not somebody's own kind of it
-            # joblib looks for results every 10 ms, which is as long as a pass may take.
-            self._over = self._context.enter_context(ThreadPoolExecutor(workers)).map
-        else:
-            pool = self._context.enter_context(Parallel(n_jobs=self.n_jobs))
-            self._over = lambda run, parts: pool(delayed(run)(part) for part in parts)
+        with ExitStack() as context:
+            context.enter_context(one_blas_thread())
+            if len(self._parts) > 1 and workers > 1:
+                if type(get_active_backend(prefer="threads")[0]) is ThreadingBackend:  # not somebody's own kind of it
+                    # joblib looks for results every 10 ms, which is as long as a pass may take.
+                    self._over = context.enter_context(ThreadPoolExecutor(workers)).map
+                else:
+                    pool = context.enter_context(Parallel(n_jobs=self.n_jobs))
+                    self._over = lambda run, parts: pool(delayed(run)(part) for part in parts)
+            self._context = context.pop_all()
         return self
 
     def __exit__(

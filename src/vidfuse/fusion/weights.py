@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._threads import map_members
+from vidfuse._threads import map_members, one_blas_thread
 from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.base import is_number
@@ -64,7 +64,7 @@ def true_scores(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.floa
         [[2.0, 5.0]]
     """
     result = np.empty((len(stack.members), len(stack)))
-    step = block_rows(stack.n_classes, 1 << 20)
+    step = block_rows(stack.n_classes, _ROWS_AT_ONCE)
     for start in range(0, len(stack), step):
         part = stack[start : start + step]
         for column, true in enumerate(result):
@@ -115,7 +115,8 @@ def true_log_likelihoods(
             else:
                 result[column, rows] = true - log_sum_exp(scores)
 
-    map_members(fill, range(len(stack.members)), result.size * stack.n_classes)
+    with one_blas_thread():
+        map_members(fill, range(len(stack.members)), result.size * stack.n_classes)
     for log_true, floor in zip(result, floors, strict=True):
         if floor > 0:
             log_true[:] = np.log((1 - floor) * np.exp(log_true) + floor / stack.n_classes)

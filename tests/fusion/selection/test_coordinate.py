@@ -135,3 +135,16 @@ def test_a_callable_that_is_the_accuracy_agrees_with_the_exact_search_to_a_video
     exact = coordinate_search(stack, starts=0)
     tried = coordinate_search(stack, vf.metrics.top_k_accuracy)
     assert exact.score - 2.5 / 150 <= tried.score
+
+
+def test_a_callable_of_any_scale_and_of_infinite_losses():
+    z, y = ensemble(6, n=100, m=3, k=4)
+    stack = stack_of(z, y)
+    loss = lambda labels, log_proba: -vf.metrics.nll(labels, log_proba)  # noqa: E731
+    found = coordinate_search(stack, loss)
+    for scale in (1e-12, 1e12):
+        scaled = coordinate_search(stack, lambda labels, log_proba, scale=scale: scale * loss(labels, log_proba))
+        assert scaled.weights == pytest.approx(found.weights, abs=1e-9)
+    never = coordinate_search(stack, lambda labels, log_proba: -np.inf)
+    assert never.score == -np.inf
+    assert never.path == (-np.inf,)
