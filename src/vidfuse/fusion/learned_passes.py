@@ -32,7 +32,8 @@ __all__ = ["Passes"]
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which relative log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
 _BLOCK: Final = 1 << 20  # numbers in a block: smaller ones cost more in calls than they gain in cache
-_FAR: Final = 32.0  # nats; true classes' scores beyond this are taken off before float32 rounds what differs
+_FAR: Final = 32.0  # nats; true classes' scores beyond this are taken off, so that rounding spares what differs
+_HUGE: Final = 1e8  # nats; a true class's score that would take the others' differences with it stays where it is
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
 
@@ -65,7 +66,7 @@ class _Part:
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield rows and (M, B, K) log-likelihoods, up to a constant for each video and member.
 
-        Logits are taken as they are stored, unless float32 would round away what matters of them.
+        Logits are taken as they are stored, unless their size would round away what matters of them.
         """
         n = len(self.stack)
         slices = [slice(start, min(start + self.step, n)) for start in range(0, n, self.step)]
@@ -87,13 +88,14 @@ class _Part:
         columns = np.arange(len(self.true)) if chosen is None else chosen
         scores = [self.stack.pieces(m) for m in columns.tolist()]
         true = self.true[columns]
-        relative = buffer.dtype == np.float32 and np.abs(true).max() > _FAR
+        relative = np.abs(true).max() > _FAR
+        true = np.where(np.abs(true) < _HUGE, true, 0.0)
         for rows in slices:
             block, origin = rows_of(buffer, rows.stop - rows.start), true[:, rows, None]
             for own, pieces, at in zip(block, scores, origin, strict=True):
                 for place, stored in _within(pieces, rows):
                     if relative:  # in the wider precision of the two: float16 would overflow, float32 round
-                        wide = np.promote_types(stored.dtype, np.float32)
+                        wide = np.promote_types(stored.dtype, block.dtype)
                         np.subtract(stored, at[place].astype(wide), out=own[place], dtype=wide, casting="same_kind")
                     else:
                         own[place] = stored
