@@ -8,7 +8,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp
 
 from vidfuse import LinearPool, LogLinearPool
-from vidfuse.errors import VidfuseWarning
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.learned_linear import fit_linear
 
 
@@ -116,3 +116,15 @@ def test_a_fit_that_is_not_proved_optimal_says_so():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LogLinearPool(shrinkage=None).fit(*members(0, 1.0))
+
+
+@pytest.mark.parametrize("magnitude", [1e160, 1e300])
+@pytest.mark.parametrize(("n", "k"), [(300, 5), (12_000, 60)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_scores_beyond_the_arithmetic_are_refused_with_advice(magnitude, n, k):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, k, n)
+    z = rng.normal(size=(n, 3, k))
+    z[3, 1, (y[3] + 1) % k] = magnitude
+    with pytest.raises(InputError, match="too large for the arithmetic; divide them"):
+        LogLinearPool(shrinkage=None).fit(z, y)

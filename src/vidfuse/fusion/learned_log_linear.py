@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse.errors import InputError
 from vidfuse.fusion.learned_moments import Moments
 from vidfuse.fusion.learned_passes import Passes
-from vidfuse.fusion.learned_qp import least_norm, solve_qp, warn_of_gap
+from vidfuse.fusion.learned_qp import TOO_LARGE, least_norm, solve_qp, warn_of_gap
 
 __all__ = ["T_MAX", "T_MIN", "LogLinearFit", "Penalty", "fit_log_linear", "frank_wolfe_gap", "shrinkage_penalty"]
 
@@ -121,7 +122,17 @@ def fit_log_linear(
         passes: the videos, within its context.
         penalty: what is added to the likelihood.
         start: a first β; uniform weights at temperature 1 without it.
+
+    Raises:
+        InputError: scores so large that the curvature is no number.
     """
+    try:
+        return _fit(passes, penalty, start)
+    except np.linalg.LinAlgError as error:
+        raise InputError(f"the learned fit failed ({error}): {TOO_LARGE}") from error
+
+
+def _fit(passes: Passes, penalty: Penalty | None, start: NDArray[np.float64] | None) -> LogLinearFit:
     members = len(passes.stack.members)
     free = penalty is None
     penalty = penalty or Penalty(np.zeros((members, members)), np.zeros(members))
@@ -209,6 +220,8 @@ def _shortest(
     """Return the optimum of least norm: only members whose slope is the least can share weight among optima."""
     gradient = moments.gradient
     equal = np.flatnonzero((beta > 0) | (gradient <= gradient @ beta / beta.sum() + _EQUAL))
+    if not len(equal):  # a gradient that is no number
+        return beta, moments
     hessian = (curvature if moments.hessian is None else moments.hessian)[np.ix_(equal, equal)]
     if moments.hessian is None and _condition(hessian) < 1e-4:
         hessian = _of(penalty.only(equal).add_to(passes.only(equal).moments(beta[equal]), beta[equal]))

@@ -11,10 +11,15 @@ from scipy.optimize import nnls
 
 from vidfuse.errors import VidfuseWarning
 
-__all__ = ["PROMISE", "least_norm", "solve_qp", "warn_of_gap"]
+__all__ = ["PROMISE", "TOO_LARGE", "least_norm", "solve_qp", "warn_of_gap"]
 
 PROMISE: Final = 1e-7
 """Nats: how near to the optimum every learned fit is proved to be."""
+TOO_LARGE: Final = (
+    "the members' logits are too large for the arithmetic; divide them by a common number, or mend the videos whose "
+    "logits are off by many orders of magnitude"
+)
+"""What is wrong where a fit does not keep its promise, and what to do."""
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -154,8 +159,7 @@ def warn_of_gap(gap: float) -> None:
     if not gap <= PROMISE:
         warnings.warn(
             f"the learned weights are proved to be within {gap:.2g} nats of the optimum only, not within {PROMISE:g}: "
-            "the members' logits are too large for the arithmetic; divide them by a common number, or mend the videos "
-            "whose logits are off by many orders of magnitude",
+            f"{TOO_LARGE}",
             VidfuseWarning,
             stacklevel=3,
         )
