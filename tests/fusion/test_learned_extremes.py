@@ -128,3 +128,18 @@ def test_scores_beyond_the_arithmetic_are_refused_with_advice(magnitude, n, k):
     z[3, 1, (y[3] + 1) % k] = magnitude
     with pytest.raises(InputError, match="too large for the arithmetic; divide them"):
         LogLinearPool(shrinkage=None).fit(z, y)
+
+
+@pytest.mark.parametrize("size", [1e6, 1e9, 1e12])
+@pytest.mark.parametrize(("n", "k"), [(300, 5), (12_000, 60)])
+def test_a_wrong_class_of_one_video_that_is_off_by_many_orders_costs_that_member_only(size, n, k):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, k, n)
+    z = rng.normal(size=(n, 3, k))
+    z[np.arange(n), :, y] += 2
+    z[3, 1, (y[3] + 1) % k] = size
+    pool = LogLinearPool(shrinkage=None).fit(z.astype(np.float32), y)
+    assert pool.optimality_gap_ <= 1e-7
+    assert pool.weights_[1] < 0.01
+    without = LogLinearPool(shrinkage=None).fit(np.delete(z, 1, axis=1).astype(np.float32), y)
+    np.testing.assert_allclose(np.delete(pool.weights_, 1), without.weights_, atol=0.01)

@@ -152,6 +152,8 @@ def _fit(passes: Passes, penalty: Penalty | None, start: NDArray[np.float64] | N
         # Every video's true class has more than half of the probability: a lower temperature is always better.
         beta, moments = _newton(passes, penalty, beta / (T_MIN * beta.sum()), double=True, tolerance=0.0, limit=60)
     beta, moments = _shortest(passes, penalty, beta, moments, curvature)
+    if not beta.sum() > 0.5 / T_MAX:
+        raise np.linalg.LinAlgError("a step led out of the bounds")
     gap = frank_wolfe_gap(beta, moments.gradient)
     warn_of_gap(gap)
     at_bound = beta.sum() >= (1 - 1e-9) / T_MIN
@@ -353,6 +355,11 @@ def _newton_step(beta: NDArray[np.float64], moments: Moments) -> tuple[NDArray[n
     """Minimise the quadratic model over the constraints; return the step and the decrease that it predicts."""
     members = len(beta)
     hessian = 0.5 * (_of(moments) + _of(moments).T)
+    lost = np.flatnonzero(np.diag(hessian) < 0)  # in the rounding of squares of huge scores: that is what is known
+    if len(lost):
+        size = -np.diag(hessian)[lost]
+        hessian[lost], hessian[:, lost] = 0.0, 0.0
+        hessian[lost, lost] = size
     own = np.diag(hessian) + 1e5 * np.abs(moments.gradient)  # each member's: their scales may differ widely
     hessian = hessian + 1e-12 * np.diag(np.where(own > 0, own, own.sum() / members + 1e-288))
     step = solve_qp(hessian, hessian @ beta - moments.gradient, 1 / T_MAX, 1 / T_MIN, beta) - beta
