@@ -19,7 +19,7 @@ from vidfuse._threads import one_blas_thread
 def counts():
     return {library["num_threads"] for library in _threads._libraries().info() if library["user_api"] == "blas"}
 
-assert counts() == {2}
+before = counts()  # {2}, or {1} where a library takes no more threads than there are cores
 """
 
 
@@ -32,7 +32,6 @@ def run(code):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one thread")
 def test_contexts_that_overlap_leave_no_limit():
     run("""
 first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
@@ -55,25 +54,24 @@ threads = [threading.Thread(target=one) for one in (first, second)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 assert seen == [{1}], seen
-assert counts() == {2}
+assert counts() == before
 with one_blas_thread(), one_blas_thread():
     assert counts() == {1}
-assert counts() == {2}
+assert counts() == before
 """)
 
 
-@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one thread")
 def test_errors_and_stacks_that_are_built_side_by_side_leave_no_limit():
     run("""
 try:
     with one_blas_thread():
         raise RuntimeError
 except RuntimeError:
-    assert counts() == {2}
+    assert counts() == before
 try:
     vf.LogLinearPool(n_jobs=0).fit(np.zeros((20, 2, 3)), np.arange(20) % 3)
 except ValueError:
-    assert counts() == {2}
+    assert counts() == before
 else:
     raise AssertionError("n_jobs=0 was taken")
 
@@ -84,7 +82,7 @@ threads = [
 ]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-assert counts() == {2}
+assert counts() == before
 """)
 
 
