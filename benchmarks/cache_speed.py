@@ -25,7 +25,10 @@ import safetensors.numpy
 
 import vidfuse as vf
 from vidfuse.cache import format as part_format
-from vidfuse.cache.store import CacheWriter, consolidate, load_stack, open_cache
+from vidfuse.cache.reader import open_cache
+from vidfuse.cache.upkeep import consolidate
+from vidfuse.cache.writer import CacheWriter
+from vidfuse.stack.open import load_stack
 
 ROWS = 1024
 RESULTS = Path(__file__).parent / "results" / "cache_speed.json"

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 import vidfuse as vf
-from vidfuse.cache.store import CacheWriter
-from vidfuse.fusion.learned_linear import fit_linear
+from vidfuse.cache.writer import CacheWriter
+from vidfuse.fusion._solver.linear import fit_linear
 
 AUTOGLUON = """
 import sys, time, numpy as np

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 import vidfuse as vf
-from vidfuse.fusion.selection.greedy import greedy_search
-from vidfuse.fusion.selection.rivals import find_rivals
+from vidfuse.selection.greedy import greedy_search
+from vidfuse.selection.rivals import find_rivals
 
 RESULTS = Path(__file__).parent / "results" / "selection_speed.json"
 

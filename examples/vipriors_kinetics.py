@@ -35,7 +35,7 @@ from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
 from vidfuse.training.checkpoints import publish
 from vidfuse.training.plan import FULL_SIZE
-from vidfuse.video import datasets, motion, vipriors
+from vidfuse.video import datasets, loader, motion, vipriors
 from vidfuse.video.clips import ViewPlan
 
 # The members in the order in which Table II of the method adds them, in their small presets.
@@ -150,11 +150,11 @@ def list_videos(args: argparse.Namespace, root: Path) -> dict[str, datasets.Vide
 
 def load(
     data: datasets.VideoDataset, batch: int = 16, workers: int = 0, shuffle: bool = False, share: Share | None = None
-) -> datasets.VideoLoader:
+) -> loader.VideoLoader:
     """Return a loader of this process's share of a data set."""
     ranks = training.distributed.world_size()
     rank, size = share or (training.distributed.rank(), ranks)
-    return datasets.VideoLoader(data, batch // ranks, shuffle=shuffle, workers=workers, rank=rank, world_size=size)
+    return loader.VideoLoader(data, batch // ranks, shuffle=shuffle, workers=workers, rank=rank, world_size=size)
 
 
 def side_by_side(args: argparse.Namespace, calls: list[Call], count: Callable[[], int], total: int, unit: str) -> None:

@@ -91,7 +91,7 @@ def test_info_describes_caches_and_recipes(caches, recipe):
 
 
 def test_info_describes_an_unfinished_cache(tmp_path):
-    from vidfuse.cache.store import CacheWriter
+    from vidfuse.cache.writer import CacheWriter
 
     with CacheWriter(tmp_path / "val" / "swin", expected_ids=["a", "b", "c"]) as writer:
         writer.append(["a"], np.zeros((1, 4), dtype=np.float32))
@@ -114,7 +114,7 @@ def test_verify_ends_with_status_1_where_a_part_is_damaged(caches):
 
 
 def test_consolidate_leaves_one_part_a_cache_and_the_same_scores(tmp_path):
-    from vidfuse.cache.store import CacheWriter
+    from vidfuse.cache.writer import CacheWriter
 
     scores = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     with CacheWriter(tmp_path / "val" / "swin") as writer:

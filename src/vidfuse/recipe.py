@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse import __version__, fusion
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.fusion.views import reduce_views
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Recipe", "load_recipe"]
 

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import vidfuse as vf
-from vidfuse._validate import check_same_labels, check_weights
+from vidfuse._checks import check_same_labels, check_weights
 from vidfuse.cache.format import open_part
-from vidfuse.cache.store import CacheWriter, load_stack, open_cache, verify
+from vidfuse.cache.reader import open_cache
+from vidfuse.cache.upkeep import verify
+from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import (
     AlignmentError,
     CacheConflictError,
@@ -28,6 +30,7 @@ from vidfuse.errors import (
     InputError,
     VidfuseWarning,
 )
+from vidfuse.stack.open import load_stack
 
 IDS = ["ape", "bee", "cat", "dog"]
 
@@ -259,7 +262,7 @@ def test_row_29_kill_while_writing_keeps_complete_parts(tmp_path):
     script = """
 import os, signal, sys
 import numpy as np
-from vidfuse.cache.store import CacheWriter
+from vidfuse.cache.writer import CacheWriter
 writer = CacheWriter(sys.argv[1], expected_ids=["ape", "bee", "cat", "dog"])
 writer.append(["ape", "bee"], np.ones((2, 3)))
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)

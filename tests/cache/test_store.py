@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from vidfuse.cache import reader
 from vidfuse.cache.format import Part, encode_part, open_part
-from vidfuse.cache.store import CacheWriter, consolidate, find_caches, load_stack, open_cache, verify
+from vidfuse.cache.reader import find_caches, open_cache
+from vidfuse.cache.upkeep import consolidate, verify
+from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import (
     CacheConflictError,
     CacheCorruptError,
@@ -28,6 +30,7 @@ from vidfuse.errors import (
     InputError,
 )
 from vidfuse.fusion.weights import true_scores
+from vidfuse.stack.open import load_stack
 
 IDS = [f"v{i:04d}" for i in range(30)]
 Z = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)

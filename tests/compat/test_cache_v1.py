@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vidfuse.cache.store import CacheWriter, load_stack, open_cache, verify
+from vidfuse.cache.reader import open_cache
+from vidfuse.cache.upkeep import verify
+from vidfuse.cache.writer import CacheWriter
+from vidfuse.stack.open import load_stack
 
 GOLDEN = Path(__file__).parent / "cache_v1"
 

@@ -1,16 +1,10 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fusion_cases import ESTIMATORS, FUSERS, array_of, members
 from sklearn.base import clone
 
-from vidfuse.cache.stack import LogitStack
+from vidfuse.stack.stack import LogitStack
 
 
 @pytest.fixture(params=list(FUSERS))

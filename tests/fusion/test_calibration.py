@@ -7,15 +7,15 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import BaseEstimator
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion._solver.classes import fit_classes
 from vidfuse.fusion.base import Fuser
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
-from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.likelihood import log_softmax
+from vidfuse.stack.stack import LogitStack
 
 
 def predictions(n=400, classes=4, sharpness=3.0, seed=0):

@@ -16,13 +16,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.utils import get_tags
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion import FUSERS as RULES
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.voting import MajorityVote
+from vidfuse.stack.stack import LogitStack
 
 
 def test_fits_and_predicts_normalised_probabilities(fuser, data):

@@ -11,13 +11,13 @@ from fusion_cases import array_of, members
 from joblib.parallel import BACKENDS, ParallelBackendBase
 from numpy.testing import assert_allclose
 
-from vidfuse.cache.stack import LogitStack
-from vidfuse.fusion import learned_passes
+from vidfuse.fusion._solver import passes as learned_passes
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.dynamic import DynamicPool
 from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.fusion.selection.subsets import SubsetPool
 from vidfuse.fusion.stacking import StackedPool
+from vidfuse.selection.subsets import SubsetPool
+from vidfuse.stack.stack import LogitStack
 
 
 class Courier(ParallelBackendBase):

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 
 from vidfuse import LinearPool, LogLinearPool
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion.learned_linear import fit_linear
+from vidfuse.fusion._solver.linear import fit_linear
 
 
 def members(seed, scale, n=300, k=6, skills=(0.5, 1.0, 1.5, 2.0)):

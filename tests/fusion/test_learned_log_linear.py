@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from scipy.optimize import approx_fprime, minimize
 from scipy.special import logsumexp
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion import learned_log_linear, learned_passes
-from vidfuse.fusion.learned_log_linear import fit_log_linear, frank_wolfe_gap, shrinkage_penalty
-from vidfuse.fusion.learned_moments import block_moments
-from vidfuse.fusion.learned_passes import Passes
-from vidfuse.fusion.learned_qp import least_norm, solve_qp, warn_of_gap
-from vidfuse.fusion.learned_shrinkage import choose_shrinkage
+from vidfuse.fusion._solver import log_linear as learned_log_linear
+from vidfuse.fusion._solver import passes as learned_passes
+from vidfuse.fusion._solver.log_linear import fit_log_linear, frank_wolfe_gap, shrinkage_penalty
+from vidfuse.fusion._solver.moments import block_moments
+from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
+from vidfuse.fusion._solver.shrinkage import choose_shrinkage
 from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.stack.stack import LogitStack
 
 
 def problem(n=200, members=4, classes=5, seed=0, skill=1.0):

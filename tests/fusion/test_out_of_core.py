@@ -12,8 +12,10 @@ import pytest
 
 import vidfuse as vf
 from vidfuse import likelihood
-from vidfuse.cache import stack as stacks
-from vidfuse.fusion import calibration, learned_classes, learned_passes, weights
+from vidfuse.fusion import calibration, weights
+from vidfuse.fusion._solver import classes as learned_classes
+from vidfuse.fusion._solver import passes as learned_passes
+from vidfuse.stack import stack as stacks
 
 
 def saved(folder, n=3000):

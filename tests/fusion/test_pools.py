@@ -8,10 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.fusion._solver.linear import fit_linear
 from vidfuse.fusion.base import member_floors
-from vidfuse.fusion.learned_linear import fit_linear
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.weights import (
     accuracy_weights,
@@ -21,6 +20,7 @@ from vidfuse.fusion.weights import (
     true_log_likelihoods,
 )
 from vidfuse.likelihood import log_softmax
+from vidfuse.stack.stack import LogitStack
 
 
 def probabilities(n=60, members=3, classes=4, seed=0):

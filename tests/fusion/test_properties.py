@@ -11,13 +11,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.base import clone
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import VidfuseWarning
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.selection.greedy import GreedyPool
-from vidfuse.fusion.selection.subsets import SubsetPool
 from vidfuse.fusion.voting import BordaCount, MajorityVote
+from vidfuse.selection.greedy import GreedyPool
+from vidfuse.selection.subsets import SubsetPool
+from vidfuse.stack.stack import LogitStack
 
 some = settings(deadline=None, max_examples=3)
 seeds = st.integers(0, 2**32 - 1)

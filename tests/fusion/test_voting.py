@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.views import members_first, reduce_views
 from vidfuse.fusion.voting import BordaCount, MajorityVote
 from vidfuse.likelihood import log_softmax
+from vidfuse.stack.stack import LogitStack
 
 
 def scores(n=40, members=3, classes=4, seed=0, views=None):

@@ -28,11 +28,13 @@ sys.path.insert(0, str(HERE))
 
 from crash_writer import expected_ids, scores_of  # noqa: E402
 
-from vidfuse.cache.annotations import read_annotations  # noqa: E402
 from vidfuse.cache.format import _verified, open_part  # noqa: E402
-from vidfuse.cache.importers import read_predictions  # noqa: E402
-from vidfuse.cache.store import CacheWriter, consolidate, open_cache, verify  # noqa: E402
+from vidfuse.cache.reader import open_cache  # noqa: E402
+from vidfuse.cache.upkeep import consolidate, verify  # noqa: E402
+from vidfuse.cache.writer import CacheWriter  # noqa: E402
 from vidfuse.errors import CacheError, InputError  # noqa: E402
+from vidfuse.formats.annotations import read_annotations  # noqa: E402
+from vidfuse.formats.importers import read_predictions  # noqa: E402
 
 
 def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int = 4, seed: int = 0) -> dict[str, int]:
@@ -236,7 +238,7 @@ def sample_files(folder: Path) -> list[Path]:
 
         columns = {"id": ids, "label": labels, **{f"p{k}": scores[:, k] for k in range(4)}}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / "table.parquet")
-    from vidfuse.cache.export import write_predictions
+    from vidfuse.formats.export import write_predictions
 
     write_predictions(scores, folder / "mmaction2.pkl", ids=ids, labels=labels)
     with CacheWriter(folder / "cache") as writer:

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from vidfuse.cache.store import CacheWriter
+from vidfuse.cache.writer import CacheWriter
 
 
 def expected_ids(videos: int) -> list[str]:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from vidfuse.cache.publish import publish, sweep
-from vidfuse.cache.store import CacheWriter, open_cache, verify
+from vidfuse.cache.reader import open_cache
+from vidfuse.cache.upkeep import verify
+from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import CacheIncompleteError
 
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import vidfuse as vf
 from vidfuse.errors import InputError
+from vidfuse.evaluation.scores import best_single, folds_of
 from vidfuse.report import combination_table
-from vidfuse.report.scores import best_single, folds_of
 from vidfuse.report.tables import board_of, default_rules
 
 MEMBERS = {"swin": 2.0, "x3d": 1.5, "tin": 1.0}

@@ -17,6 +17,7 @@ import vidfuse as vf
 from vidfuse import training
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import InputError
+from vidfuse.formats import submissions
 from vidfuse.training import loop
 from vidfuse.training import state as run_state
 from vidfuse.training.plan import FULL_SIZE
@@ -69,7 +70,7 @@ def test_the_submission_is_what_the_challenge_accepts(whole):
         for i, _ in vipriors.read_annotations(root / "annotations/kinetics400ViPriors-test-public.csv", labelled=False)
     ]
     submission = whole / "seed0" / "submission.txt"
-    problems = vipriors.check_submission(submission, ids, n_classes=3)
+    problems = submissions.check_submission(submission, ids, n_classes=3)
     assert all("has 3 classes, not 5" in problem for problem in problems)  # there are only three
     lines = [line.split() for line in submission.read_text().splitlines()]
     assert sorted(line[0] for line in lines) == sorted(ids)  # the damaged video has its line too

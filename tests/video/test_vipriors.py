@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.video.vipriors import (
-    check_submission,
-    read_annotations,
-    read_classes,
-    read_corrupted,
-    read_submission,
-    read_vipriors,
-    score_submission,
-    write_submission,
-)
+from vidfuse.formats.submissions import check_submission, read_submission, score_submission, write_submission
+from vidfuse.video.vipriors import read_annotations, read_classes, read_corrupted, read_vipriors
 
 CLASSES = ["abseiling", "jump, high", "zumba"]
 

@@ -1,5 +1,5 @@
-"""Logit caches and the stacks that they are fused from: the seam between whatever predicts and what is fused.
+"""Logit caches on disk: folders of immutable parts, one folder a member; the seam between what predicts and what fuses.
 
-Modules: `stack` (members aligned by id), `store` (folders of immutable parts), `format` (one part's bytes),
-`importers` and `export` (what other tools dump and read).
+Modules: `format` (one part's bytes), `reader`, `writer`, `upkeep` (verify, consolidate), `meta` (what a cache says of
+itself), `publish` (how a file gets its name).
 """

@@ -31,7 +31,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import Kind
+from vidfuse._checks import Kind
 from vidfuse.cache.ids import check_packed, pack_ids, unpack_ids
 from vidfuse.cache.layout import DTYPES, Entry, Layout, parse_layout, unique_keys
 from vidfuse.errors import CacheCorruptError, CacheFormatError

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vidfuse._validate import KINDS, Kind
+from vidfuse._checks import KINDS, Kind
 
 __all__ = ["DTYPES", "Entry", "Layout", "parse_layout", "unique_keys"]
 

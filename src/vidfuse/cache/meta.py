@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from vidfuse._validate import Kind, check_kind
+from vidfuse._checks import Kind, check_kind
 from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheFormatError, InputError
 

@@ -15,14 +15,13 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import Kind, first_few
+from vidfuse._checks import Kind, Rows, first_few
 from vidfuse.cache.format import Part, open_part
 from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
-from vidfuse.cache.meta import CacheMeta, read_meta
-from vidfuse.cache.source import Rows, Source
+from vidfuse.cache.meta import META_NAME, CacheMeta, read_meta
 from vidfuse.errors import CacheConflictError, CacheError, CacheFormatError, CacheIncompleteError, InputError
 
-__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
+__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "find_caches", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
 _MAPPED: Final = 1 << 29  # bytes of scores that stay mapped in, over all caches, while others are read
@@ -107,7 +106,7 @@ class PartsSource:
             _keep_mapped(part, scores.nbytes)
         return scores
 
-    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+    def restricted(self, rows: Rows) -> tuple[PartsSource, Rows]:
         """The parts that hold these rows, and the rows where they stand in them: what is little to send and to open."""
         if self._physical is None and isinstance(rows, slice):
             first, last = bisect_right(self._bounds, rows.start) - 1, bisect_left(self._bounds, rows.stop)
@@ -158,7 +157,7 @@ class LogitCache:
     meta: CacheMeta
     ids: NDArray[np.str_]
     labels: NDArray[np.int64] | None
-    source: Source
+    source: PartsSource
     parts: tuple[Part, ...]
 
     def __len__(self) -> int:
@@ -206,6 +205,23 @@ def part_names(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def find_caches(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return {member: its cache's folder}: the folder itself if it is a cache, else its sub-folders that are.
+
+    Raises:
+        InputError: The folder does not exist or holds no cache.
+    """
+    root = Path(folder)
+    if (root / META_NAME).exists():
+        return {root.resolve().name: root}
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a folder of logit caches, found no folder")
+    found = {entry.name: entry for entry in sorted(root.iterdir()) if (entry / META_NAME).exists()}
+    if not found:
+        raise InputError(f"{root}: expected sub-folders with a meta.json each, one a member; found none")
+    return found
+
+
 def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify: bool = True) -> LogitCache:
     """Open one member's cache.
 
@@ -244,7 +260,7 @@ def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify:
     labels = np.concatenate([part.labels for part in parts if part.labels is not None]) if meta.labelled else None
     if labels is not None and physical is not None:
         labels = labels[physical]
-    source: Source = PartsSource(parts, physical, check=verify)
+    source = PartsSource(parts, physical, check=verify)
     return LogitCache(path, meta, ids, labels, source, tuple(parts))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import (
+from vidfuse._checks import (
     Kind,
     as_float_array,
     check_classes,

@@ -76,7 +76,7 @@ def info(source: Path, as_json: bool) -> None:
         recipe = vf.load_recipe(source)
         options.emit(recipe.describe(), str(recipe), as_json)
         return
-    from vidfuse.cache.store import find_caches, open_cache
+    from vidfuse.cache.reader import find_caches, open_cache
 
     caches = {member: open_cache(folder, partial=True, verify=False) for member, folder in find_caches(source).items()}
     text = "\n".join(repr(cache) for cache in caches.values())
@@ -98,7 +98,7 @@ def info(source: Path, as_json: bool) -> None:
 @click.pass_context
 def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool) -> None:
     """Read every part of SOURCE and check it against the digest it was written with; status 1 if one is damaged."""
-    from vidfuse.cache.store import verify as verify_cache
+    from vidfuse.cache.upkeep import verify as verify_cache
 
     result = verify_cache(source, quarantine=quarantine)
     options.emit({"source": source, "ok": result.ok, **asdict(result)}, str(result), as_json)
@@ -110,7 +110,7 @@ def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool
 @options.as_json
 def consolidate(source: Path, as_json: bool) -> None:
     """Join the parts of each cache in SOURCE into one, so that a stack maps its scores as one array."""
-    from vidfuse.cache.store import consolidate as consolidate_caches
+    from vidfuse.cache.upkeep import consolidate as consolidate_caches
 
     caches = consolidate_caches(source)
     joined = [{"folder": cache.folder, "videos": len(cache), "parts": len(cache.parts)} for cache in caches]

@@ -87,7 +87,7 @@ def fit(
 @click.pass_context
 def predict(context: click.Context, recipe: Path, source: Path, partial: bool, out: Path, as_json: bool) -> None:
     """Fuse the caches in SOURCE by RECIPE, and write the probability of every class."""
-    from vidfuse.cache.export import write_predictions
+    from vidfuse.formats.export import write_predictions
 
     loaded, stack = _load(recipe, source, partial)
     out.parent.mkdir(parents=True, exist_ok=True)

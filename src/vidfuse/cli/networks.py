@@ -273,14 +273,16 @@ def _loader(
     shuffle: bool = False,
 ) -> Any:
     """Return a loader of this process's share of the videos."""
-    datasets, distributed = _modules("vidfuse.video.datasets", "vidfuse.training.distributed")
+    datasets, loader, distributed = _modules(
+        "vidfuse.video.datasets", "vidfuse.video.loader", "vidfuse.training.distributed"
+    )
     gpu = device.type == "cuda"
     if decoder == "gpu" and not gpu:
         raise InputError(
             "--decoder gpu: expected a GPU that torch can use, found none; leave it out, or take torchcodec"
         )
     where = {"decoder": "torchcodec", "device": str(device)} if decoder == "gpu" else {"decoder": decoder}
-    return datasets.VideoLoader(
+    return loader.VideoLoader(
         datasets.VideoDataset(videos, source, seed=seed, strict=strict, **where),
         batch,
         shuffle=shuffle,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import first_few
-from vidfuse.cache.stack import LogitStack
+from vidfuse._checks import first_few
 from vidfuse.errors import VidfuseWarning
 from vidfuse.metrics import prediction_disagreement
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["agreement_beyond_chance", "warn_if_agreement_is_lost"]
 

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._validate import as_array, check_labels, check_same_labels, first_few
-from vidfuse.cache.stack import LogitStack
+from vidfuse._checks import as_array, check_labels, check_same_labels, first_few
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion.agreement import agreement_beyond_chance, warn_if_agreement_is_lost
 from vidfuse.likelihood import DEFAULT_FLOOR, mix_floor
+from vidfuse.stack.stack import LogitStack
 
 __all__ = [
     "Floor",

@@ -12,17 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._validate import Kind, as_array, check_labels, place
-from vidfuse.cache.source import ArraySource, Rows, Source, compose_rows, fill_log_likelihoods
-from vidfuse.cache.stack import LogitStack, Member
+from vidfuse._checks import Kind, Rows, as_array, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion._solver.classes import LOWEST, fit_classes
+from vidfuse.fusion._solver.log_linear import fit_log_linear
+from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion.base import Fuser, check_presence, floored_blocks, member_floors
-from vidfuse.fusion.learned_classes import LOWEST, fit_classes
-from vidfuse.fusion.learned_log_linear import fit_log_linear
-from vidfuse.fusion.learned_passes import Passes
 from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows, log_softmax, mix_floor
+from vidfuse.stack.source import ArraySource, Source, compose_rows, fill_log_likelihoods
+from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
 

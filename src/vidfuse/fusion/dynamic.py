@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.base import clone
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Fuser, check_presence, floored_blocks
 from vidfuse.fusion.pool_base import check_true_class
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows, log_linear_pool
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["DynamicPool"]
 

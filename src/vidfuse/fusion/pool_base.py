@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._validate import check_weights, place
-from vidfuse.cache.stack import LogitStack
+from vidfuse._checks import check_weights, place
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.base import Floor, Fuser, Missing, check_presence, floored_blocks, member_floors
 from vidfuse.fusion.summary import PoolSummary, Refit, summarise
 from vidfuse.fusion.weights import SCORE_WEIGHTS, check_power, member_hits, score_weights, true_log_likelihoods
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Pool", "WeightedFuser", "Weights", "check_true_class"]
 

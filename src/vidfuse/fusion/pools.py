@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.fusion._solver.classes import fit_classes
+from vidfuse.fusion._solver.linear import fit_linear
+from vidfuse.fusion._solver.log_linear import T_MAX, T_MIN, Penalty, fit_log_linear, shrinkage_penalty
+from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.qp import solve_qp
+from vidfuse.fusion._solver.shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
 from vidfuse.fusion.base import Floor, Missing, floored_blocks
-from vidfuse.fusion.learned_classes import fit_classes
-from vidfuse.fusion.learned_linear import fit_linear
-from vidfuse.fusion.learned_log_linear import T_MAX, T_MIN, Penalty, fit_log_linear, shrinkage_penalty
-from vidfuse.fusion.learned_passes import Passes
-from vidfuse.fusion.learned_qp import solve_qp
-from vidfuse.fusion.learned_shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
 from vidfuse.fusion.pool_base import Pool, Weights, check_true_class
 from vidfuse.fusion.summary import Refit
 from vidfuse.fusion.weights import accuracy_weights, member_hits, true_log_likelihoods, true_scores
 from vidfuse.likelihood import linear_pool, log_linear_pool
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["LinearPool", "LogLinearPool", "Weights"]
 

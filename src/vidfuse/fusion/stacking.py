@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.fusion._solver.classes import fit_classes
 from vidfuse.fusion.base import Floor, Fuser, check_presence, floored_blocks, member_floors
-from vidfuse.fusion.learned_classes import fit_classes
 from vidfuse.fusion.pools import SHRUNK_FLOOR, LogLinearPool
 from vidfuse.likelihood import log_softmax
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["StackedPool"]
 

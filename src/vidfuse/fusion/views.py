@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.cache.source import ArraySource, Rows, Source
-from vidfuse.cache.stack import LogitStack, Member
+from vidfuse._checks import Rows
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
+from vidfuse.stack.source import ArraySource, Source
+from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["members_first", "reduce_views"]
 

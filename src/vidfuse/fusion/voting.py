@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.fusion.base import Floor, Missing, floored_blocks
 from vidfuse.fusion.pool_base import WeightedFuser, Weights
 from vidfuse.fusion.summary import Refit
 from vidfuse.fusion.views import reduce_views
 from vidfuse.likelihood import log_linear_pool, votes_to_log_proba
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["BordaCount", "MajorityVote"]
 

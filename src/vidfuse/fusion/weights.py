@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._threads import map_members, one_blas_thread
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.base import is_number
 from vidfuse.likelihood import block_rows, log_sum_exp, row_sums
+from vidfuse.stack.stack import LogitStack
 
 __all__ = [
     "SCORE_WEIGHTS",

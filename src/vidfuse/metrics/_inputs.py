@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._validate import as_array, check_labels
+from vidfuse._checks import as_array, check_labels
 from vidfuse.errors import InputError
 
 __all__ = ["as_hits", "as_labels", "as_log_proba", "as_scores", "as_values"]

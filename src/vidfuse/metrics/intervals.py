@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._validate import as_array
+from vidfuse._checks import as_array
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_values
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._validate import check_labels, check_same_labels, first_few
+from vidfuse._checks import check_labels, check_same_labels, first_few
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_labels
 from vidfuse.metrics.accuracy import mean_class_accuracy, top_k_accuracy

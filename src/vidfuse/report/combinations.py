@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
+from vidfuse.evaluation.scores import Score, missing_of, reduced, require_labels, score
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
 from vidfuse.report.layout import Table, share
-from vidfuse.report.scores import Score, missing_of, reduced, require_labels, score
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Combination", "Combinations", "combination_table"]
 

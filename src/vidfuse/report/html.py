@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.selection.contribution import leave_one_out, shapley_values
+from vidfuse.evaluation.scores import class_names, folds_of, log_proba_of, missing_of, predict_rule, reduced
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
 from vidfuse.report import svg
 from vidfuse.report.combinations import combination_table
 from vidfuse.report.layout import Table, number, percent, points
-from vidfuse.report.scores import class_names, folds_of, log_proba_of, missing_of, predict_rule, reduced
 from vidfuse.report.tables import Leaderboard, default_rules, leaderboard
+from vidfuse.selection.contribution import leave_one_out, shapley_values
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["write_report"]
 

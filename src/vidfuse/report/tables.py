@@ -9,13 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Missing
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.voting import MajorityVote
-from vidfuse.report.layout import Table, number, p_value, points, share, span
-from vidfuse.report.scores import (
+from vidfuse.evaluation.scores import (
     Gain,
     Score,
     best_single,
@@ -28,6 +23,11 @@ from vidfuse.report.scores import (
     require_labels,
     score,
 )
+from vidfuse.fusion.base import Missing
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.voting import MajorityVote
+from vidfuse.report.layout import Table, number, p_value, points, share, span
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Entry", "Leaderboard", "board_of", "default_rules", "leaderboard"]
 

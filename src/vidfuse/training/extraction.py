@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from vidfuse.cache.store import CacheWriter
+from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import InputError, MissingExtraError
 
 try:

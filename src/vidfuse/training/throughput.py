@@ -17,7 +17,8 @@ try:
     from vidfuse.training.data import network_for, train_input
     from vidfuse.training.state import Run
     from vidfuse.training.step import Batch, forward_module, take_step
-    from vidfuse.video.datasets import Failure, VideoDataset
+    from vidfuse.video.datasets import VideoDataset
+    from vidfuse.video.samples import Failure
 except ImportError as error:
     raise MissingExtraError("measuring", "training") from error
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from tqdm import tqdm
 
-from vidfuse.cache.stack import LogitStack
 from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
 from vidfuse.fusion.base import Fuser
 from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.stack.stack import LogitStack
 from vidfuse.training.recipes import TrainRecipe, learning_rate
 
 try:

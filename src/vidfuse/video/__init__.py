@@ -1,7 +1,6 @@
-"""The video half's data: decoding, clips, transforms, lists of videos, data sets and the challenge's own files.
+"""The video half's data: decoding, clips, transforms, lists of videos, data sets and the challenge's own layout.
 
-Names load on first use (PEP 562): the lists of videos and the submission files need the base install only, decoding
-needs `vidfuse[video]`.
+Names load on first use (PEP 562): the lists of videos need the base install only, decoding needs `vidfuse[video]`.
 """
 
 from __future__ import annotations
@@ -22,17 +21,13 @@ _HOME = {
     "View": "clips",
     "ViewPlan": "clips",
     "Views": "datasets",
-    "check_submission": "submissions",
     "check_videos": "decode",
     "drop_broken": "datasets",
     "probe": "decode",
     "read_class_folders": "lists",
     "read_csv_list": "lists",
     "read_mmaction2": "lists",
-    "read_submission": "submissions",
     "read_vipriors": "vipriors",
-    "score_submission": "submissions",
-    "write_submission": "submissions",
 }
 _SUBMODULES = (
     "clips",
@@ -42,7 +37,6 @@ _SUBMODULES = (
     "lists",
     "loader",
     "motion",
-    "submissions",
     "transforms",
     "vipriors",
 )

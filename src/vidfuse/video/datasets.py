@@ -1,7 +1,7 @@
-"""From a list of videos to batches: decode once, cut a clip for each network, leave out what cannot be decoded.
+"""From a list of videos to samples: decode once, cut a clip for each network, say what cannot be decoded.
 
 A `VideoDataset` decodes the union of the frames that its inputs ask for in one pass, however many networks or
-views they are. A `VideoLoader` yields `(batch, ids, labels or None)`, the shape that training and extraction read.
+views they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidfuse.video import decode_torchcodec
 from vidfuse.video.clips import ClipSampler, View, ViewPlan, sample_source
 from vidfuse.video.decode import VideoInfo, check_videos, decode, frame_size, probe, refuse_truncated
 from vidfuse.video.lists import VideoItem, VideoList
-from vidfuse.video.loader import EpochSampler, Failure, Sample, VideoLoader
+from vidfuse.video.samples import Failure, Sample
 from vidfuse.video.transforms import IMAGENET_MEAN, IMAGENET_STD, ClipTransform, TransformConfig, apply_view
 
 try:
@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("loading videos", "video") from error
 
-__all__ = ["EpochSampler", "Failure", "Input", "Sample", "VideoDataset", "VideoLoader", "Views", "drop_broken"]
+__all__ = ["Input", "VideoDataset", "Views", "drop_broken"]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ A `VideoLoader` yields `(batch, ids, labels or None)`, the shape that training a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.video.clips import sample_source
+from vidfuse.video.datasets import VideoDataset
+from vidfuse.video.samples import Failure, Sample
 
 try:
     import torch
@@ -20,33 +21,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("loading videos", "video") from error
 
-if TYPE_CHECKING:
-    from vidfuse.video.datasets import VideoDataset
-
-__all__ = ["EpochSampler", "Failure", "Sample", "VideoLoader"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video, ready for its networks.
-
-    Attributes:
-        id: the video's id.
-        label: its 0-based class, or None.
-        clips: float32 of shape (3, T, H, W) for an `Input`, (V, 3, T, H, W) for `Views`; by network if they are named.
-    """
-
-    id: str
-    label: int | None
-    clips: torch.Tensor | dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One video that could not be decoded, and why."""
-
-    id: str
-    reason: str
+__all__ = ["EpochSampler", "VideoLoader"]
 
 
 class EpochSampler(Sampler[int]):

@@ -1,9 +1,9 @@
-"""The VIPriors Action Recognition Challenge: the layout of Kinetics400ViPriors, its annotations and its submissions.
+"""The VIPriors Action Recognition Challenge: the layout of Kinetics400ViPriors, its annotations.
 
 Facts from the challenge's published toolkit: videos lie at `{split}/{videoid}.mp4`; `annotations/` holds
 `kinetics400ViPriors-train.csv` and `-val.csv` (label,videoid,split), `-test-public.csv` (videoid,split), `clsIdx.csv`
 (label,idx with idx 1-based) and a list of corrupted videos of which the stems count. Submissions are in
-`vidfuse.video.submissions`. Both modules need the base install only.
+`vidfuse.formats.submissions`. Needs the base install only.
 """
 
 from __future__ import annotations
@@ -15,27 +15,8 @@ from typing import Literal
 
 from vidfuse.errors import InputError
 from vidfuse.video.lists import VIDEO_SUFFIXES, VideoItem, VideoList
-from vidfuse.video.submissions import (
-    Submission,
-    SubmissionScore,
-    check_submission,
-    read_submission,
-    score_submission,
-    write_submission,
-)
 
-__all__ = [
-    "Submission",
-    "SubmissionScore",
-    "check_submission",
-    "read_annotations",
-    "read_classes",
-    "read_corrupted",
-    "read_submission",
-    "read_vipriors",
-    "score_submission",
-    "write_submission",
-]
+__all__ = ["read_annotations", "read_classes", "read_corrupted", "read_vipriors"]
 
 _FILES = {
     "train": "kinetics400ViPriors-train.csv",

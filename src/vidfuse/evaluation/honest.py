@@ -1,0 +1,343 @@
+"""Scores on videos that nothing was fitted on: nested resampling, and paired comparisons of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from vidfuse._checks import as_array, check_scores
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.evaluation.resampling import Draw, Splits, split_folds
+from vidfuse.fusion.base import Fuser, as_stack, check_presence
+from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.metrics.intervals import Interval
+from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
+from vidfuse.metrics.significance import PairedDifference, mcnemar
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score", "out_of_fold"]
+
+
+@dataclass(frozen=True)
+class HonestScore:
+    """A rule's score on videos that it was not fitted on, beside what it claims on its own.
+
+    Attributes:
+        objective: The objective's name; the NLL is a loss in nats.
+        score: Mean over the repeats of the out-of-fold score.
+        interval: Bootstrap interval of `score` over videos.
+        in_sample: The naive number: fitted and scored on all videos.
+        optimism: How much better `in_sample` looks than `score`, positive where it flatters, for a loss too.
+        repeats: The out-of-fold score of each repeat.
+        best_single: The same number for the single member that is best on each fold's own training videos.
+        uniform: The same number for the plain log-linear average of all members.
+        versus_best_single: Paired difference to `best_single`, positive where the rule is better.
+        versus_uniform: Paired difference to `uniform`, positive where the rule is better.
+        n_videos: N.
+        folds: The number of folds.
+    """
+
+    objective: str
+    score: float
+    interval: Interval
+    in_sample: float
+    optimism: float
+    repeats: tuple[float, ...] = field(repr=False)
+    best_single: float
+    uniform: float
+    versus_best_single: PairedDifference
+    versus_uniform: PairedDifference
+    n_videos: int
+    folds: int
+
+    def __repr__(self) -> str:
+        return (
+            f"HonestScore({self.objective} {self.score:.4f} [{self.interval.low:.4f}, {self.interval.high:.4f}] "
+            f"out of {self.folds} folds x {len(self.repeats)}; in-sample {self.in_sample:.4f}, "
+            f"optimism {self.optimism:+.4f}; best single {self.best_single:.4f}, uniform {self.uniform:.4f})"
+        )
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two rules on the same videos.
+
+    Attributes:
+        first: The first rule's name.
+        second: The second's.
+        difference: How much better the first is, with interval and bootstrap p-value.
+        p_adjusted: The bootstrap p-value after Holm's correction for all pairs of the comparison.
+        mcnemar_p: McNemar's exact p-value of their hits.
+    """
+
+    first: str
+    second: str
+    difference: PairedDifference
+    p_adjusted: float
+    mcnemar_p: float
+
+    def __repr__(self) -> str:
+        low, high = self.difference.interval
+        return (
+            f"{self.first} vs {self.second}: {self.difference.difference:+.4f} [{low:+.4f}, {high:+.4f}], "
+            f"p={self.difference.p_value:.4g}, Holm p={self.p_adjusted:.4g}, McNemar p={self.mcnemar_p:.4g}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several rules on the same videos, none of which any rule was fitted on.
+
+    Attributes:
+        objective: The objective's name.
+        scores: {rule: score}.
+        intervals: {rule: bootstrap interval}.
+        pairs: Every pair of rules; differences are positive where the first is better.
+    """
+
+    objective: str
+    scores: dict[str, float]
+    intervals: dict[str, Interval]
+    pairs: tuple[PairedComparison, ...]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"  {name}: {self.scores[name]:.4f} [{self.intervals[name].low:.4f}, {self.intervals[name].high:.4f}]"
+            for name in self.scores
+        ]
+        return "\n".join([f"Comparison by {self.objective}:", *lines, *(f"  {pair!r}" for pair in self.pairs)])
+
+
+def out_of_fold(
+    pool: Fuser,
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    splits: Splits,
+) -> NDArray[np.float64]:
+    """Return log-likelihoods (N, K) of every video by a copy of the pool that was fitted on the other folds.
+
+    Args:
+        pool: Any fuser; it is cloned, so that a search or a learned weight is part of each fold's own fit.
+        stack: The videos.
+        labels: True classes, shape (N,).
+        splits: (fit rows, score rows) of each fold; the score rows cover every video once.
+
+    Example:
+        >>> stack = LogitStack.from_arrays(np.zeros((4, 2, 3)))
+        >>> halves = [(np.array([0, 1]), np.array([2, 3])), (np.array([2, 3]), np.array([0, 1]))]
+        >>> out_of_fold(LogLinearPool(weights="uniform"), stack, np.array([0, 1, 2, 0]), halves).shape
+        (4, 3)
+    """
+    result = np.empty((len(stack), stack.n_classes))
+    for fit_rows, score_rows in splits:
+        result[score_rows] = clone(pool).fit(stack[fit_rows], labels[fit_rows]).predict_log_proba(stack[score_rows])
+    return result
+
+
+def honest_score(
+    pool: Fuser,
+    stack: Any,
+    folds: int = 5,
+    repeats: int = 10,
+    groups: ArrayLike | None = None,
+    random_state: int | None = 0,
+    *,
+    objective: str | Objective = "accuracy",
+    labels: ArrayLike | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> HonestScore:
+    """Score a rule by repeated, stratified cross-fitting, beside its in-sample number and two baselines.
+
+    Everything that the rule chooses (weights, members, temperatures) is chosen anew from each fold's own training
+    videos, so that the score holds for the whole procedure. The interval draws videos, each with its mean over the
+    repeats.
+
+    Args:
+        pool: Any fuser, a search such as `SubsetPool` or `GreedyPool` included.
+        stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
+        folds: Folds of a repeat, at least 2.
+        repeats: How often the videos are split anew.
+        groups: One group a video, shape (N,): a group is never split (views of one source video, one person, …).
+        random_state: Seed of splits and bootstrap; the same seed gives the same result.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        labels: True classes, shape (N,); the stack's own by default.
+        confidence: The interval's nominal coverage.
+        n_resamples: Bootstrap resamples (200 at most for a callable objective, which is called on each).
+
+    Raises:
+        InputError: Fewer than 2 folds or videos for them, or labels are missing.
+        AlignmentError: Members lack videos.
+
+    Source:
+        Varma and Simon (2006), Bias in error estimation when using cross-validation for model selection, BMC
+        Bioinformatics 7:91; Efron and Tibshirani (1993), section 17.6, for optimism.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 3, size=90)
+        >>> z = {name: rng.normal(size=(90, 3)) + 2 * np.eye(3)[y] for name in "ab"}
+        >>> stack = LogitStack.from_arrays(z, labels=y)
+        >>> honest_score(LogLinearPool(weights="uniform"), stack, folds=3, repeats=2).optimism
+        0.0
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to score on")
+    check_presence(stack, None)  # the rule stands beside single members
+    metric = resolve_objective(objective)
+    sign = 1.0 if higher_is_better(objective) else -1.0
+    if repeats < 1:
+        raise InputError(f"repeats: expected at least 1, got {repeats}")
+    seeds = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats)
+    rounds = [list(split_folds(y, folds, groups, int(seed))) for seed in seeds]
+    predictions = {
+        "rule": [out_of_fold(pool, stack, y, splits) for splits in rounds],
+        "uniform": [out_of_fold(LogLinearPool(weights="uniform"), stack, y, splits) for splits in rounds],
+        "best single": _best_single(stack, y, rounds, metric, sign),
+    }
+    scores = {name: [float(metric(y, p)) for p in repeated] for name, repeated in predictions.items()}
+    fitted = clone(pool).fit(stack, y)
+    in_sample = float(metric(y, fitted.predict_log_proba(stack)))
+    score = float(np.mean(scores["rule"]))
+    draw = Draw(y, objective, confidence, n_resamples, random_state)
+    return HonestScore(
+        objective=objective_name(objective),
+        score=score,
+        interval=draw.interval(predictions["rule"]),
+        in_sample=in_sample,
+        optimism=sign * (in_sample - score) + 0.0,
+        repeats=tuple(scores["rule"]),
+        best_single=float(np.mean(scores["best single"])),
+        uniform=float(np.mean(scores["uniform"])),
+        versus_best_single=draw.difference(predictions["rule"], predictions["best single"]),
+        versus_uniform=draw.difference(predictions["rule"], predictions["uniform"]),
+        n_videos=len(y),
+        folds=folds,
+    )
+
+
+def compare(
+    rules: Mapping[str, Fuser | ArrayLike],
+    stack: Any,
+    random_state: int | None = 0,
+    *,
+    objective: str | Objective = "accuracy",
+    labels: ArrayLike | None = None,
+    folds: int = 5,
+    groups: ArrayLike | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Comparison:
+    """Compare rules on the same videos: paired differences, intervals and p-values.
+
+    A fuser is scored out of fold, all of them on the same folds. Log-likelihoods are taken as they are: they should
+    come from videos that they were not fitted on.
+
+    Args:
+        rules: {name: fuser, or log-likelihoods (N, K)}.
+        stack: A stack with the videos' labels, or an array (N, M, K) with `labels`.
+        random_state: Seed of the folds and the bootstrap.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        labels: True classes, shape (N,); the stack's own by default.
+        folds: Folds for the fusers.
+        groups: One group a video, which is never split.
+        confidence: The intervals' nominal coverage.
+        n_resamples: Bootstrap resamples.
+
+    Raises:
+        InputError: Fewer than two rules, or labels are missing.
+        AlignmentError: Log-likelihoods are not of shape (N, K).
+
+    Source:
+        Holm (1979), A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6, for `p_adjusted`.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 3, size=60)
+        >>> stack = LogitStack.from_arrays({"a": rng.normal(size=(60, 3)) + 2 * np.eye(3)[y]}, labels=y)
+        >>> sure = np.log(np.eye(3)[y] * 0.97 + 0.01)
+        >>> found = compare({"sure": sure, "pool": LogLinearPool(weights="uniform")}, stack)
+        >>> found.scores["sure"], found.pairs[0].difference.difference > 0
+        (1.0, True)
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to compare on")
+    if len(rules) < 2:
+        raise InputError(f"compare: expected at least two rules, got {len(rules)}")
+    metric = resolve_objective(objective)
+    splits: Splits | None = None
+    predictions: dict[str, list[NDArray[np.float64]]] = {}
+    for name, rule in rules.items():
+        if hasattr(rule, "predict_log_proba"):
+            splits = splits or list(split_folds(y, folds, groups, random_state))
+            predictions[name] = [out_of_fold(cast(Fuser, rule), stack, y, splits)]
+            continue
+        log_proba = as_array(rule, f"rule {name!r}").astype(np.float64)
+        if log_proba.shape != (len(y), stack.n_classes):
+            raise AlignmentError(
+                f"rule {name!r}: expected log-likelihoods of shape {(len(y), stack.n_classes)}, got {log_proba.shape}"
+            )
+        check_scores(log_proba, "log-likelihoods", member=name, ids=stack.ids)
+        predictions[name] = [log_proba]
+    draw = Draw(y, objective, confidence, n_resamples, random_state)
+    names = list(combinations(rules, 2))
+    differences = [draw.difference(predictions[a], predictions[b]) for a, b in names]
+    adjusted = _holm([difference.p_value for difference in differences])
+    hits = {name: repeated[0].argmax(axis=1) == y for name, repeated in predictions.items()}
+    return Comparison(
+        objective=objective_name(objective),
+        scores={name: float(metric(y, repeated[0])) for name, repeated in predictions.items()},
+        intervals={name: draw.interval(repeated) for name, repeated in predictions.items()},
+        pairs=tuple(
+            PairedComparison(a, b, difference, p, mcnemar(hits[a], hits[b]).p_value)
+            for (a, b), difference, p in zip(names, differences, adjusted, strict=True)
+        ),
+    )
+
+
+def _best_single(
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    rounds: list[Splits],
+    metric: Objective,
+    sign: float,
+) -> list[NDArray[np.float64]]:
+    """Return each round's predictions, in each fold by the member that is best on the fold's training videos.
+
+    Members are read one at a time and twice, once to rank them and once to predict.
+    """
+    names = sorted(stack.members)
+    scores = np.empty((len(names), len(rounds), len(rounds[0])))
+    for column, name in enumerate(names):
+        log_proba = stack.select([name]).log_likelihoods()[:, 0]
+        for r, splits in enumerate(rounds):
+            scores[column, r] = [sign * metric(labels[fit_rows], log_proba[fit_rows]) for fit_rows, _ in splits]
+    best = scores.argmax(axis=0)
+    results = [np.empty((len(stack), stack.n_classes)) for _ in rounds]
+    for column in np.unique(best):
+        log_proba = stack.select([names[column]]).log_likelihoods()[:, 0]
+        for r, fold in zip(*np.nonzero(best == column), strict=True):
+            score_rows = rounds[r][fold][1]
+            results[r][score_rows] = log_proba[score_rows]
+    return results
+
+
+def _holm(p_values: list[float]) -> list[float]:
+    """Adjust p-values by Holm's step-down rule.
+
+    Example:
+        >>> _holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

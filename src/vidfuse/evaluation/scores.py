@@ -1,0 +1,214 @@
+"""The score of one prediction, with its interval and its gain over another: what every table is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from vidfuse.errors import InputError
+from vidfuse.fusion.base import Missing
+from vidfuse.fusion.views import reduce_views
+from vidfuse.metrics import (
+    Interval,
+    accuracy_interval,
+    bootstrap_interval,
+    ece,
+    mcnemar,
+    mean_class_accuracy,
+    nll,
+    paired_bootstrap,
+    top_k_accuracy,
+    top_k_hits,
+)
+from vidfuse.stack.stack import LogitStack
+
+__all__ = [
+    "Gain",
+    "Score",
+    "best_single",
+    "class_names",
+    "folds_of",
+    "gain",
+    "log_proba_of",
+    "missing_of",
+    "predict_rule",
+    "reduced",
+    "require_labels",
+    "score",
+]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more accurate one prediction is than another, on the same videos.
+
+    Attributes:
+        difference: Difference of the accuracies.
+        interval: Its paired bootstrap interval.
+        p_value: McNemar's exact two-sided p-value.
+    """
+
+    difference: float
+    interval: Interval
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good one prediction is.
+
+    Attributes:
+        name: Who predicts.
+        n: The number of videos that count.
+        accuracy: Share of videos whose most likely class is the true one.
+        accuracy_interval: Wilson's interval of the accuracy.
+        mean_class_accuracy: Accuracy of each class, averaged over the classes that are present.
+        mean_class_interval: Its bootstrap interval, videos drawn within their class.
+        top_5: Top-5 accuracy; NaN for fewer than six classes.
+        nll: Mean negative log-likelihood of the true class, in nats.
+        ece: Expected calibration error of the most likely class.
+        hits: For each video of the stack whether it is right; False where a member lacks the video.
+        present: For each video of the stack whether it counts.
+    """
+
+    name: str
+    n: int
+    accuracy: float
+    accuracy_interval: Interval
+    mean_class_accuracy: float
+    mean_class_interval: Interval
+    top_5: float
+    nll: float
+    ece: float
+    hits: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+
+
+def predict_rule(
+    rule: Any, stack: LogitStack, scored: LogitStack, fold: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    """Return the log-likelihoods (N, K) of a rule that is fitted on `stack`, or for each fold on the other folds."""
+    if fold is None:
+        return np.asarray(clone(rule).fit(stack).predict_log_proba(scored))
+    out = np.empty((len(stack), stack.n_classes))
+    for index in range(int(fold.max()) + 1):
+        held_out = fold == index
+        out[held_out] = clone(rule).fit(stack[~held_out]).predict_log_proba(stack[held_out])
+    return out
+
+
+def score(
+    name: str,
+    labels: NDArray[np.int64],
+    log_proba: NDArray[Any],
+    present: NDArray[np.bool_] | None = None,
+    confidence: float = 0.95,
+) -> Score:
+    """Score log-likelihoods (N, K) against labels (N,), on the videos that are `present` (N,).
+
+    Raises:
+        InputError: no video is present, or a row is not normalised.
+
+    Example:
+        >>> result = score("a", np.array([0, 1]), np.log([[0.6, 0.4], [0.7, 0.3]]))
+        >>> result.accuracy, round(result.nll, 3)
+        (0.5, 0.857)
+    """
+    rows = slice(None) if present is None else np.flatnonzero(present)
+    y, z = labels[rows], np.asarray(log_proba, dtype=np.float64)[rows]
+    if len(y) == 0:
+        raise InputError(f"{name}: expected at least one video, got none")
+    hits = top_k_hits(y, z)
+    all_hits = np.zeros(len(labels), dtype=np.bool_)
+    all_hits[rows] = hits
+    return Score(
+        name=name,
+        n=len(y),
+        accuracy=float(hits.mean()),
+        accuracy_interval=accuracy_interval(int(hits.sum()), len(y), confidence),
+        mean_class_accuracy=mean_class_accuracy(y, z),
+        mean_class_interval=bootstrap_interval(hits, strata=y, confidence=confidence),
+        top_5=top_k_accuracy(y, z, k=5) if z.shape[1] > 5 else float("nan"),
+        nll=nll(y, z),
+        ece=ece(y, z),
+        hits=all_hits,
+        present=np.ones(len(labels), dtype=np.bool_) if present is None else np.asarray(present),
+    )
+
+
+def gain(first: Score, second: Score, confidence: float = 0.95) -> Gain:
+    """Compare two scores on the videos that count in both."""
+    both = first.present & second.present
+    a, b = first.hits[both], second.hits[both]
+    paired = paired_bootstrap(a, b, confidence=confidence)
+    return Gain(paired.difference, paired.interval, mcnemar(a, b).p_value)
+
+
+def log_proba_of(stack: LogitStack, member: str) -> NDArray[np.float32]:
+    """Return one member's normalised log-likelihoods (N, K)."""
+    return stack.select([member]).log_likelihoods()[:, 0]
+
+
+def missing_of(*stacks: LogitStack | None) -> Missing:
+    """Return "renormalise" where a member lacks videos of one of the stacks, and "error" otherwise."""
+    lacking = any(stack is not None and stack.present is not None for stack in stacks)
+    return "renormalise" if lacking else "error"
+
+
+def reduced(stack: LogitStack, views: str | Mapping[str, str]) -> LogitStack:
+    """Return the stack with its views reduced, if it has views."""
+    return stack if stack.n_views is None else reduce_views(stack, views)
+
+
+def require_labels(stack: LogitStack, what: str, split: str = "the stack") -> NDArray[np.int64]:
+    """Return the stack's labels.
+
+    Raises:
+        InputError: it has none, or no video.
+    """
+    if len(stack) == 0:
+        raise InputError(f"{what}: expected at least one video in {split}, got none")
+    if stack.labels is None:
+        raise InputError(f"{what} needs labels, and {split} has none; build it with labels=, or load a labelled split")
+    return stack.labels
+
+
+def best_single(stack: LogitStack) -> str:
+    """Return the member with the highest accuracy on the stack; among equals the lower NLL, then the first name."""
+    labels = require_labels(stack, "the best single member")
+    ranked = []
+    for column, name in enumerate(stack.members):
+        rows = slice(None) if stack.present is None else np.flatnonzero(stack.present[:, column])
+        z = log_proba_of(stack, name)[rows]
+        hits = float(top_k_hits(labels[rows], z).sum()) / len(stack)
+        ranked.append((-hits, nll(labels[rows], z), name))
+    return min(ranked)[2]
+
+
+def class_names(stack: LogitStack) -> tuple[str, ...]:
+    """Return the names of the classes, or their numbers."""
+    return stack.classes if stack.classes is not None else tuple(map(str, range(stack.n_classes)))
+
+
+def folds_of(labels: NDArray[np.int64], folds: int, random_state: int) -> NDArray[np.int64]:
+    """Deal the videos of each class in turn to the folds, in a random order: shape (N,), values 0 … folds − 1.
+
+    Raises:
+        InputError: fewer than 2 folds, or more folds than videos.
+
+    Example:
+        >>> np.bincount(folds_of(np.array([0] * 6 + [1] * 5), 3, random_state=0)).tolist()
+        [4, 4, 3]
+    """
+    if not 2 <= folds <= len(labels):
+        raise InputError(f"folds: expected 2 … {len(labels)} (the number of videos), got {folds}")
+    shuffled = np.random.default_rng(random_state).permutation(len(labels))
+    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    fold = np.empty(len(labels), dtype=np.int64)
+    fold[order] = np.arange(len(labels)) % folds
+    return fold

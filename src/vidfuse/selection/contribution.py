@@ -1,0 +1,259 @@
+"""What each member is worth: exact Shapley values, leaving one out, and how the members differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from vidfuse.errors import InputError
+from vidfuse.fusion.base import Fuser, as_stack
+from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.metrics import diversity as pairwise
+from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
+from vidfuse.selection.subsets import check_pool, complete_videos, restricted, search_subsets
+
+__all__ = ["Contributions", "Diversity", "diversity", "leave_one_out", "shapley_values"]
+
+MOST_PLAYERS = 16
+"""Exact Shapley values need the score of every subset: 65,535 of them for 16 members."""
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What each member adds to the score, positive where it helps, for a loss too.
+
+    Attributes:
+        method: "shapley" or "leave-one-out".
+        objective: The objective's name.
+        values: {member: contribution}, in the objective's units.
+        full: The score of all members together.
+        empty: What no member at all scores: 1/K for accuracies, ln K for the NLL.
+    """
+
+    method: str
+    objective: str
+    values: dict[str, float]
+    full: float
+    empty: float
+
+    def __getitem__(self, member: str) -> float:
+        return self.values[member]
+
+    def __repr__(self) -> str:
+        ranked = sorted(self.values.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{name} {value:+.4g}" for name, value in ranked)
+        return f"Contributions({self.method}, {self.objective} {self.empty:.4g} → {self.full:.4g}: {listed})"
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How the members differ in what they get right; matrices are (M, M) in the order of `members`.
+
+    Attributes:
+        members: The members.
+        accuracy: Each member's accuracy, shape (M,).
+        disagreement: How often exactly one of both is right.
+        prediction_disagreement: How often both predict different classes.
+        q_statistic: Yule's Q of their hits; NaN where a member is always right or always wrong.
+        double_fault: How often both are wrong.
+        oracle: How often at least one member is right: no selection of a member a video can beat it.
+    """
+
+    members: tuple[str, ...]
+    accuracy: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    prediction_disagreement: NDArray[np.float64]
+    q_statistic: NDArray[np.float64]
+    double_fault: NDArray[np.float64]
+    oracle: float
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Return one row a pair of members, for a data frame."""
+        return [
+            {
+                "first": self.members[i],
+                "second": self.members[j],
+                "disagreement": float(self.disagreement[i, j]),
+                "prediction_disagreement": float(self.prediction_disagreement[i, j]),
+                "q_statistic": float(self.q_statistic[i, j]),
+                "double_fault": float(self.double_fault[i, j]),
+            }
+            for i, j in zip(*np.triu_indices(len(self.members), 1), strict=True)
+        ]
+
+    def __repr__(self) -> str:
+        upper = np.triu_indices(len(self.members), 1)
+        mean = float(self.disagreement[upper].mean()) if len(upper[0]) else 0.0
+        return (
+            f"Diversity({len(self.members)} members, best {self.accuracy.max():.4f}, oracle {self.oracle:.4f}, "
+            f"mean disagreement {mean:.4f})"
+        )
+
+
+def _empty_score(labels: NDArray[np.int64], n_classes: int, objective: str | Objective) -> float:
+    if callable(objective):
+        return evaluate(objective, labels, np.full((len(labels), n_classes), -log(n_classes)), ())
+    return log(n_classes) if objective == "nll" else 1 / n_classes
+
+
+def shapley_values(
+    stack: Any,
+    objective: str | Objective = "accuracy",
+    pool: Fuser | None = None,
+    *,
+    labels: ArrayLike | None = None,
+) -> Contributions:
+    """Share the score of all members among them: each one's mean marginal gain over all orders of joining, exactly.
+
+    φ_m = Σ_{S ∌ m} |S|! (M − |S| − 1)! / M! · (v(S ∪ m) − v(S)), from the table of all 2^M subsets. The empty set knows
+    nothing: it scores 1/K for accuracies, ln K for the NLL, and a callable's value of uniform log-likelihoods. The
+    values sum to v(all) − v(empty). They describe these videos (in-sample); where members lack some and the pool says
+    `missing="renormalise"`, those that every member has.
+
+    Args:
+        stack: A stack, or an array (N, M, K), of at most 16 members.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        pool: Any fuser; `LogLinearPool(weights="accuracy")` by default.
+        labels: True classes, shape (N,); the stack's own by default.
+
+    Raises:
+        InputError: More than 16 members, a subset of infinite loss, labels are missing, or a callable returns NaN.
+        AlignmentError: Members lack videos, and the pool does not say what to do.
+
+    Source:
+        Shapley (1953), A value for n-person games, eq. 12; for ensembles, Rozemberczki and Sarkar (2021), CIKM, The
+        Shapley value of classifiers in ensemble games.
+
+    Example:
+        >>> from vidfuse.stack.stack import LogitStack
+        >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [5, 0]]], dtype=np.float32)
+        >>> stack = LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"])
+        >>> shapley_values(stack)
+        Contributions(shapley, accuracy 0.5 → 1: good +0.75, bad -0.25)
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to share the score of")
+    stack, y, _ = complete_videos(stack, y, None, getattr(pool, "missing", None))
+    n_members = len(stack.members)
+    if n_members > MOST_PLAYERS:
+        raise InputError(
+            f"exact Shapley values need all 2^{n_members} subsets: expected at most {MOST_PLAYERS} members, got "
+            f"{n_members}; select some, or use leave_one_out"
+        )
+    found = search_subsets(stack, objective, pool, labels=y)
+    sign = 1.0 if higher_is_better(objective) else -1.0
+    empty = _empty_score(y, stack.n_classes, objective)
+    value = np.empty(1 << n_members)
+    value[0] = sign * empty
+    value[found.table.masks.astype(np.int64)] = sign * found.table.scores
+    if not np.isfinite(value).all():
+        raise InputError(
+            "some subset's score is infinite: a member gives a true class probability 0, and differences of infinite "
+            "scores are no values; give the pool a floor above 0"
+        )
+    sets = np.arange(1 << n_members)
+    size = np.bitwise_count(sets)
+    share = np.array([1 / (n_members * comb(n_members - 1, s)) for s in range(n_members)])
+    values = {}
+    for m, name in enumerate(stack.members):
+        without = sets[sets >> m & 1 == 0]
+        values[name] = float(share[size[without]] @ (value[without | 1 << m] - value[without]))
+    return Contributions("shapley", found.objective, values, float(sign * value[-1]), empty)
+
+
+def leave_one_out(
+    stack: Any,
+    objective: str | Objective = "accuracy",
+    pool: Fuser | None = None,
+    *,
+    labels: ArrayLike | None = None,
+) -> Contributions:
+    """Return what is lost when one member is left out: v(all) − v(all but m), positive where the member helps.
+
+    Where members lack videos and the pool says `missing="renormalise"`, v is that of the videos that every member has.
+
+    Args:
+        stack: A stack, or an array (N, M, K).
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        pool: Any fuser, refitted without the member; `LogLinearPool(weights="accuracy")` by default.
+        labels: True classes, shape (N,); the stack's own by default.
+
+    Raises:
+        InputError: Labels are missing, or a callable returns NaN.
+        AlignmentError: Members lack videos, and the pool does not say what to do.
+
+    Example:
+        >>> from vidfuse.stack.stack import LogitStack
+        >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [5, 0]]], dtype=np.float32)
+        >>> stack = LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"])
+        >>> round(leave_one_out(stack, pool=LogLinearPool(weights="uniform"))["good"], 4)
+        0.3333
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to leave members out of")
+    pool = check_pool(LogLinearPool(weights="accuracy") if pool is None else pool)
+    sign = 1.0 if higher_is_better(objective) else -1.0
+    stack, y, _ = complete_videos(stack, y, None, getattr(pool, "missing", None))
+    full = evaluate(objective, y, clone(pool).fit(stack, y).predict_log_proba(stack), stack.members)
+    empty = _empty_score(y, stack.n_classes, objective)
+    values = {}
+    for name in stack.members:
+        others = [other for other in stack.members if other != name]
+        score = empty
+        if others:
+            part = stack.select(others)
+            log_proba = restricted(pool, stack.members, others).fit(part, y).predict_log_proba(part)
+            score = evaluate(objective, y, log_proba, others)
+        values[name] = sign * (full - score)
+    return Contributions("leave-one-out", objective_name(objective), values, full, empty)
+
+
+def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:
+    """Return how the members differ: accuracies, pairwise disagreement, Q and double fault, and the oracle.
+
+    Args:
+        stack: A stack, or an array (N, M, K) of logits or log-likelihoods. Members are compared on the videos that all
+            of them have.
+        labels: True classes, shape (N,); the stack's own by default.
+
+    Raises:
+        InputError: Labels are missing, no video has all members, or the stack has views.
+
+    Source:
+        Kuncheva and Whitaker (2003), Measures of diversity in classifier ensembles, Machine Learning 51, section 2.
+
+    Example:
+        >>> from vidfuse.stack.stack import LogitStack
+        >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [0, 5]]], dtype=np.float32)
+        >>> diversity(LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"]))
+        Diversity(2 members, best 1.0000, oracle 1.0000, mean disagreement 0.6667)
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where="the stack to measure")
+    if stack.n_views is not None:
+        raise InputError(f"diversity takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views")
+    if stack.present is not None:
+        whole = stack.present.all(axis=1)
+        if not whole.any():
+            raise InputError("diversity: expected videos that every member has, to compare the members on; got none")
+        stack, y = stack[whole], y[whole]
+    predicted = np.empty(stack.shape[:2], np.int64)
+    for start in range(0, len(stack), 4096):
+        part = stack[start : start + 4096]
+        for column, member in enumerate(part.members):
+            predicted[start : start + len(part), column] = part.scores(member).argmax(axis=1)
+    hits = predicted == y[:, None]
+    return Diversity(
+        members=stack.members,
+        accuracy=hits.mean(axis=0),
+        disagreement=pairwise.disagreement(hits),
+        prediction_disagreement=pairwise.prediction_disagreement(predicted),
+        q_statistic=pairwise.q_statistic(hits),
+        double_fault=pairwise.double_fault(hits),
+        oracle=pairwise.oracle_accuracy(hits),
+    )

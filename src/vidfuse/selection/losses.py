@@ -1,0 +1,163 @@
+"""The negative log-likelihood of many subsets under fixed weights, in nats."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.weights import true_log_likelihoods
+from vidfuse.selection.masks import bits
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["linear_losses", "log_linear_losses", "relative_likelihoods", "sum_logs"]
+
+_VETO = -1e30  # stands for log 0 in products with a weight of 0
+
+
+def linear_losses(
+    log_true: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    masks: NDArray[np.uint64],
+    video_weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return each subset's NLL in a linear pool, −Σ_n a_n log(Σ_{m∈S} w_m p_m(y_n) / Σ_{m∈S} w_m), shape (S,).
+
+    Only the true class's column counts: N × M numbers. Logarithms are taken of products of eight videos' likelihoods.
+
+    Args:
+        log_true: Log-likelihoods of the true class, shape (N, M).
+        weights: The members' weights on the whole stack, shape (M,).
+        masks: Subsets as bit masks, shape (S,).
+        video_weights: a, shape (N,), of sum 1; 1/N by default.
+
+    Example:
+        >>> linear_losses(np.log([[0.9, 0.3], [0.5, 0.5]]), np.ones(2), np.array([1, 3], np.uint64)).round(4).tolist()
+        [0.3993, 0.602]
+    """
+    n, n_members = log_true.shape
+    relative, constant = relative_likelihoods(log_true, video_weights)
+    losses = np.empty(len(masks))
+    rows = min(n, 1024)
+    for first in range(0, len(masks), 128):
+        chosen = bits(masks[first : first + 128], n_members) * weights
+        chosen /= chosen.sum(axis=1, keepdims=True)
+        total = np.zeros(len(chosen))
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            a = None if video_weights is None else video_weights[part]
+            total += sum_logs(chosen @ relative[:, part], a)
+        losses[first : first + 128] = -constant - (total / n if video_weights is None else total)
+    return losses
+
+
+def relative_likelihoods(
+    log_true: NDArray[np.float64], video_weights: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.float64], float]:
+    """Return the true class's likelihoods divided by each video's largest, (M, N), and the mean log of the largest.
+
+    Example:
+        >>> relative, constant = relative_likelihoods(np.log([[0.8, 0.2]]))
+        >>> relative.round(4).tolist(), round(constant, 4)
+        ([[1.0], [0.25]], -0.2231)
+    """
+    peak = np.maximum(log_true.max(axis=1), -700.0)
+    relative = np.ascontiguousarray(np.exp(log_true - peak[:, None]).T)
+    return relative, float(peak.mean() if video_weights is None else peak @ video_weights)
+
+
+def sum_logs(values: NDArray[np.float64], video_weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return Σ_n a_n log values[s, n], shape (S,): unweighted, the logarithms are of products of eight numbers.
+
+    Example:
+        >>> sum_logs(np.array([[0.5, 2.0, 4.0]])).round(4).tolist()
+        [1.3863]
+    """
+    with np.errstate(divide="ignore"):
+        if video_weights is not None:
+            return np.log(values) @ video_weights
+        whole = values.shape[1] // 8 * 8
+        product = values[:, :whole]
+        for _ in range(3):
+            half = product.shape[1] // 2
+            product = product[:, :half] * product[:, half:]
+        if product.size and product.min() < 1e-280:
+            return np.log(values).sum(axis=1)
+        return np.log(product).sum(axis=1) + np.log(values[:, whole:]).sum(axis=1)
+
+
+def log_linear_losses(
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    floors: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    video_weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return the NLL of log-linear pools of temperature 1, one for each row of weights, shape (S,).
+
+    −Σ_n a_n (Σ_m w_m log p_m(y_n) − log Σ_k exp Σ_m w_m log p_m(k)), each row of w divided by its sum. The
+    normaliser needs every class of every video for every subset; its exponentials are float32, which moves a mean by
+    about 1e-8.
+
+    Args:
+        stack: Members, in the order of `weights`.
+        labels: True classes, shape (N,).
+        floors: Each member's floor, shape (M,).
+        weights: Rows of weights of at least 0 and a positive sum, shape (S, M).
+        video_weights: a, shape (N,), of sum 1; 1/N by default.
+
+    Example:
+        >>> stack = LogitStack.from_arrays(np.log([[[0.8, 0.2], [0.5, 0.5]]]))
+        >>> np.exp(-log_linear_losses(stack, np.array([0]), np.zeros(2), np.ones((1, 2)))).round(4)
+        array([0.6667])
+    """
+    a = np.full(len(stack), 1 / len(stack)) if video_weights is None else video_weights
+    n_members, n_classes = weights.shape[1], stack.n_classes
+    chosen = weights / weights.sum(axis=1, keepdims=True)
+    single = _rounded(chosen)
+    log_true = np.maximum(true_log_likelihoods(stack, labels, floors), _VETO)
+    losses = -(chosen @ (a @ log_true))
+    for rows, block in floored_blocks(stack, floors, 32):
+        members = np.maximum(block.swapaxes(0, 1), np.float32(_VETO)).reshape(n_members, -1)
+        step = max(1, (1 << 18) // members.shape[1])
+        for first in range(0, len(chosen), step):
+            part = single[first : first + step]
+            fused = part @ members
+            total = np.exp(fused, out=fused).reshape(len(part), -1, n_classes).sum(axis=2).astype(np.float64)
+            if total.min() < 1e-25:
+                total = _shifted(chosen[first : first + step], members, total)
+            with np.errstate(divide="ignore"):
+                np.log(total, out=total)
+            losses[first : first + step] += total @ a[rows]
+    losses[~(losses < 1e20)] = np.inf
+    return losses
+
+
+def _rounded(chosen: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return float32 weights whose rows sum to exactly 1.
+
+    Members' log-likelihoods are all negative and much alike, so that it is the sum of the rounding errors that moves a
+    mean: weights are whole multiples of 2⁻²⁴, those with the largest remainders rounded up.
+
+    Example:
+        >>> _rounded(np.array([[0.7, 0.2, 0.1]])).sum(dtype=np.float64).item()
+        1.0
+    """
+    scaled = chosen * 2.0**24
+    whole = np.floor(scaled)
+    rest = scaled - whole
+    missing = np.rint(rest.sum(axis=1, keepdims=True))
+    whole += np.argsort(np.argsort(-rest, axis=1, kind="stable"), axis=1, kind="stable") < missing
+    return np.where((whole > 0) | (chosen == 0), whole / 2.0**24, chosen).astype(np.float32)  # a tiny veto stays one
+
+
+def _shifted(
+    chosen: NDArray[np.float64], members: NDArray[np.float32], total: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Recompute in float64 the normalisers that float32 lets underflow."""
+    subset, row = np.nonzero(total < 1e-25)
+    blocks = members.reshape(len(members), total.shape[1], -1)
+    for s, r in zip(subset, row, strict=True):
+        fused = chosen[s] @ blocks[:, r].astype(np.float64)
+        total[s, r] = np.exp(np.maximum(fused, -740.0)).sum() if fused.max() > -740 else 0.0
+    return total

@@ -1,0 +1,1 @@
+"""A fitted ensemble together with its networks, as one module."""

@@ -1,0 +1,139 @@
+"""Where a member's scores live: an array in memory, a memory-mapped file, or the parts of a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse._checks import Kind, Rows
+from vidfuse.likelihood import log_softmax
+
+__all__ = ["ArraySource", "Source", "compose_rows", "fill_log_likelihoods", "resolve_rows"]
+
+
+class Source(Protocol):
+    """A member's scores of shape (N, [V,] K), which are read only where they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (N, K) or (N, V, K)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the scores as they are stored."""
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        """Scores of these rows, as a view where that is possible."""
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The same scores in consecutive pieces, each a view where that is possible."""
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        """An equivalent pair of source and rows that is as cheap as possible to send to another process."""
+
+
+class ArraySource:
+    """Scores in one array; a plain `numpy.memmap` is pickled as its path."""
+
+    def __init__(self, array: NDArray[np.floating[Any]]) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (N, K) or (N, V, K)."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the scores as they are stored."""
+        return self.array.dtype
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        """Scores of these rows: a view for a slice, a copy for an array of rows."""
+        if isinstance(rows, slice) or not self.array.flags.c_contiguous:
+            return self.array[rows]
+        return self.array.take(rows, axis=0)  # faster, but it would copy the whole of a strided array first
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The scores in one piece."""
+        return [self.take(rows)]
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        """The array cut down to these rows, or the mapped file and the rows."""
+        if self._file() is not None:
+            return self, rows
+        kept = np.ascontiguousarray(self.array[rows])
+        return ArraySource(kept), slice(0, len(kept), 1)
+
+    def _file(self) -> Path | None:
+        array = self.array
+        whole = isinstance(array, np.memmap) and array.filename is not None and not isinstance(array.base, np.ndarray)
+        return Path(str(array.filename)) if isinstance(array, np.memmap) and whole else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        path = self._file()
+        if path is None or not isinstance(self.array, np.memmap):
+            return ArraySource, (np.ascontiguousarray(self.array),)
+        order = "C" if self.array.flags.c_contiguous else "F"
+        return _map_array, (str(path), self.array.dtype.str, self.array.offset, self.array.shape, order)
+
+
+def _map_array(path: str, dtype: str, offset: int, shape: tuple[int, ...], order: Any) -> ArraySource:
+    return ArraySource(np.memmap(path, dtype=np.dtype(dtype), mode="r", offset=offset, shape=shape, order=order))
+
+
+def resolve_rows(key: Any, n: int) -> Rows:
+    """Turn a slice, mask, list or integer into a slice of step 1 or an array of rows in 0 … n − 1.
+
+    Example:
+        >>> resolve_rows(slice(None, 2), 5), resolve_rows([-1, 0], 5)
+        (slice(0, 2, 1), array([4, 0]))
+    """
+    if isinstance(key, slice):
+        start, stop, step = key.indices(n)
+        return slice(start, max(start, stop), 1) if step == 1 else np.arange(start, stop, step, dtype=np.int64)
+    index = np.asarray(key)
+    if index.dtype == bool:
+        if index.shape != (n,):
+            raise IndexError(f"a mask of rows must have shape ({n},), got {index.shape}")
+        return np.flatnonzero(index)
+    if index.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if index.dtype.kind not in "iu" or index.ndim > 1:
+        raise IndexError(f"rows are chosen by a slice, a mask or integers, got {index.dtype} of shape {index.shape}")
+    rows = np.atleast_1d(index).astype(np.int64)
+    if (rows < -n).any() or (rows >= n).any():
+        raise IndexError(f"row {int(rows[(rows < -n) | (rows >= n)][0])} is out of range for {n} videos")
+    return np.where(rows < 0, rows + n, rows)
+
+
+def compose_rows(base: Rows, rows: Rows) -> Rows:
+    """Rows of rows: `base[rows]` for any mixture of slices and arrays."""
+    if isinstance(base, slice):
+        if isinstance(rows, slice):
+            return slice(base.start + rows.start, base.start + rows.stop, 1)
+        return rows + base.start
+    return base[rows]
+
+
+def fill_log_likelihoods(scores: NDArray[np.floating[Any]], kind: Kind, out: NDArray[np.float32]) -> None:
+    """Write the normalised log-likelihoods of a block of scores into `out` (float32, same shape).
+
+    Logits z become z − log Σ exp z, probabilities and sums p become log p − log Σ p; zeros become -inf. Scores in
+    float64 are reduced in float64 before they are rounded, so that large values lose nothing.
+    """
+    work = out if scores.dtype != np.float64 else np.empty(scores.shape, dtype=np.float64)
+    with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        if kind in ("probabilities", "sum"):
+            total = scores.sum(axis=-1, keepdims=True, dtype=np.float64)
+            np.copyto(work, scores)
+            np.log(work, out=work)
+            np.subtract(work, np.log(total), out=work, casting="same_kind")
+        else:
+            np.copyto(work, scores)
+            log_softmax(work, out=work)
+        if work is not out:
+            out[...] = work

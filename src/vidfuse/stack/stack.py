@@ -1,0 +1,400 @@
+"""The stack: the members' scores for the same videos, aligned by id, read only where they are used."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vidfuse._checks import (
+    Kind,
+    Rows,
+    check_member_names,
+    check_scores,
+    first_few,
+)
+from vidfuse._threads import map_members
+from vidfuse.cache.writer import ROWS_PER_PART, CacheWriter
+from vidfuse.errors import InputError
+from vidfuse.likelihood import block_rows
+from vidfuse.stack.align import Join, Missing, align_ids, align_labels, check_layouts, common_classes, member_ids
+from vidfuse.stack.frames import frame_arrays
+from vidfuse.stack.inputs import kind_of, name_arrays, warn_if_misordered
+from vidfuse.stack.reduce import reduce_array, rule_of
+from vidfuse.stack.source import ArraySource, Source, compose_rows, fill_log_likelihoods, resolve_rows
+
+__all__ = ["LogitStack", "Member"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model's scores: where they are, which row belongs to which video of the stack, and what they are.
+
+    Attributes:
+        name: The member's name.
+        source: Its scores as they are stored.
+        rows: For each video of the stack, the source's row; -1 where the member lacks the video.
+        kind: What the numbers are.
+    """
+
+    name: str
+    source: Source
+    rows: Rows
+    kind: Kind
+
+
+class LogitStack:
+    """Scores of M members for the same N videos and K classes, aligned by id; immutable.
+
+    Build one with `from_arrays`, `from_frames`, `vidfuse.load_stack` or `vidfuse.read_predictions`. Axes are always
+    (N videos, M members, V views, K classes), V only where views were kept. Nothing is copied until it is asked for:
+    `scores` gives a member's numbers as they are stored, `log_likelihoods` and `iter_blocks` give normalised
+    log-likelihoods of all members.
+
+    Attributes:
+        members: The members' names, in the order in which they were given.
+        ids: The videos' ids, or None where rows are matched by position ("order unchecked").
+        labels: The true classes (N,), int64, or None.
+        classes: The classes' names, or None.
+        kinds: What each member's numbers are.
+        present: Which member has which video (N, M), or None where every member has every video. Where a member
+            lacks a video, its log-likelihoods read as uniform, −log K.
+
+    Example:
+        >>> z = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=np.float32)
+        >>> stack = LogitStack.from_arrays({"swin": z, "x3d": z}, labels=[0, 1], ids=["a", "b"])
+        >>> stack.shape, stack.select(["x3d"]).members, stack[[1]].ids.tolist()
+        ((2, 2, 3), ('x3d',), ['b'])
+        >>> stack
+        LogitStack(2 videos x 2 members x 3 classes, labels, members: swin, x3d)
+    """
+
+    __slots__ = ("_members", "classes", "ids", "labels", "members", "present")
+
+    _members: tuple[Member, ...]
+    ids: NDArray[np.str_] | None
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...] | None
+    members: tuple[str, ...]
+    present: NDArray[np.bool_] | None
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        ids: NDArray[np.str_] | None = None,
+        labels: NDArray[np.int64] | None = None,
+        classes: tuple[str, ...] | None = None,
+        present: NDArray[np.bool_] | None = None,
+    ) -> None:
+        check_layouts({member.name: member.source.shape for member in members})
+        if not members or not _count(members[0].rows):
+            raise InputError("expected at least one member and one video, got none; was every video filtered out?")
+        if present is not None and present.all():
+            present = None
+        values = {"ids": ids, "labels": labels, "classes": classes, "present": present}
+        for name, value in {**values, "_members": tuple(members), "members": tuple(m.name for m in members)}.items():
+            if isinstance(value, np.ndarray):
+                value = value.view()
+                value.flags.writeable = False
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a LogitStack is immutable; build a new one instead of setting {name!r}")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, Any] | Iterable[tuple[str, Any]] | ArrayLike,
+        *,
+        labels: Any = None,
+        ids: Any = None,
+        classes: Any = None,
+        kind: Kind | Mapping[str, Kind] = "logits",
+        members: Sequence[str] | None = None,
+        join: Join = "exact",
+        missing: Missing = "error",
+        views: str | Mapping[str, str] | None = None,
+    ) -> Self:
+        """Build a stack from arrays or tensors, checked once, without copying them.
+
+        Args:
+            arrays: {member: scores (N, K) or (N, V, K)}, or one array (N, M, K) or (N, M, V, K).
+            labels: True classes (N,) in the rows' order of the first member, {member: labels} or {id: label}.
+            ids: The videos' ids, one sequence for all members or {member: ids}. With ids by member, rows are
+                matched by id and stand in the order of the first member; without any ids, by position.
+            classes: The classes' names, one sequence or {member: names}.
+            kind: What the numbers are: "logits", "log-likelihoods", "probabilities" or "sum" (of probabilities over
+                views); one for all, or {member: kind}. It is never guessed.
+            members: Names for one array's members (default ``member0`` …), or which of a mapping to take.
+            join: "exact" demands the same ids, "inner" keeps the videos that all members have.
+            missing: "allow" keeps every video of any member, and `present` says who has which.
+            views: How to reduce views ("mean-log", "mean-probability", "vote", "max"; or a mapping by member).
+
+        Raises:
+            InputError: Scores, labels, ids or names cannot be what they are said to be.
+            AlignmentError: The members differ in their videos, classes or labels.
+        """
+        named = name_arrays(arrays, members)
+        names = tuple(named)
+        if isinstance(kind, Mapping) and set(kind) - set(names):
+            raise InputError(f"kind: unknown members {first_few(sorted(set(kind) - set(names)))}")
+        kinds = {name: kind_of(kind, name) for name in names}
+        counts = {name: len(array) for name, array in named.items()}
+        check_layouts(
+            {
+                name: (a.shape[0], a.shape[-1]) if views is not None and a.ndim == 3 else a.shape
+                for name, a in named.items()
+            }
+        )
+        own_ids = member_ids(ids, names, counts)
+
+        def check(name: str) -> None:
+            check_scores(named[name], kinds[name], member=name, ids=None if own_ids is None else own_ids[name])
+
+        map_members(check, names, sum(array.size for array in named.values()))
+        if views is not None:
+            for name in names:
+                if named[name].ndim == 3:
+                    named[name] = reduce_array(named[name], kinds[name], rule_of(views, name))
+                    kinds[name] = "log-likelihoods"
+        n_classes, _ = check_layouts({name: array.shape for name, array in named.items()})
+        alignment = align_ids(own_ids, counts, join, missing)
+        stack = cls(
+            [Member(name, ArraySource(named[name]), alignment.rows[name], kinds[name]) for name in names],
+            ids=alignment.ids,
+            labels=align_labels(labels, alignment, names, counts, n_classes, own_ids),
+            classes=common_classes(classes, names, n_classes),
+            present=alignment.present,
+        )
+        if stack.ndim == 3 and stack.present is None:
+            warn_if_misordered({name: stack.scores(name) for name in names}, stack.labels)
+        return stack
+
+    @classmethod
+    def from_frames(
+        cls,
+        frames: Mapping[str, Any],
+        *,
+        id: str,
+        label: str | None = None,
+        columns: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Build a stack from pandas, polars or pyarrow tables, one a member.
+
+        Args:
+            frames: {member: table}, one row for each video, one column for each class.
+            id: The column of the videos' ids.
+            label: The column of the true classes, if there is one.
+            columns: The score columns in class order; by default all others.
+            **options: Every keyword of `from_arrays` but labels and ids.
+        """
+        given = {name: value for name, value in options.items() if name != "classes" or value is not None}
+        return cls.from_arrays(**{**frame_arrays(frames, id, label, columns), **given})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, M, K), or (N, M, V, K) where views were kept."""
+        return (len(self), len(self.members), *self._members[0].source.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """3, or 4 where views were kept."""
+        return 1 + len(self._members[0].source.shape)
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes K."""
+        return self._members[0].source.shape[-1]
+
+    @property
+    def n_views(self) -> int | None:
+        """The number of views V, or None without a view axis."""
+        shape = self._members[0].source.shape
+        return shape[1] if len(shape) == 3 else None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What each member's numbers are."""
+        return tuple(member.kind for member in self._members)
+
+    def __len__(self) -> int:
+        return _count(self._members[0].rows)
+
+    def __getitem__(self, key: Any) -> Self:
+        """Choose videos by a slice, a mask, integers, or scikit-learn's ``(rows, ...)``."""
+        if isinstance(key, tuple):
+            if len(key) != 2 or key[1] is not Ellipsis:
+                raise IndexError("a stack is indexed by its videos only, as stack[rows]; choose members with select")
+            key = key[0]
+        rows = resolve_rows(key, len(self))
+        return type(self)(
+            [Member(m.name, m.source, compose_rows(m.rows, rows), m.kind) for m in self._members],
+            ids=None if self.ids is None else self.ids[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            classes=self.classes,
+            present=None if self.present is None else self.present[rows],
+        )
+
+    def select(self, members: Iterable[str]) -> Self:
+        """Return a stack of these members, in this order, without copying anything."""
+        if isinstance(members, str):
+            members = [members]
+        names = check_member_names(members)
+        unknown = [name for name in names if name not in self.members]
+        if unknown:
+            raise InputError(f"unknown members {first_few(unknown)}; the stack has {first_few(self.members, 20)}")
+        columns = [self.members.index(name) for name in names]
+        present = None if self.present is None else self.present[:, columns]
+        return type(self)(
+            [self._members[column] for column in columns],
+            ids=self.ids,
+            labels=self.labels,
+            classes=self.classes,
+            present=present,
+        )
+
+    def sources(self) -> tuple[Member, ...]:
+        """Return where each member's numbers are, in the order of `members`."""
+        return self._members
+
+    def scores(self, member: str, rows: slice | None = None) -> NDArray[np.floating[Any]]:
+        """Return one member's numbers as they are stored, (N, [V,] K), read-only; a view where rows are contiguous.
+
+        They are not normalised: `kinds` says what they are. Where the member lacks a video they are NaN.
+
+        Args:
+            member: The member's name.
+            rows: Consecutive videos; by default all. A short run seldom crosses two parts of a cache, and is a view.
+        """
+        if member not in self.members:
+            raise InputError(f"unknown member {member!r}; the stack has {first_few(self.members, 20)}")
+        column = self.members.index(member)
+        run = resolve_rows(slice(None) if rows is None else rows, len(self))
+        source, base = self._members[column].source, self._members[column].rows
+        taken = source.take(compose_rows(base, run))
+        if self.present is not None and not self.present[run, column].all():
+            taken = taken.copy()
+            taken[~self.present[run, column]] = np.nan
+        taken = taken.view()
+        taken.flags.writeable = False
+        return taken
+
+    def pieces(self, column: int) -> list[NDArray[np.floating[Any]]]:
+        """Return one member's numbers as they are stored, in consecutive pieces: views where rows are contiguous.
+
+        For passes over many short stacks: without the checks of `scores`. The numbers must not be written to; where the
+        member lacks a video they are whatever is stored.
+        """
+        return self._members[column].source.pieces(self._members[column].rows)
+
+    def log_likelihoods(self, rows: Any = None) -> NDArray[np.float32]:
+        """Return normalised log-likelihoods (n, M, [V,] K) of some or all videos, as a new float32 array."""
+        stack = self if rows is None else self[rows]
+        out = np.empty(stack.shape, dtype=np.float32)
+        for block, values in stack.iter_blocks():
+            out[block] = values
+        return out
+
+    def iter_blocks(self, rows_per_block: int | None = None) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Run through normalised log-likelihoods in blocks (B, M, [V,] K) that fit the CPU cache.
+
+        Each block is a transposed view of one C-contiguous buffer (M, B, [V,] K), so that a member's part is
+        contiguous. The buffer is reused: copy what has to outlive the iteration.
+
+        Args:
+            rows_per_block: Videos in a block; by default as many as make about 1 MB.
+
+        Yields:
+            The rows as a slice, and the block.
+        """
+        n, inner = len(self), self.shape[2:]
+        step = min(n, rows_per_block or block_rows(len(self.members) * int(np.prod(inner))))
+        buffer = np.empty((len(self.members), step, *inner), dtype=np.float32)
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n), 1)
+            filled = buffer[:, : rows.stop - rows.start]
+            for column, member in enumerate(self._members):
+                fill_log_likelihoods(member.source.take(compose_rows(member.rows, rows)), member.kind, filled[column])
+                if self.present is not None:
+                    filled[column, ~self.present[rows, column]] = -np.log(self.n_classes)
+            yield rows, filled.swapaxes(0, 1)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return `log_likelihoods()`, so that NumPy and scikit-learn functions accept a stack."""
+        if copy is False:
+            raise ValueError("a stack has no array to share: its log-likelihoods are computed when asked for")
+        values = self.log_likelihoods()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def save(self, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
+        """Write the stack as a folder of caches, one a member, which `vidfuse.load_stack` reads back.
+
+        Args:
+            path: The folder; it is made where it does not exist.
+            dtype: "float32" or "float16"; by default as the scores are stored (float64 becomes float32).
+
+        Raises:
+            InputError: The stack has no ids, or scores do not fit float16.
+            CacheConflictError: The folder holds other scores for one of these videos.
+        """
+        if self.ids is None:
+            raise InputError("expected a stack with ids to save, got one whose order is unchecked; build it with ids=")
+        for column, name in enumerate(self.members):
+            kept = np.arange(len(self)) if self.present is None else np.flatnonzero(self.present[:, column])
+            part = self.select([name])[kept]
+            ids, labels = self.ids[kept], None if part.labels is None else part.labels
+            stored = dtype or ("float16" if part.scores(name).dtype == np.float16 else "float32")
+            with CacheWriter(
+                Path(path) / name, classes=self.classes, kind=part.kinds[0], dtype=stored, expected_ids=ids.tolist()
+            ) as writer:
+                for start in range(0, len(kept), ROWS_PER_PART):
+                    rows = slice(start, min(start + ROWS_PER_PART, len(kept)))
+                    writer.append(ids[rows], part[rows].scores(name), None if labels is None else labels[rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        restricted = []
+        for member in self._members:
+            source, rows = member.source.restricted(member.rows)
+            restricted.append(Member(member.name, source, rows, member.kind))
+        return {
+            "members": restricted,
+            "ids": self.ids,
+            "labels": self.labels,
+            "classes": self.classes,
+            "present": self.present,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        LogitStack.__init__(self, state.pop("members"), **state)
+
+    def __repr__(self) -> str:
+        return f"LogitStack({self._summary()}, members: {', '.join(self.members)})"
+
+    def _summary(self) -> str:
+        views = "" if self.n_views is None else f" x {self.n_views} views"
+        notes = ["labels" if self.labels is not None else "no labels"]
+        if self.ids is None:
+            notes.append("order unchecked")
+        if self.present is not None:
+            notes.append(f"{int((~self.present).sum())} predictions missing")
+        sizes = f"{len(self)} videos x {len(self.members)} members{views} x {self.n_classes} classes"
+        return ", ".join([sizes, *notes])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(m.name)}</td><td>{m.kind}</td><td>{m.source.dtype}</td></tr>" for m in self._members
+        )
+        head = "<tr><th>member</th><th>kind</th><th>dtype</th></tr>"
+        return f"<p><b>LogitStack</b>: {html.escape(self._summary())}</p><table>{head}{rows}</table>"
+
+
+def _count(rows: Rows) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)

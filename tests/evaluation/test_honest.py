@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from selection_cases import ensemble, stack_of
+from sklearn.model_selection import StratifiedKFold
+
+import vidfuse as vf
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.evaluation.honest import out_of_fold
+from vidfuse.evaluation.resampling import split_folds
+
+UNIFORM = vf.LogLinearPool(weights="uniform")
+
+
+def test_a_rule_without_a_fit_has_no_optimism():
+    z, y = ensemble(1, n=100)
+    stack = stack_of(z, y)
+    found = vf.honest_score(UNIFORM, stack, folds=4, repeats=3)
+    assert found.score == pytest.approx(UNIFORM.fit(stack).score(stack), abs=1e-12)
+    assert found.uniform == found.score
+    assert found.optimism == pytest.approx(0, abs=1e-12) and found.versus_uniform.p_value == 1
+    assert len(set(found.repeats)) == 1
+
+
+def test_selection_among_noise_is_seen_through():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 60)
+    stack = stack_of(rng.normal(size=(60, 12, 2)).astype(np.float32), y)
+    for pool in (vf.SubsetPool(UNIFORM), vf.GreedyPool("accuracy", 10)):
+        found = vf.honest_score(pool, stack, folds=5, repeats=4)
+        assert found.in_sample > 0.58
+        assert found.optimism > 0.1
+        assert found.interval.low < 0.5 < found.interval.high + 0.1
+    loss = vf.honest_score(vf.LinearPool(floor=0.01), stack, repeats=2, objective="nll")
+    assert loss.optimism > 0 and loss.in_sample < loss.score
+
+
+def test_out_of_fold_predictions_are_those_of_the_folds_own_fits():
+    z, y = ensemble(2, n=90, k=3)
+    stack = stack_of(z, y)
+    splits = list(StratifiedKFold(3, shuffle=True, random_state=0).split(np.zeros(90), y))
+    pool = vf.LogLinearPool(weights="accuracy")
+    ours = out_of_fold(pool, stack, y, splits)
+    for fit, rest in splits:
+        expected = vf.LogLinearPool(weights="accuracy").fit(z[fit], y[fit]).predict_log_proba(z[rest])
+        np.testing.assert_allclose(ours[rest], expected, atol=1e-12)
+
+
+def test_best_single_is_chosen_on_the_training_folds():
+    z, y = ensemble(3, n=150, m=3, signal=3.0)
+    stack = stack_of(z, y)
+    found = vf.honest_score(UNIFORM, stack, folds=3, repeats=1, random_state=5)
+    seed = np.random.default_rng(5).integers(0, 2**31 - 1, size=1)[0]
+    hits = z.argmax(-1) == y[:, None]
+    expected = np.empty(150)
+    for fit, rest in split_folds(y, 3, None, int(seed)):
+        expected[rest] = hits[rest, hits[fit].mean(0).argmax()]
+    assert found.best_single == pytest.approx(expected.mean())
+    assert found.versus_best_single.difference == pytest.approx(found.score - found.best_single)
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll", vf.metrics.brier])
+def test_every_objective_has_an_interval_around_its_score(objective):
+    z, y = ensemble(4, n=120, signal=3.0)
+    found = vf.honest_score(UNIFORM, stack_of(z, y), folds=3, repeats=2, objective=objective, n_resamples=500)
+    assert found.interval.low < found.score < found.interval.high
+    assert found.score == pytest.approx(
+        vf.metrics.resolve_objective(objective)(y, UNIFORM.fit(stack_of(z, y)).predict_log_proba(stack_of(z, y)))
+    )
+    assert found.objective in repr(found)
+
+
+def test_groups_are_never_split_and_rare_classes_do_no_harm():
+    y = np.array([0] * 20 + [1] * 20 + [2])
+    groups = np.arange(41) // 4
+    for fit, rest in split_folds(y, 4, groups, 0):
+        assert not set(groups[fit]) & set(groups[rest])
+    seen = np.concatenate([rest for _, rest in split_folds(y, 5, None, 0)])
+    assert sorted(seen) == list(range(41))
+    sizes = [np.bincount(y[rest], minlength=3)[:2].tolist() for _, rest in split_folds(y[:40], 4, None, 0)]
+    assert sizes == [[5, 5]] * 4
+
+
+def test_same_seed_same_result():
+    z, y = ensemble(5, n=60)
+    stack = stack_of(z, y)
+    pool = vf.LogLinearPool(weights="accuracy")
+    one = vf.honest_score(pool, stack, repeats=2, random_state=3)
+    assert one == vf.honest_score(pool, stack, repeats=2, random_state=3)
+
+
+def test_compare_scores_fusers_out_of_fold_and_arrays_as_they_are():
+    z, y = ensemble(6, n=150, m=3, signal=3.0)
+    stack = stack_of(z, y)
+    array = stack.log_likelihoods()[:, 0]
+    found = vf.compare({"uniform": UNIFORM, "first": array, "learned": vf.LogLinearPool()}, stack)
+    assert found.scores["uniform"] == UNIFORM.fit(stack).score(stack)
+    assert found.scores["first"] == vf.metrics.top_k_accuracy(y, array)
+    pair = found.pairs[0]
+    assert (pair.first, pair.second) == ("uniform", "first")
+    assert pair.difference.difference == pytest.approx(found.scores["uniform"] - found.scores["first"])
+    hits = UNIFORM.predict(stack) == y, array.argmax(1) == y
+    assert pair.mcnemar_p == vf.metrics.mcnemar(*hits).p_value
+    assert pair.p_adjusted >= pair.difference.p_value
+    assert "Holm" in repr(found) and found.intervals["first"].low < found.scores["first"]
+
+
+def test_compare_by_loss_is_positive_where_the_first_is_better():
+    z, y = ensemble(7, n=200, signal=3.0)
+    stack = stack_of(z, y)
+    sharp = np.log(np.eye(5)[y] * 0.9 + 0.02)
+    flat = np.full((200, 5), -np.log(5))
+    for objective in ("nll", "accuracy", "mean-class-accuracy", lambda a, b: -vf.metrics.nll(a, b)):
+        found = vf.compare({"sharp": sharp, "flat": flat}, stack, objective=objective)
+        assert found.pairs[0].difference.difference > 0 and found.pairs[0].difference.interval.low > 0
+        assert found.pairs[0].difference.p_value < 0.05
+    assert vf.compare({"a": sharp, "b": flat}, stack, objective="nll").scores["b"] == pytest.approx(np.log(5))
+
+
+def test_bad_input():
+    z, y = ensemble(8)
+    stack = stack_of(z, y)
+    with pytest.raises(InputError, match="folds"):
+        vf.honest_score(UNIFORM, stack, folds=1)
+    with pytest.raises(InputError, match="repeats"):
+        vf.honest_score(UNIFORM, stack, repeats=0)
+    with pytest.raises(InputError, match="groups"):
+        vf.honest_score(UNIFORM, stack, groups=[1, 2])
+    with pytest.raises(InputError, match="at least 5"):
+        vf.honest_score(UNIFORM, stack, groups=np.zeros(60, int))
+    with pytest.raises(InputError, match="at least two rules"):
+        vf.compare({"a": UNIFORM}, stack)
+    with pytest.raises(AlignmentError, match=r"rule 'b'.*\(60, 5\)"):
+        vf.compare({"a": UNIFORM, "b": np.zeros((60, 4))}, stack)
+    with pytest.raises(InputError, match="has none"):
+        vf.honest_score(UNIFORM, stack_of(z, None))

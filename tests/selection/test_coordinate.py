@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selection_cases import ensemble, fused, score, stack_of
+
+import vidfuse as vf
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.selection.coordinate import best_step, coordinate_search
+
+
+def reached(sums, slopes, rows, a, t):
+    worst = {}
+    for margin, row in zip(sums + t * slopes, rows, strict=True):
+        worst[row] = max(worst.get(row, -np.inf), margin)
+    return sum(a[row] for row, value in worst.items() if value < 0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 4))
+def test_the_line_search_finds_the_optimum_of_a_fine_grid(seed, n, current):
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.integers(0, n, 3 * n))
+    sums, slopes = rng.integers(-3, 4, 3 * n).astype(float), rng.integers(-3, 4, 3 * n).astype(float)
+    a = rng.uniform(0.5, 1.0, n)
+    t, value = best_step(sums, slopes, rows, a, float(current))
+    assert t >= 0
+    assert value == pytest.approx(reached(sums, slopes, rows, a, t))
+    ends = np.concatenate([[0.0], -sums[slopes != 0] / slopes[slopes != 0], [50.0]])
+    ends = np.unique(ends[ends >= 0])
+    grid = np.concatenate([(ends[1:] + ends[:-1]) / 2, [100.0]])  # one point inside every stretch
+    assert value == pytest.approx(max(reached(sums, slopes, rows, a, x) for x in grid))
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy"])
+def test_the_score_is_that_of_the_weights_and_at_least_every_starts(kind, objective):
+    z, y = ensemble(1, n=150, m=4, k=6)
+    stack = stack_of(z, y)
+    found = coordinate_search(stack, objective, kind=kind)
+    log_p = stack.log_likelihoods()
+    weights = [found.weights[name] for name in stack.members]
+    assert sum(weights) == pytest.approx(1) and min(weights) >= 0
+    assert found.score == pytest.approx(score(fused(log_p, weights, kind == "linear"), y, objective), abs=1e-12)
+    assert found.score == pytest.approx(found.path[-1], abs=1e-12)
+    starts = [np.ones(4), *np.eye(4)]
+    assert found.score >= max(score(fused(log_p, w, kind == "linear"), y, objective) for w in starts) - 1e-12
+    assert np.all(np.diff(found.path) > 0)
+
+
+def test_two_members_reach_the_global_optimum():
+    z, y = ensemble(2, n=80, m=2, k=5)
+    stack = stack_of(z, y)
+    log_p = stack.log_likelihoods()
+    grid = [score(fused(log_p, [1 - t, t], False), y, "accuracy") for t in np.linspace(0.0005, 0.9995, 2000)]
+    assert coordinate_search(stack).score >= max(grid)
+
+
+def test_a_given_start_and_bad_arguments():
+    z, y = ensemble(3, m=3)
+    stack = stack_of(z, y)
+    found = coordinate_search(stack, start={"m0": 1.0, "m1": 0.0, "m2": 1.0})
+    assert found.score >= vf.LogLinearPool(weights=[1, 0, 1]).fit(stack).score(stack)
+    assert "in-sample accuracy" in repr(found)
+    with pytest.raises(InputError, match=r"'accuracy', 'mean-class-accuracy' or a callable.*find its optimum"):
+        coordinate_search(stack, "nll")
+    with pytest.raises(InputError, match="a callable gets no weights"):
+        coordinate_search(stack, vf.metrics.top_k_accuracy, sample_weight=np.ones(len(y)))
+    with pytest.raises(InputError, match="expected a number"):
+        coordinate_search(stack, lambda labels, log_proba: np.nan)
+    with pytest.raises(InputError, match="'linear' or 'log-linear'"):
+        coordinate_search(stack, kind="cubic")
+    with pytest.raises(InputError, match="m1"):
+        coordinate_search(stack, start={"m0": 1.0, "m1": -1.0, "m2": 1.0})
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy"])
+def test_whole_weights_are_videos_that_stand_several_times(objective):
+    z, y = ensemble(4, n=120, m=4, k=5)
+    counts = np.random.default_rng(0).integers(0, 4, 120)
+    rows = np.repeat(np.arange(120), counts)
+    found = coordinate_search(stack_of(z, y), objective, sample_weight=counts)
+    again = coordinate_search(stack_of(z[rows], y[rows]), objective)
+    assert found.weights == pytest.approx(again.weights, abs=1e-9)
+    assert found.score == pytest.approx(again.score, abs=1e-12)
+
+
+def test_videos_that_some_member_lacks_are_refused():
+    z, y = ensemble(3, m=3)
+    ids = np.array([f"v{i:02d}" for i in range(60)])
+    stack = vf.LogitStack.from_arrays(
+        {"a": z[5:, 0], "b": z[:, 1]}, ids={"a": ids[5:], "b": ids}, missing="allow", join="outer",
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)),
+    )  # fmt: skip
+    with pytest.raises(AlignmentError, match="5 of 60 videos without some; keep those that all members have"):
+        coordinate_search(stack)
+    assert coordinate_search(stack[stack.present.all(axis=1)]).score > 0
+
+
+def test_nothing_to_decide():
+    z = np.tile(np.array([[[2.0, 0.0]], [[0.0, 2.0]]], np.float32), (1, 2, 1))
+    assert coordinate_search(stack_of(z, [0, 1])).score == 1.0
+
+
+@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+def test_a_callable_is_never_below_its_starts_nor_far_from_a_fine_grid(kind):
+    z, y = ensemble(5, n=120, m=2, k=5)
+    stack = stack_of(z, y)
+
+    def top_two(labels, log_proba):
+        return vf.metrics.top_k_accuracy(labels, log_proba, k=2) - 0.1 * vf.metrics.nll(labels, log_proba)
+
+    found = coordinate_search(stack, top_two, kind=kind)
+    log_p = stack.log_likelihoods()
+    of = lambda w: top_two(y, fused(log_p, w, kind == "linear"))  # noqa: E731
+    assert found.score == pytest.approx(of([found.weights["m0"], found.weights["m1"]]), abs=1e-9)
+    assert found.score >= max(of([0.5, 0.5]), of([1, 0]), of([0, 1])) - 1e-9
+    assert found.score >= max(of([1 - t, t]) for t in np.linspace(0, 1, 200)) - 0.02
+    assert found.objective == "top_two"
+
+
+def test_a_smooth_callable_is_brought_near_the_learned_optimum():
+    z, y = ensemble(6, n=200, m=4, k=5)
+    stack = stack_of(z, y)
+    found = coordinate_search(stack, lambda labels, log_proba: -vf.metrics.nll(labels, log_proba), kind="linear")
+    assert -found.score <= vf.metrics.nll(y, vf.LinearPool().fit(stack).predict_log_proba(stack)) + 2e-3
+    assert found.path[-1] == found.score
+
+
+def test_a_callable_that_is_the_accuracy_agrees_with_the_exact_search_to_a_video_or_two():
+    z, y = ensemble(7, n=150, m=3, k=6)
+    stack = stack_of(z, y)
+    exact = coordinate_search(stack, starts=0)
+    tried = coordinate_search(stack, vf.metrics.top_k_accuracy)
+    assert exact.score - 2.5 / 150 <= tried.score
+
+
+def test_a_callable_of_any_scale_and_of_infinite_losses():
+    z, y = ensemble(6, n=100, m=3, k=4)
+    stack = stack_of(z, y)
+    loss = lambda labels, log_proba: -vf.metrics.nll(labels, log_proba)  # noqa: E731
+    found = coordinate_search(stack, loss)
+    for scale in (1e-12, 1e12):
+        scaled = coordinate_search(stack, lambda labels, log_proba, scale=scale: scale * loss(labels, log_proba))
+        assert scaled.weights == pytest.approx(found.weights, abs=1e-9)
+    never = coordinate_search(stack, lambda labels, log_proba: -np.inf)
+    assert never.score == -np.inf
+    assert never.path == (-np.inf,)

@@ -1,0 +1,92 @@
+"""Every rule of the package, with the parameters that change how it works, and small ensembles to fit them on."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.base import clone
+
+from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
+from vidfuse.fusion.dynamic import DynamicPool
+from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.stacking import StackedPool
+from vidfuse.fusion.voting import BordaCount, MajorityVote
+from vidfuse.selection.greedy import GreedyPool
+from vidfuse.selection.subsets import SubsetPool
+
+K = 4
+
+FUSERS = {
+    "default": LogLinearPool(),
+    "unshrunk": LogLinearPool(shrinkage=None),
+    "cv": LogLinearPool(shrinkage="cv"),
+    "per-class": LogLinearPool(per_class=True),
+    "balanced": LogLinearPool(class_weight="balanced"),
+    "log-linear-accuracy": LogLinearPool(weights="accuracy", power=2.0),
+    "log-linear-uniform": LogLinearPool(weights="uniform"),
+    "log-linear-given": LogLinearPool(weights=[1.0, 0.0, 3.0]),
+    "linear": LinearPool(),
+    "linear-log-odds": LinearPool(weights="log-odds"),
+    "linear-inverse-nll": LinearPool(weights="inverse-nll"),
+    "vote": MajorityVote(),
+    "vote-weighted": MajorityVote(weights="accuracy"),
+    "borda": BordaCount(),
+    "borda-weighted": BordaCount(weights="inverse-nll"),
+    "stacked": StackedPool(),
+    "stacked-diagonal": StackedPool("diagonal"),
+    "calibrated": Calibrated(LogLinearPool(weights="accuracy")),
+    "calibrated-members": Calibrated(LinearPool(), VectorScaling(), where="members"),
+    "dynamic": DynamicPool(neighbours=5),
+    "subset": SubsetPool(LogLinearPool(weights="accuracy")),
+    "subset-learned": SubsetPool(LogLinearPool(), "nll", max_members=2),
+    "subset-stacked": SubsetPool(StackedPool(), max_members=2),
+    "greedy": GreedyPool(rounds=10),
+    "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear"),
+    "greedy-bagged": GreedyPool(rounds=5, bagging=3),
+}
+
+SCALERS = {"temperature": TemperatureScaling(), "vector": VectorScaling()}
+
+ESTIMATORS = {**FUSERS, **SCALERS}
+
+
+def members(n=80, seed=0, classes=K, noise=1.0):
+    """Return {name: logits (N, K)} and labels: two members know one half of the classes each, the third knows all."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    middle = classes // 2
+    low = y < middle
+    neighbour = np.where(low, (y + 1) % middle, middle + (y + 1 - middle) % (classes - middle))
+    shared = rng.normal(size=(n, classes))
+    said = {
+        "b": (3.0, np.where(low, y, neighbour)),
+        "a": (3.0, np.where(low, neighbour, y)),
+        "c": (2.5, y),
+    }
+    logits = {
+        name: 0.7 * shared + noise * rng.normal(size=(n, classes)) + skill * np.eye(classes)[chosen]
+        for name, (skill, chosen) in said.items()
+    }
+    return logits, y
+
+
+def array_of(arrays):
+    """Return the members' arrays as one, (N, M, K)."""
+    return np.stack(list(arrays.values()), axis=1)
+
+
+def features(estimator, X):
+    """Return what an estimator takes of an array (N, M, K): a scaler its first member."""
+    if hasattr(estimator, "predict"):
+        return X
+    return [video[0] for video in X] if isinstance(X, list) else X[:, 0]
+
+
+def output(estimator, X):
+    """Return the log-likelihoods (N, K) that a fitted estimator gives for an array (N, M, K)."""
+    predict = estimator.predict_log_proba if hasattr(estimator, "predict") else estimator.transform
+    return predict(features(estimator, X))
+
+
+def fitted(estimator, X, y, sample_weight=None):
+    """Return a fitted copy; an array (N, M, K) is cut down to what the estimator takes."""
+    return clone(estimator).fit(features(estimator, X), y, sample_weight=sample_weight)
