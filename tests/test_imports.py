@@ -132,13 +132,13 @@ def test_every_public_name_resolves(name):
 @pytest.mark.parametrize(
     "package",
     [
-        "vidfuse",
-        "vidfuse.formats",
-        "vidfuse.metrics",
-        "vidfuse.networks",
-        "vidfuse.report",
-        "vidfuse.training",
-        "vidfuse.video",
+        "",
+        ".formats",
+        ".metrics",
+        ".networks",
+        ".report",
+        ".training",
+        ".video",
     ],
 )
 def test_no_module_hides_a_lazy_name(package):
