@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
+from vidfuse._files import replace
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import class_names, folds_of, log_proba_of, missing_of, predict_rule, reduced
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
@@ -148,10 +149,7 @@ def write_report(
         _mistakes_section(data),
         _method_section(data),
     ]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title, data, [section for section in sections if section]), encoding="utf-8")
-    return path
+    return replace(path, _page(title, data, [section for section in sections if section]))
 
 
 def _page(title: str, data: _Data, sections: list[str]) -> str:
