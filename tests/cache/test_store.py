@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -424,15 +423,3 @@ def test_a_pickled_stack_of_members_in_other_orders_keeps_its_rows(tmp_path):
     for member in stack.members:
         np.testing.assert_array_equal(again.scores(member), stack.scores(member)[3:11])
     assert pickle.dumps(stack[:1]).count(b"part-") == 2
-
-
-def test_more_parts_than_files_may_be_open_is_said(tmp_path, monkeypatch):
-    with CacheWriter(tmp_path / "swin") as writer:
-        writer.append(IDS, Z)
-
-    def full(*_, **__):
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(reader, "open_part", full)
-    with pytest.raises(CacheError, match=r"1 parts, which are more files .* `vidfuse consolidate`"):
-        open_cache(tmp_path / "swin")
