@@ -47,7 +47,7 @@ def test_a_part_is_a_plain_safetensors_file(tmp_path):
     assert (8 + length + tensors["labels"].nbytes + tensors["ids"].nbytes) % 64 == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_part_comes_back(tmp_path_factory, data):
     names = data.draw(

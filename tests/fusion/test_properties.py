@@ -19,7 +19,7 @@ from vidfuse.fusion.selection.greedy import GreedyPool
 from vidfuse.fusion.selection.subsets import SubsetPool
 from vidfuse.fusion.voting import BordaCount, MajorityVote
 
-some = settings(deadline=None, max_examples=3)
+some = settings(max_examples=3)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(40, 49)
 classes = st.integers(3, 6)
