@@ -212,7 +212,7 @@ def test_a_duplicated_member_shares_its_weight_equally():
     assert one.weights_[3] == pytest.approx(two.weights_[3:].sum(), abs=1e-6)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.permutations(range(4)), st.permutations(range(5)), st.integers(0, 3))
 def test_permutations_and_shifts_change_nothing(order, classes, seed):
     z, y = problem(n=60, seed=seed)

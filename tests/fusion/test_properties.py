@@ -19,7 +19,7 @@ from vidfuse.selection.greedy import GreedyPool
 from vidfuse.selection.subsets import SubsetPool
 from vidfuse.stack.stack import LogitStack
 
-some = settings(deadline=None, max_examples=3)
+some = settings(max_examples=3)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(40, 49)
 classes = st.integers(3, 6)

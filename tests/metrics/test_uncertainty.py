@@ -19,7 +19,7 @@ def test_wilson_equals_scipy(hits, n, confidence):
     assert accuracy_interval(hits, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 10**6), st.floats(0, 1), st.floats(0.01, 0.999))
 def test_wilson_holds_the_share_and_stays_within_the_unit_interval(n, share, confidence):
     hits = round(share * n)
@@ -66,7 +66,7 @@ def test_same_seed_same_interval():
     assert bootstrap_interval(values, random_state=3) != bootstrap_interval(values, random_state=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 5))
 def test_mcnemar_equals_the_binomial_test(b, c, both):
     first = np.array([1] * b + [0] * c + [1] * both + [0], dtype=bool)

@@ -84,7 +84,7 @@ def test_a_pool_takes_costs_and_a_recipe_keeps_them(tmp_path):
     assert vf.load_recipe(path).fuser.costs == costs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans(), st.booleans())
 def test_the_score_is_the_pools_own(seed, m, linear, ties):
     z, y = ensemble(seed, n=30, m=m, k=4, ties=ties)

@@ -69,6 +69,8 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except VidfuseError as error:
             raise _UserError(str(error)) from error
+        except MemoryError as error:
+            raise _UserError(str(error) or "out of memory") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: click ends quietly
                 raise
