@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
+from einops import rearrange, reduce
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,7 +32,6 @@ __all__ = [
     "init_linear",
     "pool_windows",
     "record",
-    "split_patches",
 ]
 
 Triple = tuple[int, int, int]
@@ -291,8 +291,9 @@ def pool_windows(x: Tensor, window: int | None) -> Tensor:
     x = x.mean(dim=2)
     height, width = x.shape[2:]
     if window is None or (window >= height and window >= width):
-        return x.mean(dim=(2, 3))[:, None]
-    return functional.avg_pool2d(x, (min(window, height), min(window, width)), stride=1).flatten(2).transpose(1, 2)
+        return reduce(x, "n c h w -> n 1 c", "mean")
+    windows = functional.avg_pool2d(x, (min(window, height), min(window, width)), stride=1)
+    return rearrange(windows, "n c h w -> n (h w) c")
 
 
 def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
@@ -302,14 +303,6 @@ def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
     if not probabilities:
         return logits.mean(dim=1)
     return functional.log_softmax(logits, dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
-
-
-def split_patches(clips: Tensor, patch: Triple) -> Tensor:
-    """View clips ``(N, C, T, H, W)`` as patches ``(N, T / t, H / h, W / w, C, t, h, w)``, dropping the rest."""
-    (t, h, w), (frames, height, width) = patch, clips.shape[2:]
-    clips = clips[:, :, : frames // t * t, : height // h * h, : width // w * w]
-    clips = clips.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
-    return clips.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
 
 class ConvolutionalStem(nn.Sequential):

@@ -17,6 +17,7 @@ from vidfuse.errors import InputError, MissingExtraError
 
 try:
     import torch
+    from einops import rearrange
     from torch import Tensor, nn
 
     from vidfuse.training import distributed
@@ -264,11 +265,11 @@ def _scores(
     if not isinstance(clips, Tensor):
         return _scores_of_mapping(answer, clips, device, size)
     views = clips.shape[1] if clips.ndim == 6 else None
-    flat = clips.flatten(0, 1) if views is not None else clips
+    flat = rearrange(clips, "n v ... -> (n v) ...") if views is not None else clips
     scores = torch.cat([answer(part.to(device, non_blocking=True)) for part in flat.split(max(1, size))])
     if len(scores) != len(flat):
         raise InputError(f"expected one row of scores for each of {len(flat)} clips, got shape {tuple(scores.shape)}")
-    return scores.unflatten(0, (-1, views)) if views is not None else scores
+    return rearrange(scores, "(n v) ... -> n v ...", v=views) if views is not None else scores
 
 
 def _scores_of_mapping(answer: Callable[[Any], Tensor], clips: Any, device: torch.device, size: int) -> Tensor:
@@ -278,7 +279,7 @@ def _scores_of_mapping(answer: Callable[[Any], Tensor], clips: Any, device: torc
     if not all(value.ndim == 6 for value in clips.values()):
         return answer({name: value.to(device, non_blocking=True) for name, value in clips.items()})
     views = next(iter(clips.values())).shape[1]
-    parts = [value.flatten(0, 1).split(max(1, size)) for value in clips.values()]
+    parts = [rearrange(value, "n v ... -> (n v) ...").split(max(1, size)) for value in clips.values()]
     passes = [dict(zip(clips, part, strict=True)) for part in zip(*parts, strict=True)]
     scores = [answer({name: value.to(device, non_blocking=True) for name, value in part.items()}) for part in passes]
-    return torch.cat(scores).unflatten(0, (-1, views))
+    return rearrange(torch.cat(scores), "(n v) ... -> n v ...", v=views)
