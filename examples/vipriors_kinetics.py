@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import motion
 import vidfuse as vf
 from vidfuse import training
 from vidfuse.cache.format import open_part
@@ -35,7 +36,7 @@ from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
 from vidfuse.training.checkpoints import publish
 from vidfuse.training.plan import FULL_SIZE
-from vidfuse.video import datasets, motion, vipriors
+from vidfuse.video import datasets, vipriors
 from vidfuse.video.clips import ViewPlan
 
 # The members in the order in which Table II of the method adds them, in their small presets.

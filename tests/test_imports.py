@@ -15,7 +15,7 @@ import vidfuse
 
 PACKAGE = Path(vidfuse.__file__).parent
 HEAVY = ("numpy", "scipy", "sklearn", "torch", "torchvision", "timm", "av", "pandas")
-OPTIONAL = ("torch", "torchvision", "timm", "av", "pybullet", "einops", "yaml", "pandas", "polars", "matplotlib")
+OPTIONAL = ("torch", "torchvision", "timm", "av", "einops", "yaml", "pandas", "polars", "matplotlib")
 FLOORS = {
     "errors": 0,
     "_threads": 0,

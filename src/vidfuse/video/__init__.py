@@ -41,7 +41,6 @@ _SUBMODULES = (
     "decode_torchcodec",
     "lists",
     "loader",
-    "motion",
     "submissions",
     "transforms",
     "vipriors",
