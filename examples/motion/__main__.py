@@ -20,7 +20,7 @@ def contact_sheet(plan: MotionPlan, moments: int = 5) -> Image.Image:
         x, y = number % 3 * width, number // 3 * height
         ImageDraw.Draw(sheet).text((x, y), action, fill="black")
         for row in range(2):
-            video = render_clip(action, plan, "train", (2 * number + row) * plan.takes)
+            video = render_clip(action, plan, "train", 2 * number + row)
             strip = np.concatenate(list(video[:: plan.frames // moments][:moments]), axis=1)
             sheet.paste(Image.fromarray(strip), (x, y + line + row * plan.size))
     return sheet

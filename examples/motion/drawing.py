@@ -12,9 +12,10 @@ and touches the swept surface where the derivative by s vanishes too:
 Put in, that is a quadratic in t. Its smaller solution counts if s lies between 0 and 1; the two end spheres do the
 rest.
 
-Why not a renderer that exists: those with wheels for every Python from 3.11 need OpenGL or a display from the system
-(pyrender, moderngl, VTK, MuJoCo), or draw flat pictures only (Pillow, skia-python); a few hundred lines of NumPy need
-nothing, give the same pixels everywhere, and take a fraction of what encoding and decoding the videos takes.
+Why not a renderer that exists: Mitsuba and embreex trace rays without a graphics library, VTK, panda3d and moderngl
+draw with OpenGL, all with wheels for CPython 3.11 to 3.14. But the least of the ray tracers is a wheel of 15 MB that
+wants a mesh of the body for every frame, none promises the same pixels everywhere, and a renderer without wheels for a
+new Python would keep the whole demo from it; these lines of NumPy draw a video of 40 frames at 80 x 80 in about 30 ms.
 """
 
 from __future__ import annotations

@@ -39,9 +39,8 @@ _SPEEDS = {"train": (0.75, 1.3), "val": (0.7, 1.4), "test": (0.7, 1.4)}
 
 
 def performer_of(plan: MotionPlan, split: str, number: int) -> body.Performer:
-    """Return who performs a split's videos of this number; no two splits share a performer."""
-    place = (plan.seed, SPLITS.index(split), number // plan.takes)
-    return body.draw_performer(plan.variety, np.random.default_rng(place))
+    """Return who performs a split's videos of this number, one of each action; no two splits share a performer."""
+    return body.draw_performer(plan.variety, np.random.default_rng((plan.seed, SPLITS.index(split), number)))
 
 
 def _scene(plan: MotionPlan, split: str, rng: np.random.Generator) -> _Scene:

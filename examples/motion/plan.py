@@ -29,7 +29,6 @@ class MotionPlan:
         fps: Frames a second.
         difficulty: 0 (the same plain scene every time) to 1: how widely camera, colours and clutter vary.
         variety: 0 (one body and one bearing) to 1: how widely the performers differ.
-        takes: Videos of each action by one performer; a performer is in one split only.
         damaged: Videos of each split that are cut short on purpose and listed as corrupted, as the challenge has them.
         seed: Seed of everything random.
     """
@@ -43,7 +42,6 @@ class MotionPlan:
     fps: int = 20
     difficulty: float = 0.3
     variety: float = 1.0
-    takes: int = 3
     damaged: int = 1
     seed: int = 0
 
@@ -51,8 +49,8 @@ class MotionPlan:
         unknown = sorted(set(self.actions) - set(ACTIONS))
         if unknown or len(set(self.actions)) < max(2, len(self.actions)):
             raise InputError(f"expected at least 2 different actions out of {ACTIONS}, got {self.actions}")
-        if min(self.train, self.val, self.test, self.takes) < 1 or self.frames < 2 or self.fps < 1:
-            raise InputError(f"expected at least 1 video a split, 1 take, 2 frames and 1 frame a second, got {self}")
+        if min(self.train, self.val, self.test) < 1 or self.frames < 2 or self.fps < 1:
+            raise InputError(f"expected at least 1 video a split, 2 frames and 1 frame a second, got {self}")
         if self.size < 16 or self.size % 2:
             raise InputError(f"expected an even size of at least 16 pixels, got {self.size}")
         if not (0 <= self.difficulty <= 1 and 0 <= self.variety <= 1):
