@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+import motion
+import motion.dataset
 import vidfuse as vf
 from vidfuse import training
 from vidfuse.cache.writer import CacheWriter
@@ -21,7 +23,7 @@ from vidfuse.training import loop
 from vidfuse.training import state as run_state
 from vidfuse.training.checkpoints import load_checkpoint
 from vidfuse.training.recipes import FULL_SIZE
-from vidfuse.video import motion, vipriors
+from vidfuse.video import vipriors
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "vipriors_kinetics.py"
 HALTED_RUN = Path(__file__).with_name("halted_run.py")
@@ -124,8 +126,8 @@ def dying(function, calls):
 @pytest.mark.parametrize(
     ("owner", "name", "calls"),
     [
-        pytest.param(motion, "_publish", 5, id="rendering"),
-        pytest.param(motion, "_annotations", 1, id="annotating"),
+        pytest.param(motion.dataset, "_publish", 5, id="rendering"),
+        pytest.param(motion.dataset, "_annotations", 1, id="annotating"),
         pytest.param(loop, "take_step", 2, id="training the first member"),
         pytest.param(run_state, "save_checkpoint", 4, id="publishing the last checkpoint"),
         pytest.param(CacheWriter, "_store", 1, id="caching validation views"),
@@ -137,7 +139,7 @@ def dying(function, calls):
 def test_a_run_killed_in_any_stage_goes_on_to_the_same_results(
     example, whole, tmp_path, monkeypatch, owner, name, calls
 ):
-    monkeypatch.setattr(motion.os, "sched_getaffinity", lambda _: {0})  # render in this process
+    monkeypatch.setattr(motion.dataset.os, "sched_getaffinity", lambda _: {0})  # render in this process
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying(getattr(owner, name), calls))
         with pytest.raises(Killed):
