@@ -47,7 +47,7 @@ def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
     with _stage("compare on the test digits"):
         rules = _rules()
         board = vf.leaderboard(val, test, rules=rules)
-        combinations = combination_table(test, val)
+        combinations = combination_table(val, test)
     with _stage("write the report"):
         page = vf.write_report(
             val, out / "report.html", test=test, rules=rules, thumbnails=thumbnails, title="vidfuse demo: digits"

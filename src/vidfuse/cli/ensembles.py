@@ -110,16 +110,17 @@ def predict(context: click.Context, recipe: Path, source: Path, partial: bool, o
 @options.as_json
 def evaluate(recipe: Path, source: Path, partial: bool, as_json: bool) -> None:
     """Score RECIPE on the labelled caches in SOURCE, beside each member."""
+    from vidfuse.evaluation.trial import Protocol
     from vidfuse.report.tables import board_of
 
     loaded, stack = _load(recipe, source, partial)
-    board = board_of(
-        stack,
-        {"recipe": loaded.predict_log_proba(stack)},
-        protocol="in-sample" if loaded.was_fitted_on(stack) else "held-out",
+    protocol = Protocol(
         n_fit=loaded.fitted_on["videos"],
-        order_checked=loaded.order_checked,
+        n_scored=len(stack),
+        n_shared=len(stack) if loaded.was_fitted_on(stack) else None,  # a recipe keeps no ids, but a digest of them all
+        order_checked=loaded.order_checked and stack.ids is not None,
     )
+    board = board_of(stack, {"recipe": loaded.predict_log_proba(stack)}, protocol)
     options.emit(board.to_dict(), str(board), as_json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
@@ -13,15 +13,16 @@ from sklearn.base import clone
 
 from vidfuse._checks import as_array, check_scores
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.evaluation.resampling import Draw, Splits, split_folds
+from vidfuse.evaluation.resampling import Draw
 from vidfuse.fusion.base import Fuser, as_stack, check_presence
+from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.metrics.intervals import Interval
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, mcnemar
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score", "out_of_fold"]
+__all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score"]
 
 
 @dataclass(frozen=True)
@@ -114,32 +115,6 @@ class Comparison:
         return "\n".join([f"Comparison by {self.objective}:", *lines, *(f"  {pair!r}" for pair in self.pairs)])
 
 
-def out_of_fold(
-    pool: Fuser,
-    stack: LogitStack,
-    labels: NDArray[np.int64],
-    splits: Splits,
-) -> NDArray[np.float64]:
-    """Return log-likelihoods (N, K) of every video by a copy of the pool that was fitted on the other folds.
-
-    Args:
-        pool: Any fuser; it is cloned, so that a search or a learned weight is part of each fold's own fit.
-        stack: The videos.
-        labels: True classes, shape (N,).
-        splits: (fit rows, score rows) of each fold; the score rows cover every video once.
-
-    Example:
-        >>> stack = LogitStack.from_arrays(np.zeros((4, 2, 3)))
-        >>> halves = [(np.array([0, 1]), np.array([2, 3])), (np.array([2, 3]), np.array([0, 1]))]
-        >>> out_of_fold(LogLinearPool(weights="uniform"), stack, np.array([0, 1, 2, 0]), halves).shape
-        (4, 3)
-    """
-    result = np.empty((len(stack), stack.n_classes))
-    for fit_rows, score_rows in splits:
-        result[score_rows] = clone(pool).fit(stack[fit_rows], labels[fit_rows]).predict_log_proba(stack[score_rows])
-    return result
-
-
 def honest_score(
     pool: Fuser,
     stack: Any,
@@ -194,8 +169,9 @@ def honest_score(
     sign = 1.0 if higher_is_better(objective) else -1.0
     if repeats < 1:
         raise InputError(f"repeats: expected at least 1, got {repeats}")
-    seeds = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats)
-    rounds = [list(split_folds(y, folds, groups, int(seed))) for seed in seeds]
+    more = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats - 1)
+    seeds = [random_state, *map(int, more)]  # the first folds are those of `compare` and `leaderboard`
+    rounds = [split_folds(y, folds, groups, seed, stack.ids) for seed in seeds]
     predictions = {
         "rule": [out_of_fold(pool, stack, y, splits) for splits in rounds],
         "uniform": [out_of_fold(LogLinearPool(weights="uniform"), stack, y, splits) for splits in rounds],
@@ -275,7 +251,7 @@ def compare(
     predictions: dict[str, list[NDArray[np.float64]]] = {}
     for name, rule in rules.items():
         if hasattr(rule, "predict_log_proba"):
-            splits = splits or list(split_folds(y, folds, groups, random_state))
+            splits = splits or split_folds(y, folds, groups, random_state, stack.ids)
             predictions[name] = [out_of_fold(cast(Fuser, rule), stack, y, splits)]
             continue
         log_proba = as_array(rule, f"rule {name!r}").astype(np.float64)
@@ -304,7 +280,7 @@ def compare(
 def _best_single(
     stack: LogitStack,
     labels: NDArray[np.int64],
-    rounds: list[Splits],
+    rounds: Sequence[Splits],
     metric: Objective,
     sign: float,
 ) -> list[NDArray[np.float64]]:
