@@ -86,7 +86,8 @@ def test_row_63_videos_of_the_fit_are_counted_and_called_in_sample(fit, scored, 
     board = vf.leaderboard(stack[fit], stack[scored])
     n = len(stack[scored])
     assert (board.protocol, board.how_scored.n_shared) == (name, n_shared)
-    assert combination_table(stack[fit], stack[scored]).how_scored == board.how_scored
+    table = combination_table(stack[fit], stack[scored])
+    assert table.how_scored == board.how_scored and table.in_sample == (n_shared > 0)
     text = str(board)
     if name == "held-out":
         assert f"fitted on 60 videos and scored on {n} others" in text and "in-sample" not in text.lower()
@@ -122,7 +123,7 @@ def test_the_page_warns_of_videos_of_the_fit(tmp_path):
     stack = hard_stack(2, ids=IDS)
     page = vf.write_report(stack[:60], tmp_path / "report.html", test=stack[:61]).read_text(encoding="utf-8")
     top = page.split("<main>")[0]
-    assert "<strong>Partly in-sample.</strong>" in top and "60 of 61 videos in-sample" in top
+    assert '<p class="warning">PARTLY IN-SAMPLE: ' in top and "60 of 61 videos in-sample" in top
     page = vf.write_report(stack[:60], tmp_path / "report.html", test=stack[60:]).read_text(encoding="utf-8")
     assert not re.search("in-sample", page, re.IGNORECASE)
 

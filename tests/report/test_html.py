@@ -100,7 +100,7 @@ def test_thumbnails_stand_with_the_mistakes(tmp_path):
 
 def test_in_sample_scores_warn_at_the_top(tmp_path):
     text, _ = page_of(tmp_path, make_stack(), folds=0)
-    assert "<strong>In-sample.</strong>" in text.split("<main>")[0]
+    assert '<p class="warning">IN-SAMPLE: the 120 videos' in text.split("<main>")[0]
     assert "(in-sample)." in text
 
 

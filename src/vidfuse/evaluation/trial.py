@@ -58,11 +58,11 @@ class Protocol:
             groups = "" if self.n_groups is None else f", none of {self.n_groups:,} groups split"
             text = f"{n} videos; each was predicted by rules that were fitted without it ({self.folds} folds{groups})."
         elif self.name == "in-sample":
-            text = f"IN-SAMPLE: the {n} videos that are scored are videos of the fit; their scores are flattering."
+            text = f"IN-SAMPLE: the {n} videos that are scored are videos of the fit, so the scores are too good."
         elif self.name == "partly in-sample":
             text = (
                 f"PARTLY IN-SAMPLE: rules were fitted on {fit} videos and scored on {n}, of which {self.n_shared:,} "
-                "are videos of the fit; the scores are flattering."
+                "are videos of the fit, so the scores are too good."
             )
         elif self.n_shared is None:
             text = f"Rules were fitted on {fit} videos and scored on {n}; whether some are in both is not known."

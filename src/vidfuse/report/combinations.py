@@ -46,6 +46,11 @@ class Combinations:
     how_scored: Protocol
     n_views: int | None
 
+    @property
+    def in_sample(self) -> bool:
+        """Whether some of the scored videos are videos of the fit."""
+        return self.how_scored.flatters
+
     def table(self) -> Table:
         """Return the combinations as a table of strings."""
         best = max(range(len(self.rows)), key=lambda i: max(score.accuracy for score in self.rows[i].scores.values()))

@@ -163,16 +163,12 @@ def _predict(trial: Trial, rules: Mapping[str, Any] | None, thumbnails: Mapping[
 
 def _page(title: str, data: _Data, sections: list[str]) -> str:
     board = data.board
-    warning = ""
-    if board.how_scored.flatters:
-        name = board.protocol.capitalize()
-        warning = f'<p class="warning"><strong>{name}.</strong> Rules are scored on videos of their fit.</p>'
     facts = {
         f"{len(data.scored):,}": "videos scored",
         f"{data.scored.n_classes:,}": "classes",
         f"{len(data.scored.members)}": "members",
         percent(board.entry(board.best_single).score.accuracy) + " %": f"best single: {board.best_single}",
-        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "are right in some member",
+        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "right in at least one member",
     }
     listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for value, name in facts.items())
     style = files("vidfuse.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -180,7 +176,8 @@ def _page(title: str, data: _Data, sections: list[str]) -> str:
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{style}</style>\n</head>\n'
         f'<body>\n<header><p class="kind">{escape(title)}</p><h1>{escape(board.headline())}</h1>'
-        f'<p class="how">{escape(board.how_scored.how())}</p>{warning}<dl class="facts">{listed}</dl></header>\n'
+        f'<p class="{"warning" if board.how_scored.flatters else "how"}">{escape(board.how())}</p>'
+        f'<dl class="facts">{listed}</dl></header>\n'
         f"<main>\n{''.join(sections)}</main>\n<footer>Written by vidfuse {__version__}.</footer>\n</body>\n</html>\n"
     )
 
@@ -356,7 +353,7 @@ def _method_section(data: _Data) -> str:
     members = Table(("member", "numbers"), rows)
     settings = {
         "headline rule": f"{data.board.headline_rule}: {data.rule!r}",
-        "scores": data.board.how_scored.how(),
+        "scores": data.board.how(),
         "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
         "p-value": f"McNemar's exact test against the best single member (chosen on {data.board.chosen_on}), two-sided",
         "calibration error": "15 bins of equal width",

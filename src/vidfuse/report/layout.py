@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Table", "number", "p_value", "percent", "points", "share", "span"]
+__all__ = ["MINUS", "Table", "number", "p_value", "percent", "points", "share", "span"]
 
 _NONE = "\N{EN DASH}"
-_MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def points(value: float, digits: int = 1) -> str:
         ('+4.2', '−0.3', '0.0')
     """
     text = f"{100 * value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -133,7 +133,7 @@ def number(value: float, digits: int = 3) -> str:
     """
     if math.isnan(value):
         return _NONE
-    return ("∞" if value > 0 else f"{_MINUS}∞") if math.isinf(value) else f"{value:.{digits}f}"
+    return ("∞" if value > 0 else f"{MINUS}∞") if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def p_value(value: float) -> str:

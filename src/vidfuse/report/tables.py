@@ -24,7 +24,7 @@ from vidfuse.evaluation.trial import Protocol, Trial, open_trial
 from vidfuse.fusion.base import Missing
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
-from vidfuse.report.layout import Table, number, p_value, points, share, span
+from vidfuse.report.layout import MINUS, Table, number, p_value, points, share, span
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Entry", "Leaderboard", "board_of", "checked_rules", "default_rules", "leaderboard"]
@@ -115,16 +115,18 @@ class Leaderboard:
             f"({span(entry.score.accuracy_interval)})"
         )
         if entry.gain is not None:
-            text += (
-                f", {points(entry.gain.difference)} points over the best single member ({self.best_single}), "
-                f"{p_value(entry.gain.p_value)}"
-            )
+            against = _against(entry.gain.difference, f"the best single member ({self.best_single})")
+            text += f", {against}, {p_value(entry.gain.p_value)}"
         text += f"{self.how_scored.remark()}."
         best = self.best_on_scored
         if best != self.best_single:
-            ahead = points(entry.score.accuracy - self.entry(best).score.accuracy)
-            text += f" On these videos themselves {best} is the best member: {ahead} points."
+            against = _against(entry.score.accuracy - self.entry(best).score.accuracy, best)
+            text += f" That is {against}, which turned out to be the best member on these videos."
         return text
+
+    def how(self) -> str:
+        """Return in a sentence or two on which videos the scores were taken."""
+        return self.how_scored.how()
 
     def table(self) -> Table:
         """Return the leaderboard as a table of strings."""
@@ -149,7 +151,7 @@ class Leaderboard:
             rows=tuple(rows),
             title="Leaderboard (members are indented)",
             notes=(
-                self.how_scored.how(),
+                self.how(),
                 f"gain: points of top-1 over the best single member, chosen on {self.chosen_on}; "
                 "p: McNemar's exact test.",
             ),
@@ -189,6 +191,18 @@ class Leaderboard:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
+
+
+def _against(difference: float, other: str) -> str:
+    """Say by how many points of accuracy a prediction is better or worse than another.
+
+    Example:
+        >>> _against(0.082, "swin"), _against(-0.007, "swin")
+        ('+8.2 points over swin', '0.7 points below swin')
+    """
+    text = points(difference)
+    side = "below" if text.startswith(MINUS) else "over"
+    return f"{text.removeprefix(MINUS)} points {side} {other}"
 
 
 def leaderboard(
