@@ -82,7 +82,7 @@ def test_import_needs_the_kind_and_names():
 
 def test_info_describes_caches_and_recipes(caches, recipe):
     result = json.loads(run("info", caches / "val", "--json").stdout)
-    assert (result["videos"], result["classes"], result["order"]) == (60, 6, "checked by id")
+    assert (result["videos"], result["n_classes"], result["order"]) == (60, 6, "checked by id")
     assert "60 videos x 3 members x 6 classes" in run("info", caches / "val").stdout
     result = json.loads(run("info", recipe, "--json").stdout)
     assert result["members"] == ["slowfast", "swin", "x3d"]

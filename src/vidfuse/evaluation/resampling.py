@@ -25,11 +25,11 @@ class Draw:
     random_state: int | None
 
     def _values(self, repeated: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return one number a video, higher is better: hits or true log-likelihoods, averaged over the repeats."""
+        """Return a number for each video, higher is better: the mean over repeats of its hits or log-likelihoods."""
         true = self.labels[:, None]
         if self.objective == "nll":
             values = [np.take_along_axis(p, true, axis=1)[:, 0] for p in repeated]
-            return np.maximum(np.mean(values, axis=0), -1e6)  # a veto's infinite loss cannot be drawn
+            return np.maximum(np.mean(values, axis=0), -1e6)  # no mean can be drawn of a loss that is infinite
         return np.mean([p.argmax(axis=1) == self.labels for p in repeated], axis=0)
 
     @property

@@ -175,7 +175,7 @@ def _page(title: str, data: _Data, sections: list[str]) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{style}</style>\n</head>\n'
-        f'<body>\n<header><p class="kind">{escape(title)}</p><h1>{escape(board.headline())}</h1>'
+        f'<body>\n<header><p class="title">{escape(title)}</p><h1>{escape(board.headline())}</h1>'
         f'<p class="{"warning" if board.how_scored.flatters else "how"}">{escape(board.how())}</p>'
         f'<dl class="facts">{listed}</dl></header>\n'
         f"<main>\n{''.join(sections)}</main>\n<footer>Written by vidfuse {__version__}.</footer>\n</body>\n</html>\n"
@@ -196,8 +196,8 @@ def _leaderboard_section(data: _Data) -> str:
     marks = []
     for entry in data.board.entries:
         s = entry.score
-        kind = "headline" if s.name == data.board.headline_rule else "fusion" if entry.fused else "member"
-        marks.append(svg.Mark(s.name, s.accuracy, *s.accuracy_interval, kind=kind))
+        role = "headline" if s.name == data.board.headline_rule else "fusion" if entry.fused else "member"
+        marks.append(svg.Mark(s.name, s.accuracy, *s.accuracy_interval, role=role))
     reference = data.board.entry(data.board.best_single).score.accuracy
     drawing = svg.dot_plot(marks, title="Top-1 accuracy of members and fusion rules", reference=reference)
     caption = (
@@ -284,11 +284,11 @@ def _agreement_section(data: _Data) -> str:
 
 def _calibration_section(data: _Data) -> str:
     series, rows = [], []
-    for name, kind, z in ((data.single_name, "member", data.single), ("fusion", "headline", data.fused)):
+    for name, role, z in ((data.single_name, "member", data.single), ("fusion", "headline", data.fused)):
         r = reliability(data.labels, z, n_bins=10)
         bins = zip(r.confidence.tolist(), r.accuracy.tolist(), r.counts.tolist(), strict=True)
-        series.append((name, kind, [svg.Bin(c, a, int(n)) for c, a, n in bins if n >= _FEWEST]))
-        entry = data.board.entry(name if kind == "member" else data.board.headline_rule).score
+        series.append((name, role, [svg.Bin(c, a, int(n)) for c, a, n in bins if n >= _FEWEST]))
+        entry = data.board.entry(name if role == "member" else data.board.headline_rule).score
         confidence = float(np.exp(z.max(axis=1).astype(np.float64)).mean())
         rows.append((name, percent(confidence), percent(entry.accuracy), number(100 * entry.ece, 1), number(entry.nll)))
     drawing = svg.reliability_diagram(series, title="Calibration")
@@ -367,8 +367,8 @@ def _method_section(data: _Data) -> str:
 
 
 def _data_url(image: bytes, name: str) -> str:
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    for start, kind in kinds.items():
+    formats = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    for start, suffix in formats.items():
         if image.startswith(start):
-            return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+            return f"data:image/{suffix};base64,{base64.b64encode(image).decode('ascii')}"
     raise InputError(f"the thumbnail of {name!r}: expected the bytes of a PNG, JPEG, GIF or WebP image")

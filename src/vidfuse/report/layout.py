@@ -19,7 +19,7 @@ class Table:
 
     Attributes:
         columns: The headings.
-        rows: The cells, one string a column.
+        rows: The cells, one string for each column.
         title: What the table shows.
         notes: What one must know to read it, one sentence each.
         strong: The positions of the rows that stand out.
@@ -69,9 +69,9 @@ class Table:
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
         body = []
         for i, row in enumerate(self.rows):
-            kind = ' class="strong"' if i in self.strong else ""
+            css = ' class="strong"' if i in self.strong else ""
             cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
-            body.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+            body.append(f'<tr{css}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
         caption = f"<caption>{escape(self.title)}</caption>" if self.title else ""
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{notes}"
