@@ -1,4 +1,4 @@
-# Two commands do everything on a machine that has Python 3.11 or later and make: `make demo` and `make test`.
+# Two commands do everything on a machine that has Python 3.11 to 3.14 and make: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -41,7 +41,7 @@ from av.video.reformatter import VideoReformatter
 
 from vidfuse import networks
 from vidfuse.training import TABLE_I, train_input
-from vidfuse.training.plan import FULL_SIZE
+from vidfuse.training.recipes import FULL_SIZE
 from vidfuse.video import decode_torchcodec
 from vidfuse.video.clips import ClipSampler, ViewPlan, random_start, sample_source
 from vidfuse.video.datasets import Input, VideoDataset

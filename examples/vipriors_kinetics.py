@@ -34,7 +34,7 @@ from vidfuse.cache.format import open_part
 from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
 from vidfuse.training.checkpoints import publish
-from vidfuse.training.plan import FULL_SIZE
+from vidfuse.training.recipes import FULL_SIZE
 from vidfuse.video import datasets, loader, motion, vipriors
 from vidfuse.video.clips import ViewPlan
 

@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse import __version__, fusion
+from vidfuse._files import replace
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.fusion.views import reduce_views
 from vidfuse.stack.stack import LogitStack
@@ -187,11 +187,11 @@ class Recipe:
 
             data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
             tensors = path.with_suffix(".safetensors")
-            _publish(tensors, data)
+            replace(tensors, data)
             content["arrays"] = {"file": tensors.name, "sha256": hashlib.sha256(data).hexdigest()}
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
         text = _LISTS.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]).strip() + "]", text)  # no string holds a newline
-        _publish(path, f"{text}\n".encode())
+        replace(path, f"{text}\n".encode())
         return path
 
     def _prepare(self, data: LogitStack | Mapping[str, ArrayLike]) -> LogitStack:
@@ -365,22 +365,6 @@ def _load_arrays(path: Path, entry: Mapping[str, str] | None) -> dict[str, NDArr
             f"{file}: expected SHA-256 {entry['sha256']}, got {digest}; it is damaged, or belongs to another recipe"
         )
     return dict(load(data))
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old or the new content is there, and complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _optional_float(value: Any) -> float | None:

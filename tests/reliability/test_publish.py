@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from vidfuse.cache.publish import publish, sweep
+from vidfuse._files import publish, replace, sweep
 from vidfuse.cache.reader import open_cache
 from vidfuse.cache.upkeep import verify
 from vidfuse.cache.writer import CacheWriter
@@ -250,3 +250,41 @@ def test_without_locks_only_old_temporaries_are_swept(tmp_path, monkeypatch):
     old.touch()
     os.utime(old, (0, 0))
     assert sweep(tmp_path) == [old] and young.exists()
+
+
+def test_replacing_writes_flushes_renames_and_flushes_the_folder(tmp_path, monkeypatch):
+    events = []
+    recorded(monkeypatch, events)
+    replace(tmp_path / "report.html", "<p>π</p>")
+    assert events[:4] == [("write", "temporary"), ("fsync", "temporary"), ("replace", "repor"), ("fsync", "folder")]
+    assert (tmp_path / "report.html").read_bytes() == "<p>π</p>".encode()
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_fault_while_replacing_keeps_the_old_content(tmp_path, monkeypatch, call):
+    path = replace(tmp_path / "ensemble.json", b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            replace(path, b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ensemble.json"]
+
+
+def test_a_link_stays_a_link_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real" / "target.csv")
+    assert replace(tmp_path / "link.csv", "a") == tmp_path / "link.csv"
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "real" / "target.csv").read_text() == "a"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        replace(tmp_path / "pipe", "through")
+        assert os.read(reader, 99) == b"through"
+    finally:
+        os.close(reader)

@@ -20,7 +20,7 @@ from vidfuse.errors import InputError
 from vidfuse.formats import submissions
 from vidfuse.training import loop
 from vidfuse.training import state as run_state
-from vidfuse.training.plan import FULL_SIZE
+from vidfuse.training.recipes import FULL_SIZE
 from vidfuse.video import motion, vipriors
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "vipriors_kinetics.py"

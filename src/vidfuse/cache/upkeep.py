@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from vidfuse._files import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.format import Part, encode_part, open_part
 from vidfuse.cache.meta import META_NAME, read_meta
-from vidfuse.cache.publish import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache
 from vidfuse.errors import CacheError, InputError
 

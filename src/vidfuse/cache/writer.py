@@ -24,9 +24,9 @@ from vidfuse._checks import (
     check_scores,
     place,
 )
+from vidfuse._files import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.format import Part, encode_part, open_part
 from vidfuse.cache.meta import META_NAME, CacheMeta, check_same_meta, encode_meta, plain_json, read_meta
-from vidfuse.cache.publish import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.reader import PART_SUFFIX, part_names
 from vidfuse.errors import CacheConflictError, CacheError, InputError
 

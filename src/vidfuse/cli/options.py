@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vidfuse import __version__
+from vidfuse._files import replace
 
 __all__ = ["as_json", "emit", "named_values", "out", "pairs", "partial", "save_config", "source", "views"]
 
@@ -79,9 +80,7 @@ def save_config(context: click.Context, out: Path) -> Path:
     """Write the command and every option as they were resolved to `<out>.config.json`, and return that path."""
     path = out.with_name(out.name + ".config.json")
     config = {"vidfuse": __version__, "command": context.command.name, "options": dict(context.params)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=2, default=_plain) + "\n", encoding="utf-8")
-    return path
+    return replace(path, json.dumps(config, indent=2, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:

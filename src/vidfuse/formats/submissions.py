@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vidfuse._files import replace
 from vidfuse.errors import AlignmentError, InputError
 
 __all__ = [
@@ -79,11 +80,7 @@ def write_submission(
         raise InputError(f"expected numbers, got NaN in {len(bad)} rows; first: video {names[bad[0]]!r}, row {bad[0]}")
     best = np.argsort(-scores, axis=1, kind="stable")[:, :_COUNTED] + 1
     lines = [f"{name} {' '.join(map(str, classes))}\n" for name, classes in zip(names, best.tolist(), strict=True)]
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.partial")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(target)
-    return target
+    return replace(path, "".join(lines))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
+from vidfuse._files import replace
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import best_single, class_names, log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
@@ -134,10 +135,7 @@ def write_report(
         _mistakes_section(data),
         _method_section(data),
     ]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title, data, [section for section in sections if section]), encoding="utf-8")
-    return path
+    return replace(path, _page(title, data, [section for section in sections if section]))
 
 
 def _predict(trial: Trial, rules: Mapping[str, Any] | None, thumbnails: Mapping[str, bytes]) -> _Data:

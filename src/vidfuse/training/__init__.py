@@ -11,6 +11,7 @@ from typing import Any
 _HOME = {
     "DivergedError": "step",
     "Extraction": "extraction",
+    "FULL_SIZE": "recipes",
     "TABLE_I": "recipes",
     "TINY": "recipes",
     "TogetherResult": "together",
@@ -32,11 +33,9 @@ _SUBMODULES = (
     "distributed",
     "evaluation",
     "loop",
-    "plan",
     "processes",
     "recipe_files",
     "recipes",
-    "throughput",
 )
 
 __all__ = sorted([*_HOME, *_SUBMODULES])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
+from vidfuse._files import replace
 from vidfuse.errors import InputError, MissingExtraError
 
 try:
@@ -14,36 +14,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
-__all__ = ["load_checkpoint", "publish", "save_checkpoint"]
-
-
-def publish(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that it is there whole or not at all: temporary file, fsync, rename, fsync of the folder.
-
-    Args:
-        path: Where the file goes; its folder is made.
-        data: Its bytes.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     publish(Path(folder) / "a.txt", b"whole")
-        ...     [p.name for p in Path(folder).iterdir()]
-        ['a.txt']
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -55,6 +26,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_checkpoint(Path(folder) / "last.pt", {"epoch": 3})
         ...     load_checkpoint(Path(folder) / "last.pt")
@@ -62,7 +34,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    publish(path, buffer.getvalue())
+    replace(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from vidfuse.training.checkpoints import publish
+from vidfuse._files import replace
 
 __all__ = ["Events", "write_csv"]
 
@@ -31,7 +31,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, float | str]]) -> No
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    publish(path, text.getvalue().encode())
+    replace(path, text.getvalue())
 
 
 class Events:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from vidfuse._files import replace
 from vidfuse._yaml import read_yaml
 from vidfuse.errors import InputError
-from vidfuse.training.checkpoints import publish
 from vidfuse.training.recipes import TrainRecipe
 
 __all__ = ["read_recipe", "write_recipe"]
@@ -50,4 +50,4 @@ def write_recipe(path: str | Path, recipe: TrainRecipe, augmentation: Mapping[st
     """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in augmentation.items()}
     text = yaml.safe_dump({**asdict(recipe), "augmentation": plain}, sort_keys=False)
-    publish(path, text.encode())
+    replace(path, text.encode())

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from vidfuse.errors import InputError
 
-__all__ = ["TABLE_I", "TINY", "TrainRecipe", "learning_rate"]
+__all__ = ["FULL_SIZE", "TABLE_I", "TINY", "TrainRecipe", "learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,17 @@ TABLE_I: Mapping[str, TrainRecipe] = {
         lr=0.05, epochs=300, warmup_epochs=20, skip=_SKIP, weight_decay=1e-4, frames=8, interval=32, clip_norm=40.0
     ),
     "x3d": TrainRecipe(lr=0.05, epochs=180, warmup_epochs=10, skip=_SKIP, weight_decay=5e-5),
+}
+
+# The networks that Table I's recipes train, by member.
+FULL_SIZE: Mapping[str, str] = {
+    "slowfast": "slowfast_r152_4x16",
+    "swin": "swin_b",
+    "tin": "tin_r50",
+    "tpn": "tpn_slowonly_r50",
+    "x3d": "x3d_m",
+    "timesformer": "timesformer_b",
+    "r2plus1d": "r2plus1d_r34_32x2",
 }
 
 _SMALL = TrainRecipe(

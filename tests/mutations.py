@@ -1,0 +1,170 @@
+"""Put single-line faults into the core, one at a time, and see whether the tests of the room catch each.
+
+    python tests/mutations.py                     # 30 faults in fusion, selection and evaluation
+    python tests/mutations.py --faults 10 --seed 3 --rooms metrics
+
+A fault is one operator, comparison, constant or name turned into its neighbour (`<` into `<=`, `+` into `-`, `min` into
+`max`, a number into the next one). They are drawn at random from all such places outside docstrings, messages and type
+hints, so some change nothing that can be seen; what survives is printed to be looked at. Faults go into a copy of the
+package in a temporary folder; the checkout is not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+OPERATORS = {
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is"), ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"), ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
+    ast.And: ("and", "or"), ast.Or: ("or", "and"),
+}  # fmt: skip
+NAMES = {
+    "min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax", "argmax": "argmin",
+    "any": "all", "all": "any", "sum": "mean", "exp": "log", "cumsum": "cumprod", "floor": "ceil", "ceil": "floor",
+}  # fmt: skip
+
+
+class Fault(NamedTuple):
+    """One change of one line: columns `start` to `stop` of `line` (from 1) of `path` become `new`."""
+
+    path: Path
+    line: int
+    start: int
+    stop: int
+    new: str
+
+    def show(self, text: str) -> str:
+        """Say what is changed where."""
+        old = text.splitlines()[self.line - 1]
+        where = f"{self.path.relative_to(ROOT)}:{self.line}"
+        return f"{where}: {old.strip()[:90]}  [{old[self.start : self.stop]} → {self.new}]"
+
+
+def between(left: ast.expr, right: ast.expr, old: str, new: str, lines: list[str]) -> tuple[int, int, int, str] | None:
+    """Find an operator between two operands that end and begin on one line."""
+    if left.end_lineno != right.lineno or left.end_col_offset is None:
+        return None
+    text = lines[right.lineno - 1].encode()
+    place = text.find(old.encode(), left.end_col_offset, right.col_offset)
+    return None if place < 0 else (right.lineno, place, place + len(old), new)
+
+
+def changes(node: ast.AST, lines: list[str]) -> Iterator[tuple[int, int, int, str] | None]:
+    """Yield (line, start, stop, new text) for every fault that one node of the syntax tree has room for."""
+    if isinstance(node, ast.Compare):
+        operands = [node.left, *node.comparators]
+        for left, operator, right in zip(operands, node.ops, operands[1:], strict=False):
+            yield between(left, right, *OPERATORS[type(operator)], lines)
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield between(node.left, node.right, *OPERATORS[type(node.op)], lines)
+    elif isinstance(node, ast.BoolOp):
+        for left, right in zip(node.values, node.values[1:], strict=False):
+            yield between(left, right, *OPERATORS[type(node.op)], lines)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        width = 4 if isinstance(node.op, ast.Not) else 1
+        yield node.lineno, node.col_offset, node.col_offset + width, ""
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        value: float = node.value
+        grown = 2 * value if isinstance(value, float) and value else value + 1
+        new = repr(not value if isinstance(value, bool) else grown)
+        yield node.lineno, node.col_offset, node.end_col_offset or 0, new
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+        name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+        stop = node.func.end_col_offset or 0
+        if name in NAMES:
+            yield node.func.end_lineno or 0, stop - len(name), stop, NAMES[name]
+
+
+def code_of(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk through the code of functions: no docstrings, messages of errors and warnings, f-strings or type hints."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.Import | ast.ImportFrom):
+            continue
+        if isinstance(node, ast.AnnAssign):
+            yield from code_of(ast.Module([ast.Expr(node.value)] if node.value else [], []))
+            continue
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("warn", "_warn"):
+            continue
+        yield node
+        yield from code_of(node)
+
+
+def faults_of(path: Path) -> list[Fault]:
+    """Return every fault that the functions of a file have room for."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name != "__repr__"]
+    found = {
+        Fault(path, *change)
+        for function in functions
+        for statement in function.body
+        for node in [statement, *code_of(statement)]
+        for change in changes(node, lines)
+        if change is not None and lines[change[0] - 1].isascii()  # byte columns are then those of the text
+    }
+    return sorted(found)
+
+
+def caught(fault: Fault, folder: Path, tests: list[str], workers: int) -> bool:
+    """Run the tests on a copy of the package with this fault; say whether one fails."""
+    copy = folder / fault.path.relative_to(ROOT)
+    original = copy.read_text(encoding="utf-8")
+    lines = original.splitlines(keepends=True)
+    line = lines[fault.line - 1]
+    lines[fault.line - 1] = line[: fault.start] + fault.new + line[fault.stop :]
+    copy.write_text("".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", str(workers), *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=1800)
+    except subprocess.TimeoutExpired:
+        return True  # a loop without an end would be noticed
+    finally:
+        copy.write_text(original, encoding="utf-8")
+    return done.returncode != 0
+
+
+def main() -> None:
+    """Draw the faults, run the tests on each, and print what was caught and what survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rooms", nargs="+", default=["fusion", "selection", "evaluation"])
+    parser.add_argument("--workers", type=int, default=2, help="of pytest-xdist")
+    args = parser.parse_args()
+    draw = random.Random(args.seed)  # noqa: S311 - nothing secret
+    rooms = {room: sorted((ROOT / "src/vidfuse" / room).rglob("*.py")) for room in args.rooms}
+    chosen = []
+    for number, (room, files) in enumerate(rooms.items()):
+        share = args.faults // len(rooms) + (number < args.faults % len(rooms))
+        chosen += [(room, fault) for fault in draw.sample([f for file in files for f in faults_of(file)], share)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in ("src", "tests", "docs", "examples"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, folder)
+        survived = 0
+        for number, (room, fault) in enumerate(chosen, 1):
+            tests = [f"tests/{room}", f"src/vidfuse/{room}"]
+            killed = caught(fault, folder, tests, args.workers)
+            survived += not killed
+            verdict = "caught  " if killed else "SURVIVED"
+            print(f"{number:3} {verdict} {fault.show(fault.path.read_text(encoding='utf-8'))}", flush=True)
+    print(f"caught {len(chosen) - survived} of {len(chosen)}")
+
+
+if __name__ == "__main__":
+    main()
