@@ -65,7 +65,8 @@ def test_groups_are_kept_whole_and_said():
         assert not set(groups[fit]) & set(groups[rest])
     assert "(4 folds, none of 12 groups split)" in trial.protocol.how()
     assert "none of 12 groups split" in str(vf.leaderboard(stack, groups=groups))
-    assert vf.leaderboard(stack, groups=groups).to_dict()["n_groups"] == 12
+    found = vf.leaderboard(stack, groups=groups).to_dict()
+    assert (found["protocol"], found["n_groups"], found["folds"], found["n_shared"]) == ("cross-fitted", 12, 5, 0)
     with pytest.raises(InputError, match="groups: expected one for each of 120 videos"):
         vf.leaderboard(stack, groups=[1, 2])
 
