@@ -331,7 +331,7 @@ def fuse(
         growing = [[m] for m in order] + [order[:n] for n in range(2, len(order) + 1)]
         if args.fuse and args.fuse not in growing:
             growing.append(args.fuse)  # their late fusion, to compare the network that fuses them inside with
-        table = combination_table(val if test is None else test, None if test is None else val, combinations=growing)
+        table = combination_table(val, test, combinations=growing)
         print(table)
     with clock.stage("search the subsets"):
         best = vf.search_subsets(one_view["val"], objective="accuracy", pool=vf.LogLinearPool(weights="accuracy"))
@@ -345,7 +345,7 @@ def fuse(
         print(f"   submission  {submission}\n   report      {report}\n   ensemble    {out / 'ensemble.json'}")
     scores = {row.members: row.scores["score-weighted"].accuracy for row in table.rows}
     best_member = max(order, key=lambda m: scores[(m,)])
-    scored_on = "validation (in-sample)" if test is None else "test"
+    scored_on = "validation (cross-fitted)" if test is None else "test"
     return Outcome(seed, scored_on, best_member, scores[(best_member,)], scores[tuple(order)])
 
 

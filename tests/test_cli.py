@@ -82,7 +82,7 @@ def test_import_needs_the_kind_and_names():
 
 def test_info_describes_caches_and_recipes(caches, recipe):
     result = json.loads(run("info", caches / "val", "--json").stdout)
-    assert (result["videos"], result["classes"], result["order"]) == (60, 6, "checked by id")
+    assert (result["videos"], result["n_classes"], result["order"]) == (60, 6, "checked by id")
     assert "60 videos x 3 members x 6 classes" in run("info", caches / "val").stdout
     result = json.loads(run("info", recipe, "--json").stdout)
     assert result["members"] == ["slowfast", "swin", "x3d"]
@@ -161,6 +161,14 @@ def test_evaluate_on_the_fits_own_videos_says_in_sample(caches, recipe):
     assert "in-sample" not in run("evaluate", recipe, caches / "test").stdout.lower()
 
 
+def test_evaluate_calls_no_video_another_that_may_be_of_the_fit(caches, recipe):
+    stack = vf.load_stack(caches / "val")
+    stack[:59].save(caches / "most")
+    text = run("evaluate", recipe, caches / "most").stdout
+    assert "fitted on 60 videos and scored on 59; whether some are in both is not known" in text
+    assert "chosen on these videos" in text
+
+
 def test_predict_writes_npz(caches, recipe):
     run("predict", recipe, caches / "hidden", "--out", caches / "fused.npz")
     with np.load(caches / "fused.npz") as saved:
@@ -188,6 +196,9 @@ def test_report_writes_a_page_and_its_configuration(caches):
     text = page.read_text()
     assert "<title>Trial</title>" in text
     assert "Rules were fitted on 60 videos and scored on 60 others." in text
+    run("report", caches / "val", "--out", caches / "own.html")
+    headline = vf.leaderboard(vf.load_stack(caches / "val")).headline()  # honest_score's number, see test_trial
+    assert f"<h1>{headline}</h1>" in (caches / "own.html").read_text()
     config = json.loads((caches / "out" / "report.html.config.json").read_text())
     assert config == {
         "vidfuse": vf.__version__,

@@ -3,12 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from selection_cases import ensemble, stack_of
-from sklearn.model_selection import StratifiedKFold
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.evaluation.honest import out_of_fold
-from vidfuse.evaluation.resampling import split_folds
+from vidfuse.fusion.crossfit import split_folds
 
 UNIFORM = vf.LogLinearPool(weights="uniform")
 
@@ -36,25 +34,13 @@ def test_selection_among_noise_is_seen_through():
     assert loss.optimism > 0 and loss.in_sample < loss.score
 
 
-def test_out_of_fold_predictions_are_those_of_the_folds_own_fits():
-    z, y = ensemble(2, n=90, k=3)
-    stack = stack_of(z, y)
-    splits = list(StratifiedKFold(3, shuffle=True, random_state=0).split(np.zeros(90), y))
-    pool = vf.LogLinearPool(weights="accuracy")
-    ours = out_of_fold(pool, stack, y, splits)
-    for fit, rest in splits:
-        expected = vf.LogLinearPool(weights="accuracy").fit(z[fit], y[fit]).predict_log_proba(z[rest])
-        np.testing.assert_allclose(ours[rest], expected, atol=1e-12)
-
-
 def test_best_single_is_chosen_on_the_training_folds():
     z, y = ensemble(3, n=150, m=3, signal=3.0)
     stack = stack_of(z, y)
     found = vf.honest_score(UNIFORM, stack, folds=3, repeats=1, random_state=5)
-    seed = np.random.default_rng(5).integers(0, 2**31 - 1, size=1)[0]
     hits = z.argmax(-1) == y[:, None]
     expected = np.empty(150)
-    for fit, rest in split_folds(y, 3, None, int(seed)):
+    for fit, rest in split_folds(y, 3, None, 5):
         expected[rest] = hits[rest, hits[fit].mean(0).argmax()]
     assert found.best_single == pytest.approx(expected.mean())
     assert found.versus_best_single.difference == pytest.approx(found.score - found.best_single)
@@ -71,15 +57,12 @@ def test_every_objective_has_an_interval_around_its_score(objective):
     assert found.objective in repr(found)
 
 
-def test_groups_are_never_split_and_rare_classes_do_no_harm():
-    y = np.array([0] * 20 + [1] * 20 + [2])
-    groups = np.arange(41) // 4
-    for fit, rest in split_folds(y, 4, groups, 0):
-        assert not set(groups[fit]) & set(groups[rest])
-    seen = np.concatenate([rest for _, rest in split_folds(y, 5, None, 0)])
-    assert sorted(seen) == list(range(41))
-    sizes = [np.bincount(y[rest], minlength=3)[:2].tolist() for _, rest in split_folds(y[:40], 4, None, 0)]
-    assert sizes == [[5, 5]] * 4
+def test_every_repeat_has_folds_of_its_own():
+    z, y = ensemble(4, n=80, signal=2.0)
+    found = vf.honest_score(vf.LogLinearPool(), stack_of(z, y), folds=3, repeats=4, objective="nll", random_state=2)
+    assert len(set(found.repeats)) == 4 and found.score == pytest.approx(np.mean(found.repeats))
+    first = vf.honest_score(vf.LogLinearPool(), stack_of(z, y), folds=3, repeats=1, objective="nll", random_state=2)
+    assert first.score == found.repeats[0]
 
 
 def test_same_seed_same_result():

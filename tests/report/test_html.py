@@ -42,7 +42,7 @@ def make_stack(n=120, k=4, seed=0, members=("swin", "x3d", "tin"), strength=1.5,
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
     arrays = {m: (rng.normal(size=(n, k)) + strength * np.eye(k)[y]).astype(np.float32) for m in members}
-    options.setdefault("ids", [f"v{i}" for i in range(n)])
+    options.setdefault("ids", [f"{seed or 'v'}{i}" for i in range(n)])
     return vf.LogitStack.from_arrays(arrays, labels=y, **options)
 
 
@@ -100,7 +100,7 @@ def test_thumbnails_stand_with_the_mistakes(tmp_path):
 
 def test_in_sample_scores_warn_at_the_top(tmp_path):
     text, _ = page_of(tmp_path, make_stack(), folds=0)
-    assert "<strong>In-sample.</strong>" in text.split("<main>")[0]
+    assert '<p class="warning">IN-SAMPLE: the 120 videos' in text.split("<main>")[0]
     assert "(in-sample)." in text
 
 
@@ -174,3 +174,31 @@ def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
     text, _ = page_of(tmp_path, stack)
     assert "The fusion of 3 members gets" in text
     assert "Contributions" not in headings(text)
+
+
+@pytest.mark.parametrize(
+    ("views", "held_out", "most"),
+    [
+        # cross-fitted: learned and score-weighted 5 each, three rules that learn nothing 1 each, the headline's weights
+        # 1 (14); the combination table: score weights 5, equal weights 1, vote 1, or by views 1 + 5
+        (None, False, 21),
+        (3, False, 26),
+        # held-out: five rules 1 each; the table 3, or 4
+        (None, True, 8),
+        (3, True, 9),
+    ],
+)
+def test_a_rule_is_fitted_once_for_each_fold(tmp_path, monkeypatch, views, held_out, most):
+    fits = []
+    for rule in (vf.LogLinearPool, vf.LinearPool, vf.MajorityVote):
+        monkeypatch.setattr(rule, "fit", lambda self, *args, _fit=rule.fit: fits.append(self) or _fit(self, *args))
+    rng = np.random.default_rng(0)
+    y = np.arange(160) % 4
+    shape = (160, 4) if views is None else (160, views, 4)
+    one_hot = np.eye(4)[y].reshape(160, *[1] * (len(shape) - 2), 4)
+    arrays = {f"net{i}": rng.normal(size=shape) + one_hot for i in range(7)}
+    stack = vf.LogitStack.from_arrays(arrays, labels=y, ids=[f"v{i}" for i in range(160)])
+    options = {"test": stack[80:]} if held_out else {}
+    text, _ = page_of(tmp_path, stack[:80] if held_out else stack, **options)
+    assert "Contributions" in headings(text)
+    assert len(fits) == most

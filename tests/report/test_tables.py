@@ -12,7 +12,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import best_single, folds_of
+from vidfuse.evaluation.scores import best_single
+from vidfuse.evaluation.trial import Protocol
+from vidfuse.fusion.crossfit import split_folds
 from vidfuse.report import combination_table
 from vidfuse.report.tables import board_of, default_rules
 
@@ -90,11 +92,9 @@ def test_without_a_test_stack_scores_are_cross_fitted():
     board = vf.leaderboard(VAL, folds=4, random_state=3)
     assert board.protocol == "cross-fitted"
     assert "fitted without it (4 folds)" in str(board)
-    fold = folds_of(VAL.labels, 4, 3)
     expected = np.empty((len(VAL), 4))
-    for index in range(4):
-        rows = fold == index
-        expected[rows] = vf.LogLinearPool().fit(VAL[~rows]).predict_log_proba(VAL[rows])
+    for fit, rest in split_folds(VAL.labels, 4, None, 3, VAL.ids):
+        expected[rest] = vf.LogLinearPool().fit(VAL[fit]).predict_log_proba(VAL[rest])
     nll = -expected[np.arange(len(VAL)), VAL.labels].mean()
     assert board.entry("learned weights").score.nll == pytest.approx(nll)
 
@@ -115,20 +115,11 @@ def test_the_dictionary_is_plain_json(board):
     assert content["headline"] == board.headline()
 
 
-def test_folds_spread_every_class():
-    labels = np.repeat(np.arange(5), 20)
-    fold = folds_of(labels, 4, 0)
-    assert np.array_equal(np.bincount(fold), [25] * 4)
-    for k in range(5):
-        assert np.array_equal(np.bincount(fold[labels == k]), [5] * 4)
-    assert not np.array_equal(fold, folds_of(labels, 4, 1))
-
-
 def test_order_unchecked_is_said():
     z = {name: VAL.scores(name) for name in VAL.members}
     board = vf.leaderboard(vf.LogitStack.from_arrays(z, labels=VAL.labels))
-    assert not board.order_checked
-    assert "Order unchecked" in board.how()
+    assert not board.how_scored.order_checked
+    assert "Order unchecked" in str(board)
 
 
 def test_views_are_reduced():
@@ -155,11 +146,11 @@ def test_a_member_that_lacks_videos_is_scored_on_those_it_has():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: vf.leaderboard(VAL, rules={}), "at least one fuser"),
+        (lambda: vf.leaderboard(VAL, rules={}), "rules: expected at least one"),
         (lambda: vf.leaderboard(VAL, rules={"swin": vf.MajorityVote()}), "another name than the members"),
         (lambda: vf.leaderboard(VAL, folds=1), "folds: expected 2"),
         (lambda: vf.leaderboard(VAL).entry("absent"), "got 'absent'"),
-        (lambda: board_of(VAL, {}, protocol="held-out", n_fit=1), "predictions: expected at least one"),
+        (lambda: board_of(VAL, {}, Protocol(1, 240, 0)), "predictions: expected at least one"),
         (lambda: combination_table(VAL, combinations=[[]]), "expected at least one member in each"),
         (lambda: combination_table(VAL, combinations=[["swin", "absent"]]), "absent"),
     ],
@@ -180,7 +171,7 @@ def test_row_18_missing_labels_name_the_split():
 
 
 def test_combinations_grow_by_the_score_of_the_fit():
-    table = combination_table(TEST, VAL)
+    table = combination_table(VAL, TEST)
     assert [row.members for row in table.rows] == [
         ("swin",),
         ("x3d",),
@@ -189,12 +180,12 @@ def test_combinations_grow_by_the_score_of_the_fit():
         ("swin", "x3d", "tin"),
     ]
     assert [row[0] for row in table.table().rows] == ["swin", "x3d", "tin", "swin + x3d", "… + tin"]
-    assert not table.in_sample
-    assert "IN-SAMPLE" in str(combination_table(VAL))
+    assert "240 others" in str(table) and "IN-SAMPLE" not in str(table)
+    assert "IN-SAMPLE" in str(combination_table(VAL, folds=0))
 
 
 def test_combinations_are_scored_as_the_method_says():
-    table = combination_table(TEST, VAL)
+    table = combination_table(VAL, TEST)
     z = {name: log_softmax(TEST.scores(name).astype(np.float64), axis=1) for name in MEMBERS}
     w = {name: (VAL.scores(name).argmax(axis=1) == VAL.labels).mean() for name in MEMBERS}
     for row in table.rows:
@@ -208,8 +199,8 @@ def test_combinations_are_scored_as_the_method_says():
 
 def test_views_vote_members_first():
     val, test = make_stack(views=5, seed=6), make_stack(views=5, seed=7)
-    table = combination_table(test, val)
-    assert table.views == 5
+    table = combination_table(val, test)
+    assert table.n_views == 5
     assert "5 views" in str(table)
     reduced = vf.reduce_views(val, "mean-log")
     w = {name: (reduced.scores(name).argmax(axis=1) == val.labels).mean() for name in MEMBERS}
@@ -223,6 +214,6 @@ def test_views_vote_members_first():
 
 
 def test_given_combinations_are_kept():
-    table = combination_table(TEST, VAL, combinations=[["tin", "swin"], ["x3d"]])
+    table = combination_table(VAL, TEST, combinations=[["tin", "swin"], ["x3d"]])
     assert [row.members for row in table.rows] == [("tin", "swin"), ("x3d",)]
     assert table._repr_html_().count("<tr") == 3

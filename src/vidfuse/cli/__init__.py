@@ -101,8 +101,8 @@ def _show_warning(
 def main(context: click.Context, config: Path | None) -> None:
     """Fuse the predictions of several video classifiers, and say honestly how good the result is.
 
-    A folder of caches holds one split (say caches/val), with one cache a member. `vidfuse import` makes it from the
-    files that other tools dump; `vidfuse extract` makes it from networks.
+    A folder of caches holds one split (say caches/val), with one cache for each member. `vidfuse import` makes it
+    from the files that other tools dump; `vidfuse extract` makes it from networks.
     """
     name = context.invoked_subcommand
     if config is not None and name is not None:

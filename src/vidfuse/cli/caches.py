@@ -39,7 +39,7 @@ __all__ = ["consolidate", "import_", "info", "verify"]
 )
 @click.option("--no-labels", is_flag=True, help="Take no labels from the files: they are placeholders.")
 @click.option("--head", help="Which scores to take where a dump has several for each video.")
-@options.out("caches", "The folder that receives one cache a member.")
+@options.out("caches", "The folder that receives one cache for each member.")
 @options.as_json
 @click.pass_context
 def import_(
@@ -124,9 +124,9 @@ def _describe(stack: Any) -> dict[str, Any]:
         "shape": list(stack.shape),
         "members": list(stack.members),
         "kinds": list(stack.kinds),
-        "views": stack.n_views,
-        "classes": stack.n_classes,
-        "class_names": None if stack.classes is None else list(stack.classes),
+        "n_views": stack.n_views,
+        "n_classes": stack.n_classes,
+        "classes": None if stack.classes is None else list(stack.classes),
         "labels": stack.labels is not None,
         "order": "checked by id" if stack.ids is not None else "unchecked",
     }

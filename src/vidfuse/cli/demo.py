@@ -47,7 +47,7 @@ def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
     with _stage("compare on the test digits"):
         rules = _rules()
         board = vf.leaderboard(val, test, rules=rules)
-        combinations = combination_table(test, val)
+        combinations = combination_table(val, test)
     with _stage("write the report"):
         page = vf.write_report(
             val, out / "report.html", test=test, rules=rules, thumbnails=thumbnails, title="vidfuse demo: digits"
@@ -145,8 +145,8 @@ def _png(image: Any) -> bytes:
     height, width = image.shape
     rows = b"".join(b"\0" + bytes(round(255 * value) for value in row) for row in image)
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -31,8 +31,8 @@ _objective = click.option(
 )
 
 
-def _fuser(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
-    """Return the unfitted fuser that the options name."""
+def _unfitted(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
+    """Return the unfitted rule that the options name."""
     if rule in ("log-linear", "linear"):
         named = options.named_values(weights, "MEMBER=NUMBER")
         pool = vf.LogLinearPool if rule == "log-linear" else vf.LinearPool
@@ -71,8 +71,8 @@ def fit(
 ) -> None:
     """Fit a fusion rule on the labelled caches in SOURCE, and write it as a recipe."""
     stack = vf.load_stack(source, views=views, partial=partial)
-    fuser = _fuser(rule, weights).fit(stack)
-    recipe = vf.Recipe.from_fitted(fuser, stack, views=views)
+    fitted = _unfitted(rule, weights).fit(stack)
+    recipe = vf.Recipe.from_fitted(fitted, stack, views=views)
     recipe.save(out)
     options.save_config(context, out)
     options.emit({"out": out, **recipe.describe()}, f"{recipe}\nwritten to {out}", as_json)
@@ -110,16 +110,17 @@ def predict(context: click.Context, recipe: Path, source: Path, partial: bool, o
 @options.as_json
 def evaluate(recipe: Path, source: Path, partial: bool, as_json: bool) -> None:
     """Score RECIPE on the labelled caches in SOURCE, beside each member."""
+    from vidfuse.evaluation.trial import Protocol
     from vidfuse.report.tables import board_of
 
     loaded, stack = _load(recipe, source, partial)
-    board = board_of(
-        stack,
-        {"recipe": loaded.predict_log_proba(stack)},
-        protocol="in-sample" if loaded.was_fitted_on(stack) else "held-out",
+    protocol = Protocol(
         n_fit=loaded.fitted_on["videos"],
-        order_checked=loaded.order_checked,
+        n_scored=len(stack),
+        n_shared=len(stack) if loaded.was_fitted_on(stack) else None,  # a recipe keeps no ids, but a digest of them all
+        order_checked=loaded.order_checked and stack.ids is not None,
     )
+    board = board_of(stack, {"recipe": loaded.predict_log_proba(stack)}, protocol)
     options.emit(board.to_dict(), str(board), as_json)
 
 
@@ -142,7 +143,7 @@ def select(
 ) -> None:
     """Find the best subset of the members in SOURCE, exactly; score weights unless others are given."""
     stack = vf.load_stack(source, views=views, partial=partial)
-    pool = _fuser("log-linear", weights or ("accuracy",))
+    pool = _unfitted("log-linear", weights or ("accuracy",))
     best = vf.search_subsets(stack, objective=objective, pool=pool, max_members=max_members)
     result = {"members": list(best.members), "score": best.score, "objective": objective, "in_sample": True}
     text = f"{' + '.join(best.members)}: {objective} {best.score:.4f} (in-sample: chosen on these {len(stack)} videos)"
@@ -180,7 +181,7 @@ def report(
 @options.out("submission.txt", "The file to write.")
 @click.pass_context
 def submit(context: click.Context, recipe: Path, source: Path, partial: bool, layout: str, out: Path) -> None:
-    """Fuse the caches in SOURCE by RECIPE, and write a submission: five classes a video, best first."""
+    """Fuse the caches in SOURCE by RECIPE, and write a submission: five classes for each video, best first."""
     loaded, stack = _load(recipe, source, partial)
     if stack.ids is None:
         raise InputError(f"{source}: a submission names videos, and these caches have no ids; import them with ids")

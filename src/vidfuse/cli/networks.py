@@ -26,7 +26,7 @@ _layout = click.option(
     type=click.Choice(_LAYOUTS),
     default="vipriors",
     show_default=True,
-    help="What DATA is: the challenge's folder, a folder a class, an MMAction2 list, or a csv list.",
+    help="What DATA is: the challenge's folder, a folder for each class, an MMAction2 list, or a csv list.",
 )
 _root = click.option("--root", type=click.Path(path_type=Path), help="The folder that a list's paths start from.")
 _workers = click.option("--workers", default=2, show_default=True, help="Processes that decode videos.")
@@ -95,6 +95,7 @@ def train(
     videos, scored = _of_classes(videos, data, None, n_classes), None
     if val is not None or layout == "vipriors":
         scored = _of_classes(_videos(layout, val or data, root, "val", names), val or data, videos.classes, n_classes)
+    # From here on every process of torchrun takes part; process 0 alone writes and prints.
     plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
     with distributed.joined() as device:
         batch = _batch_of_rank(recipe, distributed.world_size())
@@ -219,6 +220,7 @@ def extract(
         short_side=round((size or base.size) * 8 / 7),
         seed=seed,
     )
+    # From here on every process of torchrun takes part; process 0 alone writes and prints.
     weights = known.weights if known else checkpoint
     model = inputs.network_for(plan.length, network, n_classes, checkpoint=weights)
     with distributed.joined() as device:

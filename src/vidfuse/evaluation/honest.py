@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
@@ -13,15 +13,16 @@ from sklearn.base import clone
 
 from vidfuse._checks import as_array, check_scores
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.evaluation.resampling import Draw, Splits, split_folds
+from vidfuse.evaluation.resampling import Draw
 from vidfuse.fusion.base import Fuser, as_stack, check_presence
+from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.metrics.intervals import Interval
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, mcnemar
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score", "out_of_fold"]
+__all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score"]
 
 
 @dataclass(frozen=True)
@@ -114,34 +115,8 @@ class Comparison:
         return "\n".join([f"Comparison by {self.objective}:", *lines, *(f"  {pair!r}" for pair in self.pairs)])
 
 
-def out_of_fold(
-    pool: Fuser,
-    stack: LogitStack,
-    labels: NDArray[np.int64],
-    splits: Splits,
-) -> NDArray[np.float64]:
-    """Return log-likelihoods (N, K) of every video by a copy of the pool that was fitted on the other folds.
-
-    Args:
-        pool: Any fuser; it is cloned, so that a search or a learned weight is part of each fold's own fit.
-        stack: The videos.
-        labels: True classes, shape (N,).
-        splits: (fit rows, score rows) of each fold; the score rows cover every video once.
-
-    Example:
-        >>> stack = LogitStack.from_arrays(np.zeros((4, 2, 3)))
-        >>> halves = [(np.array([0, 1]), np.array([2, 3])), (np.array([2, 3]), np.array([0, 1]))]
-        >>> out_of_fold(LogLinearPool(weights="uniform"), stack, np.array([0, 1, 2, 0]), halves).shape
-        (4, 3)
-    """
-    result = np.empty((len(stack), stack.n_classes))
-    for fit_rows, score_rows in splits:
-        result[score_rows] = clone(pool).fit(stack[fit_rows], labels[fit_rows]).predict_log_proba(stack[score_rows])
-    return result
-
-
 def honest_score(
-    pool: Fuser,
+    rule: Fuser,
     stack: Any,
     folds: int = 5,
     repeats: int = 10,
@@ -156,15 +131,16 @@ def honest_score(
     """Score a rule by repeated, stratified cross-fitting, beside its in-sample number and two baselines.
 
     Everything that the rule chooses (weights, members, temperatures) is chosen anew from each fold's own training
-    videos, so that the score holds for the whole procedure. The interval draws videos, each with its mean over the
-    repeats.
+    videos, so that the score holds for the whole procedure. The interval is a bootstrap over videos, each of which
+    counts with its mean over the repeats. The folds of the first repeat are those of `compare` and `leaderboard`: with
+    `repeats=1` all three give the same number.
 
     Args:
-        pool: Any fuser, a search such as `SubsetPool` or `GreedyPool` included.
+        rule: Any unfitted rule, a search such as `SubsetPool` or `GreedyPool` included.
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
         folds: Folds of a repeat, at least 2.
         repeats: How often the videos are split anew.
-        groups: One group a video, shape (N,): a group is never split (views of one source video, one person, …).
+        groups: One name for each video, shape (N,): no fold splits videos of one name (clips of one source, …).
         random_state: Seed of splits and bootstrap; the same seed gives the same result.
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
@@ -189,20 +165,21 @@ def honest_score(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where="the stack to score on")
-    check_presence(stack, None)  # the rule stands beside single members
+    check_presence(stack, None)  # single members are scored on the same videos
     metric = resolve_objective(objective)
     sign = 1.0 if higher_is_better(objective) else -1.0
     if repeats < 1:
         raise InputError(f"repeats: expected at least 1, got {repeats}")
-    seeds = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats)
-    rounds = [list(split_folds(y, folds, groups, int(seed))) for seed in seeds]
+    more = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats - 1)
+    seeds = [random_state, *map(int, more)]  # the first folds are those of `compare` and `leaderboard`
+    rounds = [split_folds(y, folds, groups, seed, stack.ids) for seed in seeds]
     predictions = {
-        "rule": [out_of_fold(pool, stack, y, splits) for splits in rounds],
+        "rule": [out_of_fold(rule, stack, y, splits) for splits in rounds],
         "uniform": [out_of_fold(LogLinearPool(weights="uniform"), stack, y, splits) for splits in rounds],
         "best single": _best_single(stack, y, rounds, metric, sign),
     }
     scores = {name: [float(metric(y, p)) for p in repeated] for name, repeated in predictions.items()}
-    fitted = clone(pool).fit(stack, y)
+    fitted = clone(rule).fit(stack, y)
     in_sample = float(metric(y, fitted.predict_log_proba(stack)))
     score = float(np.mean(scores["rule"]))
     draw = Draw(y, objective, confidence, n_resamples, random_state)
@@ -236,17 +213,17 @@ def compare(
 ) -> Comparison:
     """Compare rules on the same videos: paired differences, intervals and p-values.
 
-    A fuser is scored out of fold, all of them on the same folds. Log-likelihoods are taken as they are: they should
-    come from videos that they were not fitted on.
+    Rules are scored out of fold, all on the same folds. Log-likelihoods are scored as they are: whatever gave them
+    should not have been fitted on these videos.
 
     Args:
-        rules: {name: fuser, or log-likelihoods (N, K)}.
+        rules: {name: unfitted rule, or log-likelihoods (N, K)}.
         stack: A stack with the videos' labels, or an array (N, M, K) with `labels`.
         random_state: Seed of the folds and the bootstrap.
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
-        folds: Folds for the fusers.
-        groups: One group a video, which is never split.
+        folds: The number of folds, at least 2.
+        groups: One name for each video, shape (N,): no fold splits videos of one name.
         confidence: The intervals' nominal coverage.
         n_resamples: Bootstrap resamples.
 
@@ -275,7 +252,7 @@ def compare(
     predictions: dict[str, list[NDArray[np.float64]]] = {}
     for name, rule in rules.items():
         if hasattr(rule, "predict_log_proba"):
-            splits = splits or list(split_folds(y, folds, groups, random_state))
+            splits = splits or split_folds(y, folds, groups, random_state, stack.ids)
             predictions[name] = [out_of_fold(cast(Fuser, rule), stack, y, splits)]
             continue
         log_proba = as_array(rule, f"rule {name!r}").astype(np.float64)
@@ -304,13 +281,13 @@ def compare(
 def _best_single(
     stack: LogitStack,
     labels: NDArray[np.int64],
-    rounds: list[Splits],
+    rounds: Sequence[Splits],
     metric: Objective,
     sign: float,
 ) -> list[NDArray[np.float64]]:
     """Return each round's predictions, in each fold by the member that is best on the fold's training videos.
 
-    Members are read one at a time and twice, once to rank them and once to predict.
+    Members are read one at a time, and twice: once to rank them, once to predict.
     """
     names = sorted(stack.members)
     scores = np.empty((len(names), len(rounds), len(rounds[0])))

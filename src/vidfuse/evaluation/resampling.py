@@ -1,53 +1,17 @@
-"""Folds that respect classes and groups, and intervals of any objective by drawing videos."""
+"""Intervals and differences of any objective, by drawing videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+from numpy.typing import NDArray
 
-from vidfuse._checks import as_array
-from vidfuse.errors import InputError
 from vidfuse.metrics.intervals import Interval, bootstrap_interval
 from vidfuse.metrics.objectives import Objective, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, paired_bootstrap
 
-__all__ = ["Draw", "Splits", "split_folds"]
-
-Splits = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""(fit rows, score rows) of each fold."""
-
-
-def split_folds(
-    labels: NDArray[np.int64], folds: int, groups: ArrayLike | None, seed: int | None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield the folds' (fit rows, score rows): stratified by class, as far as the rarest class allows."""
-    n = len(labels)
-    if folds < 2 or n < folds:
-        raise InputError(f"folds: expected 2 … {n} (the number of videos), got {folds}")
-    counts = np.bincount(labels)
-    stratify = bool((counts[counts > 0] >= folds).any())
-    rows = np.arange(n)
-    if groups is None:
-        # A class with fewer videos than folds is rare enough that chance may place it; StratifiedKFold would warn.
-        rare = (counts < folds)[labels]
-        strata = np.where(rare, -1, labels)
-        stratify = stratify and (not rare.any() or int(rare.sum()) >= folds)
-        splitter = (StratifiedKFold if stratify else KFold)(folds, shuffle=True, random_state=seed)
-        yield from splitter.split(rows, strata)
-        return
-    names = as_array(groups, "groups")
-    if names.shape != (n,):
-        raise InputError(f"groups: expected one for each of {n} videos, got shape {names.shape}")
-    if len(np.unique(names)) < folds:
-        raise InputError(f"groups: expected at least {folds} (one a fold), got {len(np.unique(names))}")
-    if bool((counts[counts > 0] >= folds).all()):
-        yield from StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, names)
-    else:
-        yield from GroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, names)
+__all__ = ["Draw"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +25,11 @@ class Draw:
     random_state: int | None
 
     def _values(self, repeated: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return one number a video, higher is better: hits or true log-likelihoods, averaged over the repeats."""
+        """Return a number for each video, higher is better: the mean over repeats of its hits or log-likelihoods."""
         true = self.labels[:, None]
         if self.objective == "nll":
             values = [np.take_along_axis(p, true, axis=1)[:, 0] for p in repeated]
-            return np.maximum(np.mean(values, axis=0), -1e6)  # a veto's infinite loss cannot be drawn
+            return np.maximum(np.mean(values, axis=0), -1e6)  # no mean can be drawn of a loss that is infinite
         return np.mean([p.argmax(axis=1) == self.labels for p in repeated], axis=0)
 
     @property

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
 
 from vidfuse.errors import InputError
 from vidfuse.fusion.base import Missing
-from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics import (
     Interval,
     accuracy_interval,
@@ -32,12 +29,9 @@ __all__ = [
     "Score",
     "best_single",
     "class_names",
-    "folds_of",
     "gain",
     "log_proba_of",
     "missing_of",
-    "predict_rule",
-    "reduced",
     "require_labels",
     "score",
 ]
@@ -87,19 +81,6 @@ class Score:
     ece: float
     hits: NDArray[np.bool_]
     present: NDArray[np.bool_]
-
-
-def predict_rule(
-    rule: Any, stack: LogitStack, scored: LogitStack, fold: NDArray[np.int64] | None
-) -> NDArray[np.float64]:
-    """Return the log-likelihoods (N, K) of a rule that is fitted on `stack`, or for each fold on the other folds."""
-    if fold is None:
-        return np.asarray(clone(rule).fit(stack).predict_log_proba(scored))
-    out = np.empty((len(stack), stack.n_classes))
-    for index in range(int(fold.max()) + 1):
-        held_out = fold == index
-        out[held_out] = clone(rule).fit(stack[~held_out]).predict_log_proba(stack[held_out])
-    return out
 
 
 def score(
@@ -160,11 +141,6 @@ def missing_of(*stacks: LogitStack | None) -> Missing:
     return "renormalise" if lacking else "error"
 
 
-def reduced(stack: LogitStack, views: str | Mapping[str, str]) -> LogitStack:
-    """Return the stack with its views reduced, if it has views."""
-    return stack if stack.n_views is None else reduce_views(stack, views)
-
-
 def require_labels(stack: LogitStack, what: str, split: str = "the stack") -> NDArray[np.int64]:
     """Return the stack's labels.
 
@@ -193,22 +169,3 @@ def best_single(stack: LogitStack) -> str:
 def class_names(stack: LogitStack) -> tuple[str, ...]:
     """Return the names of the classes, or their numbers."""
     return stack.classes if stack.classes is not None else tuple(map(str, range(stack.n_classes)))
-
-
-def folds_of(labels: NDArray[np.int64], folds: int, random_state: int) -> NDArray[np.int64]:
-    """Deal the videos of each class in turn to the folds, in a random order: shape (N,), values 0 … folds − 1.
-
-    Raises:
-        InputError: fewer than 2 folds, or more folds than videos.
-
-    Example:
-        >>> np.bincount(folds_of(np.array([0] * 6 + [1] * 5), 3, random_state=0)).tolist()
-        [4, 4, 3]
-    """
-    if not 2 <= folds <= len(labels):
-        raise InputError(f"folds: expected 2 … {len(labels)} (the number of videos), got {folds}")
-    shuffled = np.random.default_rng(random_state).permutation(len(labels))
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    fold = np.empty(len(labels), dtype=np.int64)
-    fold[order] = np.arange(len(labels)) % folds
-    return fold

@@ -73,7 +73,7 @@ def objective_name(objective: str | Objective) -> str:
 def evaluate(
     objective: str | Objective, labels: NDArray[np.int64], log_proba: NDArray[np.float64], members: Sequence[str]
 ) -> float:
-    """Return what an objective gives the predictions of some members, who are named where it is no number.
+    """Return the objective's value of some members' predictions; an error names the members.
 
     Args:
         objective: A name or a callable.
@@ -123,7 +123,7 @@ class Scorer:
         """Return `sign · metric(labels, estimator.predict_log_proba(X))`.
 
         Args:
-            estimator: A fitted fuser, or any classifier with `predict_log_proba`.
+            estimator: A fitted rule, or any classifier with `predict_log_proba`.
             X: A stack, or an array (N, M, K).
             y: Labels (N,); the stack's own by default.
 

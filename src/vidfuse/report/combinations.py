@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import Score, missing_of, reduced, require_labels, score
+from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.evaluation.scores import Score, require_labels, score
+from vidfuse.evaluation.trial import Protocol, Trial, open_trial
 from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
+from vidfuse.fusion.weights import member_hits
 from vidfuse.report.layout import Table, share
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Combination", "Combinations", "combination_table"]
+__all__ = ["Combination", "Combinations", "combination_table", "combinations_of"]
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,19 @@ class Combinations:
     Attributes:
         rows: The combinations.
         rules: The names of the rules, as they head the columns.
-        in_sample: Whether the weights were fitted on the videos that are scored.
-        n: The number of videos.
-        views: The number of views that vote; None where the members vote.
+        how_scored: On which videos the score weights were fitted, and all rules scored.
+        n_views: The number of views that vote; None where the members vote.
     """
 
     rows: tuple[Combination, ...]
     rules: tuple[str, ...]
-    in_sample: bool
-    n: int
-    views: int | None
+    how_scored: Protocol
+    n_views: int | None
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether some of the scored videos are videos of the fit."""
+        return self.how_scored.flatters
 
     def table(self) -> Table:
         """Return the combinations as a table of strings."""
@@ -57,16 +65,13 @@ class Combinations:
                 cells += [share(s.accuracy, s.accuracy_interval), share(s.mean_class_accuracy, s.mean_class_interval)]
             rows.append(tuple(cells))
             previous = row.members
-        voters = "the members" if self.views is None else f"{self.views} views of the score-weighted fusion"
-        notes = [f"{self.n:,} videos. Vote: the majority of {voters}."]
-        if self.in_sample:
-            notes.append("IN-SAMPLE: score weights were fitted on the videos that are scored.")
+        voters = "the members" if self.n_views is None else f"{self.n_views} views of the score-weighted fusion"
         columns = [heading for rule in self.rules for heading in (f"{rule}: top-1", "mean class")]
         return Table(
             columns=("members", *columns),
             rows=tuple(rows),
             title="Members and their combinations (accuracy in %, 95 % interval)",
-            notes=tuple(notes),
+            notes=(self.how_scored.how(), f"Vote: the majority of {voters}."),
             strong=frozenset([best]),
         )
 
@@ -79,24 +84,30 @@ class Combinations:
 
 def combination_table(
     stack: LogitStack,
-    fit: LogitStack | None = None,
+    test: LogitStack | None = None,
     *,
     combinations: Sequence[Sequence[str]] | None = None,
+    folds: int = 5,
+    groups: ArrayLike | None = None,
     views: str | Mapping[str, str] = "mean-log",
+    random_state: int | None = 0,
 ) -> Combinations:
     """Score each member, growing combinations and all members under uniform, score-weighted and majority-vote fusion.
 
     Uniform and score-weighted fusion add log-likelihoods, Σ_m w_m log p_m(c), with w_m = 1/M or the accuracy of
-    member m on `fit`; views are reduced first. The vote is that of the views where the stack has them, each view
-    fused with the score weights (a single member's views vote alone), and that of the members otherwise.
+    member m on the videos of the fit; views are reduced first. The vote is that of the views where the stack has them,
+    each view fused with the score weights (a single member's views vote alone), and that of the members otherwise.
+    Videos of the fit and scored videos are those of `leaderboard` for the same arguments.
 
     Args:
-        stack: The labelled stack to score, (N, M, K) or (N, M, V, K).
-        fit: The labelled stack that gives the score weights; `stack` itself by default, which the table then labels
-            in-sample.
+        stack: The labelled stack that gives the score weights, (N, M, K) or (N, M, V, K).
+        test: Another labelled stack of the same members, which is scored; without it, score weights are cross-fitted.
         combinations: Tuples of member names; by default each member, then from the two that are the most accurate on
-            `fit` up to all, one more at a time.
+            `stack` up to all, one more at a time.
+        folds: The number of folds without `test`; 0 for in-sample scores.
+        groups: One name for each video of `stack`, shape (N,): no fold splits videos of one name.
         views: How a member's views become one prediction before the members are fused.
+        random_state: Seed of the folds.
 
     Raises:
         InputError: labels are missing, or a combination is empty or names an unknown member.
@@ -106,41 +117,61 @@ def combination_table(
         >>> y = rng.integers(0, 3, size=99)
         >>> logits = {name: rng.normal(size=(99, 3)) + np.eye(3)[y] for name in ("x3d", "swin", "tin")}
         >>> table = combination_table(LogitStack.from_arrays(logits, labels=y))
-        >>> len(table.rows), len(table.rows[-1].members), table.in_sample
-        (5, 3, True)
+        >>> len(table.rows), len(table.rows[-1].members), table.how_scored.name
+        (5, 3, 'cross-fitted')
     """
-    require_labels(stack, "a combination table")
-    plain = reduced(stack, views)
-    fitted = plain if fit is None else reduced(fit, views).select(stack.members)
-    missing = missing_of(stack, fit)
-    accuracies = LogLinearPool(weights="accuracy", missing=missing).fit(fitted)
-    weight = dict(zip(accuracies.members_, np.asarray(accuracies.weights_, dtype=np.float64), strict=True))
+    trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a combination table")
+    return combinations_of(trial, trial.reduced(views), combinations)
+
+
+def combinations_of(trial: Trial, plain: Trial, combinations: Sequence[Sequence[str]] | None = None) -> Combinations:
+    """Return the combination table of a trial; `plain` is the same trial with its views reduced.
+
+    Each rule is fitted once, on all members: with `missing="renormalise"` it predicts with any of them.
+    """
     if combinations is None:
-        ranked = sorted(stack.members, key=lambda name: (-weight[name], stack.members.index(name)))
-        combinations = [[name] for name in stack.members] + [ranked[:n] for n in range(2, len(ranked) + 1)]
+        combinations = _growing(plain.fit_stack)
+    uniform = plain.fit(LogLinearPool(weights="uniform", missing="renormalise"))
+    weighted = plain.fit(LogLinearPool(weights="accuracy", missing="renormalise"))
+    if trial.scored.n_views is None:
+        votes = equal_votes = plain.fit(MajorityVote(missing="renormalise"))
+    else:
+        equal_votes = trial.fit(MajorityVote(missing="renormalise"))
+        votes = [
+            MajorityVote(dict(zip(pool.members_, pool.weights_, strict=True)), missing="renormalise").fit(trial.scored)
+            for pool in weighted
+        ]
     rows = []
     for names in combinations:
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
-        chosen, voters = plain.select(names), stack.select(names)
-        if chosen.present is not None:  # score the videos that one of these members has
-            kept = np.flatnonzero(chosen.present.any(axis=1))
-            chosen, voters = chosen[kept], voters[kept]
-        equal = {name: 1.0 for name in names}
-        weights = {name: weight[name] for name in names} if any(weight[name] for name in names) else equal
-        views_vote = MajorityVote(weights=weights, missing=missing)
-        vote = MajorityVote(missing=missing) if stack.n_views is None else views_vote
+        chosen, voters = plain.select(names), trial.select(names)
         predictions = {
-            "uniform": LogLinearPool(weights=equal, missing=missing).fit(chosen).predict_log_proba(chosen),
-            "score-weighted": LogLinearPool(weights=weights, missing=missing).fit(chosen).predict_log_proba(chosen),
-            "vote": vote.fit(voters).predict_log_proba(voters),
+            "uniform": _predicted(chosen, uniform, uniform),
+            "score-weighted": _predicted(chosen, weighted, uniform),
+            "vote": _predicted(voters, votes, equal_votes),
         }
-        labels = require_labels(chosen, "a combination table")
-        rows.append(Combination(tuple(names), {rule: score(rule, labels, z) for rule, z in predictions.items()}))
+        rows.append(Combination(tuple(names), {rule: score(rule, chosen.labels, z) for rule, z in predictions.items()}))
     return Combinations(
         rows=tuple(rows),
         rules=("uniform", "score-weighted", "vote"),
-        in_sample=fit is None,
-        n=len(stack),
-        views=stack.n_views,
+        how_scored=trial.protocol,
+        n_views=trial.scored.n_views,
     )
+
+
+def _growing(stack: LogitStack) -> list[list[str]]:
+    """Return each member, then the two most accurate ones, the three, …, all."""
+    accuracy = member_hits(stack, require_labels(stack, "a combination table")).mean(axis=0)
+    ranked = [stack.members[column] for column in np.argsort(-accuracy, kind="stable")]
+    return [[name] for name in stack.members] + [ranked[:n] for n in range(2, len(ranked) + 1)]
+
+
+def _predicted(trial: Trial, copies: Sequence[Any], equal: Sequence[Any]) -> NDArray[np.float64]:
+    """Predict with some of the members; where none of them has a positive weight, with equal weights."""
+    names = set(trial.scored.members)
+    able = [copy if names & set(copy.needed_members()) else same for copy, same in zip(copies, equal, strict=True)]
+    with warnings.catch_warnings():
+        if len(names) < len(trial.fit_stack.members):  # two of many may well agree by chance only
+            warnings.filterwarnings("ignore", "member .* agreed with the others", VidfuseWarning)
+        return trial.predict(able)

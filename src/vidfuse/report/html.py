@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
 from vidfuse._files import replace
 from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import class_names, folds_of, log_proba_of, missing_of, predict_rule, reduced
+from vidfuse.evaluation.scores import best_single, class_names, log_proba_of
+from vidfuse.evaluation.trial import Trial, open_trial
+from vidfuse.fusion.pools import LogLinearPool
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
 from vidfuse.report import svg
-from vidfuse.report.combinations import combination_table
+from vidfuse.report.combinations import combinations_of
 from vidfuse.report.layout import Table, number, percent, points
-from vidfuse.report.tables import Leaderboard, default_rules, leaderboard
-from vidfuse.selection.contribution import leave_one_out, shapley_values
+from vidfuse.report.tables import Leaderboard, board_of, checked_rules
+from vidfuse.selection.contribution import shapley_values
+from vidfuse.selection.subsets import search_subsets
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["write_report"]
@@ -39,18 +42,27 @@ _FEWEST = 5  # videos that a bin of the reliability diagram needs
 
 @dataclass(frozen=True)
 class _Data:
-    """What the sections are made of; predictions are those of the headline rule, fitted as the leaderboard says."""
+    """What the sections are made of; every rule was fitted and every prediction made before the first is written."""
 
+    trial: Trial
     board: Leaderboard
-    fit: LogitStack
-    scored: LogitStack
-    labels: NDArray[np.int64]
-    names: tuple[str, ...]
-    fused: NDArray[np.float64]
-    single: NDArray[np.float32]
-    predictions: NDArray[np.int64]
-    fuser: Any
+    fused: NDArray[np.float64]  # the headline rule's log-likelihoods (N, K) of the scored videos
+    rule: Any  # the headline rule, fitted on all videos of the fit
+    single: NDArray[np.float32]  # the best single member's log-likelihoods (N, K)
+    predictions: NDArray[np.int64]  # every member's class (N, M); -1, which is never right, where it lacks the video
     thumbnails: Mapping[str, bytes]
+
+    @property
+    def scored(self) -> LogitStack:
+        return self.trial.scored
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.trial.labels
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return class_names(self.trial.scored)
 
     @property
     def single_name(self) -> str:
@@ -68,10 +80,11 @@ def write_report(
     test: LogitStack | None = None,
     rules: Mapping[str, Any] | None = None,
     folds: int = 5,
+    groups: ArrayLike | None = None,
     views: str | Mapping[str, str] = "mean-log",
     title: str = "Fusion report",
     thumbnails: Mapping[str, bytes] | None = None,
-    random_state: int = 0,
+    random_state: int | None = 0,
 ) -> Path:
     """Write one HTML page on what fusing the members is worth; nothing is loaded from elsewhere when it is opened.
 
@@ -83,8 +96,9 @@ def write_report(
         stack: Labelled stack that rules are fitted on, (N, M, K) or (N, M, V, K).
         path: The file to write.
         test: Labelled stack that rules are scored on; without it they are cross-fitted on `stack`.
-        rules: Name → unfitted fuser, the headline rule first; see `leaderboard`.
+        rules: Name → unfitted rule, the headline rule first; see `leaderboard`.
         folds: The number of folds without `test`; 0 for in-sample scores, which the page then says.
+        groups: One name for each video of `stack`, shape (N,): no fold splits videos of one name (clips of one source).
         views: How views are reduced where the stack has them.
         title: The page's title.
         thumbnails: Video id → a PNG, JPEG, GIF or WebP image, shown with the mistakes.
@@ -106,37 +120,9 @@ def write_report(
         >>> page.startswith("<!doctype html>"), "The fusion of 3 members gets" in page
         (True, True)
     """
-    rules = default_rules(missing_of(stack, test)) if rules is None else dict(rules)
-    stack_with_views, test_with_views = stack, test
-    stack = reduced(stack, views)
-    test = None if test is None else reduced(test, views).select(stack.members)
-    board = leaderboard(stack, test, rules=rules, folds=folds, random_state=random_state)
-    scored = stack if test is None else test
-    labels = scored.labels
-    if labels is None:  # the leaderboard has checked it
-        raise InputError("a report needs labels")
-    rule = rules[board.headline_rule]
-    fold = folds_of(labels, folds, random_state) if test is None and folds else None
-    predictions = np.stack([log_proba_of(scored, name).argmax(axis=1) for name in scored.members], axis=1)
-    if scored.present is not None:
-        predictions[~scored.present] = -1  # no class: never right
-    data = _Data(
-        board=board,
-        fit=stack,
-        scored=scored,
-        labels=labels,
-        names=class_names(scored),
-        fused=predict_rule(rule, stack, scored, fold),
-        single=log_proba_of(scored, board.best_single),
-        predictions=predictions,
-        fuser=clone(rule).fit(stack),
-        thumbnails=thumbnails or {},
-    )
-    combinations = combination_table(
-        stack_with_views if test_with_views is None else test_with_views,
-        None if test_with_views is None else stack_with_views,
-        views=views,
-    )
+    trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
+    data = _predict(trial.reduced(views), rules, thumbnails or {})
+    combinations = combinations_of(trial, data.trial)
     sections = [
         _leaderboard_section(data),
         _section("Growing combinations", "What each further member adds, under three rules.", combinations.table()),
@@ -152,25 +138,44 @@ def write_report(
     return replace(path, _page(title, data, [section for section in sections if section]))
 
 
+def _predict(trial: Trial, rules: Mapping[str, Any] | None, thumbnails: Mapping[str, bytes]) -> _Data:
+    """Fit every rule once for each fold, and the headline rule on all videos, whose weights the page shows."""
+    rules = checked_rules(rules, trial)
+    copies = {name: trial.fit(rule) for name, rule in rules.items()}
+    fused = {name: trial.predict(fitted) for name, fitted in copies.items()}
+    board = board_of(trial.scored, fused, trial.protocol, best_single(trial.fit_stack))
+    first = board.headline_rule
+    predictions = np.stack([log_proba_of(trial.scored, name).argmax(axis=1) for name in trial.scored.members], axis=1)
+    if trial.scored.present is not None:
+        predictions[~trial.scored.present] = -1
+    return _Data(
+        trial=trial,
+        board=board,
+        fused=fused[first],
+        rule=clone(rules[first]).fit(trial.fit_stack) if trial.protocol.folds else copies[first][0],
+        single=log_proba_of(trial.scored, board.best_single),
+        predictions=predictions,
+        thumbnails=thumbnails,
+    )
+
+
 def _page(title: str, data: _Data, sections: list[str]) -> str:
     board = data.board
-    warning = ""
-    if board.protocol == "in-sample":
-        warning = '<p class="warning"><strong>In-sample.</strong> Rules are scored on the videos of their fit.</p>'
     facts = {
         f"{len(data.scored):,}": "videos scored",
         f"{data.scored.n_classes:,}": "classes",
         f"{len(data.scored.members)}": "members",
         percent(board.entry(board.best_single).score.accuracy) + " %": f"best single: {board.best_single}",
-        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "are right in some member",
+        percent(oracle_accuracy(data.predictions == data.labels[:, None])) + " %": "right in at least one member",
     }
     listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for value, name in facts.items())
     style = files("vidfuse.report").joinpath("page.css").read_text(encoding="utf-8")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{style}</style>\n</head>\n'
-        f'<body>\n<header><p class="kind">{escape(title)}</p><h1>{escape(board.headline())}</h1>'
-        f'<p class="how">{escape(board.how())}</p>{warning}<dl class="facts">{listed}</dl></header>\n'
+        f'<body>\n<header><p class="title">{escape(title)}</p><h1>{escape(board.headline())}</h1>'
+        f'<p class="{"warning" if board.how_scored.flatters else "how"}">{escape(board.how())}</p>'
+        f'<dl class="facts">{listed}</dl></header>\n'
         f"<main>\n{''.join(sections)}</main>\n<footer>Written by vidfuse {__version__}.</footer>\n</body>\n</html>\n"
     )
 
@@ -189,26 +194,28 @@ def _leaderboard_section(data: _Data) -> str:
     marks = []
     for entry in data.board.entries:
         s = entry.score
-        kind = "headline" if s.name == data.board.headline_rule else "fusion" if entry.fused else "member"
-        marks.append(svg.Mark(s.name, s.accuracy, *s.accuracy_interval, kind=kind))
+        role = "headline" if s.name == data.board.headline_rule else "fusion" if entry.fused else "member"
+        marks.append(svg.Mark(s.name, s.accuracy, *s.accuracy_interval, role=role))
     reference = data.board.entry(data.board.best_single).score.accuracy
     drawing = svg.dot_plot(marks, title="Top-1 accuracy of members and fusion rules", reference=reference)
     caption = (
         "Top-1 accuracy with 95 % intervals (Wilson). Grey: members. "
-        f"Dashed: the best single member ({data.single_name}), {data.board.chosen_on()}."
+        f"Dashed: the best single member ({data.single_name}), chosen on {data.board.chosen_on}."
     )
     return _section("Leaderboard", "", _figure(drawing, caption), data.board.table())
 
 
 def _weights_section(data: _Data) -> str:
-    weights = np.asarray(getattr(data.fuser, "weights_", ()), dtype=np.float64)
-    members = [str(name) for name in data.fuser.members_]
+    weights = np.asarray(getattr(data.rule, "weights_", ()), dtype=np.float64)
+    members = [str(name) for name in data.rule.members_]
     if weights.shape != (len(members),):
         return ""
     order = np.argsort(-weights, kind="stable")
     drawing = svg.weight_bars([members[i] for i in order], weights[order].tolist(), title="Weights of the members")
-    temperature = getattr(data.fuser, "temperature_", None)
-    text = f"The weights of “{data.board.headline_rule}”, fitted on {len(data.fit):,} videos; they sum to 1."
+    temperature = getattr(data.rule, "temperature_", None)
+    text = (
+        f"The weights of “{data.board.headline_rule}”, fitted on {len(data.trial.fit_stack):,} videos; they sum to 1."
+    )
     if temperature is not None:
         text += f" The pool's temperature is {float(temperature):.3g}: below 1 it sharpens the probabilities."
     return _section("Weights", text, drawing)
@@ -218,13 +225,15 @@ def _contributions_section(data: _Data) -> str:
     members = data.scored.members
     if not 2 <= len(members) <= _MOST_SHAPLEY or data.scored.present is not None:
         return ""
-    shapley = shapley_values(data.scored, objective="accuracy")
-    without = leave_one_out(data.scored, objective="accuracy")
+    pool = LogLinearPool(weights="accuracy")
+    shapley = shapley_values(data.scored, objective="accuracy", pool=pool)
+    subsets = search_subsets(data.scored, objective="accuracy", pool=pool).table
     order = sorted(members, key=lambda name: -shapley.values[name])
     rows = []
     for name in order:
         alone = data.board.entry(name).score.accuracy
-        rows.append((name, percent(alone), points(shapley.values[name]), points(without.values[name])))
+        lost = shapley.full - subsets.score_of(set(members) - {name})
+        rows.append((name, percent(alone), points(shapley.values[name]), points(lost)))
     text = (
         "What each member brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
         f"orders of adding the members; they sum to {percent(shapley.full)} % less the {percent(shapley.empty)} % of "
@@ -273,11 +282,11 @@ def _agreement_section(data: _Data) -> str:
 
 def _calibration_section(data: _Data) -> str:
     series, rows = [], []
-    for name, kind, z in ((data.single_name, "member", data.single), ("fusion", "headline", data.fused)):
+    for name, role, z in ((data.single_name, "member", data.single), ("fusion", "headline", data.fused)):
         r = reliability(data.labels, z, n_bins=10)
         bins = zip(r.confidence.tolist(), r.accuracy.tolist(), r.counts.tolist(), strict=True)
-        series.append((name, kind, [svg.Bin(c, a, int(n)) for c, a, n in bins if n >= _FEWEST]))
-        entry = data.board.entry(name if kind == "member" else data.board.headline_rule).score
+        series.append((name, role, [svg.Bin(c, a, int(n)) for c, a, n in bins if n >= _FEWEST]))
+        entry = data.board.entry(name if role == "member" else data.board.headline_rule).score
         confidence = float(np.exp(z.max(axis=1).astype(np.float64)).mean())
         rows.append((name, percent(confidence), percent(entry.accuracy), number(100 * entry.ece, 1), number(entry.nll)))
     drawing = svg.reliability_diagram(series, title="Calibration")
@@ -338,15 +347,15 @@ def _mistakes_section(data: _Data) -> str:
 
 
 def _method_section(data: _Data) -> str:
-    rows = tuple(zip(data.fit.members, data.fit.kinds, strict=True))
+    rows = tuple(zip(data.trial.fit_stack.members, data.trial.fit_stack.kinds, strict=True))
     members = Table(("member", "numbers"), rows)
     settings = {
-        "headline rule": f"{data.board.headline_rule}: {data.fuser!r}",
+        "headline rule": f"{data.board.headline_rule}: {data.rule!r}",
         "scores": data.board.how(),
         "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
-        "p-value": f"McNemar's exact test against the best single member ({data.board.chosen_on()}), two-sided",
+        "p-value": f"McNemar's exact test against the best single member (chosen on {data.board.chosen_on}), two-sided",
         "calibration error": "15 bins of equal width",
-        "order": "checked by id" if data.board.order_checked else "unchecked (no ids)",
+        "order": "checked by id" if data.board.how_scored.order_checked else "unchecked (no ids)",
         "vidfuse": __version__,
     }
     listed = escape(json.dumps(settings, indent=2, ensure_ascii=False))
@@ -356,8 +365,8 @@ def _method_section(data: _Data) -> str:
 
 
 def _data_url(image: bytes, name: str) -> str:
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    for start, kind in kinds.items():
+    formats = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    for start, suffix in formats.items():
         if image.startswith(start):
-            return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+            return f"data:image/{suffix};base64,{base64.b64encode(image).decode('ascii')}"
     raise InputError(f"the thumbnail of {name!r}: expected the bytes of a PNG, JPEG, GIF or WebP image")

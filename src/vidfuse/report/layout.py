@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Table", "number", "p_value", "percent", "points", "share", "span"]
+__all__ = ["MINUS", "Table", "number", "p_value", "percent", "points", "share", "span"]
 
 _NONE = "\N{EN DASH}"
-_MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Table:
 
     Attributes:
         columns: The headings.
-        rows: The cells, one string a column.
+        rows: The cells, one string for each column.
         title: What the table shows.
         notes: What one must know to read it, one sentence each.
         strong: The positions of the rows that stand out.
@@ -69,9 +69,9 @@ class Table:
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
         body = []
         for i, row in enumerate(self.rows):
-            kind = ' class="strong"' if i in self.strong else ""
+            css = ' class="strong"' if i in self.strong else ""
             cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
-            body.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+            body.append(f'<tr{css}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
         caption = f"<caption>{escape(self.title)}</caption>" if self.title else ""
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{notes}"
@@ -121,7 +121,7 @@ def points(value: float, digits: int = 1) -> str:
         ('+4.2', '−0.3', '0.0')
     """
     text = f"{100 * value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -133,7 +133,7 @@ def number(value: float, digits: int = 3) -> str:
     """
     if math.isnan(value):
         return _NONE
-    return ("∞" if value > 0 else f"{_MINUS}∞") if math.isinf(value) else f"{value:.{digits}f}"
+    return ("∞" if value > 0 else f"{MINUS}∞") if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def p_value(value: float) -> str:

@@ -30,7 +30,7 @@ class Mark:
     value: float
     low: float
     high: float
-    kind: str = "member"
+    role: str = "member"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def dot_plot(marks: Sequence[Mark], *, title: str, reference: float | None = Non
     """Draw a row for each share: a dot, its interval as a line, its value at the right.
 
     Args:
-        marks: The rows from the top; `kind` is "member", "fusion" or "headline".
+        marks: The rows from the top; `role` is "member", "fusion" or "headline".
         title: What is drawn.
         reference: A share at which a dashed line stands.
         unit: What stands behind the axis's numbers.
@@ -82,7 +82,7 @@ def dot_plot(marks: Sequence[Mark], *, title: str, reference: float | None = Non
     for row, mark in enumerate(marks):
         y = 14 + _ROW * (row + 0.5)
         value = f"{percent(mark.value)} ({span((mark.low, mark.high))})"
-        body.append(f'<g class="vf-{mark.kind}"><title>{escape(mark.label)}: {value}</title>')
+        body.append(f'<g class="vf-{mark.role}"><title>{escape(mark.label)}: {value}</title>')
         body.append(_text(left - 12, y + 4, _short(mark.label), "vf-label", "end"))
         body.append(_line(x(mark.low), y, x(mark.high), y, "vf-interval"))
         body.append(f'<circle cx="{x(mark.value):.1f}" cy="{y:.1f}" r="5" class="vf-dot"/>')
@@ -128,9 +128,9 @@ def shift_plot(shifts: Sequence[Shift], *, title: str, before: str, after: str) 
         y = 14 + _ROW * (row + 0.5)
         a, b = left + plot * shift.before, left + plot * shift.after
         text = f"{shift.label} ({shift.n} videos): {before} {percent(shift.before)}, {after} {percent(shift.after)}"
-        kind = "up" if shift.after > shift.before else "down" if shift.after < shift.before else "same"
+        css = "up" if shift.after > shift.before else "down" if shift.after < shift.before else "same"
         change = points(shift.after - shift.before, digits=0)
-        body.append(f'<g class="vf-{kind}"><title>{escape(text)}</title>')
+        body.append(f'<g class="vf-{css}"><title>{escape(text)}</title>')
         body.append(_text(left - 12, y + 4, _short(shift.label), "vf-label", "end"))
         body.append(_line(a, y, b, y, "vf-shift"))
         body.append(f'<circle cx="{a:.1f}" cy="{y:.1f}" r="4" class="vf-before"/>')
@@ -145,7 +145,7 @@ def reliability_diagram(series: Sequence[tuple[str, str, Sequence[Bin]]], *, tit
     """Draw accuracy against confidence, with the diagonal of perfect calibration and the count of the last series.
 
     Args:
-        series: Name, kind ("member" or "headline") and bins of each prediction.
+        series: Name, role ("member" or "headline") and bins of each prediction.
         title: What is drawn.
 
     Example:
@@ -173,9 +173,9 @@ def reliability_diagram(series: Sequence[tuple[str, str, Sequence[Bin]]], *, tit
         height = strip * b.n / largest
         body.append(f"<g><title>{b.n} videos at confidence {percent(b.confidence)}</title>")
         body.append(_rect(x(b.confidence) - 4, base - height, 8, height, "vf-count") + "</g>")
-    for name, kind, bins in series:
+    for name, role, bins in series:
         steps = " ".join(f"{x(b.confidence):.1f},{y(b.accuracy):.1f}" for b in bins)
-        body.append(f'<g class="vf-{kind}"><polyline points="{steps}" class="vf-curve"/>')
+        body.append(f'<g class="vf-{role}"><polyline points="{steps}" class="vf-curve"/>')
         most = max((b.n for b in bins), default=1)
         for b in bins:
             radius = 2.5 + 3.5 * math.sqrt(b.n / most)
@@ -214,6 +214,7 @@ def heat_map(
         >>> heat_map(np.eye(2), ["a", "b"], ["a", "b"], title="Confusion").count("<rect")
         4
     """
+    # Rows' names take the left, columns' names the top, turned by 45°; the rest is squares of side `cell`.
     cell = 44 if texts is not None else max(20, min(30, 560 // max(len(columns), 1)))
     left = _label_width(rows)
     tall = 14 + 0.72 * _CHARACTER * max(len(_short(name)) for name in columns)
@@ -232,8 +233,8 @@ def heat_map(
             body.append(f"<g><title>{escape(name)}, {escape(other)}: {percent(value)} %</title>")
             body.append(_rect(x, y, cell - 1, cell - 1, "vf-cell", f'fill-opacity="{0.06 + 0.94 * depth:.3f}"'))
             if texts is not None:
-                kind = "vf-on" if depth > 0.68 else "vf-off"
-                body.append(_text(x + (cell - 1) / 2, y + cell / 2 + 4, texts[row][column], kind, "middle"))
+                css = "vf-on" if depth > 0.68 else "vf-off"
+                body.append(_text(x + (cell - 1) / 2, y + cell / 2 + 4, texts[row][column], css, "middle"))
             body.append("</g>")
     width = left + cell * len(columns) + tall
     return _svg(width, tall + cell * len(rows) + 4, title, f"{len(rows)} rows, {len(columns)} columns.", body)
@@ -246,16 +247,16 @@ def _svg(width: float, height: float, title: str, description: str, body: Sequen
     )
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
+def _text(x: float, y: float, text: str, css: str, anchor: str, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
 
 
-def _rect(x: float, y: float, width: float, height: float, kind: str, more: str = "") -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2" class="{kind}" {more}/>'
+def _rect(x: float, y: float, width: float, height: float, css: str, more: str = "") -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2" class="{css}" {more}/>'
 
 
 def _short(label: str, longest: int = 30) -> str:

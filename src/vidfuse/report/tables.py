@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,24 +14,20 @@ from vidfuse.evaluation.scores import (
     Gain,
     Score,
     best_single,
-    folds_of,
     gain,
     log_proba_of,
     missing_of,
-    predict_rule,
-    reduced,
     require_labels,
     score,
 )
+from vidfuse.evaluation.trial import Protocol, Trial, open_trial
 from vidfuse.fusion.base import Missing
 from vidfuse.fusion.pools import LinearPool, LogLinearPool
 from vidfuse.fusion.voting import MajorityVote
-from vidfuse.report.layout import Table, number, p_value, points, share, span
+from vidfuse.report.layout import MINUS, Table, number, p_value, points, share, span
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Entry", "Leaderboard", "board_of", "default_rules", "leaderboard"]
-
-Protocol = Literal["held-out", "cross-fitted", "in-sample"]
+__all__ = ["Entry", "Leaderboard", "board_of", "checked_rules", "default_rules", "leaderboard"]
 
 
 def default_rules(missing: Missing = "error") -> dict[str, Any]:
@@ -74,22 +70,22 @@ class Leaderboard:
 
     Attributes:
         entries: The rows: by accuracy, then by NLL.
-        best_single: The member that was the most accurate on the videos of the fit.
+        best_single: The single member that gains are counted from.
+        chosen_on: Where it was the most accurate one: "the videos of the fit", or "these videos".
         headline_rule: The fusion rule that was chosen before anything was scored: the first of the rules.
-        protocol: `"held-out"` (fitted on other videos), `"cross-fitted"` (each video was predicted by a rule that
-            was fitted without it) or `"in-sample"`.
-        n_fit: The number of videos of the fit.
-        folds: The number of folds where cross-fitted.
-        order_checked: Whether the members were aligned by id.
+        how_scored: On which videos rules were fitted and scored.
     """
 
     entries: tuple[Entry, ...]
     best_single: str
+    chosen_on: str
     headline_rule: str
-    protocol: Protocol
-    n_fit: int
-    folds: int
-    order_checked: bool
+    how_scored: Protocol
+
+    @property
+    def protocol(self) -> str:
+        """`"held-out"`, `"cross-fitted"`, `"in-sample"` or `"partly in-sample"`; see `Protocol.how`."""
+        return self.how_scored.name
 
     def entry(self, name: str) -> Entry:
         """Return the row of a member or a rule.
@@ -119,33 +115,18 @@ class Leaderboard:
             f"({span(entry.score.accuracy_interval)})"
         )
         if entry.gain is not None:
-            text += (
-                f", {points(entry.gain.difference)} points over the best single member ({self.best_single}), "
-                f"{p_value(entry.gain.p_value)}"
-            )
-        text += " (in-sample)." if self.protocol == "in-sample" else "."
+            against = _against(entry.gain.difference, f"the best single member ({self.best_single})")
+            text += f", {against}, {p_value(entry.gain.p_value)}"
+        text += f"{self.how_scored.remark()}."
         best = self.best_on_scored
         if best != self.best_single:
-            ahead = points(entry.score.accuracy - self.entry(best).score.accuracy)
-            text += f" On these videos themselves {best} is the best member: {ahead} points."
+            against = _against(entry.score.accuracy - self.entry(best).score.accuracy, best)
+            text += f" That is {against}, which turned out to be the best member on these videos."
         return text
 
     def how(self) -> str:
-        """Return in one sentence on which videos the scores were taken."""
-        n = max(entry.score.n for entry in self.entries)
-        if self.protocol == "held-out":
-            text = f"Rules were fitted on {self.n_fit:,} videos and scored on {n:,} others."
-        elif self.protocol == "cross-fitted":
-            text = f"{n:,} videos; each was predicted by rules that were fitted without it ({self.folds} folds)."
-        else:
-            text = (
-                f"IN-SAMPLE: the rules were fitted on the {n:,} videos that they are scored on, and flatter themselves."
-            )
-        return text if self.order_checked else f"{text} Order unchecked: there are no ids."
-
-    def chosen_on(self) -> str:
-        """Return in a few words on which videos the best single member was chosen."""
-        return "chosen on the videos of the fit" if self.protocol == "held-out" else "chosen on these videos"
+        """Return in a sentence or two on which videos the scores were taken."""
+        return self.how_scored.how()
 
     def table(self) -> Table:
         """Return the leaderboard as a table of strings."""
@@ -171,7 +152,8 @@ class Leaderboard:
             title="Leaderboard (members are indented)",
             notes=(
                 self.how(),
-                f"gain: points of top-1 over the best single member, {self.chosen_on()}; p: McNemar's exact test.",
+                f"gain: points of top-1 over the best single member, chosen on {self.chosen_on}; "
+                "p: McNemar's exact test.",
             ),
             strong=frozenset(i for i, e in enumerate(self.entries) if e.score.name == self.headline_rule),
         )
@@ -180,13 +162,10 @@ class Leaderboard:
         """Return the leaderboard in plain types, for JSON."""
         return {
             "headline": self.headline(),
-            "protocol": self.protocol,
-            "n_fit": self.n_fit,
-            "folds": self.folds,
+            **self.how_scored.to_dict(),
             "best_single": self.best_single,
             "best_on_scored": self.best_on_scored,
             "headline_rule": self.headline_rule,
-            "order_checked": self.order_checked,
             "entries": [
                 {
                     "name": e.score.name,
@@ -214,28 +193,43 @@ class Leaderboard:
         return self.table().to_html()
 
 
+def _against(difference: float, other: str) -> str:
+    """Say by how many points of accuracy a prediction is better or worse than another.
+
+    Example:
+        >>> _against(0.082, "swin"), _against(-0.007, "swin")
+        ('+8.2 points over swin', '0.7 points below swin')
+    """
+    text = points(difference)
+    side = "below" if text.startswith(MINUS) else "over"
+    return f"{text.removeprefix(MINUS)} points {side} {other}"
+
+
 def leaderboard(
     stack: LogitStack,
     test: LogitStack | None = None,
     *,
     rules: Mapping[str, Any] | None = None,
     folds: int = 5,
+    groups: ArrayLike | None = None,
     views: str | Mapping[str, str] = "mean-log",
-    random_state: int = 0,
+    random_state: int | None = 0,
 ) -> Leaderboard:
     """Compare the members and the fusion rules on the same videos, in one table.
 
-    With `test`, rules are fitted on `stack` and scored on `test`. Without, they are cross-fitted: each video is
-    predicted by a rule that was fitted on the other folds. `folds=0` fits and scores on the same videos; the result
-    then says "in-sample". The best single member is the one that is the most accurate on all of `stack`, which without
+    With `test`, rules are fitted on `stack` and scored on `test`; the result counts the videos that are in both, and
+    calls them in-sample. Without, rules are cross-fitted: each video is predicted by a rule that was fitted on the
+    other folds. The folds are those of `honest_score` and `compare`, and so are the scores. `folds=0` fits and scores
+    on the same videos. The best single member is the one that is the most accurate on all of `stack`, which without
     `test` favours the single member, never the fusion.
 
     Args:
         stack: Labelled stack, (N, M, K), or (N, M, V, K), whose views are then reduced.
         test: Another labelled stack of the same members.
-        rules: Name → unfitted fuser, the headline rule first; by default the learned log-linear pool, score-weighted
+        rules: Name → unfitted rule, the headline rule first; by default the learned log-linear pool, score-weighted
             and uniform log-likelihoods, the average of probabilities, and the majority vote of the members.
         folds: The number of folds without `test`; 0 for in-sample scores.
+        groups: One name for each video of `stack`, shape (N,): no fold splits videos of one name (clips of one source).
         views: How views are reduced where the stack has them.
         random_state: Seed of the folds.
 
@@ -250,48 +244,38 @@ def leaderboard(
         >>> board.protocol, board.entries[0].fused
         ('cross-fitted', True)
     """
-    rules = default_rules(missing_of(stack, test)) if rules is None else dict(rules)
-    if not rules:
-        raise InputError("rules: expected at least one fuser, got none")
-    stack = reduced(stack, views)
-    require_labels(stack, "a leaderboard", "the stack" if test is None else "the stack of the fit")
-    scored = stack if test is None else reduced(test, views).select(stack.members)
-    labels = require_labels(scored, "a leaderboard", "the test stack")
-    both = sorted(set(rules) & set(stack.members))
+    trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a leaderboard")
+    trial = trial.reduced(views)
+    rules = checked_rules(rules, trial)
+    predictions = {name: trial.predict(trial.fit(rule)) for name, rule in rules.items()}
+    return board_of(trial.scored, predictions, trial.protocol, best_single(trial.fit_stack))
+
+
+def checked_rules(rules: Mapping[str, Any] | None, trial: Trial) -> dict[str, Any]:
+    """Return the rules that a trial compares, by default `default_rules`; their names are not those of members.
+
+    Raises:
+        InputError: there is no rule, or a name is both a member's and a rule's.
+    """
+    chosen = default_rules(missing_of(trial.fit_stack, trial.scored)) if rules is None else dict(rules)
+    if not chosen:
+        raise InputError("rules: expected at least one, got none")
+    both = sorted(set(chosen) & set(trial.scored.members))
     if both:
         raise InputError(f"a rule needs another name than the members; both have {both}")
-    fold = folds_of(labels, folds, random_state) if test is None and folds else None
-    return board_of(
-        scored,
-        {name: predict_rule(rule, stack, scored, fold) for name, rule in rules.items()},
-        best=best_single(stack),
-        protocol="held-out" if test is not None else "cross-fitted" if folds else "in-sample",
-        n_fit=len(stack),
-        folds=folds if test is None else 0,
-        order_checked=stack.ids is not None,
-    )
+    return chosen
 
 
 def board_of(
-    stack: LogitStack,
-    predictions: Mapping[str, ArrayLike],
-    *,
-    protocol: Protocol,
-    n_fit: int,
-    best: str | None = None,
-    folds: int = 0,
-    order_checked: bool = True,
+    stack: LogitStack, predictions: Mapping[str, ArrayLike], protocol: Protocol, best: str | None = None
 ) -> Leaderboard:
     """Return the leaderboard of predictions that were already made, beside the members of the stack.
 
     Args:
         stack: Labelled stack (N, M, K).
         predictions: Name → log-likelihoods (N, K), the headline rule first.
-        protocol: How the predictions came about; see `Leaderboard`.
-        n_fit: The number of videos of the fit.
+        protocol: How the predictions came about.
         best: The best single member; by default the most accurate one on `stack`, which favours it.
-        folds: The number of folds where cross-fitted.
-        order_checked: Whether the fit's members were aligned by id.
 
     Raises:
         InputError: labels are missing, or there is no prediction.
@@ -299,7 +283,7 @@ def board_of(
     Example:
         >>> z = np.log([[0.7, 0.3], [0.4, 0.6]])
         >>> stack = LogitStack.from_arrays({"a": z, "b": z[::-1]}, labels=[0, 1])
-        >>> board_of(stack, {"a again": z}, protocol="held-out", n_fit=10).headline()
+        >>> board_of(stack, {"a again": z}, Protocol(n_fit=10, n_scored=2, n_shared=0)).headline()
         'The fusion of 2 members gets 100.0 % (34.2–100.0), 0.0 points over the best single member (a), p = 1.'
     """
     labels = require_labels(stack, "a leaderboard")
@@ -311,6 +295,7 @@ def board_of(
         scores[name] = score(name, labels, log_proba_of(stack, name), present)
     for name, log_proba in predictions.items():
         scores[name] = score(name, labels, np.asarray(log_proba))
+    other_videos = best is not None and protocol.name in ("held-out", "partly in-sample")
     best = best_single(stack) if best is None else best
     entries = [
         Entry(s, fused=name in predictions, gain=None if name == best else gain(s, scores[best]))
@@ -319,9 +304,7 @@ def board_of(
     return Leaderboard(
         entries=tuple(sorted(entries, key=lambda e: (-e.score.accuracy, e.score.nll, not e.fused, e.score.name))),
         best_single=best,
+        chosen_on="the videos of the fit" if other_videos else "these videos",
         headline_rule=next(iter(predictions)),
-        protocol=protocol,
-        n_fit=n_fit,
-        folds=folds,
-        order_checked=order_checked and stack.ids is not None,
+        how_scored=protocol,
     )

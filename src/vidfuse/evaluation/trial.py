@@ -1,0 +1,211 @@
+"""A trial: which videos rules are fitted on, which they are scored on, and what that makes of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vidfuse.evaluation.scores import require_labels
+from vidfuse.fusion.crossfit import Splits, fit_copies, predict_by_copies, split_folds
+from vidfuse.fusion.views import reduce_views
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["Protocol", "Trial", "open_trial", "shared_videos"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How scores were taken, in numbers and in words.
+
+    Attributes:
+        n_fit: The number of videos of the fit.
+        n_scored: The number of videos that are scored.
+        n_shared: How many of the scored videos are videos of the fit; None where that cannot be told.
+        folds: The number of folds where rules were cross-fitted, 0 otherwise.
+        n_groups: The number of groups that no fold splits; None without groups.
+        order_checked: Whether the members were aligned by id.
+    """
+
+    n_fit: int
+    n_scored: int
+    n_shared: int | None
+    folds: int = 0
+    n_groups: int | None = None
+    order_checked: bool = True
+
+    @property
+    def name(self) -> Literal["cross-fitted", "held-out", "in-sample", "partly in-sample"]:
+        """What the scores are: see the cases of `how`."""
+        if self.folds:
+            return "cross-fitted"
+        if not self.n_shared:
+            return "held-out"
+        return "in-sample" if self.n_shared == self.n_scored else "partly in-sample"
+
+    @property
+    def flatters(self) -> bool:
+        """Whether a rule is scored on videos that it was fitted on."""
+        return self.name.endswith("in-sample")
+
+    def how(self) -> str:
+        """Return in a sentence or two on which videos the scores were taken."""
+        fit, n = f"{self.n_fit:,}", f"{self.n_scored:,}"
+        if self.name == "cross-fitted":
+            groups = "" if self.n_groups is None else f", none of {self.n_groups:,} groups split"
+            text = f"{n} videos; each was predicted by rules that were fitted without it ({self.folds} folds{groups})."
+        elif self.name == "in-sample":
+            text = f"IN-SAMPLE: the {n} videos that are scored are videos of the fit, so the scores are too good."
+        elif self.name == "partly in-sample":
+            text = (
+                f"PARTLY IN-SAMPLE: rules were fitted on {fit} videos and scored on {n}, of which {self.n_shared:,} "
+                "are videos of the fit, so the scores are too good."
+            )
+        elif self.n_shared is None:
+            text = f"Rules were fitted on {fit} videos and scored on {n}; whether some are in both is not known."
+        else:
+            text = f"Rules were fitted on {fit} videos and scored on {n} others."
+        return text if self.order_checked else f"{text} Order unchecked: there are no ids."
+
+    def remark(self) -> str:
+        """Return what a headline says behind its number: nothing, unless the number is flattering."""
+        if not self.flatters:
+            return ""
+        shared = f"{self.n_shared:,} of {self.n_scored:,} videos "
+        return f" ({'' if self.name == 'in-sample' else shared}in-sample)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the protocol in plain types, for JSON."""
+        return {
+            "protocol": self.name,
+            "n_fit": self.n_fit,
+            "n_scored": self.n_scored,
+            "n_shared": self.n_shared,
+            "folds": self.folds,
+            "n_groups": self.n_groups,
+            "order_checked": self.order_checked,
+        }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The videos of the fit and those that are scored, the same for every rule.
+
+    Attributes:
+        fit_stack: Labelled stack, (N, M, K) or (N, M, V, K), that rules are fitted on.
+        scored: Labelled stack of the same members that they are scored on; cross-fitted, the same stack.
+        labels: True classes of the scored videos.
+        splits: (rows of `fit_stack`, rows of `scored`) of each fold; one pair of whole stacks without folds.
+        protocol: What that makes of the scores.
+    """
+
+    fit_stack: LogitStack
+    scored: LogitStack
+    labels: NDArray[np.int64] = field(repr=False)
+    splits: Splits = field(repr=False)
+    protocol: Protocol
+
+    def fit(self, rule: Any) -> list[Any]:
+        """Return fitted copies of a rule, one for each fold."""
+        return fit_copies(rule, self.fit_stack, require_labels(self.fit_stack, "a fit"), self.splits)
+
+    def predict(self, copies: Sequence[Any]) -> NDArray[np.float64]:
+        """Return the log-likelihoods (N, K) of the scored videos by such copies."""
+        return predict_by_copies(copies, self.scored, self.splits)
+
+    def reduced(self, views: str | Mapping[str, str]) -> Trial:
+        """Return the trial with its views reduced, where it has views."""
+        fit_stack, scored = (
+            stack if stack.n_views is None else reduce_views(stack, views) for stack in (self.fit_stack, self.scored)
+        )
+        return replace(self, fit_stack=fit_stack, scored=scored)
+
+    def select(self, members: Sequence[str]) -> Trial:
+        """Return the trial with these members on the scored side only, and the videos that at least one of them has."""
+        scored = self.scored.select(members)
+        if scored.present is None:
+            return replace(self, scored=scored)
+        known = np.asarray(scored.present.any(axis=1))
+        row_of = np.cumsum(known) - 1
+        kept = [np.arange(len(known))[rows] for _, rows in self.splits]
+        splits = [(fit_rows, row_of[rows[known[rows]]]) for (fit_rows, _), rows in zip(self.splits, kept, strict=True)]
+        return replace(self, scored=scored[known], labels=self.labels[known], splits=splits)
+
+
+def open_trial(
+    stack: LogitStack,
+    test: LogitStack | None = None,
+    *,
+    folds: int = 5,
+    groups: ArrayLike | None = None,
+    random_state: int | None = 0,
+    what: str = "a trial",
+) -> Trial:
+    """Decide what rules are fitted and scored on.
+
+        test given           fit on `stack`, score `test`            held-out, unless videos are in both
+        no test, folds ≥ 2   fit on the other folds of `stack`       cross-fitted
+        no test, folds = 0   fit on `stack`, score `stack`           in-sample
+
+    Args:
+        stack: Labelled stack that rules are fitted on.
+        test: Labelled stack, with the members of `stack`, that they are scored on.
+        folds: The number of folds without `test`; 0 for in-sample scores.
+        groups: One name for each video of `stack`: no fold splits videos of one name.
+        random_state: Seed of the folds.
+        what: What needs the labels, for the error.
+
+    Raises:
+        InputError: labels are missing, or folds or groups are out of range.
+
+    Example:
+        >>> stack = LogitStack.from_arrays(np.zeros((6, 2, 3)), labels=[0, 1, 2, 0, 1, 2])
+        >>> open_trial(stack, folds=3).protocol.name
+        'cross-fitted'
+        >>> open_trial(stack[:4], stack[2:]).protocol.name
+        'partly in-sample'
+    """
+    fit_labels = require_labels(stack, what, "the stack" if test is None else "the stack of the fit")
+    splits: Splits = [(slice(None), slice(None))]
+    n_groups = None
+    if test is None and folds:
+        splits = split_folds(fit_labels, folds, groups, random_state, stack.ids)
+        n_groups = None if groups is None else len(np.unique(np.asarray(groups).astype(str)))
+    scored = stack if test is None else test.select(stack.members)
+    labels = fit_labels if test is None else require_labels(scored, what, "the test stack")
+    cross_fitted = test is None and bool(folds)
+    protocol = Protocol(
+        n_fit=len(stack),
+        n_scored=len(scored),
+        n_shared=0 if cross_fitted else shared_videos(stack, scored),
+        folds=folds if cross_fitted else 0,
+        n_groups=n_groups,
+        order_checked=stack.ids is not None and scored.ids is not None,
+    )
+    return Trial(stack, scored, labels, splits, protocol)
+
+
+def shared_videos(first: LogitStack, second: LogitStack) -> int | None:
+    """Return how many videos of the second stack are in the first; None where that cannot be told.
+
+    Ids tell. Without them, rows of one and the same source tell (`stack` and `stack[:100]`), and so do two stacks
+    whose numbers are all equal.
+
+    Example:
+        >>> stack = LogitStack.from_arrays(np.zeros((6, 2, 3)))
+        >>> shared_videos(stack[:4], stack[3:]), shared_videos(stack, LogitStack.from_arrays(np.ones((6, 2, 3))))
+        (1, None)
+    """
+    if first.ids is not None and second.ids is not None:
+        return int(np.isin(second.ids, first.ids).sum())
+    ours, theirs = first.select(second.members[:1]).sources()[0], second.sources()[0]
+    if ours.source is theirs.source:
+        all_rows = np.arange(ours.source.shape[0])
+        return int(np.isin(all_rows[theirs.rows], all_rows[ours.rows]).sum())
+    same = len(first) == len(second) and all(
+        np.array_equal(first.scores(name), second.scores(name), equal_nan=True) for name in second.members
+    )
+    return len(second) if same else None

@@ -1,0 +1,158 @@
+"""Cross-fitting: the one place that deals videos to folds, and lets copies of a rule predict what they did not see.
+
+videos      0  1  2  3  4  5  6  7  8
+fold        0  1  2  0  1  2  0  1  2      split_folds
+predicted   A  B  C  A  B  C  A  B  C      out_of_fold: A was fitted on folds 1 and 2, B on 0 and 2, C on 0 and 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.utils import get_tags
+
+from vidfuse._checks import as_array
+from vidfuse.errors import InputError
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["Splits", "fit_copies", "out_of_fold", "predict_by_copies", "split_folds"]
+
+Splits = Sequence[tuple[Any, Any]]
+"""(fit rows, score rows) of each fold; together the score rows cover every scored video once."""
+
+
+def split_folds(
+    labels: NDArray[np.int64],
+    folds: int,
+    groups: ArrayLike | None = None,
+    seed: int | None = 0,
+    keys: ArrayLike | None = None,
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return each fold's (fit rows, score rows), both ascending: stratified by class, no group split.
+
+    Without groups, the numbers of a class in two folds differ by at most one, and so do the sizes of the folds. Groups
+    are placed one by one, from the largest to the smallest, where the fewest videos of their classes are.
+
+    Args:
+        labels: True classes, shape (N,).
+        folds: How many, at least 2.
+        groups: One name for each video, shape (N,): videos of one name stay together (clips of one source, …).
+        seed: Seed of the draw; None draws anew.
+        keys: What tells videos apart whatever their order, shape (N,): ids, or numbers that follow from their content.
+            With keys, or with groups, a video's fold does not depend on the order of the rows.
+
+    Raises:
+        InputError: fewer than 2 folds, or fewer videos or groups than folds.
+
+    Example:
+        >>> fit_rows, score_rows = split_folds(np.array([0, 0, 0, 1, 1, 1]), folds=3)[0]
+        >>> len(fit_rows), len(score_rows)
+        (4, 2)
+    """
+    n = len(labels)
+    if not isinstance(folds, (int, np.integer)) or not 2 <= folds <= n:
+        raise InputError(f"folds: expected 2 … {n} (the number of videos), got {folds}")
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        fold = _dealt(labels, folds, rng, None if keys is None else _names(keys, n, "keys"))
+    else:
+        fold = _placed(labels, folds, rng, _names(groups, n, "groups"))
+    return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(folds)]
+
+
+def _names(values: ArrayLike, n: int, what: str) -> NDArray[Any]:
+    names = as_array(values, what)
+    if names.shape != (n,):
+        raise InputError(f"{what}: expected one for each of {n} videos, got shape {names.shape}")
+    return names.astype(str) if names.dtype == object else names
+
+
+def _dealt(
+    labels: NDArray[np.int64], folds: int, rng: np.random.Generator, keys: NDArray[Any] | None
+) -> NDArray[np.int64]:
+    """Shuffle the videos, sort them by class, and deal them to the folds in turn."""
+    rows = np.arange(len(labels)) if keys is None else np.lexsort((labels, keys))
+    rows = rows[rng.permutation(len(rows))]
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    fold = np.empty(len(labels), dtype=np.int64)
+    fold[rows] = np.arange(len(labels)) % folds
+    return fold
+
+
+def _placed(labels: NDArray[np.int64], folds: int, rng: np.random.Generator, groups: NDArray[Any]) -> NDArray[np.int64]:
+    """Place one group after the other, the largest first, in the fold that has the least of what the group brings.
+
+    A fold's load is Σ over the group's videos of (the fold's videos of that class) / (all videos of that class): the
+    growth of the sum of squared class shares, but for a constant. Among equal loads the smallest fold is taken, so that
+    none stays empty.
+    """
+    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(names) < folds:
+        raise InputError(f"groups: expected at least {folds} (one for each fold), got {len(names)}")
+    classes = np.split(labels[np.lexsort((labels, group))], np.cumsum(sizes)[:-1])  # of each group's videos
+    total = np.bincount(labels)
+    held = np.zeros((folds, len(total)), dtype=np.int64)
+    fold_of = np.empty(len(names), dtype=np.int64)
+    shuffled = rng.permutation(len(names))
+    for index in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        load = (held[:, classes[index]] / total[classes[index]]).sum(axis=1)
+        fold_of[index] = np.lexsort((held.sum(axis=1), load))[0]
+        np.add.at(held[fold_of[index]], classes[index], 1)
+    return fold_of[group]
+
+
+def out_of_fold(
+    rule: Any,
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    splits: Splits,
+    sample_weight: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return log-likelihoods (N, K) of every video by a copy of the rule that was fitted on the other folds.
+
+    Args:
+        rule: Any rule; it is cloned, so that a search or a learned weight is part of each fold's own fit.
+        stack: The videos.
+        labels: True classes, shape (N,).
+        splits: The folds; see `split_folds`.
+        sample_weight: One weight of at least 0 for each video of the fit.
+
+    Example:
+        >>> from vidfuse.fusion.pools import LogLinearPool
+        >>> stack, labels = LogitStack.from_arrays(np.zeros((4, 2, 3))), np.array([0, 1, 2, 0])
+        >>> out_of_fold(LogLinearPool(weights="uniform"), stack, labels, split_folds(labels, 2)).shape
+        (4, 3)
+    """
+    return predict_by_copies(fit_copies(rule, stack, labels, splits, sample_weight), stack, splits)
+
+
+def fit_copies(
+    rule: Any,
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    splits: Splits,
+    sample_weight: NDArray[np.float64] | None = None,
+) -> list[Any]:
+    """Return one fitted copy of the rule for each fold; a rule that learns nothing from labels is fitted only once.
+
+    What such a rule predicts (equal or given weights, plain votes) does not depend on the videos of its fit.
+    """
+    if not get_tags(rule).target_tags.required:
+        return [clone(rule).fit(stack, labels, sample_weight)] * len(splits)
+    weights = [None if sample_weight is None else sample_weight[fit_rows] for fit_rows, _ in splits]
+    return [
+        clone(rule).fit(stack[fit_rows], labels[fit_rows], weight)
+        for (fit_rows, _), weight in zip(splits, weights, strict=True)
+    ]
+
+
+def predict_by_copies(copies: Sequence[Any], stack: LogitStack, splits: Splits) -> NDArray[np.float64]:
+    """Return log-likelihoods (N, K) of a stack, each fold's score rows by that fold's copy."""
+    result = np.empty((len(stack), stack.n_classes))
+    for copy, (_, score_rows) in zip(copies, splits, strict=True):
+        result[score_rows] = copy.predict_log_proba(stack[score_rows])
+    return result
