@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Missing
+from vidfuse.fusion.rule import Missing
 from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics import (
     Interval,

@@ -9,8 +9,8 @@ import numpy as np
 
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import Score, missing_of, reduced, require_labels, score
-from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.fusion.voting import MajorityVote
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.votes import MajorityVote
 from vidfuse.report.layout import Table, share
 from vidfuse.stack.stack import LogitStack
 

@@ -23,9 +23,10 @@ from vidfuse.evaluation.scores import (
     require_labels,
     score,
 )
-from vidfuse.fusion.base import Missing
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.voting import MajorityVote
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Missing
+from vidfuse.fusion.votes import MajorityVote
 from vidfuse.report.layout import Table, number, p_value, points, share, span
 from vidfuse.stack.stack import LogitStack
 
