@@ -9,10 +9,11 @@ from sklearn.base import BaseEstimator
 
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion.base import Fuser
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
@@ -268,13 +269,13 @@ def test_a_zero_at_the_true_class_is_named_by_member_and_id(scaling):
     stack = LogitStack.from_arrays({"a": X[:, 0], "b": X[:, 1]}, labels=y, ids=[f"v{i}" for i in range(20)])
     with pytest.raises(InputError, match=r"true class: member 'a', id 'v7' \(row 7\); give this member as kind="):
         Calibrated(LogLinearPool("uniform"), scaling, where="members").fit(stack)
-    with pytest.raises(InputError, match=r"true class: id 'v7' \(row 7\); set floor=1e-4 or more in the fuser"):
+    with pytest.raises(InputError, match=r"true class: id 'v7' \(row 7\); set floor=1e-4 or more in the rule"):
         Calibrated(LinearPool("uniform"), scaling).fit(stack)
     fitted = Calibrated(LinearPool("uniform", floor=1e-4), scaling).fit(stack)
     assert np.isfinite(loss(fitted.predict_log_proba(stack), y))
 
 
-class Broken(Fuser):
+class Broken(Rule):
     def _fit(self, stack, labels, weight):
         pass
 

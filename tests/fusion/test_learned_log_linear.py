@@ -20,7 +20,7 @@ from vidfuse.fusion._solver.moments import block_moments
 from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
 from vidfuse.fusion._solver.shrinkage import choose_shrinkage
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.stack.stack import LogitStack
 
 

@@ -93,7 +93,7 @@ def test_row_11_classes_in_another_order_are_refused(rule, tmp_path):
     fitted = rule("accuracy").fit(stack)
     turned = LogitStack.from_arrays(arrays, classes=list("zyxwv"))
     path = Recipe.from_fitted(fitted, stack).save(tmp_path / "recipe.json")
-    for same in (fitted, pickle.loads(pickle.dumps(fitted)), load_recipe(path).fuser):
+    for same in (fitted, pickle.loads(pickle.dumps(fitted)), load_recipe(path).rule):
         with pytest.raises(AlignmentError, match=r"another order: class 0 is 'v' in the fit and 'z'"):
             same.predict(turned)
         same.predict(LogitStack.from_arrays(arrays))  # a stack without names is taken at its word

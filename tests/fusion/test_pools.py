@@ -10,8 +10,9 @@ from scipy.optimize import minimize
 
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion._solver.linear import fit_linear
-from vidfuse.fusion.base import member_floors
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.floors import member_floors
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.weights import (
     accuracy_weights,
     inverse_nll_weights,

@@ -21,7 +21,7 @@ from vidfuse._files import replace
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import best_single, class_names, log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
 from vidfuse.report import svg
 from vidfuse.report.combinations import combinations_of

@@ -15,8 +15,8 @@ from sklearn.base import clone
 from tqdm import tqdm
 
 from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
-from vidfuse.fusion.base import Fuser
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.stack.stack import LogitStack
 from vidfuse.training.recipes import TrainRecipe, learning_rate
 
@@ -73,7 +73,7 @@ def train_together(
     *,
     val_loader: Iterable[Any],
     stage_steps: int | None = None,
-    pool: Fuser | None = None,
+    pool: Rule | None = None,
     device: torch.device | str = "cpu",
     tensorboard: bool = True,
     progress: bool = True,
@@ -238,7 +238,7 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
 
 
 def _end_stage(
-    runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]], events: Events
+    runs: Mapping[str, Run], loader: Iterable[Any], pool: Rule, stages: list[dict[str, float]], events: Events
 ) -> None:
     """Fuse the members' validation predictions as they are now, and log the stage's row."""
     for run in runs.values():
@@ -252,7 +252,7 @@ def _end_stage(
         write_csv(first.folder / "stages.csv", stages)
 
 
-def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Fuser, number: int) -> dict[str, float]:
+def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Rule, number: int) -> dict[str, float]:
     labels = np.asarray(stack.labels)
     fitted = clone(pool).fit(stack)
     weights = dict(zip(fitted.members_, getattr(fitted, "weights_", np.full(len(runs), np.nan)), strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vidfuse._threads import one_blas_thread
 from vidfuse.fusion._solver.moments import Memory, Moments, Workspace, block_gradients, block_moments, rows_of
-from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.floors import floored_blocks
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import ArraySource

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vidfuse.errors import InputError
 from vidfuse.fusion._solver.log_linear import fit_log_linear, shrinkage_penalty
 from vidfuse.fusion._solver.passes import Passes
-from vidfuse.fusion.base import is_number
+from vidfuse.fusion.floors import is_number
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Shrinkage", "check_shrinkage", "choose_shrinkage"]
