@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from motion import body, drawing, recordings
 from motion.plan import ACTIONS, SPLITS, MotionPlan
+from vidfuse.errors import InputError
 
 __all__ = ["performer_of", "render_clip"]
 
@@ -91,7 +92,7 @@ def render_clip(action: str, plan: MotionPlan, split: str = "train", number: int
 
     The frames depend on the arguments alone: not on the machine, other videos or the number of processes. Nothing is
     summed by a library in an order of its own, and positions are rounded to a micrometre before they are drawn, so that
-    another library's last digit of a sine does not show.
+    another library's last digit of a sine does not show (NumPy 1.26 and 2.5 give the same frames).
 
     Args:
         action: A name out of `ACTIONS`.
@@ -102,10 +103,15 @@ def render_clip(action: str, plan: MotionPlan, split: str = "train", number: int
     Returns:
         Frames (T, H, W, 3), uint8.
 
+    Raises:
+        InputError: There is no such action or split.
+
     Example:
         >>> render_clip("walk", MotionPlan(frames=3, size=32)).shape
         (3, 32, 32, 3)
     """
+    if action not in ACTIONS or split not in SPLITS:
+        raise InputError(f"expected an action out of {ACTIONS} and a split out of {SPLITS}, got {action!r}, {split!r}")
     who = performer_of(plan, split, number)
     scene = _scene(
         plan, split, np.random.default_rng([plan.seed, SPLITS.index(split), number, 1 + ACTIONS.index(action)])

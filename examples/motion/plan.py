@@ -40,7 +40,7 @@ class MotionPlan:
     frames: int = 40
     size: int = 80
     fps: int = 20
-    difficulty: float = 0.3
+    difficulty: float = 0.22
     variety: float = 1.0
     damaged: int = 1
     seed: int = 0

@@ -68,6 +68,13 @@ def test_plans_that_cannot_be_are_refused(wrong):
         replace(PLAN, **wrong)
 
 
+@pytest.mark.parametrize("wrong", [("swim", "train"), ("walk", "training")])
+def test_what_is_no_action_or_split_is_refused(wrong):
+    action, split = wrong
+    with pytest.raises(InputError, match="expected an action out of"):
+        motion.render_clip(action, PLAN, split)
+
+
 def test_the_contact_sheet_shows_every_action(tmp_path, monkeypatch):
     from PIL import Image
 
