@@ -19,6 +19,8 @@ def test_a_rule_without_a_fit_has_no_optimism():
     assert found.uniform == found.score
     assert found.optimism == pytest.approx(0, abs=1e-12) and found.versus_uniform.p_value == 1
     assert len(set(found.repeats)) == 1
+    loss = vf.honest_score(UNIFORM, stack, folds=4, repeats=1, objective="nll")
+    assert "optimism +0.0000" in repr(loss) and str(loss.optimism) == "0.0"  # no minus zero
 
 
 def test_selection_among_noise_is_seen_through():

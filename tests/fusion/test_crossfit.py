@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from selection_cases import ensemble, stack_of
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 import vidfuse as vf
 from vidfuse.errors import InputError
@@ -112,6 +113,30 @@ def test_copies_are_fitted_on_the_other_folds():
         np.testing.assert_allclose(ours[rest], rule.predict_log_proba(z[rest]), atol=1e-12)
 
 
+class Memory(ClassifierMixin, BaseEstimator):
+    """A rule that says it needs no labels, and learns them by heart where it gets them."""
+
+    def fit(self, X, y=None, sample_weight=None):
+        self.labels_ = X.labels if y is None else y
+        return self
+
+    def predict_log_proba(self, X):
+        if self.labels_ is None:
+            return np.full((len(X), X.n_classes), -np.log(X.n_classes))
+        return np.log(np.eye(X.n_classes)[self.labels_[: len(X)]] + 1e-9)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        return tags
+
+
+def test_a_rule_that_needs_no_labels_gets_none():
+    z, y = ensemble(2, n=90, k=3)
+    found = out_of_fold(Memory(), stack_of(z, y), y, split_folds(y, 3))
+    assert (found == -np.log(3)).all()
+
+
 def test_a_rule_that_learns_nothing_is_fitted_once():
     z, y = ensemble(2, n=90, k=3)
     stack, splits = stack_of(z, y), split_folds(y, 3)
@@ -121,3 +146,13 @@ def test_a_rule_that_learns_nothing_is_fitted_once():
     np.testing.assert_array_equal(
         out_of_fold(uniform, stack, y, splits), uniform.fit(stack, y).predict_log_proba(stack)
     )
+
+
+def test_shrinkage_by_cross_validation_does_not_depend_on_the_order_of_rows():
+    """With ids; without them, the folds of one order choose another strength than those of another."""
+    z, y = ensemble(1, n=50, m=4, k=3, signal=1.0)
+    ids, rng = np.array([f"v{i}" for i in range(50)]), np.random.default_rng(1)
+    draws = [rng.permutation(50) for _ in range(6)]
+    pool = vf.LogLinearPool(shrinkage="cv")
+    assert len({pool.fit(stack_of(z[rows], y[rows], ids=ids[rows])).shrinkage_ for rows in draws}) == 1
+    assert len({pool.fit(stack_of(z[rows], y[rows])).shrinkage_ for rows in draws}) > 1

@@ -137,12 +137,13 @@ def fit_copies(
     splits: Splits,
     sample_weight: NDArray[np.float64] | None = None,
 ) -> list[Any]:
-    """Return one fitted copy of the rule for each fold; a rule that learns nothing from labels is fitted only once.
+    """Return one fitted copy of the rule for each fold.
 
-    What such a rule predicts (equal or given weights, plain votes) does not depend on the videos of its fit.
+    A rule that needs no labels (equal or given weights, plain votes) is fitted once, on all videos, and sees no labels.
     """
     if not get_tags(rule).target_tags.required:
-        return [clone(rule).fit(stack, labels, sample_weight)] * len(splits)
+        bare = LogitStack(stack.sources(), ids=stack.ids, classes=stack.classes, present=stack.present)
+        return [clone(rule).fit(bare, None, sample_weight)] * len(splits)
     weights = [None if sample_weight is None else sample_weight[fit_rows] for fit_rows, _ in splits]
     return [
         clone(rule).fit(stack[fit_rows], labels[fit_rows], weight)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vidfuse.errors import InputError
 from vidfuse.fusion._solver.log_linear import fit_log_linear, shrinkage_penalty
 from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion.crossfit import split_folds
 from vidfuse.fusion.floors import is_number
 from vidfuse.stack.stack import LogitStack
 
@@ -45,7 +46,7 @@ def choose_shrinkage(
     """Return the strength λ of `shrinkage_penalty`.
 
     "auto" is ``N^(-1/2)``, N the effective number of videos ``1/Σω²``; "cv" takes the multiple of it that has the
-    least negative log-likelihood over five folds, which are stratified by label and depend on no random numbers.
+    least negative log-likelihood over five folds, always the same ones for the same videos.
 
     Args:
         shrinkage: "auto", "cv", None (0) or λ itself.
@@ -73,11 +74,8 @@ def choose_shrinkage(
     used = np.flatnonzero(omega > 0)
     if len(used) < 2 * _FOLDS:
         return auto
-    fold = np.empty(len(stack), dtype=np.int64)
-    fold[np.argsort(labels, kind="stable")] = np.arange(len(stack)) % _FOLDS
     losses = np.zeros(len(_GRID))
-    for held in range(_FOLDS):
-        inside, outside = fold != held, fold == held
+    for inside, outside in split_folds(labels, _FOLDS, keys=stack.ids):
         if not (omega[inside].any() and omega[outside].any()):
             continue
         share = omega[inside] / omega[inside].sum()
