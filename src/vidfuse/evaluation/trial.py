@@ -206,6 +206,6 @@ def shared_videos(first: LogitStack, second: LogitStack) -> int | None:
         all_rows = np.arange(ours.source.shape[0])
         return int(np.isin(all_rows[theirs.rows], all_rows[ours.rows]).sum())
     same = len(first) == len(second) and all(
-        np.array_equal(first.scores(name), second.scores(name), equal_nan=True) for name in second.members
+        np.array_equal(first.scores(name), second.scores(name)) for name in second.members
     )
     return len(second) if same else None
