@@ -116,6 +116,11 @@ def test_without_ids_equal_numbers_tell_and_others_are_not_called_others():
     changed = {name: hard_stack(2).scores(name).copy() for name in ("m0", "m1", "m2", "m3")}
     changed["m3"][5] += 1
     assert shared_videos(hard_stack(2), vf.LogitStack.from_arrays(changed)) is None
+    for half in (
+        vf.leaderboard(hard_stack(2, ids=IDS), hard_stack(3)),
+        vf.leaderboard(hard_stack(2), hard_stack(3, ids=IDS)),
+    ):
+        assert not half.how_scored.order_checked
     text = str(vf.leaderboard(hard_stack(2), hard_stack(3)))
     assert "scored on 120; whether some are in both is not known" in text and "others" not in text
 

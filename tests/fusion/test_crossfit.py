@@ -80,6 +80,14 @@ def test_large_groups_do_not_pile_up():
         assert share == pytest.approx(0.2, abs=0.03)
 
 
+def test_a_rare_class_weighs_as_much_as_a_common_one():
+    groups = np.repeat(np.arange(8), [12, 10, 10, 10, 2, 2, 2, 2])
+    labels = np.zeros(50, dtype=int)
+    labels[43::2] = 1  # one of two videos in each of the four small groups
+    fold = fold_of(labels, 4, groups, 0)
+    assert sorted(fold[labels == 1]) == [0, 1, 2, 3]
+
+
 def test_the_seed_decides():
     labels = np.arange(60) % 3
     groups = np.arange(60) // 3

@@ -118,9 +118,10 @@ class Trial:
 
     def reduced(self, views: str | Mapping[str, str]) -> Trial:
         """Return the trial with its views reduced, where it has views."""
-        fit_stack, scored = (
-            stack if stack.n_views is None else reduce_views(stack, views) for stack in (self.fit_stack, self.scored)
-        )
+        if self.fit_stack.n_views is None and self.scored.n_views is None:
+            return self
+        fit_stack = _reduced(self.fit_stack, views)
+        scored = fit_stack if self.scored is self.fit_stack else _reduced(self.scored, views)
         return replace(self, fit_stack=fit_stack, scored=scored)
 
     def select(self, members: Sequence[str]) -> Trial:
@@ -188,6 +189,10 @@ def open_trial(
     return Trial(stack, scored, labels, splits, protocol)
 
 
+def _reduced(stack: LogitStack, views: str | Mapping[str, str]) -> LogitStack:
+    return stack if stack.n_views is None else reduce_views(stack, views)
+
+
 def shared_videos(first: LogitStack, second: LogitStack) -> int | None:
     """Return how many videos of the second stack are in the first; None where that cannot be told.
 
@@ -206,6 +211,6 @@ def shared_videos(first: LogitStack, second: LogitStack) -> int | None:
         all_rows = np.arange(ours.source.shape[0])
         return int(np.isin(all_rows[theirs.rows], all_rows[ours.rows]).sum())
     same = len(first) == len(second) and all(
-        np.array_equal(first.scores(name), second.scores(name), equal_nan=True) for name in second.members
+        np.array_equal(first.scores(name), second.scores(name)) for name in second.members
     )
     return len(second) if same else None
