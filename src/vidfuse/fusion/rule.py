@@ -90,8 +90,14 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
     missing: Missing | None = None
 
     @abstractmethod
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
-        """Set the fitted attributes; labels are given where `needs_labels` says so."""
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
+        """Set the fitted attributes.
+
+        Args:
+            stack: the members, in the order of `members_`.
+            labels: true classes, an array (N,) of int64; None may come only where `needs_labels` is False.
+            weight: the videos' weights (N,), at least 0 with a positive sum, or None where all count alike.
+        """
 
     @abstractmethod
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
