@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import pkgutil
 import warnings
-from inspect import signature
+from inspect import isabstract, signature
 
 import joblib
 import numpy as np
 import pytest
-from fusion_cases import CASES, ESTIMATORS, K, array_of, by_name, features, fitted, members, output
+from fusion_cases import CASES, ESTIMATORS, VARIANTS, K, array_of, by_name, features, fitted, members, output
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.utils import get_tags
 
+import vidfuse.fusion
+import vidfuse.selection
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.votes import MajorityVote
 from vidfuse.recipe import RULES
@@ -118,7 +123,17 @@ def test_row_06_every_class_vetoed():
 
 
 def test_every_rule_is_under_contract():
+    """Rules that the package defines, recipes can hold; and those that recipes can hold, these tests try."""
+    for room in (vidfuse.fusion, vidfuse.selection):
+        for found in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            importlib.import_module(found.name)
+    kinds, waiting = set(), [Rule]
+    while waiting:
+        waiting += (own := waiting.pop().__subclasses__())
+        kinds |= {kind.__name__ for kind in own if kind.__module__.startswith("vidfuse.") and not isabstract(kind)}
     assert {type(estimator).__name__ for estimator in ESTIMATORS.values()} == set(RULES)
+    assert kinds == {type(estimator).__name__ for estimator in CASES.values()}
+    assert set(VARIANTS) <= set(RULES)
 
 
 def test_the_videos_call_for_weights_that_depend_on_them(data):

@@ -273,11 +273,9 @@ class Calibrated(Rule):
         """Whether the inner rule takes views; members are calibrated without."""
         return self.where == "after" and self.rule.takes_views
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         if self.where not in ("after", "members"):
             raise InputError(f'where: expected "after" or "members", got {self.where!r}')
-        if labels is None:
-            raise InputError("a calibration needs labels")
         base = TemperatureScaling() if self.calibrator is None else self.calibrator
         omega = _shares(weight, len(stack))
         if self.where == "after":

@@ -82,13 +82,11 @@ class DynamicPool(Rule):
         self.features = features
         self.neighbours = neighbours
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         if self.features not in _FEATURES:
             raise InputError(f"features: expected one of {', '.join(map(repr, _FEATURES))}, got {self.features!r}")
         if not self.neighbours >= 1:
             raise InputError(f"neighbours: expected at least 1, got {self.neighbours!r}")
-        if labels is None:
-            raise InputError("dynamic weights need labels")
         base = LogLinearPool() if self.pool is None else self.pool
         self.pool_ = clone(base).fit(self._as_listed(stack), labels, weight)
         static = _static(self.pool_)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class LinearPool(WeightedRule):
         self.class_weight = class_weight
         self.missing = missing
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
         self.temperature_, self.optimality_gap_ = 1.0, None
         self._fit_weights(stack, labels, weight, learn=self._learn)
         self.weight_sum_ = sum_of_given(self.weights)

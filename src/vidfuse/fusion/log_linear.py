@@ -109,7 +109,7 @@ class LogLinearPool(WeightedRule):
         self.missing = missing
         self.n_jobs = n_jobs
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
         check_shrinkage(self.shrinkage)
         learned = is_learned(self.weights)
         if self.per_class and not learned:

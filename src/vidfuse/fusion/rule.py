@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import as_array, check_labels, check_same_labels, first_few
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
-from vidfuse.fusion.agreement import agreement_beyond_chance, warn_if_agreement_is_lost
+from vidfuse.fusion.agreement import agreement_beyond_chance, check_numbering, warn_if_agreement_is_lost
 from vidfuse.stack.stack import LogitStack
 
 __all__ = [
@@ -90,8 +90,14 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
     missing: Missing | None = None
 
     @abstractmethod
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
-        """Set the fitted attributes; labels are given where `needs_labels` says so."""
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
+        """Set the fitted attributes.
+
+        Args:
+            stack: the members, in the order of `members_`.
+            labels: true classes, an array (N,) of int64; None may come only where `needs_labels` is False.
+            weight: the videos' weights (N,), at least 0 with a positive sum, or None where all count alike.
+        """
 
     @abstractmethod
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
@@ -280,6 +286,8 @@ def _in_order(stack: LogitStack, members: list[str]) -> LogitStack:
 
 def _labels(rule: Rule, stack: LogitStack, y: ArrayLike | None) -> NDArray[np.int64] | None:
     """Return the labels of a fit, from `y` or the stack; None where there are none and the rule needs none."""
+    if y is not None:
+        check_numbering(stack, check_labels(as_array(y, "y"), len(stack), stack.n_classes, stack.ids))
     labels = _resolve_labels(stack, y)
     if not rule.needs_labels:
         return labels

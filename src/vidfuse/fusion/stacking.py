@@ -68,13 +68,11 @@ class StackedPool(Rule):
         self.floor = floor
         self.n_jobs = n_jobs
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         if self.structure not in ("shared", "diagonal"):
             raise InputError(f'structure: expected "shared" or "diagonal", got {self.structure!r}')
         if not (np.isfinite(self.shrinkage) and self.shrinkage > 0):
             raise InputError(f"shrinkage: expected a positive number, got {self.shrinkage!r}")
-        if labels is None:
-            raise InputError("stacking needs labels")
         self.floor_ = member_floors(stack, self.floor, SHRUNK_FLOOR)
         static = LogLinearPool(floor=self.floor, n_jobs=self.n_jobs).fit(stack, labels, weight)
         omega = np.ones(len(labels)) if weight is None else weight

@@ -33,7 +33,7 @@ class _Vote(WeightedRule):
         self.floor = floor
         self.missing = missing
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
         self._fit_weights(stack, labels, weight)
 
     def _count(self, stack: LogitStack, ballots: Ballots) -> NDArray[np.float64]:
