@@ -4,6 +4,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from vidfuse import DynamicPool, LogitStack, LogLinearPool
 from vidfuse.errors import AlignmentError, InputError
@@ -104,3 +106,38 @@ def test_one_video_of_positive_weight_gives_the_static_pool():
     pool = DynamicPool().fit(LogitStack.from_arrays(arrays, labels=y), sample_weight=weight)
     assert pool.fallback_
     assert pool.gain_ == 0
+
+
+def held_out_gain(z, y):
+    """The gain over uniform weights and its standard error, from the definition alone: "confidence" and its halves."""
+    log_p = log_softmax(z, axis=2)
+    p = np.exp(log_p)
+    said = np.take_along_axis(p, p.argmax(axis=2)[:, None].repeat(3, axis=1), axis=2)
+    agreement = (said.sum(axis=1) - said.diagonal(axis1=1, axis2=2)) / 2
+    x = np.stack([1 + (p * log_p).sum(axis=2) / np.log(4), agreement], axis=2)
+    x -= x.mean(axis=1, keepdims=True)
+
+    def losses(a, rows):
+        weights = np.exp(x[rows] @ a)
+        pooled = np.einsum("nm,nmk->nk", weights / weights.sum(axis=1, keepdims=True), log_p[rows])
+        return -log_softmax(pooled, axis=1)[np.arange(len(rows)), y[rows]]
+
+    order, gains = np.argsort(y, kind="stable"), np.empty(len(y))
+    for fitted, judged in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        objective = lambda a, rows=fitted: losses(a, rows).mean() + 0.5 * a @ a / len(rows)  # noqa: E731
+        a = minimize(objective, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-12}).x
+        gains[judged] = losses(np.zeros(2), judged) - losses(a, judged)
+    return gains.mean(), gains.std() / np.sqrt(len(y))
+
+
+@pytest.mark.parametrize(("seed", "errors"), [(8, 0.01), (12, 0.98), (55, 1.02), (4, 1.50)])
+def test_weights_per_video_are_used_where_their_gain_exceeds_one_standard_error(seed, errors):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, 120)
+    sharpness = rng.uniform(0.2, 3.0, size=(120, 3, 1))
+    z = sharpness * (0.9 * rng.normal(size=(120, 3, 4)) + 0.7 * np.eye(4)[y][:, None])
+    gain, error = held_out_gain(z, y)
+    assert gain / error == pytest.approx(errors, abs=0.01) and gain > 0
+    pool = DynamicPool(LogLinearPool("uniform"), features="confidence").fit(z, y)
+    assert pool.gain_ == pytest.approx(gain, abs=1e-4)
+    assert pool.fallback_ == (errors <= 1) and pool.strengths_.any() == (errors > 1)

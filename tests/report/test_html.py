@@ -174,3 +174,17 @@ def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
     text, _ = page_of(tmp_path, stack)
     assert "The fusion of 3 members gets" in text
     assert "Contributions" not in headings(text)
+
+
+def test_a_bin_of_the_reliability_diagram_holds_at_least_five_videos(tmp_path):
+    """Of six videos at a confidence of 0.95, five at 0.65 and four at 0.45, the last ones have no dot."""
+    sizes = {0.95: 6, 0.65: 5, 0.45: 4}
+    confidence = np.repeat(list(sizes), list(sizes.values()))
+    y = np.arange(15) % 4
+    p = np.where(np.eye(4, dtype=bool)[y], confidence[:, None], (1 - confidence[:, None]) / 3)
+    stack = vf.LogitStack.from_arrays({"a": np.log(p), "b": np.log(p)}, labels=y, ids=[f"v{i}" for i in range(15)])
+    text, _ = page_of(tmp_path, stack)
+    assert re.findall(r"<title>a: confidence ([\d.]+), accuracy 100.0, (\d) videos", text) == [
+        ("65.0", "5"),
+        ("95.0", "6"),
+    ]
