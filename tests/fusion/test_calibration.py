@@ -126,6 +126,42 @@ def test_stacking_repairs_a_bias_that_pools_cannot():
             StackedPool(**parameters).fit(X, y)
 
 
+@pytest.mark.parametrize("structure", ["shared", "diagonal"])
+@pytest.mark.parametrize("shrinkage", [10.0, 40.0])
+def test_stacking_against_scipy(structure, shrinkage):
+    """Oracle: NLL + ½/N·(λ_w·Σ(β - β_static)² + λ·Σb²), with λ_w = λ for shared weights, and 10·λ for those of a class.
+
+    The last member rules a class out for some videos, which is taken as -100 nats.
+    """
+    X, y = members(n=150)
+    X = log_softmax(X + np.array([1.0, 0.0, 0.0, 0.0]))
+    X[::10, 1, 3] = -np.inf
+    X, y[::10] = log_softmax(X), y[::10] % 3
+    pool = StackedPool(structure, shrinkage=shrinkage, floor=0.0).fit(X, y)
+    static = LogLinearPool(floor=0.0).fit(X, y)
+    shared = static.weights_ / static.temperature_
+    columns = 4 if structure == "diagonal" else 1
+    log_p = np.maximum(X, -100.0)
+
+    def logits(x):
+        beta = x[: 2 * columns].reshape(2, columns)
+        return (log_p * beta).sum(axis=1) + x[2 * columns :]
+
+    def objective(x):
+        away = np.sum((x[: 2 * columns].reshape(2, columns) - shared[:, None]) ** 2)
+        prior = (10 if structure == "diagonal" else 1) * shrinkage * away + shrinkage * np.sum(x[2 * columns :] ** 2)
+        return loss(log_softmax(logits(x)), y) + 0.5 / 150 * prior
+
+    found = minimize(objective, np.r_[np.repeat(shared, columns), np.zeros(4)], method="BFGS", options={"gtol": 1e-8})
+    coef, intercept = np.broadcast_to(found.x[: 2 * columns].reshape(2, columns), (2, 4)), found.x[2 * columns :]
+    assert np.abs(intercept).max() > 0.05
+    np.testing.assert_allclose(pool.coef_, coef, atol=0.02)
+    np.testing.assert_allclose(pool.intercept_, intercept, atol=0.02)
+    own = np.r_[pool.coef_[:, :columns].ravel(), pool.intercept_]
+    assert objective(own) == pytest.approx(found.fun, abs=3e-5)
+    np.testing.assert_allclose(pool.predict_log_proba(X), log_softmax(logits(own)), atol=1e-4)
+
+
 def test_stacking_does_not_overfit_many_classes():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 100, 600)

@@ -292,6 +292,29 @@ def test_cross_validated_shrinkage_is_on_the_grid_and_repeats():
             choose_shrinkage(wrong, *arguments)
 
 
+@pytest.mark.parametrize(("seed", "n", "multiple"), [(0, 40, 10.0), (1, 100, 0.03)])
+def test_cross_validated_shrinkage_is_what_a_plain_search_over_five_folds_takes(seed, n, multiple):
+    z, y = problem(n=n, members=3, classes=4, seed=seed)
+    accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
+    s = accuracy / accuracy.sum()
+    fold = np.empty(n, dtype=int)
+    fold[np.argsort(y, kind="stable")] = np.arange(n) % 5
+    losses = {}
+    for strength in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
+        held_out = []
+        for held in range(5):
+            z_in, y_in, z_out, y_out = z[fold != held], y[fold != held], z[fold == held], y[fold == held]
+            own = strength / np.sqrt(len(y_in))
+            beta, _ = slsqp(lambda b, z=z_in, y=y_in, own=own: brute_penalised(b, z, y, own, s), 3)
+            held_out.append(brute(beta, z_out, y_out) * len(y_out))
+        losses[strength] = sum(held_out)
+    assert min(losses, key=losses.get) == multiple
+    pool = LogLinearPool(shrinkage="cv", floor=0.0).fit(z, y)
+    assert pool.shrinkage_ == pytest.approx(multiple / np.sqrt(n))
+    given = LogLinearPool(shrinkage=multiple / np.sqrt(n), floor=0.0).fit(z, y)
+    np.testing.assert_allclose(pool.weights_, given.weights_, atol=1e-9)
+
+
 def test_weights_per_class_follow_a_member_that_knows_one_class():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 600)
@@ -305,6 +328,27 @@ def test_weights_per_class_follow_a_member_that_knows_one_class():
     assert own_loss < -shared.predict_log_proba(z)[np.arange(600), y].mean()
     with pytest.raises(InputError, match="per_class"):
         LogLinearPool(weights="uniform", per_class=True).fit(z, y)
+
+
+def test_weights_per_class_are_shrunk_with_the_precision_of_a_hundred_videos():
+    """Oracle: SciPy on NLL + ½·(100/N)·Σ(β_mc - β_m)², over β ≥ 0, around the fit's own shared weights."""
+    z, y = problem(n=400, members=2, classes=3, seed=4, skill=1.5)
+    z[:, 0, 0] += 2 * (y == 0)  # the first member knows the first class
+    pool = LogLinearPool(per_class=True, floor=0.0).fit(z, y)
+    shared = pool.weights_ / pool.temperature_
+    log_p = z - logsumexp(z, axis=2, keepdims=True)
+
+    def objective(x):
+        beta = x.reshape(2, 3)
+        pooled = (log_p * beta).sum(axis=1)
+        loss = logsumexp(pooled, axis=1) - pooled[np.arange(400), y]
+        return loss.mean() + 0.5 * 100 / 400 * np.sum((beta - shared[:, None]) ** 2)
+
+    found = minimize(
+        objective, np.repeat(shared, 3), method="L-BFGS-B", bounds=[(0, None)] * 6, options={"ftol": 1e-14}
+    )
+    assert np.abs(found.x.reshape(2, 3) - shared[:, None]).max() > 0.05  # there is something to shrink
+    np.testing.assert_allclose(pool.class_weights_, found.x.reshape(2, 3), atol=2e-3)
 
 
 def test_summary_bootstraps_the_weights():
