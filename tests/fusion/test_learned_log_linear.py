@@ -20,6 +20,7 @@ from vidfuse.fusion._solver.moments import block_moments
 from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
 from vidfuse.fusion._solver.shrinkage import choose_shrinkage
+from vidfuse.fusion.crossfit import split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.stack.stack import LogitStack
 
@@ -292,18 +293,16 @@ def test_cross_validated_shrinkage_is_on_the_grid_and_repeats():
             choose_shrinkage(wrong, *arguments)
 
 
-@pytest.mark.parametrize(("seed", "n", "multiple"), [(0, 40, 10.0), (1, 100, 0.03)])
+@pytest.mark.parametrize(("seed", "n", "multiple"), [(4, 100, 10.0), (1, 100, 0.3), (5, 100, 1.0)])
 def test_cross_validated_shrinkage_is_what_a_plain_search_over_five_folds_takes(seed, n, multiple):
     z, y = problem(n=n, members=3, classes=4, seed=seed)
     accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
     s = accuracy / accuracy.sum()
-    fold = np.empty(n, dtype=int)
-    fold[np.argsort(y, kind="stable")] = np.arange(n) % 5
     losses = {}
     for strength in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
         held_out = []
-        for held in range(5):
-            z_in, y_in, z_out, y_out = z[fold != held], y[fold != held], z[fold == held], y[fold == held]
+        for inside, outside in split_folds(y, 5):
+            z_in, y_in, z_out, y_out = z[inside], y[inside], z[outside], y[outside]
             own = strength / np.sqrt(len(y_in))
             beta, _ = slsqp(lambda b, z=z_in, y=y_in, own=own: brute_penalised(b, z, y, own, s), 3)
             held_out.append(brute(beta, z_out, y_out) * len(y_out))
