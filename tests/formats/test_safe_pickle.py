@@ -360,7 +360,7 @@ def filled(opcodes):
 
 ARRAY = line("numpy.core.multiarray/_reconstruct") + line("numpy/ndarray") + b"K\x00\x85C\x01b\x87R"
 FLOATS, OBJECTS = (line("numpy/dtype") + b"\x8c\x02" + code + b"\x89\x88\x87R" for code in (b"f4", b"O8"))
-LARGE, INDICES = b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7f", [struct.pack("<I", index) for index in range(9999)]
+LARGE, INDICES = b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7f", [struct.pack("<I", index) for index in range(19999)]
 STRIDED = pickle.dumps(torch.arange(6.0), 2).replace(b"K\x06\x85", b"J\xff\xff\xff\x7f\x85", 1)
 BOMBS |= {
     "long frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"N.",
@@ -386,7 +386,7 @@ BOMBS |= {
     "array within itself": ARRAY + b"\x94(K\x01K\x01\x85" + OBJECTS + b"\x89]h\x00atb.",
     "arrays within arrays": b"N"
     + b"".join(
-        b"\x94" + ARRAY + b"(K\x01K\x01\x85" + OBJECTS + b"\x89]j%batb" % struct.pack("<I", i) for i in range(9999)
+        b"\x94" + ARRAY + b"(K\x01K\x01\x85" + OBJECTS + b"\x89]j%batb" % struct.pack("<I", i) for i in range(19999)
     )
     + b".",
     "tensor of one number": STRIDED.replace(b"K\x01\x85", b"K\x00\x85", 1),

@@ -246,25 +246,26 @@ class _Dtype(_StandIn):
 
 
 class _Array(_StandIn):
-    """An array; its content may come with a later BUILD."""
+    """An array; its content may come with a later BUILD.
 
-    __slots__ = ("account",)
+    What is in an array of objects stays a list up to `_finish`: freeing arrays within arrays within arrays … recurses.
+    """
+
+    __slots__ = ("account", "shape")
 
     def __init__(self, value: Any, account: _Account) -> None:
         self.value, self.account = value, account
+        self.shape: tuple[int, ...] | None = None  # of an array of objects
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         if not _real(dtype).hasobject:
             self.value = _shaped(self.account.bytes_of(content), dtype, shape, bool(fortran))
-            return
-        if not isinstance(content, list) or _count(shape) != len(content):
+        elif isinstance(content, list) and _count(shape) == len(content):
+            self.account.charge(8 * len(content))
+            self.value, self.shape = content, shape
+        else:
             raise ValueError("an object array without as many items as its shape says")
-        self.account.charge(8 * len(content))
-        cells = np.empty(len(content), dtype=object)
-        for position, item in enumerate(content):
-            cells[position] = item
-        self.value = cells.reshape(shape)
 
 
 class _Dict(dict[Any, Any]):
@@ -446,17 +447,22 @@ def _finish(root: Any) -> Any:
                 continue
             value = item
             if isinstance(item, _Array):
+                if item.shape is not None and isinstance(holder, np.ndarray):
+                    raise _RefusedError("an array of objects within another")
+                if item.shape is not None and isinstance(item.value, list):
+                    cells = np.empty(len(item.value), dtype=object)
+                    for position, content in enumerate(item.value):
+                        cells[position] = content
+                    todo.append(cells)
+                    item.value = cells.reshape(item.shape)
                 value = item.value
-                if isinstance(holder, np.ndarray) and value is not None and value.dtype == object:
-                    raise _RefusedError("an array of objects within another")  # freeing a deep one would recurse
             elif isinstance(item, _StandIn):
                 raise _RefusedError(f"a bare {type(item).__name__.lower()[1:]}: {item.value!r:.200}")
             elif isinstance(item, _Dict | tuple):
                 as_plain = dict if isinstance(item, dict) else list
                 _, value = copies.get(id(item)) or copies.setdefault(id(item), (item, as_plain(item)))
             holder[key] = value
-            is_objects = isinstance(value, np.ndarray) and value.dtype == object
-            if id(value) not in seen and (is_objects or isinstance(value, list | dict)):
+            if isinstance(value, list | dict) and id(value) not in seen:
                 seen.add(id(value))
-                todo.append(value.reshape(-1) if is_objects else value)
+                todo.append(value)
     return box[0]
