@@ -237,7 +237,8 @@ def _contributions_section(data: _Data) -> str:
     text = (
         "What each member brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
         f"orders of adding the members; they sum to {percent(shapley.full)} % less the {percent(shapley.empty)} % of "
-        "chance. Left out: points lost without it, with all others there. Weights are the members' accuracies on the scored videos."
+        "chance. Left out: points lost without it, with all others there. Weights are the members' "
+        "accuracies on the scored videos."
     )
     table = Table(("member", "alone %", "Shapley", "left out"), tuple(rows))
     return _section("Contributions", text, table)
