@@ -197,6 +197,23 @@ def test_combinations_are_scored_as_the_method_says():
             assert row.scores[rule].accuracy == pytest.approx(expected), (row.members, rule)
 
 
+@pytest.mark.filterwarnings("ignore:member 'stranger' does no better")
+def test_members_that_agree_by_chance_only_are_combined_without_a_warning():
+    """Beside a twin, a member agrees with the others; beside a stranger alone, it does not, and no row has moved."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, size=300)
+    twin = rng.normal(size=(300, 4)) + 3 * np.eye(4)[y]
+    members = {"a": twin, "b": twin + 0.1 * rng.normal(size=(300, 4)), "stranger": rng.normal(size=(300, 4))}
+    stack = vf.LogitStack.from_arrays(members, labels=y)
+    pool = vf.LogLinearPool(weights="uniform", missing="renormalise").fit(stack[:150])
+    with pytest.warns(vf.errors.VidfuseWarning, match="agreed with the others"):
+        pool.predict(stack[150:].select(["a", "stranger"]))
+    combination_table(stack[:150], stack[150:], combinations=[["a", "stranger"]])
+    moved = vf.LogitStack.from_arrays({**members, "a": np.r_[twin[:150], twin[:149:-1]]}, labels=y)
+    with pytest.warns(vf.errors.VidfuseWarning, match="member 'a'"):
+        combination_table(moved[:150], moved[150:])
+
+
 def test_views_vote_members_first():
     val, test = make_stack(views=5, seed=6), make_stack(views=5, seed=7)
     table = combination_table(val, test)

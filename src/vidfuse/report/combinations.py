@@ -127,7 +127,8 @@ def combination_table(
 def combinations_of(trial: Trial, plain: Trial, combinations: Sequence[Sequence[str]] | None = None) -> Combinations:
     """Return the combination table of a trial; `plain` is the same trial with its views reduced.
 
-    Each rule is fitted once, on all members: with `missing="renormalise"` it predicts with any of them.
+    Each rule is fitted once, on all members: with `missing="renormalise"` it predicts with any of them. Without views
+    the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
     """
     if combinations is None:
         combinations = _growing(plain.fit_stack)
