@@ -34,6 +34,7 @@ _COMMANDS = {
     "report": ("vidfuse.cli.ensembles:report", "Write one HTML page on members and rules."),
     "submit": ("vidfuse.cli.ensembles:submit", "Fuse by a recipe, and write a submission."),
     "plan": ("vidfuse.cli.planning:plan", "Calculate what a full run would cost."),
+    "networks": ("vidfuse.cli.catalogue:networks", "List the networks, and count what one costs."),
     "train": ("vidfuse.cli.networks:train", "Train a network by a recipe; resumes."),
     "extract": ("vidfuse.cli.networks:extract", "Write a network's logits into a cache; resumes."),
 }

@@ -45,7 +45,7 @@ class NetworkInfo:
         size: Height and width of a training crop, in pixels.
         mean: Mean of each channel (RGB, on a scale of 0 to 1) that the clips are normalised with.
         std: Standard deviation of each channel, likewise.
-        classes: Classes of the published checkpoint, and the default of `create`.
+        n_classes: Number of classes of the published checkpoint, and the default of `create`.
         parameters: Number of parameters with that many classes.
         gmacs: Multiply-adds of convolutions and matrix products for one clip of that size, in 10⁹.
         top1: Published top-1 accuracy of the checkpoint in per cent, or None.
@@ -60,7 +60,7 @@ class NetworkInfo:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    classes: int
+    n_classes: int
     parameters: int
     gmacs: float
     top1: float | None
@@ -250,7 +250,7 @@ def create(
     for field, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal and overrides.get(field, get_args(hint)[0]) not in get_args(hint):
             raise InputError(f"{field}: expected one of {get_args(hint)}, got {overrides[field]!r}")
-    classes = check_class_count(info(name).classes if num_classes is None else num_classes)
+    classes = check_class_count(info(name).n_classes if num_classes is None else num_classes)
     model: VideoNetwork = network.build(dataclasses.replace(config, **overrides), classes)
     model.name = name
     if checkpoint is not None:

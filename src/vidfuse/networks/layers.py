@@ -40,7 +40,12 @@ _NORMS: Final = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Backbone(nn.Module):
-    """What turns clips into the maps of its stages; a subclass writes `stages` or `walk_stages`."""
+    """What turns clips into the maps of its stages; a subclass writes `walk_stages`.
+
+    It yields each stage's map, goes on from the map that is sent back, and passes its blocks through `run_blocks`,
+    which recomputes their activations where that is switched on. A subclass that gets all maps at once, from another
+    library's network, writes `stages` instead.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +79,16 @@ class Backbone(nn.Module):
         return maps[-1]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
+        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time.
+
+        Raises:
+            InputError: The backbone gives all maps at once, so that there are no blocks to recompute.
+        """
+        if enable and type(self).walk_stages is Backbone.walk_stages:
+            raise InputError(
+                f"{type(self).__name__} cannot recompute activations: it writes stages(); write walk_stages() instead, "
+                "and pass the blocks through run_blocks()"
+            )
         self.grad_checkpointing = enable
 
     def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ class FramewiseStages(Backbone):
         """
         if not callable(setter := getattr(self.network, "set_grad_checkpointing", None)):
             raise InputError(f"expected a network with set_grad_checkpointing(), got {type(self.network).__name__}")
-        super().set_grad_checkpointing(enable)
+        self.grad_checkpointing = enable
         setter(enable)
 
 
