@@ -21,6 +21,7 @@ _HOME = {
     "load_checkpoint": "catalogue",
     "names": "catalogue",
     "read_checkpoint": "checkpoints",
+    "settings": "catalogue",
 }
 
 __all__ = sorted(_HOME)

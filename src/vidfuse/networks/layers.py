@@ -109,7 +109,7 @@ class Backbone(nn.Module):
 
 @contextmanager
 def _keep_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch normalisations see a batch again without counting it again."""
+    """Keep the running statistics of batch normalisations as they are while a batch passes a second time."""
     norms = [m for m in model.modules() if isinstance(m, _NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -122,7 +122,7 @@ def _keep_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def record(walk: Generator[Tensor, Tensor, Any], maps: MutableSequence[Tensor]) -> Generator[Tensor, Tensor, Any]:
-    """Walk on as `walk` does, and append the maps that are sent back to `maps`."""
+    """Yield what `walk` yields, and append each map that is sent back to `maps` before the walk goes on from it."""
     x = next(walk)
     while True:
         maps.append((yield x))
@@ -177,7 +177,7 @@ class VideoNetwork(Backbone):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits ``(N, K)`` for clips ``(N, 3, T, H, W)``; raises as `stages` does."""
-        logits: Tensor = finish(self.walk(clips))  # a walk needs no map twice, where a list would keep them all
+        logits: Tensor = finish(self.walk(clips))  # lets go of each map when the next is there; a list would keep all
         return logits
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -196,11 +196,15 @@ class VideoNetwork(Backbone):
         nn.init.zeros_(self.classifier.bias)
 
     def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights in this network's layout with what depends on its extents resized to them, where they do."""
+        """Return the weights with those resized that depend on a clip's frames or pixels; here there are none.
+
+        Args:
+            state_dict: Weights in this network's layout.
+        """
         return state_dict
 
     def head_modules(self) -> list[nn.Module]:
-        """Return what only the logits need, and a network that is another's backbone does not."""
+        """Return the modules that only the logits need; where the network is a backbone, they are not used."""
         return [self.classifier]
 
     def check_clips(self, clips: Tensor, *, frames: int = 1, frames_step: int = 1, size: int = 1) -> None:
@@ -377,8 +381,13 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise InputError("expected a model in eval mode, got one in training mode; call model.eval() first")
+    # A module names its pairs of convolution and normalisation in one of three ways:
+    #   ConvNorm        conv, norm
+    #   nn.Sequential   any two that follow each other
+    #   others (timm)   conv1, bn1; conv2, bn2; …   where conv1 may be a Sequential, whose last convolution counts
+    # A pair is folded where the second is a plain batch normalisation and the first a convolution; all else stays.
     for parent in list(model.modules()):
-        if callable(fold := getattr(parent, "fold", None)):  # what a network knows of itself
+        if callable(fold := getattr(parent, "fold", None)):  # what only the network itself can merge
             fold()
         children = dict(parent.named_children())
         pairs: list[tuple[str, str]] = []
