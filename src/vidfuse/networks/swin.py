@@ -25,7 +25,7 @@ from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear
 __all__ = ["PRESETS", "Swin", "SwinConfig", "build", "convert"]
 
 _EPS: Final = 1e-5
-_APART: Final = -100.0  # added to the logit of two places that the shift brought into one window
+_APART: Final = -100.0  # added to the attention of two places that are no neighbours but share a window
 Triple = tuple[int, int, int]
 
 
@@ -117,7 +117,7 @@ class Swin(VideoNetwork):
     def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return weights whose relative biases cover this network's window: bicubic in space, linear in time.
 
-        In space as the source takes over an image network's biases of another window.
+        The resize in space is the one by which the source reads an image network's biases of another window.
 
         Args:
             state_dict: Weights in this network's layout, whose windows are square and reach as far in time as this
@@ -175,8 +175,15 @@ class _Block(nn.Module):
 class _WindowAttention(nn.Module):
     """Self-attention with several heads within each window of a map ``(N, T, H, W, C)``.
 
-    Windows that the shift made of parts that are not neighbours need masks. They are grouped by mask, so that none is
-    repeated for every window.
+    In every other block the map is rolled by half a window before it is cut. The windows at the far end then hold
+    places from both ends, which must not attend to each other: they need a mask. Along one axis of 8 places, with
+    windows of 4 and a shift of 2:
+
+        places            0 1 2 3 4 5 6 7
+        rolled by 2       2 3 4 5 │ 6 7 0 1
+        window            no mask │ 6 7 and 0 1 are apart
+
+    Windows of the same mask lie side by side, and attend in one call with that mask: none is repeated for each window.
     """
 
     index: Tensor
@@ -196,7 +203,8 @@ class _WindowAttention(nn.Module):
         n, *extents, _ = x.shape
         window, shift = self._clip(extents)
         padded = rearrange(_pad(rearrange(x, "n t h w c -> n c t h w"), window), "n c t h w -> n t h w c")
-        # Compiled code and fake tensors must not leave tensors of theirs in the cache.
+        # The plan of real tensors is kept for the next call. Compiled code and fake tensors make theirs anew: what they
+        # would leave in the cache is of no use outside.
         make = _make_plan.__wrapped__ if torch.compiler.is_compiling() or type(x) is not Tensor else _make_plan
         plan = make(n, tuple(padded.shape[1:4]), window, shift, x.device)
 
@@ -256,10 +264,11 @@ class _Plan(NamedTuple):
 def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: torch.device) -> _Plan:
     with torch.inference_mode(False):
         rows = torch.arange(n * math.prod(extents), device=device).view(n, *extents)
-        rows = rows.roll([-by for by in shift], dims=(1, 2, 3))
+        rows = rows.roll([-by for by in shift], dims=(1, 2, 3))  # the row at each place of the rolled map
         places = dict(zip(("pt", "ph", "pw"), window, strict=True))
         rows = rearrange(rows, "n (t pt) (h ph) (w pw) -> t h w n (pt ph pw)", **places)  # windows first, places last
-        # Along a shifted axis, the last window holds places from both ends.
+        # Spans of windows along each axis, as (first, last, wrapped). A shifted axis has two: all windows but the last,
+        # and the last, which holds places from both ends. One of each axis makes a group: up to 2 × 2 × 2 groups.
         spans = [
             [(0, count - 1, False), (count - 1, count, True)] if by else [(0, count, False)]
             for count, by in zip(rows.shape[:3], shift, strict=True)
@@ -267,7 +276,7 @@ def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: t
         parts, groups, start = [], [], 0
         for spans_of_group in product(*spans):
             if any(first == last for first, last, _ in spans_of_group):
-                continue
+                continue  # no window: the axis has only the wrapped one
             slices = tuple(slice(first, last) for first, last, _ in spans_of_group)
             part = rearrange(rows[slices], "t h w n place -> (t h w n) place")
             wraps = tuple(wrapped for _, _, wrapped in spans_of_group)
@@ -280,7 +289,10 @@ def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: t
 
 
 def _mask(window: Triple, shift: Triple, wraps: tuple[bool, ...], device: torch.device) -> Tensor:
-    """Return 0 for each pair of places (L, L) from the same end of every wrapped axis, and -100 for the others."""
+    """Return 0 for each pair of places (L, L) from the same end of every wrapped axis, and -100 for the others.
+
+    `side` numbers a place by the ends that it comes from: bit `axis` is set where it comes from the far end.
+    """
     side = torch.zeros(window, dtype=torch.long, device=device)
     for axis, (extent, by, wrapped) in enumerate(zip(window, shift, wraps, strict=True)):
         if wrapped:
@@ -293,7 +305,11 @@ def _mask(window: Triple, shift: Triple, wraps: tuple[bool, ...], device: torch.
 
 
 def _relative_index(window: Triple) -> Tensor:
-    """Return the row ``(L, L)`` of the bias table for each pair of a window's places."""
+    """Return the row ``(L, L)`` of the bias table for each pair of a window's places.
+
+    Two places are between ``-(extent - 1)`` and ``extent - 1`` apart along an axis. Counted from 0, the three distances
+    are the digits of the row's number, to the bases ``2 T - 1``, ``2 H - 1`` and ``2 W - 1``.
+    """
     axes = [torch.arange(extent) for extent in window]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, L)
     apart = places[:, :, None] - places[:, None] + (torch.tensor(window) - 1)[:, None, None]
@@ -301,7 +317,7 @@ def _relative_index(window: Triple) -> Tensor:
 
 
 class _PermuteRows(torch.autograd.Function):
-    """Rows in another order; backward is the inverse order, where autograd would add row by row."""
+    """Rows in another order. The gradient takes the inverse order; autograd's own would add up row by row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear
 __all__ = ["PRESETS", "TimeSformer", "TimeSformerConfig", "build", "convert"]
 
 _EPS: Final = 1e-6
-_FEW: Final = 16  # tokens
+_FEW: Final = 16  # tokens up to which plain products are faster than the fused kernel, on a CPU
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class TimeSformer(VideoNetwork):
         """
         tokens = self._embed(clips)
         n, _, frames, height, width = clips.shape
+        # A block of places is read and put back as a map; the class token in front of them is left as it is.
         extents = {"t": frames, "h": height // self.config.patch, "w": width // self.config.patch}
         order = "(n t) (h w) c" if self.config.attention == "space" else "n (h w t) c"
         blocks = [partial(block, frames=frames) for block in self.blocks]
@@ -144,16 +145,16 @@ class TimeSformer(VideoNetwork):
         return torch.cat((class_token, rearrange(tokens, "n place t c -> n (place t) c")), dim=1)
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
-        """Return the class token's and the places' embedding; the nearest one where the grid is of another size."""
+        """Return the embedding of the class token and of the places, resized where the grid has another size."""
         side = self.config.size // self.config.patch
         return self.position if grid == (side, side) else _resize_places(self.position, grid)
 
     def _time(self, frames: int) -> Tensor:
-        """Return the frames' embedding ``(1, T, C)``; the nearest one where there are more or fewer frames."""
+        """Return the frames' embedding ``(1, T, C)``, resized where there are more or fewer frames."""
         return self.time if frames == self.config.frames else _resize_time(self.time, frames)
 
     def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights whose embeddings have this network's frames and places: the nearest ones, as the source has.
+        """Return weights whose embeddings are resized to this network's frames and places, by nearest neighbours.
 
         Args:
             state_dict: Weights in this network's layout, of square frames.
@@ -198,7 +199,7 @@ class _Attention(nn.Module):
             self.qkv(x), "n place (three head c) -> three n head place c", three=3, head=self.heads
         )
         few = x.device.type == "cpu" and x.shape[1] <= _FEW
-        if few and not torch.is_grad_enabled():  # less to arrange than for the fused kernel
+        if few and not torch.is_grad_enabled():
             scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
             x = scores.softmax(dim=-1) @ value
         else:
@@ -243,11 +244,12 @@ class _Block(nn.Module):
 
     def _attend_divided(self, tokens: Tensor, frames: int) -> Tensor:
         n, class_token = tokens.shape[0], tokens[:, :1]
+        # Attention over time: the frames of each place.
         places = rearrange(tokens[:, 1:], "n (place t) c -> (n place) t c", t=frames)
         update = self.drop_path(self.time_attention(self.time_norm(places)))
         places = rearrange(places + self.time_fc(update), "(n place) t c -> n t place c", n=n)
 
-        # The copy that brings a frame's tokens together attaches the class token too.
+        # Attention over space: each frame's places, with a copy of the class token in front.
         by_frame = torch.cat((repeat(class_token, "n 1 c -> n t 1 c", t=frames), places), dim=2)
         update = self.drop_path(self.attention(self.norm(rearrange(by_frame, "n t token c -> (n t) token c"))))
         update = rearrange(update, "(n t) token c -> n t token c", t=frames)

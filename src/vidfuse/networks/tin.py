@@ -119,6 +119,8 @@ def interlace(x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
             "expected x (N, T, C, ...), offsets (N, G), weights (N, T, G) and C a multiple of G;"
             f" got {tuple(x.shape)}, {tuple(offsets.shape)}, {tuple(weights.shape)}"
         )
+    # For each sample and group, a matrix (T, T) mixes the frames: row t holds the shares of the frames u that
+    # out[t] is made of. An offset of 1.25 gives 0.75 of frame t − 1 and 0.25 of frame t − 2.
     time = torch.arange(frames, device=x.device)
     apart = (time[:, None] - time) - offsets[:, :, None, None]  # (N, G, T, T): to t from u
     mix = (1 - apart.abs()).clamp(min=0) * rearrange(weights, "n t group -> n group t 1")
@@ -169,7 +171,7 @@ class InterlacedConv2d(nn.Conv2d):
         hidden = functional.relu(self.offset_hidden(self.offset_conv(pooled).squeeze(1)))
         offsets = 4 * (self.offset_out(hidden).sigmoid() - 0.5)
         weights = 2 * rearrange(self.weight_conv(pooled).sigmoid(), "n group t -> n t group")
-        # Four groups: two move by o, two by −o, with the same two weights.
+        # Channels: │ o₁ │ o₂ │ −o₁ │ −o₂ │ the rest, which does not move │. A group and its opposite share a weight.
         weights = repeat(weights, "n t group -> n t (twice group)", twice=2)
         moved = interlace(moving, torch.cat((offsets, -offsets), dim=1), weights)
         moved = rearrange(moved, "n t c h w -> (n t) c h w")

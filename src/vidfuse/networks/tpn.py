@@ -90,7 +90,7 @@ class TPN(VideoNetwork):
             raise InputError("expected, with a backbone, the channels of its last two stages; got none")
         self.backbone = backbone
         if isinstance(backbone, VideoNetwork):
-            for module in backbone.head_modules():  # it has no part in the maps, and waits for no gradient
+            for module in backbone.head_modules():  # these are not used, and get no gradient
                 module.requires_grad_(False)
         self.neck = TemporalPyramid(
             channels, width=config.width, features=config.features, slowdown=config.slowdown, groups=config.groups
@@ -298,12 +298,12 @@ class FramewiseStages(Backbone):
         """
         if not callable(setter := getattr(self.network, "set_grad_checkpointing", None)):
             raise InputError(f"expected a network with set_grad_checkpointing(), got {type(self.network).__name__}")
-        super().set_grad_checkpointing(enable)
+        self.grad_checkpointing = enable
         setter(enable)
 
 
 class _ShiftedStages(Backbone):
-    """A 2D residual network whose blocks see an eighth of their channels a frame later, and one a frame earlier.
+    """A 2D residual network whose blocks see an eighth of their channels one frame late, and an eighth one frame early.
 
     Lin, Gan, Han. TSM: Temporal Shift Module for Efficient Video Understanding. ICCV 2019.
     """
@@ -327,6 +327,7 @@ class _ShiftedStages(Backbone):
 
 def _run_shifted(block: resnet.Bottleneck, x: Tensor, frames: int) -> Tensor:
     """Run a bottleneck on frames ``(N · T, C, H, W)``, its convolutions on shifted ones and its shortcut on these."""
+    # Channels of frame t:  │ ⅛ from frame t − 1 │ ⅛ from frame t + 1 │ ¾ of its own │, zeros beyond the clip's ends.
     part = x.shape[1] // 8
     clips = rearrange(x, "(n t) c h w -> n t c h w", t=frames)
     zeros = torch.zeros_like(clips[:, :1, :part])

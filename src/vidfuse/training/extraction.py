@@ -94,7 +94,7 @@ def extract(
         dtype: How scores are stored.
         precision: Autocast precision of the forward pass.
         clips_per_pass: Most clips in one forward pass; views beyond it are passed in turn.
-        videos_per_part: Videos that are published together; at most so many are computed again after a crash.
+        videos_per_part: Videos that are published together; at most this many are computed again after a crash.
         device: Where to run; where the network's first parameter is, if left out.
         progress: Whether to show a bar on stderr.
 
@@ -135,6 +135,7 @@ def extract(
                 )
             )
             member.lacks = None if wanted is None else frozenset(member.writer.missing(wanted))
+        # `wanted` is None where nobody can tell the ids beforehand; then every video is passed on.
         todo = None if wanted is None else [i for i in wanted if any(member.needs(i) for member in members.values())]
         source = _restricted(loader, todo)
         bar = stack.enter_context(_bar(members, todo, progress))

@@ -25,9 +25,9 @@ __all__ = ["fingerprint_of"]
 def fingerprint_of(model: Callable[..., Any], forward: Callable[..., Any] | None = None) -> str:
     """Return a digest of a network, and of the function that calls it: caches of one fingerprint may be joined.
 
-    Of a network these are its weights. Of another callable they are its code and what it refers to: bound and default
-    arguments, enclosing and global variables, an object's attributes; networks among them by their weights, arrays by
-    their numbers. What lies in another package than the callable, and what only compiled code knows, goes by its name.
+    A network is told by its weights. Another callable is told by its code and by all that it refers to: bound and
+    default arguments, enclosing and global variables, an object's attributes. Among these, networks count by their
+    weights and arrays by their numbers. What is defined in another package, or is compiled, counts by its name alone.
 
     Args:
         model: A network or any callable.
@@ -54,7 +54,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
-        self._seen: dict[int, tuple[int, Any]] = {}  # the objects too: an id is unique among the living
+        self._seen: dict[int, tuple[int, Any]] = {}  # holds the objects too: the id of one that is gone can come again
         self._packages: set[str] = set()
 
     def weights(self, network: nn.Module) -> None:

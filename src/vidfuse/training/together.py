@@ -51,7 +51,7 @@ class TogetherResult:
 
     Attributes:
         models: The networks in eval mode, by member.
-        stages: One row a stage: stage, epoch, step, each member's accuracy (`top1_<member>`) and weight
+        stages: One row per stage: stage, epoch, step, each member's accuracy (`top1_<member>`) and weight
             (`weight_<member>`), `fused_top1` and `uniform_top1`.
         histories: Each member's rows, one an epoch.
         folder: Where checkpoint and logs lie.
@@ -173,7 +173,10 @@ def _train_epoch(
     end_stage: Any,
     bar: Any,
 ) -> None:
-    """Pass over the loader once: every batch through every member."""
+    """Pass over the loader once: every batch through every member.
+
+    A stage ends after each `stage_steps` steps, and at the end of the epoch.
+    """
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(next(iter(runs.values())).epoch)
     began = time.perf_counter()
@@ -244,7 +247,7 @@ def _end_stage(
     for run in runs.values():
         run.agree()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VidfuseWarning)  # that members know nothing yet is what the rows show
+        warnings.simplefilter("ignore", VidfuseWarning)  # members at chance are expected here: the rows show them
         stages.append(_stage_row(runs, _predict(runs, loader), pool, len(stages) + 1))
     first = next(iter(runs.values()))
     events.write(stages[-1], first.step)
