@@ -83,7 +83,7 @@ def fit(
 @options.source
 @options.partial
 @options.out(
-    "predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump; needs torch)."
+    "predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump, by torch)."
 )
 @options.as_json
 @click.pass_context
