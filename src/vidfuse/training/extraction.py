@@ -88,8 +88,8 @@ def extract(
         forward: `(model, batch) -> answer`, where calling the model with the batch is not what is wanted.
         ids: All ids the cache shall hold in the end; the ids of the loader's data set, if it tells them.
         classes: The classes' names.
-        fingerprint: What tells the network from others, where its weights and code do not (a session of compiled code,
-            a remote service): a name, or {member: name}. See `vidfuse.training.fingerprints.fingerprint_of`.
+        fingerprint: A name for what the weights do not tell, or {member: name}; any callable that is no network, and
+            `forward`, need one. It is compared on resuming: change it when that code changes.
         kind: What the network returns.
         dtype: How scores are stored.
         precision: Autocast precision of the forward pass.
@@ -103,7 +103,7 @@ def extract(
 
     Raises:
         CacheConflictError: The folder holds scores of another network or view plan.
-        InputError: The answer is not logits.
+        InputError: The answer is not logits, or a callable or `forward` comes without `fingerprint`.
 
     Example:
         >>> import tempfile, vidfuse as vf
@@ -116,6 +116,7 @@ def extract(
     """
     members = _members(model, folder, views, _device(model, device))
     given = fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(members, fingerprint)
+    prints = {name: fingerprint_of(m.network, given.get(name), forward=forward) for name, m in members.items()}
     wanted = [_id(i) for i in ids] if ids is not None else _ids_of(loader)
     lower = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     began, waited, written = time.perf_counter(), 0.0, 0
@@ -128,7 +129,7 @@ def extract(
                     kind=kind,
                     n_views=getattr(member.plan, "n_views", None),
                     view_plan=member.plan.to_dict() if hasattr(member.plan, "to_dict") else member.plan,
-                    fingerprint=given.get(name) or fingerprint_of(member.network, forward),
+                    fingerprint=prints[name],
                     dtype=dtype,
                     expected_ids=wanted,
                     buffer_rows=videos_per_part,
