@@ -2,8 +2,11 @@
 
 import tracemalloc
 
+import fusion_cases
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from vidfuse import DynamicPool, LinearPool, LogitStack, LogLinearPool, MajorityVote, SubsetPool
 from vidfuse.errors import AlignmentError, InputError
@@ -207,3 +210,40 @@ def test_needed_members_are_those_of_the_static_pool():
     chosen.fallback_ = False
     assert chosen.needed_members() == chosen.pool_.selected_
     assert chosen.predict_log_proba(stack.select(chosen.pool_.selected_)).shape == (300, 8)
+
+
+@pytest.mark.parametrize("static", [LogLinearPool(), LogLinearPool(per_class=True)], ids=repr)
+def test_strengths_minimise_the_loss_and_its_prior(static):
+    """Features, weights and objective as the documentation writes them; SciPy's simplex finds the lowest point."""
+    arrays, y = fusion_cases.members()
+    z = np.stack([arrays[name] for name in sorted(arrays)], axis=1)
+    k, n = fusion_cases.K, len(y)
+    videos = np.arange(n)
+    pool = DynamicPool(static, neighbours=5).fit(z, y)
+    assert not pool.fallback_
+    log_p = np.logaddexp(np.log(0.99) + log_softmax(z, axis=2), np.log(0.01 / k))
+    p = np.exp(log_p)
+    confidence = 1 + (p * log_p).sum(axis=2) / np.log(k)
+    chosen = p.argmax(axis=2)
+    said = np.take_along_axis(p[:, :, None, :], chosen[:, None, :, None], axis=3)[..., 0]  # by m, of each m's class
+    agreement = (said.sum(axis=1) - said.diagonal(axis1=1, axis2=2)) / 2
+    root = np.sqrt(pool.pool_.predict_proba(z))
+    distance = ((root[:, None] - root[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(distance, np.inf)
+    nearest = distance.argsort(axis=1)[:, :5]
+    competence = log_p[videos, :, y][nearest].mean(axis=1)
+    x = np.stack([confidence, agreement, competence], axis=2)
+    x -= x.mean(axis=1, keepdims=True)
+    if pool.pool_.class_weights_ is None:
+        beta = np.repeat(pool.pool_.weights_[:, None] / pool.pool_.temperature_, k, axis=1)
+    else:
+        beta = pool.pool_.class_weights_
+
+    def objective(a):
+        w = beta * np.exp(x @ a)[:, :, None]
+        w *= beta.sum(axis=0) / w.sum(axis=1, keepdims=True)
+        own = log_softmax((w * log_p).sum(axis=1), axis=1)[videos, y]
+        return -own.mean() + 0.5 * (a @ a) / n
+
+    best = minimize(objective, pool.strengths_, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-12})
+    np.testing.assert_allclose(pool.strengths_, best.x, atol=0.01)

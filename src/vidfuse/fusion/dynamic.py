@@ -36,10 +36,10 @@ class DynamicPool(Rule):
     The features x of member m on video i, each centred over the members: its *confidence* (one minus its entropy over
     log K) and the *agreement* of the others (their mean probability of its most probable class); and its *local
     competence*, its mean log-likelihood of the true class on the nearest videos of the fit, in the space of the static
-    pool's probabilities (Hellinger distance). The strengths a are fitted with shrinkage to 0. Half of the videos
-    judge strengths that were fitted on the other half: unless the gain in log-likelihood exceeds one standard error,
-    all strengths are 0 and the static pool is used as it is. Which half a video is in follows from how hard it is
-    for the static pool, not from its place in the stack.
+    pool's probabilities (Hellinger distance). The strengths a are fitted with shrinkage to 0. Each fifth of the videos
+    judges strengths that were fitted on the other four: unless the gain in log-likelihood exceeds one standard error,
+    all strengths are 0 and the static pool is used as it is. Which fifth a video is in follows from how hard it is for
+    the static pool, not from its place in the stack.
 
     Args:
         pool: the static pool (a copy is fitted): `LogLinearPool()` where None, or another rule that is a log-linear
@@ -106,14 +106,7 @@ class DynamicPool(Rule):
         self.reference_log_true_ = log_p[np.arange(len(truth)), :, truth].astype(np.float64)
         x = self._describe(log_p, root, own=True)
 
-        fold = np.arange(len(truth)) % _FOLDS
-        gains = np.zeros(len(truth))
-        without = _losses(log_p, truth, static.weights, x, np.zeros(x.shape[2]))
-        for held in range(min(_FOLDS, len(truth)) if len(truth) > 1 else 0):
-            fitted, judged = fold != held, fold == held
-            strengths = _fit_strengths(log_p[fitted], truth[fitted], static.weights, x[fitted], share[fitted])
-            losses = _losses(log_p[judged], truth[judged], static.weights, x[judged], strengths)
-            gains[judged] = without[judged] - losses
+        gains = _held_out_gains(log_p, truth, static.weights, x, share)
         self.gain_ = float(share @ gains)
         error = float(np.sqrt(share**2 @ (gains - self.gain_) ** 2))
         self.fallback_ = bool(not self.gain_ > error or len(static.members) < 2)
@@ -235,8 +228,8 @@ def _fit_strengths(
 def _even_choice(stack: LogitStack, labels: NDArray[np.int64], static: WeightedSum) -> NDArray[np.int64]:
     """Return at most `_REFERENCES` rows, sorted by the static pool's loss: from easy to hard.
 
-    This order follows from the videos alone, not from their places in the stack or the classes' numbers; every second
-    row of it is a half with as many hard videos as the other. The members' own losses break ties.
+    This order follows from the videos alone, not from their places in the stack or the classes' numbers; folds that
+    are dealt by it have equally many hard videos. The members' own losses break ties.
     """
     own = np.empty((len(stack), len(stack.members)))
     loss = np.empty(len(stack))
@@ -246,6 +239,31 @@ def _even_choice(stack: LogitStack, labels: NDArray[np.int64], static: WeightedS
     order = np.lexsort((*own.T, loss))
     places = np.linspace(0, len(order) - 1, min(len(order), _REFERENCES))
     return order[np.unique(places.round().astype(np.int64))]
+
+
+def _held_out_gains(
+    log_p: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    beta: NDArray[np.float64],
+    x: NDArray[np.float64],
+    share: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return each video's gain over the static pool (N,), by strengths that were fitted on the other folds.
+
+    The videos come from easy to hard, and are dealt in turn:
+
+        video   0  1  2  3  4  5  6  7 …
+        fold    0  1  2  3  4  0  1  2 …
+    """
+    fold = np.arange(len(truth)) % _FOLDS
+    gains = _losses(log_p, truth, beta, x, np.zeros(x.shape[2]))
+    for held in np.unique(fold):
+        fitted, judged = fold != held, fold == held
+        if not fitted.any():
+            return np.zeros(len(truth))
+        strengths = _fit_strengths(log_p[fitted], truth[fitted], beta, x[fitted], share[fitted])
+        gains[judged] -= _losses(log_p[judged], truth[judged], beta, x[judged], strengths)
+    return gains
 
 
 def _confidence(log_p: NDArray[np.float32]) -> list[NDArray[np.float64]]:

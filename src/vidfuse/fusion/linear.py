@@ -12,8 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse.fusion._solver.linear import fit_linear
 from vidfuse.fusion.floors import Floor
 from vidfuse.fusion.rule import Missing, WeightedSum
-from vidfuse.fusion.summary import Refit
-from vidfuse.fusion.weighted import FitVideos, WeightedRule, Weights, check_true_class, pool_blocks, sum_of_given
+from vidfuse.fusion.weighted import WeightedRule, Weights, check_true_class, pool_blocks, sum_of_given
 from vidfuse.fusion.weights import true_log_likelihoods, true_scores
 from vidfuse.likelihood import linear_pool
 from vidfuse.stack.stack import LogitStack
@@ -70,16 +69,16 @@ class LinearPool(WeightedRule):
 
     def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
         self.temperature_, self.optimality_gap_ = 1.0, None
-        self._fit_weights(stack, labels, weight, learn=self._learn)
+        videos = self._fit_weights(stack, labels, weight, learns=True)
         self.weight_sum_ = sum_of_given(self.weights)
-
-    def _learn(self, videos: FitVideos) -> tuple[NDArray[np.float64], Refit]:
+        if videos is None:
+            return
         log_true = true_log_likelihoods(videos.stack, videos.labels, videos.floors)
         if np.isneginf(log_true).any():
             check_true_class(videos.stack, true_scores(videos.stack, videos.labels), videos.floors)
         fit = fit_linear(log_true, videos.omega)
         self.optimality_gap_ = fit.gap
-        return fit.weights, partial(_refit, log_true)
+        self._set_found(fit.weights, partial(_refit, log_true), videos.omega)
 
     def weighted_sum(self) -> WeightedSum:
         """Return the pool as a weighted sum of probabilities, over all of `members_`."""

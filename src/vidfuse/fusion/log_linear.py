@@ -19,7 +19,6 @@ from vidfuse.fusion._solver.qp import solve_qp
 from vidfuse.fusion._solver.shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
 from vidfuse.fusion.floors import Floor, floored_blocks
 from vidfuse.fusion.rule import Missing, WeightedSum
-from vidfuse.fusion.summary import Refit
 from vidfuse.fusion.weighted import (
     FitVideos,
     WeightedRule,
@@ -117,11 +116,13 @@ class LogLinearPool(WeightedRule):
         self.temperature_, self.optimality_gap_ = 1.0, None
         self.shrinkage_, self.class_weights_ = None, None
         floor = SHRUNK_FLOOR if learned and self.shrinkage not in (None, 0) else 0.0
-        self._fit_weights(stack, labels, weight, learn=self._learn, default_floor=floor)
+        videos = self._fit_weights(stack, labels, weight, learns=True, default_floor=floor)
         self.weight_sum_ = sum_of_given(self.weights)
+        if videos is not None:
+            self._learn(videos)
 
-    def _learn(self, videos: FitVideos) -> tuple[NDArray[np.float64], Refit]:
-        """Return the learned weights and how to refit them; set what else the fit tells."""
+    def _learn(self, videos: FitVideos) -> None:
+        """Set weights and temperature, and weights per class where they are asked for."""
         stack, labels, omega, floors = videos.stack, videos.labels, videos.omega, videos.floors
         true = true_scores(stack, labels)
         check_true_class(stack, true, floors)
@@ -137,7 +138,7 @@ class LogLinearPool(WeightedRule):
                 f"the lowest temperature, {T_MIN}, was reached: some weights separate the {len(stack)} videos of the "
                 "fit perfectly, and their probabilities will be overconfident; use shrinkage or more videos",
                 VidfuseWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
         self.shrinkage_ = strength
         self.optimality_gap_ = fit.gap
@@ -148,7 +149,7 @@ class LogLinearPool(WeightedRule):
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
             ).beta  # fmt: skip
         again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
-        return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
+        self._set_found(fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again), omega)
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of positive weight, for some class at least."""

@@ -22,7 +22,6 @@ from vidfuse.stack.stack import LogitStack
 
 __all__ = [
     "FitVideos",
-    "Learn",
     "WeightedRule",
     "Weights",
     "check_true_class",
@@ -49,10 +48,6 @@ class FitVideos:
     labels: NDArray[np.int64]
     omega: NDArray[np.float64]
     floors: NDArray[np.float64]
-
-
-Learn = Callable[[FitVideos], tuple[NDArray[np.float64], Refit]]
-"""From the videos to the members' weights (M,), and how to find them again on resampled videos."""
 
 
 class WeightedRule(Rule):
@@ -87,24 +82,24 @@ class WeightedRule(Rule):
         labels: NDArray[np.int64] | None,
         weight: NDArray[np.float64] | None,
         *,
-        learn: Learn | None = None,
+        learns: bool = False,
         default_floor: float = 0.0,
-    ) -> None:
-        """Set `weights_`, `floor_` and `n_missing_`.
+    ) -> FitVideos | None:
+        """Set `weights_`, `floor_` and `n_missing_`; where weights are "learned", return the videos to learn them from.
 
         weights =   numbers, {member: number}       as given, divided by their sum
                     "uniform"                       1/M
-                    "learned", where there is one   what `learn` finds
                     the name of a score             `score_weights` of the members' hits or losses
+                    "learned"                       left to the rule, which sets `weights_` by `_set_found`
 
         Args:
             stack: the members, sorted by name.
             labels: true classes (N,), or None.
             weight: the videos' weights (N,), or None.
-            learn: what finds weights that are "learned"; None where the rule has no such weights.
+            learns: whether the rule has weights that are "learned".
             default_floor: what `floor="auto"` means for members given as logits.
         """
-        _check_parameters(self, SCORE_WEIGHTS if learn is None else (*SCORE_WEIGHTS, "learned"))
+        _check_parameters(self, (*SCORE_WEIGHTS, "learned") if learns else SCORE_WEIGHTS)
         m = len(stack.members)
         self.floor_ = member_floors(stack, self.floor, default_floor)
         self.n_missing_ = np.zeros(m, dtype=np.int64) if stack.present is None else (~stack.present).sum(axis=0)
@@ -113,26 +108,20 @@ class WeightedRule(Rule):
             listed = check_weights(self.weights, self.feature_names_in_)
             given = dict(zip(self.feature_names_in_, listed.tolist(), strict=True))
             self.weights_ = np.array([given[name] for name in self.members_])
-        elif self.weights == "uniform" or labels is None:
+            return None
+        if self.weights == "uniform" or labels is None:
             self.weights_ = np.full(m, 1.0 / m)
-        else:
-            videos = _fit_videos(stack, labels, weight, self.class_weight, self.floor_)
-            find = learn if learn is not None and self.weights == "learned" else self._score
-            self.weights_, self._refit = find(videos)
-            self._omega = videos.omega
+            return None
+        videos = _fit_videos(stack, labels, weight, self.class_weight, self.floor_)
+        if self.weights == "learned":
+            return videos
+        refit = _by_score(self.weights, videos, self.power, self.floor)
+        self._set_found(refit(videos.omega), refit, videos.omega)
+        return None
 
-    def _score(self, videos: FitVideos) -> tuple[NDArray[np.float64], Refit]:
-        """Return weights by the members' scores, and how to find them again on resampled videos."""
-        rule, stack = str(self.weights), videos.stack
-        if stack.n_views is not None:
-            stack = reduce_views(stack, "mean-log", floor=self.floor)
-        evidence: NDArray[Any]
-        if rule == "inverse-nll":
-            evidence = true_log_likelihoods(stack, videos.labels, videos.floors)
-        else:
-            evidence = member_hits(stack, videos.labels)
-        refit = partial(_rescore, rule, evidence, stack.n_classes, self.power)
-        return refit(videos.omega), refit
+    def _set_found(self, weights: NDArray[np.float64], refit: Refit, omega: NDArray[np.float64]) -> None:
+        """Set weights that were found on videos, and how to find them again on resampled ones."""
+        self.weights_, self._refit, self._omega = weights, refit, omega
 
     def _with_a_say(self, stack: LogitStack) -> tuple[LogitStack, NDArray[np.float64], NDArray[np.float64]]:
         """Return the members of positive weight, with their weights and floors; each video has at least one."""
@@ -296,6 +285,19 @@ def _fit_videos(
     if class_weight == "balanced":
         omega = omega / np.bincount(labels, weights=omega)[labels]
     return FitVideos(stack, labels, omega / omega.sum(), floors)
+
+
+def _by_score(rule: str, videos: FitVideos, power: float, floor: Floor) -> Refit:
+    """Return what finds weights by the members' scores, given the videos' weights (N,)."""
+    stack = videos.stack
+    if stack.n_views is not None:
+        stack = reduce_views(stack, "mean-log", floor=floor)
+    evidence: NDArray[Any]
+    if rule == "inverse-nll":
+        evidence = true_log_likelihoods(stack, videos.labels, videos.floors)
+    else:
+        evidence = member_hits(stack, videos.labels)
+    return partial(_rescore, rule, evidence, stack.n_classes, power)
 
 
 def _rescore(
