@@ -64,6 +64,7 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
             # An append makes nine calls, so that each writer dies in its share where that was not begun before.
             fatal = [rng.randint(1, 9 * videos // (writers * batch)) for _ in range(writers)]
             running = [_start(folder, rank, writers, videos, batch, fatal[rank]) for rank in range(writers)]
+            _wait_until_ready(*running)
             for process in running:  # all of them write at the same time
                 process.stdin.write("\n")
                 process.stdin.flush()
@@ -89,9 +90,7 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
             folder.mkdir()
         counts["acknowledged"] += len(acknowledged)
         for rank in range(writers):  # an undisturbed run completes what is left
-            process = _start(folder, rank, writers, videos, batch)
-            process.communicate("\n")
-            assert process.returncode == 0
+            _write_undisturbed(folder, rank, writers, videos, batch)
         assert np.array_equal(open_cache(folder).scores, reference)
         assert verify(folder).ok and not list(folder.glob(".tmp-*"))
         assert _joined_bytes(folder) == undisturbed
@@ -101,21 +100,28 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
     return counts
 
 
-def _start(folder: Path, rank: int, writers: int, videos: int, batch: int, fatal: int = 0) -> subprocess.Popen[str]:
-    """Start a writer, and return when it is ready to be told to begin."""
-    command = [sys.executable, str(HERE / "crash_writer.py"), str(folder)]
-    command += map(str, (rank, writers, videos, batch, fatal))
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+def _start(folder: Path, *numbers: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(HERE / "crash_writer.py"), str(folder), *map(str, numbers)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_until_ready(*running: subprocess.Popen[str]) -> None:
+    """Wait until these writers only wait to be told to begin."""
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+
+
+def _write_undisturbed(folder: Path, *numbers: int) -> None:
+    process = _start(folder, *numbers, 0)
+    _wait_until_ready(process)
+    process.communicate("\n")
+    assert process.returncode == 0
 
 
 def _undisturbed(videos: int, batch: int) -> dict[str, bytes]:
     folder = Path(tempfile.mkdtemp(prefix="undisturbed-"))
     try:
-        process = _start(folder, 0, 1, videos, batch)
-        process.communicate("\n")
-        assert process.returncode == 0
+        _write_undisturbed(folder, 0, 1, videos, batch)
         return _joined_bytes(folder)
     finally:
         shutil.rmtree(folder)
