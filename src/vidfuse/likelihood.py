@@ -222,7 +222,7 @@ def log_linear_pool(
 
     Args:
         log_p: log-likelihoods ``(N, M, K)``, or with view axes between members and classes.
-        weights: ``(M,)``; ``(N, M)``, one row a video; or ``(M, K)`` with ``per_class``.
+        weights: ``(M,)``; ``(N, M)``, one row per video; or ``(M, K)`` with ``per_class``.
         per_class: the weights are ``(M, K)``.
         ids: names of the rows for error messages.
 
@@ -269,7 +269,7 @@ def linear_pool(log_p: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         log_p: normalised log-likelihoods ``(N, M, K)``, or with view axes between members and classes.
-        weights: ``(M,)``, or ``(N, M)``, one row a video.
+        weights: ``(M,)``, or ``(N, M)``, one row per video.
 
     Returns:
         Normalised log-likelihoods, float64, with the members' axis gone; ``-inf`` where every member says 0.

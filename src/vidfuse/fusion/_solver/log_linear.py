@@ -114,7 +114,8 @@ class _Point(NamedTuple):
 
     @property
     def gap(self) -> float:
-        return frank_wolfe_gap(self.beta, self.moments.gradient)
+        """How much lower any β within the bounds can be, at most: neither likelihood nor penalty is below 0."""
+        return min(frank_wolfe_gap(self.beta, self.moments.gradient), self.moments.value)
 
 
 def fit_log_linear(

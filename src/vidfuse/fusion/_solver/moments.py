@@ -52,7 +52,7 @@ def block_moments(
 
     The second moment is computed in one of two ways, whichever is faster for the number of members:
 
-        M ≤ 16   Σ (p·a) aᵀ        one matrix-vector product a member
+        M ≤ 16   Σ (p·a) aᵀ        one matrix-vector product per member
         M > 16   Σ (√p·a)(√p·a)ᵀ   matrix products of pieces that fit the CPU cache
 
     Args:

@@ -1,4 +1,4 @@
-"""How strongly a learned log-linear pool is pulled towards score weighting: by rule, cross-validation, or number."""
+"""How strongly a learned log-linear pool is pulled towards weights by score: by a rule, folds, or a given number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Shrinkage", "check_shrinkage", "choose_shrinkage"]
 Shrinkage = float | Literal["auto", "cv"] | None
 
 _FOLDS: Final = 5
-_GRID: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # in units of N^(-1/2)
+_GRID: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # strengths that "cv" compares, in units of N^(-1/2)
 
 
 def check_shrinkage(shrinkage: Shrinkage) -> None:
@@ -70,13 +70,29 @@ def choose_shrinkage(
         return auto
     if shrinkage != "cv":
         return float(shrinkage)
-    used = np.flatnonzero(omega > 0)
-    if len(used) < 2 * _FOLDS:
+    if np.count_nonzero(omega) < 2 * _FOLDS:
         return auto
     fold = np.empty(len(stack), dtype=np.int64)
     fold[np.argsort(labels, kind="stable")] = np.arange(len(stack)) % _FOLDS
+    return _GRID[int(_held_out_losses(fold, stack, labels, omega, floors, direction, n_jobs).argmin())] * auto
+
+
+def _held_out_losses(
+    fold: NDArray[np.int64],
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    omega: NDArray[np.float64],
+    floors: NDArray[np.float64],
+    direction: NDArray[np.float64],
+    n_jobs: int | None,
+) -> NDArray[np.float64]:
+    """Return what each strength in `_GRID` loses on videos held out: the weighted negative log-likelihood of all folds.
+
+    `fold` says for each video in which of the folds 0, 1, … it is held out. Each strength is in units of ``N^(-1/2)``
+    of the videos fitted on. A fold without weight, inside or outside, is left out.
+    """
     losses = np.zeros(len(_GRID))
-    for held in range(_FOLDS):
+    for held in range(fold.max() + 1):
         inside, outside = fold != held, fold == held
         if not (omega[inside].any() and omega[outside].any()):
             continue
@@ -87,7 +103,9 @@ def choose_shrinkage(
             Passes(stack[outside], labels[outside], omega[outside], floors, n_jobs) as test,
         ):
             beta = None
-            for index in reversed(range(len(_GRID))):  # from the stiffest, each the next one's start
+            for index in reversed(
+                range(len(_GRID))
+            ):  # from the strongest pull; each fit begins where the last one ended
                 beta = fit_log_linear(train, shrinkage_penalty(_GRID[index] * unit, direction), beta).beta
                 losses[index] += test.moments(beta, hessian=False).value
-    return _GRID[int(losses.argmin())] * auto
+    return losses
