@@ -315,13 +315,40 @@ def test_balanced_class_weight_equals_sample_weight():
     assert np.abs(a.weights_ - LogLinearPool(shrinkage=None).fit(z, y).weights_).max() > 1e-3
 
 
-def test_cross_validated_shrinkage_is_on_the_grid_and_repeats():
-    z, y = problem(n=60, seed=0)
-    stack = LogitStack.from_arrays(z)
-    arguments = (stack, y, np.full(60, 1 / 60), np.zeros(4), np.full(4, 0.25))
-    chosen = choose_shrinkage("cv", *arguments)
-    assert chosen == choose_shrinkage("cv", *arguments)
-    assert any(chosen == pytest.approx(c / np.sqrt(60)) for c in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+@pytest.mark.parametrize(("n", "noise", "seed"), [(60, 0.0, 0), (150, 2.0, 1), (150, 0.0, 2)])
+def test_cross_validated_shrinkage_loses_least_on_the_folds(n, noise, seed):
+    """Oracle: SciPy fits every fold and strength; weights of videos count inside and outside of a fold."""
+    z, y = problem(n=n, seed=seed)
+    z[:, 3] += noise * np.random.default_rng(seed).normal(size=(n, 5))
+    omega = np.random.default_rng(seed).dirichlet(np.full(n, 3.0))
+    s = np.array([0.1, 0.2, 0.3, 0.4])
+    fold = np.empty(n, dtype=int)
+    fold[np.argsort(y, kind="stable")] = np.arange(n) % 5
+    grid = np.array([0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
+    losses = np.zeros(7)
+    for held in range(5):
+        inside, outside = fold != held, fold == held
+        share = omega[inside] / omega[inside].sum()
+        for index, strength in enumerate(grid * np.sqrt(share @ share)):
+            penalty = shrinkage_penalty(strength, s)
+
+            def objective(b, share=share, inside=inside, penalty=penalty):
+                pull = 0.5 * b @ penalty.quadratic @ b - penalty.linear @ b + penalty.constant
+                return brute(b, z[inside], y[inside], share) + pull
+
+            losses[index] += brute(slsqp(objective, 4)[0], z[outside], y[outside], omega[outside])
+    chosen = choose_shrinkage("cv", LogitStack.from_arrays(z), y, omega, np.zeros(4), s)
+    assert np.sort(losses)[1] - losses.min() > 1e-7  # the choice is clear
+    assert chosen == pytest.approx(grid[losses.argmin()] * np.sqrt(omega @ omega))
+
+
+def test_shrinkage_is_refused_or_falls_back_as_documented():
+    z, y = problem(n=9)
+    arguments = (LogitStack.from_arrays(z), y, np.full(9, 1 / 9), np.zeros(4), np.full(4, 0.25))
+    assert choose_shrinkage("cv", *arguments) == pytest.approx(1 / 3)  # too few videos for five folds
+    assert choose_shrinkage("auto", *arguments) == pytest.approx(1 / 3)
+    assert choose_shrinkage(None, *arguments) == 0.0
+    assert choose_shrinkage(0.7, *arguments) == 0.7
     for wrong in ("cross", -1.0, np.nan):
         with pytest.raises(InputError, match="shrinkage"):
             choose_shrinkage(wrong, *arguments)
@@ -392,6 +419,39 @@ def test_quadratic_program_against_all_supports():
         hessian, linear = root @ root.T + 0.1 * np.eye(5), 3 * rng.normal(size=5)
         x = solve_qp(hessian, linear, 0.5, 1.5, np.full(5, 0.2))
         np.testing.assert_allclose(x, _best_of_all_supports(hessian, linear, 0.5, 1.5), atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quadratic_program_in_units_that_differ_by_many_orders(seed):
+    """The same program in other units: rounding is each variable's own."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(5, 5))
+    hessian, linear = root @ root.T + 0.1 * np.eye(5), 3 * rng.normal(size=5)
+    unit = 10 ** rng.uniform(-9, 9, size=5)
+    x = solve_qp(hessian * np.outer(unit, unit), linear * unit, 0.0, np.inf, np.full(5, 0.2) / unit)
+    expected = _best_of_all_supports(hessian, linear, 0.0, 1e9)
+    np.testing.assert_allclose(x * unit, expected, atol=1e-8)
+
+
+def test_a_member_of_huge_scores_hides_no_other_members_slope():
+    z, y = problem(n=800, members=6, classes=3, seed=3)
+    z[5, 2, (y[5] + 1) % 3] = 1e7
+    pool = LogLinearPool(shrinkage=None).fit(z.astype(np.float32), y)
+    assert pool.optimality_gap_ <= 1e-7
+
+
+@pytest.mark.parametrize("exponent", [3, 6])
+def test_videos_that_are_all_but_separated_take_few_passes(exponent):
+    z, y = problem(n=170, members=6, classes=4, seed=2, skill=4.0)
+    omega = np.where(np.arange(170) < 2, 10.0**-exponent, 1.0)
+    y[:2] = z[:2].sum(axis=1).argmin(axis=1)  # two videos that are wrong, and count next to nothing
+    omega /= omega.sum()
+    with Passes(LogitStack.from_arrays(z), y, omega, np.zeros(6)) as passes:
+        fit = fit_log_linear(passes)
+    assert fit.gap <= 1e-7
+    assert fit.passes < 60
+    value = slsqp(lambda b: brute(b, z, y, omega), 6)[1]
+    assert fit.value <= value + 1e-7
 
 
 def test_least_norm_among_optima():
