@@ -323,12 +323,9 @@ def test_cross_validated_shrinkage_loses_least_on_the_folds(n, noise, seed):
     z[:, 3] += noise * np.random.default_rng(seed).normal(size=(n, 5))
     omega = np.random.default_rng(seed).dirichlet(np.full(n, 3.0))
     s = np.array([0.1, 0.2, 0.3, 0.4])
-    fold = np.empty(n, dtype=int)
-    fold[np.argsort(y, kind="stable")] = np.arange(n) % 5
     grid = np.array([0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
     losses = np.zeros(7)
-    for held in range(5):
-        inside, outside = fold != held, fold == held
+    for inside, outside in split_folds(y, 5):
         share = omega[inside] / omega[inside].sum()
         for index, strength in enumerate(grid * np.sqrt(share @ share)):
             penalty = shrinkage_penalty(strength, s)
