@@ -105,6 +105,8 @@ def read_predictions(
             raise AlignmentError(f"member {name!r}: {error}") from error
         except InputError as error:
             raise InputError(f"member {name!r}: {error}") from error
+    # Rows are matched by id where all members have ids, by position where none has; some with and some without cannot
+    # be matched.
     without = [name for name, member in members.items() if member.ids is None]
     if without and len(without) < len(members):
         raise AlignmentError(
@@ -155,7 +157,17 @@ def _read_member(
 def _with_annotations(
     dump: Dump, listed: Annotations | None, path: Path
 ) -> tuple[NDArray[np.str_] | None, NDArray[Any] | None]:
-    """Ids and labels of a dump's rows: its own, or those of the list of videos, held against each other."""
+    """Return ids and labels of a dump's rows.
+
+    ==============  ==================================================  ==================================
+    annotations     the dump has ids                                    it has none
+    ==============  ==================================================  ==================================
+    none            its ids and labels                                  its labels, no ids
+    ids             its ids and labels                                  the list's ids, its labels
+    ids and labels  its ids and labels, or the list's labels by id      the list's ids and labels, checked
+                                                                        against its own, row by row
+    ==============  ==================================================  ==================================
+    """
     if listed is None:
         return dump.ids, dump.labels
     if dump.ids is not None:

@@ -48,7 +48,7 @@ def load_stack(
         CacheCorruptError: A part is not what was written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, numpy as np
         >>> z = np.zeros((2, 3), dtype=np.float32)
         >>> folder = tempfile.mkdtemp()
         >>> LogitStack.from_arrays({"swin": z, "x3d": z}, ids=["a", "b"]).save(folder)
