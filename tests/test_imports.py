@@ -19,7 +19,7 @@ HEAVY = ("numpy", "scipy", "sklearn", "torch", "torchvision", "timm", "av", "pan
 OPTIONAL = ("torch", "torchvision", "timm", "av", "einops", "yaml", "pandas", "polars", "matplotlib")
 ROOMS = (  # from the ground up; a module imports from its own room and from floors below
     ("errors",),
-    ("_checks", "_files", "_threads", "_yaml"),
+    ("_checks", "_files", "_paths", "_threads", "_yaml"),
     ("likelihood",),
     ("cache", "metrics"),
     ("stack",),

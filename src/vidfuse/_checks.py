@@ -7,7 +7,7 @@ came, where, and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "check_scores",
     "check_weights",
     "first_few",
+    "per_member",
     "place",
 ]
 
@@ -159,6 +160,36 @@ def check_member_names(names: Iterable[object]) -> tuple[str, ...]:
     if repeated:
         raise InputError(f"a member's name must be unique, got {first_few(repeated)} more than once; rename one")
     return checked
+
+
+def per_member(value: Any, names: Collection[str], what: str, needed: Collection[str] | None = None) -> dict[str, Any]:
+    """Return {member: value}, from one value for all members or a mapping by member.
+
+    Args:
+        value: What was given, not a mapping unless by member.
+        names: The members' names.
+        what: How an error calls it.
+        needed: Members that a mapping must name, by default all; others it may leave out, and they get None.
+
+    Raises:
+        InputError: A mapping names other members, or lacks some.
+
+    Example:
+        >>> per_member("logits", ["swin", "x3d"], "kind")
+        {'swin': 'logits', 'x3d': 'logits'}
+        >>> per_member({"swin": "logits"}, ["swin", "x3d"], "kind", needed=[])
+        {'swin': 'logits', 'x3d': None}
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    unknown = [name for name in value if name not in names]
+    missing = [name for name in (names if needed is None else needed) if name not in value]
+    if unknown or missing:
+        raise InputError(
+            f"{what}: expected one for each of {first_few(names, 20)}; "
+            f"unknown: {first_few(unknown) or 'none'}, missing: {first_few(missing) or 'none'}"
+        )
+    return {name: value.get(name) for name in names}
 
 
 def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDArray[np.str_]:
@@ -384,13 +415,7 @@ def check_weights(
         [0.25, 0.75]
     """
     if isinstance(weights, Mapping):
-        unknown, absent = sorted(set(weights) - set(members)), sorted(set(members) - set(weights))
-        if unknown or absent:
-            raise InputError(
-                f"weights: expected one for each of {first_few(members, 20)}; "
-                f"unknown: {first_few(unknown) or 'none'}, missing: {first_few(absent) or 'none'}"
-            )
-        weights = [weights[name] for name in members]
+        weights = list(per_member(weights, members, "weights").values())
     array = as_array(weights, "weights")
     if array.dtype.kind not in "fiu" or array.ndim != 1:
         raise InputError(f"weights: expected {len(members)} numbers, got dtype {array.dtype}, shape {array.shape}")

@@ -105,6 +105,17 @@ def test_what_the_numbers_are_is_never_guessed(tmp_path):
         vf.read_predictions({"slowfast": files["slowfast"]}, kind="probabilities")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("kind", "logits"), ("views", "max"), ("head", "rgb"), ("annotations", IDS)],
+)
+def test_an_option_by_member_names_no_other_member(option, value, tmp_path):
+    np.save(tmp_path / "a.npy", Z)
+    options = {"kind": "logits", option: {"a": value, "b": value}}
+    with pytest.raises(InputError, match=rf"{option}: expected one for each of 'a'; unknown: 'b', missing: none"):
+        vf.read_predictions({"a": tmp_path / "a.npy"}, **options)
+
+
 def report_accuracy(paths, coefficients, apply_softmax=False):
     """The direct computation on the pickles: raw scores, weighted and summed; labels of the first file."""
     dumps = [pickle.loads(path.read_bytes()) for path in paths]

@@ -174,6 +174,19 @@ def test_views_are_kept_or_reduced(tmp_path):
             np.testing.assert_allclose(reduced.log_likelihoods()[:, 0], expected, atol=1e-6)
 
 
+def test_a_rule_by_member_is_needed_by_members_with_views_and_names_no_others(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    arrays = {"swin": logits, "x3d": logits[:, 0]}
+    by_member = vf.LogitStack.from_arrays(arrays, ids=list("abc"), views={"swin": "max"})
+    assert by_member.shape == (3, 2, 2)
+    vf.LogitStack.from_arrays({"swin": logits}, ids=list("abc")).save(tmp_path)
+    for views, problem in (({"x3d": "max"}, "unknown: .*, missing: 'swin'"), ({"swin": "max", "tin": "max"}, "'tin'")):
+        with pytest.raises(InputError, match=f"views: expected one for each of 'swin'.*{problem}"):
+            vf.LogitStack.from_arrays(arrays, views=views)
+        with pytest.raises(InputError, match=f"views: expected one for each of 'swin'; {problem}|unknown: 'tin'"):
+            load_stack(tmp_path, views=views)
+
+
 def test_saving_and_loading_keeps_everything(tmp_path):
     ids = {"swin": IDS, "x3d": IDS[10:]}
     mixed = vf.LogitStack.from_arrays(

@@ -1,7 +1,10 @@
 """Videos' ids as parts hold them: UTF-8, padded with NUL to a common width.
 
-UTF-8 sorts as the texts do and no id contains NUL, so that stored ids are compared and sorted as they are: a quarter of
-the bytes of NumPy's texts, and nothing to decode.
+    "a"   61 00 00 00 00 00 00 00
+    "bé"  62 c3 a9 00 00 00 00 00
+
+UTF-8 sorts as the texts do, and no id contains NUL. So stored ids are compared and sorted as they are, without decoding
+them, and take a quarter of the bytes of NumPy's texts.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ def pack_texts(texts: tuple[str, ...]) -> NDArray[np.uint8]:
 
 
 def shared_ids(packed: NDArray[np.uint8]) -> NDArray[np.str_]:
-    """Return `unpack_ids`, read-only; the same array as last time for the same ids, as members of a stack have."""
+    """Return `unpack_ids`, read-only; for the same ids as last time the same array, as a stack's members share ids."""
     return _unpacked(packed.tobytes(), packed.shape[1])
 
 

@@ -1,4 +1,10 @@
-"""What the header of a part says about its tensors: read from JSON, checked, and nothing else believed."""
+"""What the header of a part says about its tensors, checked: nothing else about a part's layout is believed.
+
+A part is laid out without gaps, labels being optional::
+
+    length of the header | header (JSON) | labels | ids | scores
+                                         0        a     b        c      offsets in the header: labels [0, a], ids [a, b]
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def encode_meta(meta: CacheMeta) -> bytes:
 
 
 def _digest(content: dict[str, Any], expected_ids: bytes | None = None) -> str:
-    """The digest of the content as JSON with sorted keys; `expected_ids` is that field's JSON, where it is known."""
+    """Return the digest of the content as JSON with sorted keys; `expected_ids` is that field's JSON, if at hand."""
     state = hashlib.sha256()
     separator = b"{"
     for key in sorted(content):
@@ -81,15 +81,28 @@ def _digest(content: dict[str, Any], expected_ids: bytes | None = None) -> str:
     return state.hexdigest()
 
 
+# A stack's members expect the same videos, and differ in the rest of what they say about themselves. The list of ids,
+# nearly all of a meta.json, is cut out, and parsed once for all members: a stack of seven opens twice as fast.
+#
+#     {                                              {
+#      "classes": […],                                "classes": […],
+#      "expected_ids": [        ┐                     "expected_ids": null,
+#       "ape",                  │ _parse_ids    +     "kind": "logits", …     json.loads
+#       "bee"                   │ (kept)             }
+#      ],                       ┘
+#      "kind": "logits", …
+#     }
+
+
 @lru_cache(maxsize=1)
 def _parse_ids(text: bytes) -> tuple[tuple[str, ...], bytes]:
-    """The ids in a JSON list, and the list as the digest has it; kept, as a stack's members expect the same videos."""
+    """Return the ids in a JSON list, and the list as the digest has it; the last result is kept."""
     ids = json.loads(text)
     return tuple(ids), json.dumps(ids, ensure_ascii=False).encode()
 
 
 def _cut_ids(text: bytes) -> tuple[bytes, bytes | None]:
-    """Split `meta.json` as it is written: the text with null for the expected ids, and their list."""
+    """Split a `meta.json`: its text with null for the expected ids, and their list, or None where it has none."""
     start = text.find(_IDS_KEY)  # a line break cannot stand within a string: this is the field itself
     stop = text.find(b"\n ]", start)
     if start < 0 or stop < 0:

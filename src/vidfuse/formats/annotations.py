@@ -7,20 +7,20 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import check_ids
+from vidfuse._paths import path_ids
 from vidfuse.errors import InputError
 from vidfuse.stack.frames import ID_NAMES, LABEL_NAMES, label_indices
 
 __all__ = ["Annotations", "read_annotations", "read_text"]
 
 _PATH_NAMES: Final = ("path", "filename", "file")
-_SUFFIXES: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,16 @@ def read_annotations(
         raise InputError(f"{path}: expected a list of videos, got no rows")
     try:
         header = [name.strip().lower() for name in next(csv.reader([lines[0]]))]
-        if any(name in (*ID_NAMES, *_PATH_NAMES) for name in header):
-            names, labels = _with_header(lines, header, path)
+        column = next((header.index(name) for name in (*ID_NAMES, *_PATH_NAMES) if name in header), None)
+        are_paths = column is None or header[column] in _PATH_NAMES
+        if column is not None:
+            names, labels = _with_header(lines, header, column, path)
         else:
             names, labels = _without_header(lines)
     except csv.Error as error:
         raise InputError(f"{path}: expected a list of videos: {error}") from error
     try:
-        ids = check_ids(names)
+        ids = check_ids(path_ids(names) if are_paths else names)
         return Annotations(ids, None if labels is None else label_indices(labels, classes))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -83,8 +85,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: expected a text file in UTF-8, got bytes that are not: {error}") from error
 
 
-def _with_header(lines: list[str], header: list[str], path: Path) -> tuple[list[str], list[str] | None]:
-    column = next((header.index(name) for name in (*ID_NAMES, *_PATH_NAMES) if name in header), 0)
+def _with_header(lines: list[str], header: list[str], column: int, path: Path) -> tuple[list[str], list[str] | None]:
     label = next((header.index(name) for name in LABEL_NAMES if name in header), None)
     rows = list(csv.reader(io.StringIO("\n".join(lines[1:]))))
     if not rows:
@@ -95,8 +96,6 @@ def _with_header(lines: list[str], header: list[str], path: Path) -> tuple[list[
             f"{path}: line {short}: expected {len(header)} fields as in the header, got {len(rows[short - 2])}"
         )
     names = [row[column].strip() for row in rows]
-    if header[column] in _PATH_NAMES:
-        names = _path_ids(names)
     return names, None if label is None else [row[label].strip() for row in rows]
 
 
@@ -105,19 +104,7 @@ def _without_header(lines: list[str]) -> tuple[list[str], list[str] | None]:
     for line in lines:
         cut = max(line.rfind(separator) for separator in (",", " ", "\t"))
         if cut < 0 or not line[cut + 1 :].lstrip("-").isdigit():
-            return _path_ids(lines), None
+            return lines, None
         names.append(line[:cut].rstrip(", \t"))
         labels.append(line[cut + 1 :])
-    return _path_ids(names), labels
-
-
-def _path_ids(names: list[str]) -> list[str]:
-    """Ids of files: their paths without a video's suffix, absolute ones from their common folder on."""
-    posix = [name.replace("\\", "/") if name[1:3] == ":\\" else name for name in names]
-    absolute = [name for name in posix if name.startswith("/") or name[1:3] == ":/"]
-    if absolute and len(absolute) == len(posix):
-        common = os.path.commonpath([str(PurePosixPath(name).parent) for name in posix])
-        posix = [name[len(common) :].lstrip("/") for name in posix]
-    return [
-        name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix).lower() in _SUFFIXES else name for name in posix
-    ]
+    return names, labels

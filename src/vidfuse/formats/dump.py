@@ -54,6 +54,12 @@ def read_dump(path: str | Path, *, head: str | None = None, classes: Sequence[st
         raise InputError(f"{file}: expected a file of predictions, found none")
     with file.open("rb") as stream:
         start = stream.read(8)
+    # first bytes   suffix        read as
+    # PK\3\4        not .pkl      .npz: arrays by name (torch's own zip files, .pkl, are refused as pickles)
+    # \x93NUMPY     any           .npy: one array, mapped
+    # PAR1          any           parquet
+    # any           .csv, .txt    csv
+    # any           any           pickle
     try:
         if start.startswith(b"PK\x03\x04") and file.suffix.lower() != ".pkl":
             return _from_npz(_read_npz(file), file)
@@ -116,6 +122,7 @@ def _npy_header(data: bytes | mmap.mmap, name: str) -> tuple[np.dtype[Any], tupl
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    """Read the arrays of an .npz file, piece by piece, so that one that unpacks to far too much is noticed in time."""
     limit = _SPARE_BYTES + _MAX_RATIO * path.stat().st_size
     content = {}
     try:
@@ -138,7 +145,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _from_npz(content: Mapping[str, Any], path: Path) -> Dump:
-    """Find scores, labels and ids among the arrays of an .npz file."""
+    """Find scores, labels and ids among arrays by name, of an .npz file or a pickled dict.
+
+    Scores are the array with one of the usual names, or else the only floating-point one of two or three axes. An array
+    of objects holds one array a video, as TSN's toolkit writes it.
+    """
     key = next((name for name in _SCORE_KEYS if name in content), None)
     if key is None:
         matrices = [
@@ -212,7 +223,16 @@ def _whole(value: Any, path: Path) -> int:
 
 
 def _from_pickle(content: Any, path: Path, head: str | None) -> Dump:
-    """Tell apart MMAction2, PySlowFast and pyskl by what the pickle holds."""
+    """Tell tools apart by what the pickle holds; the first that fits is taken.
+
+    ==========================================  =====================================
+    a dict                                      arrays by name, as in an .npz file
+    an array                                    scores alone
+    a list of dicts                             MMAction2, one dict a video
+    [array of ≥ 2 axes, labels as long]         PySlowFast
+    a list of arrays                            pyskl, one array a video
+    ==========================================  =====================================
+    """
     if isinstance(content, dict):
         return _from_npz({str(key): value for key, value in content.items()}, path)
     if isinstance(content, np.ndarray):
@@ -248,6 +268,11 @@ def _array_of(value: Any) -> NDArray[Any] | None:
 
 
 def _from_mmaction2(samples: Sequence[dict[str, Any]], path: Path, head: str | None) -> Dump:
+    """Collect a video's scores, label and id from each dict.
+
+    Scores are an array, or {head: array}, of which the only one or the one called `head` is taken; labels and ids count
+    only where every dict has one.
+    """
     scores, labels, ids = [], [], []
     for row, sample in enumerate(samples):
         found = sample.get("pred_score", sample.get("pred_scores"))

@@ -61,6 +61,8 @@ def write_predictions(
         >>> file.read_text().split()
         ['id,p0,p1', 'a,1.0,0.0', 'b,0.0,1.0']
     """
+    # First the format, then one member of a stack or an array, checked in the same way, then the file by format:
+    # "npz" and "mmaction2" keep views, both csv forms have no place for them.
     target = Path(path)
     chosen = format or _FORMATS.get(target.suffix.lower())
     if chosen not in ("csv", "csv-long", "npz", "mmaction2"):

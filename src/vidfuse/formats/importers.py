@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import Kind, as_float_array, check_kind, check_member_names, check_scores, first_few, place
+from vidfuse._checks import (
+    Kind,
+    as_float_array,
+    check_kind,
+    check_member_names,
+    check_scores,
+    first_few,
+    per_member,
+    place,
+)
 from vidfuse.cache.meta import META_NAME
 from vidfuse.cache.reader import open_cache
 from vidfuse.errors import AlignmentError, InputError
@@ -19,7 +28,7 @@ from vidfuse.formats.annotations import Annotations, read_annotations
 from vidfuse.formats.dump import read_dump
 from vidfuse.stack.align import Join, Missing
 from vidfuse.stack.frames import Dump
-from vidfuse.stack.reduce import reduce_array, rule_of
+from vidfuse.stack.reduce import reduce_array
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["read_predictions"]
@@ -85,18 +94,19 @@ def read_predictions(
     if not isinstance(files, Mapping) or not files:
         raise InputError("files: expected {member: file} with at least one member")
     names = check_member_names(files)
+    kinds, lists = per_member(kind, names, "kind", needed=()), per_member(annotations, names, "annotations", needed=())
+    heads, rules = per_member(head, names, "head", needed=()), per_member(views, names, "views")
     members = {}
     for name in names:
-        own_kind = kind.get(name) if isinstance(kind, Mapping) else kind
-        own_list = annotations.get(name) if isinstance(annotations, Mapping) else annotations
-        own_head = head.get(name) if isinstance(head, Mapping) else head
-        rule = None if views is None else rule_of(views, name)
+        given = kinds[name], lists[name], heads[name], rules[name]
         try:
-            members[name] = _read_member(name, Path(files[name]), own_kind, own_list, own_head, rule, classes, labels)
+            members[name] = _read_member(name, Path(files[name]), *given, classes, labels)
         except AlignmentError as error:
             raise AlignmentError(f"member {name!r}: {error}") from error
         except InputError as error:
             raise InputError(f"member {name!r}: {error}") from error
+    # Rows are matched by id where all members have ids, by position where none has; some with and some without cannot
+    # be matched.
     without = [name for name, member in members.items() if member.ids is None]
     if without and len(without) < len(members):
         raise AlignmentError(
@@ -147,7 +157,17 @@ def _read_member(
 def _with_annotations(
     dump: Dump, listed: Annotations | None, path: Path
 ) -> tuple[NDArray[np.str_] | None, NDArray[Any] | None]:
-    """Ids and labels of a dump's rows: its own, or those of the list of videos, held against each other."""
+    """Return ids and labels of a dump's rows.
+
+    ==============  ==================================================  ==================================
+    annotations     the dump has ids                                    it has none
+    ==============  ==================================================  ==================================
+    none            its ids and labels                                  its labels, no ids
+    ids             its ids and labels                                  the list's ids, its labels
+    ids and labels  its ids and labels, or the list's labels by id      the list's ids and labels, checked
+                                                                        against its own, row by row
+    ==============  ==================================================  ==================================
+    """
     if listed is None:
         return dump.ids, dump.labels
     if dump.ids is not None:

@@ -59,7 +59,7 @@ def load_pickle(path: str | Path) -> Any:
         path: The file.
 
     Returns:
-        Its content: tensors have become NumPy arrays, ordered dicts plain ones, tuples that hold arrays lists.
+        Its content: tensors have become NumPy arrays, ordered dicts plain ones, tuples lists.
 
     Raises:
         InputError: The pickle names anything else (the message says what), or is damaged. Nothing was executed.
@@ -432,9 +432,15 @@ for _module in ("numpy.core", "numpy._core"):
 
 
 def _finish(root: Any) -> Any:
-    """Put arrays in the places of their stand-ins, and make dicts plain; without recursion, and each object once.
+    """Put plain values in the places of the unpickler's, without recursion, and each object once.
 
-    A tuple cannot be changed: a list stands in for it, which no reader of this package minds.
+    =============================  =====================================================================
+    numbers and texts              stay
+    an array's stand-in            its array; one of objects is made here, and its cells are gone through
+    any other stand-in             refused: a pickle holds no names
+    a dict, a tuple                a plain dict; a list, as a tuple could not be changed, gone through
+    a list                         is gone through
+    =============================  =====================================================================
     """
     box = [root]
     todo: list[Any] = [box]

@@ -133,6 +133,8 @@ def read_submission(path: str | Path, n_classes: int = 400) -> Submission:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"expected a submission, found no file at {file}")
+    # A line is empty (skipped), has an id alone or one that came before (noted, does not count), or counts: then each
+    # of its first five words is a class, or is noted and stands for a wrong one, 0.
     classes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
     notes: list[str] = []

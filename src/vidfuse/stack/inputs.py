@@ -9,20 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import Kind, as_float_array, check_kind, check_member_names, first_few
+from vidfuse._checks import as_float_array, check_member_names, first_few
 from vidfuse._threads import map_members
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["kind_of", "name_arrays", "warn_if_misordered"]
-
-
-def kind_of(kind: Kind | Mapping[str, Kind], name: str) -> Kind:
-    """Return one member's kind, from one kind for all or {member: kind}."""
-    if isinstance(kind, Mapping):
-        if name not in kind:
-            raise InputError(f"kind: expected one for every member, got none for {name!r}")
-        return check_kind(kind[name], f"kind of member {name!r}")
-    return check_kind(kind)
+__all__ = ["name_arrays", "warn_if_misordered"]
 
 
 def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray[np.floating[Any]]]:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vidfuse._checks import check_member_names, first_few
+from vidfuse._checks import check_member_names, first_few, per_member
 from vidfuse.cache.reader import find_caches, open_cache
 from vidfuse.errors import InputError
 from vidfuse.stack.align import Join, Missing, align_ids, align_labels, check_layouts, common_classes
-from vidfuse.stack.reduce import reduce_source, rule_of
+from vidfuse.stack.reduce import reduce_source
 from vidfuse.stack.source import ArraySource
 from vidfuse.stack.stack import LogitStack, Member
 
@@ -48,7 +48,7 @@ def load_stack(
         CacheCorruptError: A part is not what was written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, numpy as np
         >>> z = np.zeros((2, 3), dtype=np.float32)
         >>> folder = tempfile.mkdtemp()
         >>> LogitStack.from_arrays({"swin": z, "x3d": z}, ids=["a", "b"]).save(folder)
@@ -61,8 +61,9 @@ def load_stack(
     if unknown:
         raise InputError(f"{folder}: no cache for members {first_few(unknown)}; there are {first_few(found, 20)}")
     caches = {name: open_cache(found[name], partial=partial, verify=verify) for name in names}
-    rules = {} if views is None else {n: rule_of(views, n) for n, c in caches.items() if c.meta.n_views is not None}
-    shapes = {n: (len(c), c.meta.n_classes) if n in rules else c.source.shape for n, c in caches.items()}
+    reduced = [name for name in names if views is not None and caches[name].meta.n_views is not None]
+    rules = per_member(views, names, "views", needed=reduced)
+    shapes = {n: (len(c), c.meta.n_classes) if n in reduced else c.source.shape for n, c in caches.items()}
     n_classes, _ = check_layouts(shapes)
     counts = {name: len(cache) for name, cache in caches.items()}
     if partial and join == "exact" and missing == "error":
@@ -72,9 +73,9 @@ def load_stack(
     labels: Any = {name: cache.labels for name, cache in caches.items()}
     stacked = []
     for name, cache in caches.items():
-        if name in rules:
-            reduced = ArraySource(reduce_source(cache.source, cache.kind, rules[name]))
-            stacked.append(Member(name, reduced, alignment.rows[name], "log-likelihoods"))
+        if name in reduced:
+            source = ArraySource(reduce_source(cache.source, cache.kind, rules[name]))
+            stacked.append(Member(name, source, alignment.rows[name], "log-likelihoods"))
         else:
             stacked.append(Member(name, cache.source, alignment.rows[name], cache.kind))
     return LogitStack(

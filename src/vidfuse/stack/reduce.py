@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import Kind
-from vidfuse.errors import InputError
 from vidfuse.likelihood import DEFAULT_FLOOR, block_rows, reduce_views_array
 from vidfuse.stack.source import ArraySource, Source, fill_log_likelihoods
 
-__all__ = ["reduce_array", "reduce_source", "rule_of"]
-
-
-def rule_of(views: str | Mapping[str, str], member: str) -> str:
-    """Return the rule for one member, from one rule for all or {member: rule}."""
-    if isinstance(views, str):
-        return views
-    if member not in views:
-        raise InputError(f"views: expected a rule for every member, got none for {member!r}")
-    return views[member]
+__all__ = ["reduce_array", "reduce_source"]
 
 
 def reduce_array(scores: NDArray[np.floating[Any]], kind: Kind, rule: str) -> NDArray[np.float32]:

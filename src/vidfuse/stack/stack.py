@@ -15,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse._checks import (
     Kind,
     Rows,
+    check_kind,
     check_member_names,
     check_scores,
     first_few,
+    per_member,
 )
 from vidfuse._threads import map_members
 from vidfuse.cache.writer import ROWS_PER_PART, CacheWriter
@@ -25,8 +27,8 @@ from vidfuse.errors import InputError
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.align import Join, Missing, align_ids, align_labels, check_layouts, common_classes, member_ids
 from vidfuse.stack.frames import frame_arrays
-from vidfuse.stack.inputs import kind_of, name_arrays, warn_if_misordered
-from vidfuse.stack.reduce import reduce_array, rule_of
+from vidfuse.stack.inputs import name_arrays, warn_if_misordered
+from vidfuse.stack.reduce import reduce_array
 from vidfuse.stack.source import ArraySource, Source, compose_rows, fill_log_likelihoods, resolve_rows
 
 __all__ = ["LogitStack", "Member"]
@@ -143,9 +145,7 @@ class LogitStack:
         """
         named = name_arrays(arrays, members)
         names = tuple(named)
-        if isinstance(kind, Mapping) and set(kind) - set(names):
-            raise InputError(f"kind: unknown members {first_few(sorted(set(kind) - set(names)))}")
-        kinds = {name: kind_of(kind, name) for name in names}
+        kinds = {n: check_kind(k, f"kind of member {n!r}") for n, k in per_member(kind, names, "kind").items()}
         counts = {name: len(array) for name, array in named.items()}
         check_layouts(
             {
@@ -160,10 +160,10 @@ class LogitStack:
 
         map_members(check, names, sum(array.size for array in named.values()))
         if views is not None:
-            for name in names:
-                if named[name].ndim == 3:
-                    named[name] = reduce_array(named[name], kinds[name], rule_of(views, name))
-                    kinds[name] = "log-likelihoods"
+            viewed = [name for name in names if named[name].ndim == 3]
+            rules = per_member(views, names, "views", needed=viewed)
+            for name in viewed:
+                named[name], kinds[name] = reduce_array(named[name], kinds[name], rules[name]), "log-likelihoods"
         n_classes, _ = check_layouts({name: array.shape for name, array in named.items()})
         alignment = align_ids(own_ids, counts, join, missing)
         stack = cls(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from vidfuse._checks import per_member
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import InputError, MissingExtraError
 
@@ -115,8 +116,8 @@ def extract(
         (2, 1, 4, 2)
     """
     members = _members(model, folder, views, _device(model, device))
-    given = fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(members, fingerprint)
-    prints = {name: fingerprint_of(m.network, given.get(name), forward=forward) for name, m in members.items()}
+    given = per_member(fingerprint, members, "fingerprint", needed=())
+    prints = {name: fingerprint_of(m.network, given[name], forward=forward) for name, m in members.items()}
     wanted = [_id(i) for i in ids] if ids is not None else _ids_of(loader)
     lower = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     began, waited, written = time.perf_counter(), 0.0, 0

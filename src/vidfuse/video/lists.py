@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import overload
 
+from vidfuse._paths import VIDEO_SUFFIXES, path_ids
 from vidfuse.errors import InputError
 
-__all__ = ["VIDEO_SUFFIXES", "VideoItem", "VideoList", "read_class_folders", "read_csv_list", "read_mmaction2"]
-
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+__all__ = ["VideoItem", "VideoList", "read_class_folders", "read_csv_list", "read_mmaction2"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def read_mmaction2(path: str | Path, root: str | Path | None = None, classes: Se
         classes: class names, if they are known.
 
     Returns:
-        The videos; ids are the paths without their suffix.
+        The videos; ids are the paths without a video's suffix.
 
     Raises:
         InputError: no such file, no rows, or a row that is not a path and a label.
@@ -200,7 +199,7 @@ def read_csv_list(path: str | Path, root: str | Path | None = None, classes: Seq
         classes: class names, if they are known.
 
     Returns:
-        The videos; ids are the paths without their suffix, absolute ones from their common folder on.
+        The videos; ids are the paths without a video's suffix, absolute ones from their common folder on.
 
     Raises:
         InputError: no such file, no rows, or a row that is not a path and a label.
@@ -227,7 +226,7 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
         raise InputError(f"expected a folder of class folders, found none at {base}")
     found = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
     items = tuple(
-        VideoItem(f"{name}/{file.stem}", str(file), label)
+        VideoItem(path_ids([f"{name}/{file.name}"])[0], str(file), label)
         for label, name in enumerate(found)
         for file in sorted((base / name).iterdir())
         if file.suffix.lower() in VIDEO_SUFFIXES
@@ -263,7 +262,7 @@ def _from_rows(
         raise InputError(f"expected at least one video in {path}, found none")
     base = path.parent if root is None else Path(root)
     items, skipped = [], []
-    for (name, label), identifier in zip(rows, _ids([name for name, _ in rows]), strict=True):
+    for (name, label), identifier in zip(rows, path_ids([name for name, _ in rows]), strict=True):
         file = base / name
         if file.is_file():
             items.append(VideoItem(identifier, str(file), label))
@@ -274,24 +273,6 @@ def _from_rows(
     return VideoList(
         tuple(items), None if classes is None else tuple(classes), tuple(skipped), _unlisted(folders, listed)
     )
-
-
-def _ids(names: list[str]) -> list[str]:
-    """Make ids of paths: without suffix, absolute ones from their common folder on."""
-    pure = [PurePosixPath(name.replace("\\", "/")) for name in names]
-    absolute = [p for p in pure if p.is_absolute()]
-    depth = 0
-    if absolute:
-        parents = [p.parent.parts for p in absolute]
-        while depth < min(map(len, parents)) and len({parts[: depth + 1] for parts in parents}) == 1:
-            depth += 1
-    ids = []
-    for p in pure:
-        parts = p.with_suffix("").parts[depth if p.is_absolute() else 0 :]
-        if ".." in parts:
-            raise InputError(f"expected paths inside the data's folder, got {p}; pass root= and relative paths")
-        ids.append("/".join(parts))
-    return ids
 
 
 def _unlisted(folders: Iterable[Path], listed: set[str]) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import InputError
-from vidfuse.video.lists import VIDEO_SUFFIXES, VideoItem, VideoList
+from vidfuse.video.lists import VideoItem, VideoList
 
 __all__ = ["read_annotations", "read_classes", "read_corrupted", "read_vipriors"]
 
