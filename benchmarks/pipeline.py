@@ -53,7 +53,7 @@ from vidfuse.video.transforms import ClipTransform, TransformConfig
 RESULTS = Path(__file__).parent / "results"
 FRAMES, HEIGHT, WIDTH = 300, 256, 340
 LENGTH, INTERVAL = 32, 2
-NETWORKS = ("slowfast", "tin", "tpn", "swin", "r2plus1d", "timesformer", "x3d")
+NETWORKS = tuple(TABLE_I)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

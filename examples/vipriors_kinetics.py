@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import motion
 import vidfuse as vf
 from vidfuse import training
 from vidfuse.cache.format import open_part
 from vidfuse.networks.fused import FusedNetwork
 from vidfuse.report.combinations import combination_table
-from vidfuse.training.checkpoints import publish
 from vidfuse.training.recipes import FULL_SIZE
-from vidfuse.video import datasets, loader, motion, vipriors
+from vidfuse.video import datasets, loader, vipriors
 from vidfuse.video.clips import ViewPlan
 
 # The members in the order in which Table II of the method adds them, in their small presets.
@@ -392,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with clock.stage(f"cache {args.views} views of each video, seed {seed}"):
             stacks = cache_views(args, root, models, out, seed)
         outcomes.append(fuse(args, data, stacks, test_labels, out, seed, clock))
-    publish(args.out / "outcomes.json", json.dumps([asdict(o) for o in outcomes], indent=1).encode())
+    (args.out / "outcomes.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
     print("\n== done")
     for name, seconds in clock.seconds.items():
         print(f"   {seconds:7.1f} s  {name}")

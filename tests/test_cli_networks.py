@@ -407,7 +407,7 @@ def test_a_recipe_file_is_read_and_checked(tmp_path):
         (("train", "x3d_tiny", "{videos}", "--set", "augmentation.colour=1"), "expected augmentations of short_side"),
         (("train", "x3d_tiny", "{videos}", "--set", "augmentation.hue=red"), "expected augmentations as numbers"),
         (("train", "x3d_tiny", "{videos}", "--decoder", "gpu"), "expected a GPU that torch can use, found none"),
-        (("train", "x3d_tiny", "{videos}", "--classes", "some"), "a file with a class name a line, got 'some'"),
+        (("train", "x3d_tiny", "{videos}", "--classes", "some"), "a file with one class name per line, got 'some'"),
         (("extract", "x3d_tiny", "{videos}", "--checkpoint", "{videos}/dark/dark0.mp4"), "dark0.mp4"),
         (("extract", "x3d_tiny", "{videos}", "--checkpoint", __file__), "test_cli_networks.py"),
     ],

@@ -16,6 +16,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import motion
+from motion.dataset import encode
 from vidfuse import networks
 from vidfuse.cli import main
 from vidfuse.cli.config import read_config
@@ -38,9 +40,23 @@ def with_blocks(language):
     return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
 
 
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A folder as a reader of the pages has it: validation videos of two classes, `videos/val/<class>/<name>.mp4`."""
+    folder = tmp_path_factory.mktemp("reader")
+    plan = motion.MotionPlan()
+    for action in ("jump", "walk"):
+        (folder / "videos" / "val" / action).mkdir(parents=True)
+        for number in (0, 1):
+            video = folder / "videos" / "val" / action / f"{number}.mp4"
+            video.write_bytes(encode(motion.render_clip(action, plan, "val", number), plan.fps))
+    return folder
+
+
 @pytest.mark.parametrize("page", with_blocks("python"))
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, reader, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").symlink_to(reader / "videos")
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     for number, (needs, code) in enumerate(blocks(page, "python")):

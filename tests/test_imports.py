@@ -95,7 +95,7 @@ def test_no_two_files_import_each_other():
     files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
 
     def file_of(name: str) -> str | None:
-        """`vidfuse.fusion.base.Rule` → `vidfuse.fusion.base`: the longest beginning that is a file."""
+        """`vidfuse.fusion.rule.Rule` → `vidfuse.fusion.rule`: the longest beginning that is a file."""
         parts = name.split(".")
         found = (".".join(parts[:n]) for n in range(len(parts), 1, -1))
         return next((beginning for beginning in found if beginning in files), None)

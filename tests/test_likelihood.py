@@ -48,7 +48,7 @@ def test_log_sum_exp_against_mpmath():
     np.testing.assert_allclose(log_sum_exp(x), expected, rtol=1e-15)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(LOGITS, st.floats(-100, 100))
 def test_log_softmax_ignores_shifts_and_normalises(x, shift):
     y = log_softmax(x)
@@ -149,7 +149,7 @@ def test_votes_follow_the_stated_formula():
     np.testing.assert_allclose(np.exp(votes_to_log_proba(votes, np.log(q))), expected, rtol=1e-14)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(arrays(np.float64, (4, 5), elements=st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.30000000000000004, 1.0])))
 def test_votes_are_never_overruled_and_ties_go_to_the_pool(votes):
     rng = np.random.default_rng(0)

@@ -13,15 +13,15 @@ __version__ = "0.1.0"
 
 _SUBMODULES = ("errors", "metrics", "networks", "training", "video")
 _HOME = {
-    "BordaCount": "vidfuse.fusion.voting",
+    "BordaCount": "vidfuse.fusion.votes",
     "Calibrated": "vidfuse.fusion.calibration",
     "DynamicPool": "vidfuse.fusion.dynamic",
     "Ensemble": "vidfuse.serving.ensemble",
     "GreedyPool": "vidfuse.selection.greedy",
-    "LinearPool": "vidfuse.fusion.pools",
-    "LogLinearPool": "vidfuse.fusion.pools",
+    "LinearPool": "vidfuse.fusion.linear",
+    "LogLinearPool": "vidfuse.fusion.log_linear",
     "LogitStack": "vidfuse.stack.stack",
-    "MajorityVote": "vidfuse.fusion.voting",
+    "MajorityVote": "vidfuse.fusion.votes",
     "Recipe": "vidfuse.recipe",
     "StackedPool": "vidfuse.fusion.stacking",
     "SubsetPool": "vidfuse.selection.subsets",

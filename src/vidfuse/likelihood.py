@@ -6,7 +6,7 @@ Sums over classes and members are carried in float64, in the order in which the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +36,8 @@ DEFAULT_FLOOR: Final = 1e-4
 VIEW_RULES: Final = ("mean-log", "mean-probability", "vote", "max")
 """How the views of one video become one prediction."""
 
-_PIECE: Final = 1 << 16  # numbers a piece: 256 kB of float32 and its temporary stay in the second-level cache
+_PIECE: Final = 1 << 16  # numbers in a piece: 256 kB of float32 and its temporary stay in the second-level cache
+_FLOATS: Final = (np.float32, np.float64)  # what the arithmetic runs in
 
 
 def block_rows(numbers_per_row: int, budget: int = 1 << 18) -> int:
@@ -53,27 +54,11 @@ def block_rows(numbers_per_row: int, budget: int = 1 << 18) -> int:
     return max(1, budget // max(1, numbers_per_row))
 
 
-def _pieces(rows: int, columns: int, numbers: int | None = None) -> Iterator[slice]:
-    step = block_rows(columns, numbers or _PIECE)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
 def _as_floating(values: ArrayLike) -> Floating:
     array = np.asarray(values)
-    if array.dtype in (np.float32, np.float64):
+    if array.dtype in _FLOATS:
         return array
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64)
-
-
-def _rows_first(array: Floating, axis: int, out: Floating | None) -> tuple[Floating, Floating, Floating]:
-    """Bring ``axis`` to the end as rows × columns: (rows, writable result rows, the result in its own layout)."""
-    if array.ndim == 0 or array.shape[axis] == 0:
-        raise InputError(f"Expected an array with at least one class on axis {axis}, got shape {array.shape}.")
-    result = np.empty_like(array, order="C") if out is None else out
-    moved, target = np.moveaxis(array, axis, -1), np.moveaxis(result, axis, -1)
-    columns = moved.shape[-1]
-    return moved.reshape(-1, columns), target, result
 
 
 def log_softmax(x: ArrayLike, axis: int = -1, out: Floating | None = None) -> Floating:
@@ -95,18 +80,23 @@ def log_softmax(x: ArrayLike, axis: int = -1, out: Floating | None = None) -> Fl
         >>> log_softmax([0.0, 0.0]).round(4).tolist()
         [-0.6931, -0.6931]
     """
-    array = _as_floating(x)
-    rows, target, result = _rows_first(array, axis, out)
+    array = np.asarray(x)
+    array = array if array.dtype in _FLOATS else _as_floating(array)
+    if array.ndim == 0 or array.shape[axis] == 0:
+        raise InputError(f"Expected an array with at least one class on axis {axis}, got shape {array.shape}.")
+    result = np.empty_like(array, order="C") if out is None else out
+    moved, target = np.moveaxis(array, axis, -1), np.moveaxis(result, axis, -1)  # classes last, in views
+    columns = moved.shape[-1]
+    rows = moved.reshape(-1, columns)
     direct = target.reshape(rows.shape) if target.flags.c_contiguous else np.empty(rows.shape, array.dtype)
-    columns = rows.shape[1]
-    work = np.empty((min(block_rows(columns, _PIECE), len(rows)), columns), dtype=array.dtype)
-    for piece in _pieces(len(rows), columns):
-        source = rows[piece]
-        scratch = work[: len(source)]
-        with np.errstate(invalid="ignore"):
-            shifted = np.subtract(source, source.max(axis=1, keepdims=True), out=direct[piece])
-            np.exp(shifted, out=scratch)
-            total = scratch.sum(axis=1, dtype=np.float64, keepdims=True)
+    step = max(1, _PIECE // columns)
+    scratch = np.empty((min(step, len(rows)), columns), dtype=array.dtype)
+    with np.errstate(invalid="ignore"):
+        for start in range(0, len(rows), step):
+            source = rows[start : start + step]
+            shifted = np.subtract(source, source.max(axis=1, keepdims=True), out=direct[start : start + step])
+            exponentials = np.exp(shifted, out=scratch[: len(source)])
+            total = exponentials.sum(axis=1, dtype=np.float64, keepdims=True)
             np.subtract(shifted, np.log(total).astype(array.dtype), out=shifted)
     if not np.shares_memory(direct, target):
         target[...] = direct.reshape(target.shape)
@@ -127,10 +117,12 @@ def log_sum_exp(x: ArrayLike) -> NDArray[np.float64]:
     columns = array.shape[-1]
     rows = array.reshape(-1, columns)
     result = np.empty(len(rows))
-    for piece in _pieces(len(rows), columns):
-        peak = rows[piece].max(axis=1)
-        total = np.exp(rows[piece] - peak[:, None]).sum(axis=1, dtype=np.float64)
-        result[piece] = np.log(total) + peak
+    step = block_rows(columns, _PIECE)
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        peak = piece.max(axis=1)
+        total = np.exp(piece - peak[:, None]).sum(axis=1, dtype=np.float64)
+        result[start : start + step] = np.log(total) + peak
     return result.reshape(array.shape[:-1])
 
 
@@ -148,12 +140,12 @@ def row_sums(x: ArrayLike) -> NDArray[np.float64]:
     columns = array.shape[-1]
     rows, ones = array.reshape(-1, columns), np.ones(columns)
     result = np.empty(len(rows))
-    numbers = 4 * _PIECE  # a sum is a short call: in small pieces, threads would wait for each other
-    work = np.empty((min(block_rows(columns, numbers), len(rows)), columns))
-    for piece in _pieces(len(rows), columns, numbers):
-        scratch = work[: piece.stop - piece.start]
-        np.copyto(scratch, rows[piece])
-        np.dot(scratch, ones, out=result[piece])
+    step = block_rows(columns, 4 * _PIECE)  # a sum is a short call: in small pieces, threads would wait for each other
+    work = np.empty((min(step, len(rows)), columns))
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        np.copyto(work[: len(piece)], piece)
+        np.dot(work[: len(piece)], ones, out=result[start : start + step])
     return result.reshape(array.shape[:-1])
 
 
@@ -177,20 +169,25 @@ def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Fl
     if not 0 <= floor < 1:
         raise InputError(f"Expected a floor of at least 0 and below 1, got {floor!r}.")
     array = _as_floating(log_p)
-    rows, target, result = _rows_first(array, -1, out)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise InputError(f"Expected log-likelihoods (..., K) of at least one class, got shape {array.shape}.")
+    result = np.empty_like(array, order="C") if out is None else out
     if floor == 0:
         if result is not array:
             result[...] = array
         return result
-    uniform, share = array.dtype.type(floor / rows.shape[1]), array.dtype.type(1 - floor)
-    flat = target.reshape(rows.shape) if target.flags.c_contiguous else np.empty(rows.shape, array.dtype)
-    for piece in _pieces(*rows.shape):
-        mixed = np.exp(rows[piece], out=flat[piece])
+    classes = array.shape[-1]
+    rows = array.reshape(-1, classes)
+    uniform, share = array.dtype.type(floor / classes), array.dtype.type(1 - floor)
+    direct = result.reshape(rows.shape) if result.flags.c_contiguous else np.empty(rows.shape, array.dtype)
+    step = block_rows(classes, _PIECE)
+    for start in range(0, len(rows), step):
+        mixed = np.exp(rows[start : start + step], out=direct[start : start + step])
         mixed *= share
         mixed += uniform
         np.log(mixed, out=mixed)
-    if not np.shares_memory(flat, target):
-        target[...] = flat.reshape(target.shape)
+    if not np.shares_memory(direct, result):
+        result[...] = direct.reshape(result.shape)
     return result
 
 
@@ -225,7 +222,7 @@ def log_linear_pool(
 
     Args:
         log_p: log-likelihoods ``(N, M, K)``, or with view axes between members and classes.
-        weights: ``(M,)``; ``(N, M)``, one row a video; or ``(M, K)`` with ``per_class``.
+        weights: ``(M,)``; ``(N, M)``, one row per video; or ``(M, K)`` with ``per_class``.
         per_class: the weights are ``(M, K)``.
         ids: names of the rows for error messages.
 
@@ -272,7 +269,7 @@ def linear_pool(log_p: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         log_p: normalised log-likelihoods ``(N, M, K)``, or with view axes between members and classes.
-        weights: ``(M,)``, or ``(N, M)``, one row a video.
+        weights: ``(M,)``, or ``(N, M)``, one row per video.
 
     Returns:
         Normalised log-likelihoods, float64, with the members' axis gone; ``-inf`` where every member says 0.

@@ -1,6 +1,6 @@
 """A fitted ensemble as a file: JSON that people can read, and one safetensors file where arrays are large.
 
-Nothing in a recipe is code: no pickle, and only the fusers that `vidfuse.fusion` lists are built from one. Every number
+Nothing in a recipe is code: no pickle, and only the rules that `RULES` lists are built from one. Every number
 is written so that it is read back bit by bit. Every 1.x release reads the recipes of every 1.x release.
 """
 
@@ -14,37 +14,56 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse import __version__, fusion
+from vidfuse import __version__
 from vidfuse._files import replace
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.fusion.views import reduce_views
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Recipe", "load_recipe"]
+__all__ = ["RULES", "Recipe", "ids_digest", "load_recipe"]
+
+RULES = MappingProxyType(
+    {
+        "BordaCount": "vidfuse.fusion.votes",
+        "Calibrated": "vidfuse.fusion.calibration",
+        "DynamicPool": "vidfuse.fusion.dynamic",
+        "GreedyPool": "vidfuse.selection.greedy",
+        "LinearPool": "vidfuse.fusion.linear",
+        "LogLinearPool": "vidfuse.fusion.log_linear",
+        "MajorityVote": "vidfuse.fusion.votes",
+        "StackedPool": "vidfuse.fusion.stacking",
+        "SubsetPool": "vidfuse.selection.subsets",
+        "TemperatureScaling": "vidfuse.fusion.calibration",
+        "VectorScaling": "vidfuse.fusion.calibration",
+    }
+)
+"""Class name → module of each rule and calibrator that a recipe can hold: a new rule is a new file and a line here."""
 
 _FORMAT = "vidfuse-recipe"
 _VERSION = 1
 _LARGE = 256  # an array with more elements goes to the safetensors file
 _LISTS = re.compile(r"\[(\n[^\[\]{}]*\n\s*)\]")  # the innermost lists, which are written on one line
 _FITTED = re.compile(r"[a-zA-Z]\w*_")
+_IN_FILE = {"Calibrated": {"rule": "fuser", "rule_": "fuser_"}}  # attributes that are called otherwise in files
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A fitted fuser with all that is needed to use it on other videos.
+    """A fitted rule with all that is needed to use it on other videos.
 
     Attributes:
-        fuser: The fitted fuser; its parameters carry floors, its fitted attributes weights and weight sums.
-        members: The members' names, in the order of the fit.
+        rule: The fitted rule; its parameters carry floors, its fitted attributes weights and weight sums.
+        members: The members' names, in the order of the rule's `members_`.
         n_classes: K.
         classes: The names of the classes, where they are known.
         kinds: What each member's numbers are (`"logits"`, `"log-likelihoods"`, `"probabilities"`, `"sum"`), by name.
-        views: The reduction of each member's views to apply before the fuser; None where there are no views to reduce.
+        views: The reduction of each member's views to apply before the rule; None where there are no views to reduce.
         order_checked: Whether the members were aligned by id; False reads "order unchecked".
         fitted_on: The number of the videos of the fit, and a digest of their ids (None without ids).
 
@@ -62,7 +81,7 @@ class Recipe:
         True
     """
 
-    fuser: Any
+    rule: Any
     members: tuple[str, ...]
     n_classes: int
     classes: tuple[str, ...] | None = None
@@ -72,28 +91,28 @@ class Recipe:
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_fitted(cls, fuser: Any, stack: LogitStack, views: str | Mapping[str, str] | None = None) -> Recipe:
-        """Take a fitted fuser, and from the stack of its fit the names, kinds, classes and order of its members.
+    def from_fitted(cls, rule: Any, stack: LogitStack, views: str | Mapping[str, str] | None = None) -> Recipe:
+        """Take a fitted rule, and from the stack of its fit the names, kinds, classes and order of its members.
 
         Args:
-            fuser: A fitted fuser.
+            rule: A fitted rule.
             stack: The stack of its fit, (N, M, K) or (N, M, V, K).
             views: The reduction of views to apply to a stack that still has its views when the recipe is used.
 
         Raises:
-            InputError: the fuser is not fitted, or its members are not the stack's.
+            InputError: the rule is not fitted, or its members are not the stack's.
         """
-        if not hasattr(fuser, "members_"):
-            raise InputError(f"expected a fitted fuser, got {fuser!r} before its fit; call fit(stack) first")
-        members = tuple(str(name) for name in fuser.members_)
+        if not hasattr(rule, "members_"):
+            raise InputError(f"expected a fitted rule, got {rule!r} before its fit; call fit(stack) first")
+        members = tuple(str(name) for name in rule.members_)
         if sorted(members) != sorted(stack.members):
             raise AlignmentError(
-                f"the fuser was fitted on the members {list(members)}, the stack has {list(stack.members)}; "
+                f"the rule was fitted on the members {list(members)}, the stack has {list(stack.members)}; "
                 "pass the stack of the fit"
             )
         kinds = dict(zip(stack.members, stack.kinds, strict=True))
         return cls(
-            fuser=fuser,
+            rule=rule,
             members=members,
             n_classes=stack.n_classes,
             classes=stack.classes,
@@ -105,22 +124,22 @@ class Recipe:
 
     def predict_log_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """Return the fused log-likelihoods (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
-        result: NDArray[np.float64] = self.fuser.predict_log_proba(self._prepare(data))
+        result: NDArray[np.float64] = self.rule.predict_log_proba(self._prepare(data))
         return result
 
     def predict_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """Return the fused probabilities (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
-        result: NDArray[np.float64] = self.fuser.predict_proba(self._prepare(data))
+        result: NDArray[np.float64] = self.rule.predict_proba(self._prepare(data))
         return result
 
     def predict(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.int64]:
         """Return the fused class index (N,) of each video; the lowest index wins a tie."""
-        result: NDArray[np.int64] = self.fuser.predict(self._prepare(data))
+        result: NDArray[np.int64] = self.rule.predict(self._prepare(data))
         return result
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members` that a prediction needs: all, unless the fitted rule gave some no say."""
-        needed = getattr(self.fuser, "needed_members", lambda: self.members)()
+        needed = self.rule.needed_members()
         return tuple(name for name in self.members if name in needed)
 
     def was_fitted_on(self, stack: LogitStack) -> bool:
@@ -130,9 +149,9 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """Return what the recipe is, without its large arrays, in plain types."""
-        weights = getattr(self.fuser, "weights_", None)
+        weights = getattr(self.rule, "weights_", None)
         return {
-            "fuser": repr(self.fuser),
+            "rule": repr(self.rule),
             "members": list(self.members),
             "n_classes": self.n_classes,
             "classes": None if self.classes is None else list(self.classes),
@@ -141,18 +160,18 @@ class Recipe:
             "order": "checked by id" if self.order_checked else "unchecked",
             "fitted_on": dict(self.fitted_on),
             "weights": None if weights is None else np.asarray(weights).tolist(),
-            "temperature": _optional_float(getattr(self.fuser, "temperature_", None)),
+            "temperature": _optional_float(getattr(self.rule, "temperature_", None)),
         }
 
     def __str__(self) -> str:
         order = "" if self.order_checked else ", order unchecked"
         lines = [
-            f"{self.fuser!r}",
+            f"{self.rule!r}",
             f"{len(self.members)} members, {self.n_classes} classes, "
             f"fitted on {self.fitted_on.get('videos', '?')} videos{order}",
         ]
-        weights = np.asarray(getattr(self.fuser, "weights_", ()))
-        names = [str(name) for name in getattr(self.fuser, "members_", self.members)]
+        weights = np.asarray(getattr(self.rule, "weights_", ()))
+        names = [str(name) for name in getattr(self.rule, "members_", self.members)]
         if weights.shape == (len(names),):
             width = max(map(len, names))
             lines += [f"  {name:<{width}}  {weight:.4f}" for name, weight in zip(names, weights, strict=True)]
@@ -180,7 +199,7 @@ class Recipe:
             "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
             "order": "checked by id" if self.order_checked else "unchecked",
             "fitted_on": dict(self.fitted_on),
-            "fuser": _encode(self.fuser, arrays, type(self.fuser).__name__),
+            "fuser": _encode(self.rule, arrays, type(self.rule).__name__),
         }
         if arrays:
             from safetensors.numpy import save
@@ -195,11 +214,11 @@ class Recipe:
         return path
 
     def _prepare(self, data: LogitStack | Mapping[str, ArrayLike]) -> LogitStack:
-        """Return the stack that the fuser takes: members by name, classes checked, views reduced."""
+        """Return the stack that the rule takes: members by name, classes checked, views reduced."""
         if isinstance(data, Mapping):
             needed = self.needed_members()
             unknown, missing = sorted(set(data) - set(self.members)), sorted(set(needed) - set(data))
-            if unknown or (missing and getattr(self.fuser, "missing", "error") != "renormalise"):
+            if unknown or (missing and self.rule.missing != "renormalise"):
                 raise AlignmentError(
                     f"expected the members {list(needed)}; missing {missing}, not in the recipe {unknown}"
                 )
@@ -244,9 +263,9 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             f"{path}: the recipe has version {version!r}, and vidfuse {__version__} reads up to {_VERSION}; upgrade"
         )
     try:
-        fuser = _decode(content["fuser"], _load_arrays(path, content.get("arrays")))
+        rule = _decode(content["fuser"], _load_arrays(path, content.get("arrays")))
         return Recipe(
-            fuser=fuser,
+            rule=rule,
             members=tuple(content["members"]),
             n_classes=int(content["n_classes"]),
             classes=None if content["classes"] is None else tuple(content["classes"]),
@@ -292,18 +311,20 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
     if isinstance(value, Mapping) and all(isinstance(key, str) and not key.startswith("$") for key in value):
         return {key: _encode(item, arrays, f"{where}.{key}") for key, item in value.items()}
     name = type(value).__name__
-    if _is_fuser(name) and hasattr(value, "get_params"):
+    if name in RULES and hasattr(value, "get_params"):
         params = value.get_params(deep=False)
         fitted = {key: item for key, item in vars(value).items() if _FITTED.fullmatch(key) and key not in params}
-        return {
-            "$fuser": name,
-            "params": {key: _encode(item, arrays, f"{where}.{key}") for key, item in params.items()},
-            "fitted": {key: _encode(item, arrays, f"{where}.{key}") for key, item in fitted.items()},
-        }
+        in_file = _IN_FILE.get(name, {})
+
+        def encoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+            named = {in_file.get(key, key): item for key, item in attributes.items()}
+            return {key: _encode(item, arrays, f"{where}.{key}") for key, item in named.items()}
+
+        return {"$fuser": name, "params": encoded(params), "fitted": encoded(fitted)}
     if callable(value) and hasattr(value, "__qualname__"):
         return {"$callable": f"{value.__module__}.{value.__qualname__}"}
     raise InputError(
-        f"a recipe cannot hold {where}, of type {name}; expected numbers, strings, lists, mappings, arrays or fusers"
+        f"a recipe cannot hold {where}, of type {name}; expected numbers, strings, lists, mappings, arrays or rules"
     )
 
 
@@ -325,28 +346,26 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if "$callable" in value:
         return value["$callable"]
     if "$fuser" in value:
-        return _decode_fuser(value, arrays)
+        return _decode_rule(value, arrays)
     return {key: _decode(item, arrays) for key, item in value.items()}
 
 
-def _decode_fuser(value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Build a listed fuser from its parameters, and give it its fitted attributes."""
+def _decode_rule(value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Build a listed rule from its parameters, and give it its fitted attributes."""
     name = value["$fuser"]
-    if not _is_fuser(name):
-        raise CacheFormatError(f"the recipe names the fuser {name!r}, which this release of vidfuse does not know")
-    module, attribute = fusion.FUSERS[name].split(":")
-    fuser = getattr(importlib.import_module(module), attribute)(
-        **{key: _decode(item, arrays) for key, item in value["params"].items()}
+    if name not in RULES:
+        raise CacheFormatError(f"the recipe names the rule {name!r}, which this release of vidfuse does not know")
+    in_code = {file: code for code, file in _IN_FILE.get(name, {}).items()}
+    params, fitted = (
+        {in_code.get(key, key): _decode(item, arrays) for key, item in value[part].items()}
+        for part in ("params", "fitted")
     )
-    for key, item in value["fitted"].items():
+    rule = getattr(importlib.import_module(RULES[name]), name)(**params)
+    for key, item in fitted.items():
         if not _FITTED.fullmatch(key):
             raise CacheFormatError(f"expected the name of a fitted attribute, which ends in '_', got {key!r}")
-        setattr(fuser, key, _decode(item, arrays))
-    return fuser
-
-
-def _is_fuser(name: str) -> bool:
-    return name in fusion.FUSERS
+        setattr(rule, key, item)
+    return rule
 
 
 def _load_arrays(path: Path, entry: Mapping[str, str] | None) -> dict[str, NDArray[Any]]:

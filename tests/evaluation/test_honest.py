@@ -103,6 +103,21 @@ def test_compare_by_loss_is_positive_where_the_first_is_better():
     assert vf.compare({"a": sharp, "b": flat}, stack, objective="nll").scores["b"] == pytest.approx(np.log(5))
 
 
+def test_an_infinite_loss_is_drawn_as_a_million_nats():
+    """One video in fifty with a true class of probability 0, worked by hand: differences of infinities have no mean."""
+    z, y = ensemble(9, n=50, signal=3.0)
+    flat = np.full((50, 5), -np.log(5))
+    veto = np.log(np.eye(5)[y] * 0.9 + 0.02)
+    with np.errstate(divide="ignore"):
+        veto[7] = np.log(1 - np.eye(5)[y[7]]) - np.log(4)
+    found = vf.compare({"veto": veto, "flat": flat}, stack_of(z, y), objective="nll")
+    assert found.scores["veto"] == np.inf
+    expected = (49 * np.log(0.92) - 1e6) / 50 + np.log(5)
+    assert found.pairs[0].difference.difference == pytest.approx(expected, rel=1e-9)
+    drawn = found.intervals["veto"].high * 50 / 1e6  # how often the video is drawn at most, but for the other losses
+    assert drawn == pytest.approx(round(drawn), abs=1e-3) and 1 <= drawn <= 10
+
+
 def test_bad_input():
     z, y = ensemble(8)
     stack = stack_of(z, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, MissingExtraError
 from vidfuse.formats.annotations import read_annotations
 from vidfuse.formats.dump import read_dump
 from vidfuse.formats.export import write_predictions
@@ -264,6 +265,22 @@ def test_an_export_for_mmaction2_is_what_torch_itself_unpickles(tmp_path):
     assert [s["gt_label"].item() for s in samples] == LABELS.tolist()
     assert samples[0]["gt_label"].dtype == torch.int64 and samples[0]["pred_label"].shape == (1,)
     assert [s["pred_label"].item() for s in samples] == Z.argmax(axis=1).tolist()
+
+
+def test_report_accuracy_reads_an_export(tmp_path):
+    paths = [
+        write_predictions(scores, tmp_path / f"{name}.pkl", ids=IDS, labels=LABELS)
+        for name, scores in {"a": P, "b": softmax(Z[:, ::-1], axis=1)}.items()
+    ]
+    fused = P + 0.5 * softmax(Z[:, ::-1], axis=1)
+    assert report_accuracy(paths, (1.0, 0.5))[0] == (fused.argmax(axis=1) == LABELS).mean()
+
+
+def test_an_export_for_mmaction2_needs_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"writing MMAction2's dumps .* 'vidfuse\[networks\]'"):
+        write_predictions(Z, tmp_path / "out.pkl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_long_tables(tmp_path):

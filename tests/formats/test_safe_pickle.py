@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copyreg
+import io
 import os
 import pickle
 import struct
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from vidfuse.errors import InputError
+from vidfuse.formats import safe_pickle
 from vidfuse.formats.safe_pickle import load_pickle, loads
 
 torch = pytest.importorskip("torch")
@@ -134,6 +138,186 @@ def test_row_42_arrays_of_anything_but_numbers_and_texts_are_refused(dtype):
             loads(pickle.dumps(np.zeros(2, dtype), protocol=protocol))
 
 
+# Gadgets: the inside of pickles by which Python's own unpickler does run something. They are tried by themselves and
+# within everything that a pickle may hold.
+
+
+def touch(*_):
+    with open("executed", "w"):
+        pass
+
+
+class Touches:
+    def __new__(cls, *_):
+        touch()
+        return super().__new__(cls)
+
+
+class TouchesWhenBuilt:
+    def __setstate__(self, state):
+        touch()
+
+
+class TouchesWhenExtended:
+    extend = append = add = __setitem__ = touch
+
+
+class TouchesWhenHashed:
+    def __hash__(self):
+        touch()
+        return 0
+
+
+def own(name):
+    return stack_global(__name__.encode(), name)
+
+
+def line(text):
+    return b"c" + text.encode().replace(b"/", b"\n") + b"\n"
+
+
+def text(value):
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+EXTENSION = 0xF0
+GADGETS = {
+    "reduce": own(b"touch") + b")R",
+    "reduce of a name in lines": line(f"{__name__}/touch") + b")R",
+    "reduce with arguments": own(b"touch") + b"K\x01K\x02\x86R",
+    "memoized": own(b"touch") + b"\x940h\x00)R",
+    "inst": b"(i" + __name__.encode() + b"\ntouch\n",
+    "obj": b"(" + own(b"touch") + b"K\x01o",
+    "newobj": own(b"Touches") + b")\x81",
+    "newobj_ex": own(b"Touches") + b")}\x92",
+    "inst of a class": b"(i" + __name__.encode() + b"\nTouches\n",
+    "build": own(b"TouchesWhenBuilt") + b")R}b",
+    "append": own(b"TouchesWhenExtended") + b")RNa",
+    "appends": own(b"TouchesWhenExtended") + b")R(Ne",
+    "additems": own(b"TouchesWhenExtended") + b")R(N\x90",
+    "setitem": own(b"TouchesWhenExtended") + b")RNNs",
+    "hash": b"}" + own(b"TouchesWhenHashed") + b")RNs",
+    "set": b"\x8f(" + own(b"TouchesWhenHashed") + b")R\x90",
+    "frozenset": b"(" + own(b"TouchesWhenHashed") + b")R\x91",
+    "extension": b"\x82\xf0)R",
+    "extension of two bytes": b"\x83\xf0\x00)R",
+    "extension of four bytes": b"\x84\xf0\x00\x00\x00)R",
+    "dotted name": stack_global(b"os", b"path.os.system") + text("touch executed") + b"\x85R",
+    "name of Python 2": b"\x80\x02" + line("__builtin__/eval") + text("__import__('os').mkdir('executed')") + b"\x85R",
+    "getattr": line("builtins/getattr")
+    + line("importlib/import_module")
+    + text(__name__)
+    + b"\x85R"
+    + text("touch")
+    + b"\x86R)R",
+    "import": line("touching_module/name"),
+    "partial": line("functools/partial") + own(b"touch") + b"\x85R)R",
+    "state of a partial": line("functools/partial") + line("os/getpid") + b"\x85R(" + own(b"touch") + b")}Ntb)R",
+    "code of a function": line("types/FunctionType") + own(b"touch.__code__") + line("builtins/__dict__") + b"\x86R)R",
+    "map": line("builtins/list") + line("builtins/map") + own(b"touch") + b"(Nl\x86R\x85R",
+}
+_call = b"\x80\x02" + line(f"{__name__}/touch") + b")R."
+GADGETS["torch.load"] = line("torch.storage/_load_from_bytes") + b"C" + bytes([len(_call)]) + _call + b"\x85R"
+WITHIN = {
+    "nothing": lambda gadget: gadget,
+    "a list": lambda gadget: b"](" + gadget + b"e",
+    "a dict": lambda gadget: b"}N" + gadget + b"s",
+    "a dict's keys": lambda gadget: b"}" + gadget + b"Ns",
+    "a dict's pairs": lambda gadget: line("collections/OrderedDict") + b"]N" + gadget + b"\x86a\x85R",
+    "an argument": lambda gadget: line("torch/Size") + b"(" + gadget + b"t\x85R",
+    "a state": lambda gadget: line("numpy/dtype") + b"X\x02\x00\x00\x00f4\x85R(K\x03" + gadget + b"tb",
+    "a persistent id": lambda gadget: gadget + b"Q",
+    "a tensor's storage": lambda gadget: (
+        line("torch.storage/_load_from_bytes") + b"B" + struct.pack("<I", len(gadget) + 1) + gadget + b".\x85R"
+    ),
+}
+
+
+@pytest.fixture
+def armed(tmp_path, monkeypatch):
+    """A folder with a module that acts when it is imported, and an extension code that stands for `touch`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "touching_module.py").write_text("open('executed', 'w').close()\nname = 1\n")
+    monkeypatch.delitem(sys.modules, "touching_module", raising=False)
+    copyreg.add_extension(__name__, "touch", EXTENSION)
+    yield tmp_path / "executed"
+    copyreg.remove_extension(__name__, "touch", EXTENSION)
+    sys.modules.pop("touching_module", None)
+
+
+@pytest.mark.parametrize("name", GADGETS)
+def test_row_42_a_gadget_runs_in_pythons_unpickler_and_nowhere_here(name, armed):
+    for place, within in WITHIN.items():
+        with pytest.raises(InputError, match=r"expected a pickle of arrays|damaged pickle"):
+            loads(b"\x80\x04" + within(GADGETS[name]) + b".")
+        assert not armed.exists(), place
+        assert "touching_module" not in sys.modules
+    with contextlib.suppress(Exception):  # what comes after the call may fail: it has run
+        pickle.loads(b"\x80\x04" + GADGETS[name] + b".")
+    assert armed.exists()
+    if "extension" in name:  # what an extension code stands for is now kept, where it is found without a name
+        armed.unlink()
+        with pytest.raises(InputError, match="the opcode"):
+            loads(b"\x80\x04" + GADGETS[name] + b".")
+        assert not armed.exists()
+
+
+def names():
+    return [*safe_pickle._CALLS, *safe_pickle._STORAGES, "numpy.ndarray"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_row_42_a_stand_in_can_be_neither_changed_nor_kept(name):
+    found = stack_global(*(part.encode() for part in name.rsplit(".", 1)))
+    state = b"}X\x05\x00\x00\x00valueX\x09\x00\x00\x00os.systems"
+    before = {key: repr(value) for key, value in vars(safe_pickle).items()}
+    for tried in (
+        found + b"}b",
+        found + state + b"b",
+        found + b"N" + state + b"\x86b",
+        found + state + state + b"\x86b",
+        found + b"NNs",
+        found + b"Na",
+        found + b"(Ne",
+        b"}" + found + b"Ns",
+        b"](" + found + b"e",
+        found + b"Q",
+        found,
+    ):
+        with pytest.raises(InputError):
+            loads(b"\x80\x04" + tried + b".")
+    assert {key: repr(value) for key, value in vars(safe_pickle).items()} == before
+
+
+def test_row_42_nothing_is_looked_up_imported_or_opened(armed):
+    """Python reports such steps to audit hooks: none is reported while these files are read."""
+    tried = [b"\x80\x04" + within(gadget) + b"." for gadget in GADGETS.values() for within in WITHIN.values()]
+    tried += [*HOSTILE.values(), *(pickle.dumps(value) for value in VALUES.values())]
+    watched = []
+    sys.addaudithook(lambda event, _: watched.append(event) if watching else None)
+    watching = [True]
+    for data in tried:
+        with contextlib.suppress(InputError):
+            loads(data)
+    watching.clear()
+    steps = ("import", "open", "exec", "compile", "marshal", "pickle", "os", "subprocess", "code", "object", "function")
+    assert [event for event in watched if event.partition(".")[0] in steps] == []
+
+
+def test_a_frame_cannot_hide_opcodes():
+    """A frame that ends within a text makes Python's unpickler take the text from behind the frame, and go on there.
+
+    It then meets opcodes that, by the lengths that are written, are the content of the second value.
+    """
+    first, content = b"\x8c\x20" + b"a" * 32, b"N" * 8 + b"\x82\xf0" + b"N" * 30
+    frame = b"\x95" + struct.pack("<Q", 12)  # the first text's head and ten of its letters
+    data = b"\x80\x04" + frame + first + b"C" + bytes([len(content)]) + content + b"."
+    with pytest.raises(ValueError, match="unregistered extension code 240"):
+        pickle.Unpickler(io.BytesIO(data)).load()
+    assert loads(data) == content
+
+
 def doubled(levels):
     """Lists of two references to the list before: 2^levels leaves in a few bytes."""
     return b"\x80\x04]\x94" + b"".join(b"]\x94(h%ch%ce" % (i, i) for i in range(levels)) + b"."
@@ -169,7 +353,45 @@ BOMBS = {
 }
 
 
-HARMLESS = ("far memo", "empty array of huge shape")
+def filled(opcodes):
+    """Opcodes with as many bytes of text between them as a pickle must have for each object."""
+    return b"".join(opcode + b"C\x06......0" for opcode in opcodes)
+
+
+ARRAY = line("numpy.core.multiarray/_reconstruct") + line("numpy/ndarray") + b"K\x00\x85C\x01b\x87R"
+FLOATS, OBJECTS = (line("numpy/dtype") + b"\x8c\x02" + code + b"\x89\x88\x87R" for code in (b"f4", b"O8"))
+LARGE, INDICES = b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7f", [struct.pack("<I", index) for index in range(19999)]
+STRIDED = pickle.dumps(torch.arange(6.0), 2).replace(b"K\x06\x85", b"J\xff\xff\xff\x7f\x85", 1)
+BOMBS |= {
+    "long frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"N.",
+    "far memo in text": b"Np99999999999\n.",
+    "negative memo": b"Np-1\n.",
+    "dicts": b"\x80\x04" + b"}" * 100_000 + b".",
+    "dict by mark": b"(" + b"N\x85Nd.",
+    "persistent lists": b"\x80\x04](" + b"NN" * 10_000 + b"e\x94" + b"h\x00Q0" * 10_000 + b".",
+    "deep tuple of a larger file as a key": b"\x80\x04}N" + filled([b"\x85"] * 200_000) + b"Ns.",
+    "doubled tuples as a key": b"\x80\x04}N\x94" + b"".join(b"0h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"Ns.",
+    "huge shape": ARRAY + b"(K\x01" + b"J\xff\xff\xff\x7f" * 3 + b"\x87" + FLOATS + b"\x89C\x04abcdtb.",
+    "long shape": ARRAY
+    + b"(K\x01("
+    + b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7f" * 99_999
+    + b"t"
+    + FLOATS
+    + b"\x89C\x00tb.",
+    "repeated content": b"B\xa0\x86\x01\x00"
+    + b"a" * 100_000
+    + b"\x940"
+    + (ARRAY + b"(K\x01J\xa8\x61\x00\x00\x85" + FLOATS + b"\x89h\x00tb0") * 1000
+    + b"N.",
+    "array within itself": ARRAY + b"\x94(K\x01K\x01\x85" + OBJECTS + b"\x89]h\x00atb.",
+    "arrays within arrays": b"N"
+    + b"".join(
+        b"\x94" + ARRAY + b"(K\x01K\x01\x85" + OBJECTS + b"\x89]j%batb" % struct.pack("<I", i) for i in range(19999)
+    )
+    + b".",
+    "tensor of one number": STRIDED.replace(b"K\x01\x85", b"K\x00\x85", 1),
+}
+HARMLESS = ("memos", "empty array of huge shape", "long frame")
 
 
 @pytest.mark.parametrize("name", BOMBS)

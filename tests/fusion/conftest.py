@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import pytest
-from fusion_cases import ESTIMATORS, FUSERS, array_of, members
+from fusion_cases import CASES, ESTIMATORS, array_of, members
 from sklearn.base import clone
 
 from vidfuse.stack.stack import LogitStack
 
 
-@pytest.fixture(params=list(FUSERS))
-def fuser(request):
-    return clone(FUSERS[request.param])
+@pytest.fixture(params=list(CASES))
+def rule(request):
+    return clone(CASES[request.param])
 
 
 @pytest.fixture(params=list(ESTIMATORS))

@@ -9,10 +9,11 @@ from sklearn.base import BaseEstimator
 
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion.base import Fuser
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
@@ -123,6 +124,42 @@ def test_stacking_repairs_a_bias_that_pools_cannot():
     for parameters in ({"structure": "full"}, {"shrinkage": 0.0}):
         with pytest.raises(InputError, match=next(iter(parameters))):
             StackedPool(**parameters).fit(X, y)
+
+
+@pytest.mark.parametrize("structure", ["shared", "diagonal"])
+@pytest.mark.parametrize("shrinkage", [10.0, 40.0])
+def test_stacking_against_scipy(structure, shrinkage):
+    """Oracle: NLL + ½/N·(λ_w·Σ(β - β_static)² + λ·Σb²), with λ_w = λ for shared weights, and 10·λ for those of a class.
+
+    The last member rules a class out for some videos, which is taken as -100 nats.
+    """
+    X, y = members(n=150)
+    X = log_softmax(X + np.array([1.0, 0.0, 0.0, 0.0]))
+    X[::10, 1, 3] = -np.inf
+    X, y[::10] = log_softmax(X), y[::10] % 3
+    pool = StackedPool(structure, shrinkage=shrinkage, floor=0.0).fit(X, y)
+    static = LogLinearPool(floor=0.0).fit(X, y)
+    shared = static.weights_ / static.temperature_
+    columns = 4 if structure == "diagonal" else 1
+    log_p = np.maximum(X, -100.0)
+
+    def logits(x):
+        beta = x[: 2 * columns].reshape(2, columns)
+        return (log_p * beta).sum(axis=1) + x[2 * columns :]
+
+    def objective(x):
+        away = np.sum((x[: 2 * columns].reshape(2, columns) - shared[:, None]) ** 2)
+        prior = (10 if structure == "diagonal" else 1) * shrinkage * away + shrinkage * np.sum(x[2 * columns :] ** 2)
+        return loss(log_softmax(logits(x)), y) + 0.5 / 150 * prior
+
+    found = minimize(objective, np.r_[np.repeat(shared, columns), np.zeros(4)], method="BFGS", options={"gtol": 1e-8})
+    coef, intercept = np.broadcast_to(found.x[: 2 * columns].reshape(2, columns), (2, 4)), found.x[2 * columns :]
+    assert np.abs(intercept).max() > 0.05
+    np.testing.assert_allclose(pool.coef_, coef, atol=0.02)
+    np.testing.assert_allclose(pool.intercept_, intercept, atol=0.02)
+    own = np.r_[pool.coef_[:, :columns].ravel(), pool.intercept_]
+    assert objective(own) == pytest.approx(found.fun, abs=3e-5)
+    np.testing.assert_allclose(pool.predict_log_proba(X), log_softmax(logits(own)), atol=1e-4)
 
 
 def test_stacking_does_not_overfit_many_classes():
@@ -268,13 +305,13 @@ def test_a_zero_at_the_true_class_is_named_by_member_and_id(scaling):
     stack = LogitStack.from_arrays({"a": X[:, 0], "b": X[:, 1]}, labels=y, ids=[f"v{i}" for i in range(20)])
     with pytest.raises(InputError, match=r"true class: member 'a', id 'v7' \(row 7\); give this member as kind="):
         Calibrated(LogLinearPool("uniform"), scaling, where="members").fit(stack)
-    with pytest.raises(InputError, match=r"true class: id 'v7' \(row 7\); set floor=1e-4 or more in the fuser"):
+    with pytest.raises(InputError, match=r"true class: id 'v7' \(row 7\); set floor=1e-4 or more in the rule"):
         Calibrated(LinearPool("uniform"), scaling).fit(stack)
     fitted = Calibrated(LinearPool("uniform", floor=1e-4), scaling).fit(stack)
     assert np.isfinite(loss(fitted.predict_log_proba(stack), y))
 
 
-class Broken(Fuser):
+class Broken(Rule):
     def _fit(self, stack, labels, weight):
         pass
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from vidfuse.fusion._solver import passes as learned_passes
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.dynamic import DynamicPool
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.selection.subsets import SubsetPool
 from vidfuse.stack.stack import LogitStack

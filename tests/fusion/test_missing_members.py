@@ -93,7 +93,7 @@ def test_row_11_classes_in_another_order_are_refused(rule, tmp_path):
     fitted = rule("accuracy").fit(stack)
     turned = LogitStack.from_arrays(arrays, classes=list("zyxwv"))
     path = Recipe.from_fitted(fitted, stack).save(tmp_path / "recipe.json")
-    for same in (fitted, pickle.loads(pickle.dumps(fitted)), load_recipe(path).fuser):
+    for same in (fitted, pickle.loads(pickle.dumps(fitted)), load_recipe(path).rule):
         with pytest.raises(AlignmentError, match=r"another order: class 0 is 'v' in the fit and 'z'"):
             same.predict(turned)
         same.predict(LogitStack.from_arrays(arrays))  # a stack without names is taken at its word
@@ -203,3 +203,18 @@ def test_rules_and_recipes_need_no_member_without_a_say(rule, tmp_path):
     np.testing.assert_allclose(recipe.predict_log_proba(mapping), expected, atol=1e-12)
     with pytest.raises(AlignmentError, match=f"missing \\['{needed[0]}'\\]"):
         recipe.predict({name: arrays[name] for name in arrays if name != needed[0]})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_member_without_a_weight_may_lack_videos(rule):
+    arrays, y = scores()
+    fitted = rule({"m0": 0.0, "m1": 1.0, "m2": 2.0}).fit(LogitStack.from_arrays(arrays), y)
+    present = np.ones((200, 3), bool)
+    present[:20, 0] = False
+    partial = stack_of(arrays, y, present)
+    expected = fitted.predict_log_proba(LogitStack.from_arrays(arrays))
+    order = [int(name[1:]) for name in partial.ids]
+    np.testing.assert_allclose(fitted.predict_log_proba(partial), expected[order], atol=1e-6)
+    present[:20, 1] = False
+    with pytest.raises(AlignmentError, match="20 of 200 videos without some"):
+        fitted.predict(stack_of(arrays, y, present))

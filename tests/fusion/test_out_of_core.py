@@ -93,12 +93,12 @@ def test_members_are_calibrated_and_predicted_block_by_block(tmp_path, monkeypat
     memory, mapped = saved(tmp_path, n=8000)
     rule = vf.Calibrated(vf.LogLinearPool(shrinkage=0.5), calibrator, where="members")
     expected = rule.fit(memory).predict_log_proba(memory)
-    weights_ = rule.fuser_.weights_
+    weights_ = rule.rule_.weights_
     in_small_blocks(monkeypatch)
     rule.fit(mapped[:200]).predict(mapped[:200])
     pool, fitting = peak_of(lambda: rule.fit(mapped))
     log_p, predicting = peak_of(lambda: pool.predict_log_proba(mapped))
-    np.testing.assert_allclose(pool.fuser_.weights_, weights_, atol=1e-5)
+    np.testing.assert_allclose(pool.rule_.weights_, weights_, atol=1e-5)
     np.testing.assert_allclose(log_p, expected, atol=1e-4)
     assert fitting < 8000 * 3 * 50 * 4 / 2  # half of one copy of the cache
     assert predicting - log_p.nbytes < 8000 * 3 * 50 * 4 / 4

@@ -18,7 +18,7 @@ def test_worked_by_hand():
     assert oracle_accuracy(hits) == 0.6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 40))
 def test_equal_to_a_loop_over_pairs(seed, m, n):
     hits = np.random.default_rng(seed).random((n, m)) < 0.6

@@ -5,10 +5,10 @@ import importlib
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidfuse import networks
 from vidfuse.errors import InputError
+from vidfuse.networks.layers import finish
 
 NAMES = networks.names()
 TINY = networks.names("*_tiny")
@@ -29,23 +29,21 @@ def clips_for(name, count=2):
     return torch.randn(count, 3, facts.frames, facts.size, facts.size)
 
 
-def test_there_is_a_tiny_preset_of_each_network():
-    assert len(TINY) == 7
+def test_each_architecture_has_a_tiny_preset():
+    assert {f"{name.partition('_')[0]}_tiny" for name in NAMES} == set(TINY)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_entry_is_what_its_info_says(name):
     facts = networks.info(name)
     with torch.device("meta"):
-        model = networks.create(name).eval()
-        clips = torch.empty(1, 3, facts.frames, facts.size, facts.size)
+        model = networks.create(name)
     assert facts.name == model.name == name
-    assert sum(parameter.numel() for parameter in model.parameters()) == facts.parameters
     assert model.classifier.in_features == model.num_features
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        logits = model(clips)
-    assert logits.shape == (1, facts.classes)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(facts.gmacs, rel=5e-3)
+    counted = networks.cost(name)
+    assert (counted.parameters, counted.n_classes) == (facts.parameters, facts.n_classes)
+    assert counted.clip == (facts.frames, facts.size, facts.size)
+    assert counted.gmacs == pytest.approx(facts.gmacs, rel=5e-3)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -96,6 +94,50 @@ def test_activation_checkpointing_changes_no_gradient(name):
         torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+def kept_for_the_backward_pass(model, clips):
+    """The bytes that a forward pass keeps, parameters aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(clips)
+    return sum(kept.values()), logits
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_activation_checkpointing_keeps_less_and_computes_it_again(name):
+    model, clips = build(name).eval(), clips_for(name)
+    calls = []
+    for module in model.modules():
+        if not list(module.children()) and list(module.parameters()):
+            module.register_forward_hook(lambda module, *_: calls.append(module))
+    plain, _ = kept_for_the_backward_pass(model, clips)
+    model.set_grad_checkpointing()
+    calls.clear()
+    checkpointed, logits = kept_for_the_backward_pass(model, clips)
+    forward = len(calls)
+    logits.sum().backward()
+    assert checkpointed < 0.8 * plain
+    assert len(calls) - forward >= forward / 2
+
+
+def test_activation_checkpointing_is_refused_where_there_is_nothing_to_recompute():
+    class Maps(networks.VideoNetwork):
+        def stages(self, clips):
+            return [clips]
+
+    model = Maps(3, 2, 0.0)
+    model.set_grad_checkpointing(False)
+    with pytest.raises(InputError, match=r"Maps cannot recompute activations.* walk_stages"):
+        model.set_grad_checkpointing()
+
+
 @pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in TINY), ("x3d_tiny", True)])
 def test_activation_checkpointing_counts_a_batch_once(name, compiled):
     buffers = []
@@ -117,8 +159,7 @@ def test_stages_are_maps_that_shrink_and_feed_the_head(name):
     model, clips = build(name).eval(), clips_for(name)
     with torch.no_grad():
         stages = model.stages(clips)
-        if not name.startswith("timesformer"):  # its head takes the class token, which is no part of a map
-            torch.testing.assert_close(model.head(stages[-1]), model(clips))
+        torch.testing.assert_close(model.head(finish(model.walk_stages(clips))), model(clips))
     assert len(stages) >= 2
     assert all(stage.ndim == 5 and len(stage) == 2 for stage in stages)
     positions = [stage[0, 0].numel() for stage in stages]
@@ -209,12 +250,23 @@ def test_refuses_what_is_no_clip(name):
         (clips[:, :2], "clips (N, 3, T, H, W)"),
         (clips.transpose(1, 2), "swap axes 1 and 2"),
         ((clips * 20).to(torch.uint8), "scale and normalise"),
-        (clips[..., :8], "pixels"),
+        (clips[..., :0], "pixels"),
         (clips[:, :, :0], "frames"),
     ):
         with pytest.raises(InputError, match=name) as caught:
             model(wrong)
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("size", [1, 8, 31])
+def test_a_small_clip_is_taken_or_refused_with_the_size_it_needs(name, size):
+    model, clips = build(name).eval(), clips_for(name)[..., :size, :size]
+    try:
+        with torch.no_grad():
+            assert model(clips).isfinite().all()
+    except InputError as error:
+        assert f"{name} expects" in str(error) and "pixels" in str(error)
 
 
 def test_a_key_layout_converts_onto_the_networks_keys(golden):

@@ -30,7 +30,7 @@ def moved_by_loops(x, offsets, weights):
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4), st.integers(0, 100))
 def test_interlacing_moves_by_whole_frames_and_interpolates(offsets, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import pickle
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,7 @@ from vidfuse.formats.importers import read_predictions  # noqa: E402
 
 
 def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int = 4, seed: int = 0) -> dict[str, int]:
-    """Kill `writers` writers at random moments, look at what is left, and resume until everything is there.
+    """Kill `writers` writers at random calls of the system, look at what is left, and resume until everything is there.
 
     Every completed cache is joined into one part, and must then be, byte by byte and file by file, what one writer that
     nobody disturbed leaves.
@@ -59,20 +61,19 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
     try:
         while counts["rounds"] < rounds:
             counts["rounds"] += 1
-            running = [_start(folder, rank, writers, videos, batch) for rank in range(writers)]
+            # An append makes nine calls, so that each writer dies in its share where that was not begun before.
+            fatal = [rng.randint(1, 9 * videos // (writers * batch)) for _ in range(writers)]
+            running = [_start(folder, rank, writers, videos, batch, fatal[rank]) for rank in range(writers)]
+            _wait_until_ready(*running)
+            for process in running:  # all of them write at the same time
+                process.stdin.write("\n")
+                process.stdin.flush()
             for process in running:
-                assert process.stdout.readline() == "ready\n"
-            for _ in range(rng.randint(0, 8)):  # let some work be done, however fast the machine is
-                acknowledged.update(running[0].stdout.readline().split())
-            time.sleep(rng.uniform(0.0, 0.01))
-            for process in running:
-                counts["kills"] += process.poll() is None
-                process.kill()
-            for process in running:
-                with process:
-                    lines = process.stdout.read()
+                output, _ = process.communicate()
+                assert process.returncode in (0, -signal.SIGKILL)
+                counts["kills"] += process.returncode == -signal.SIGKILL
                 # A line that the kill cut off was not acknowledged.
-                for line in lines.splitlines(keepends=True):
+                for line in output.splitlines(keepends=True):
                     if line.endswith("\n"):
                         acknowledged.update(line.split())
             counts["temporaries"] += len(list(folder.glob(".tmp-*")))
@@ -89,8 +90,7 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
             folder.mkdir()
         counts["acknowledged"] += len(acknowledged)
         for rank in range(writers):  # an undisturbed run completes what is left
-            process = _start(folder, rank, writers, videos, batch)
-            assert process.communicate()[0] and process.returncode == 0
+            _write_undisturbed(folder, rank, writers, videos, batch)
         assert np.array_equal(open_cache(folder).scores, reference)
         assert verify(folder).ok and not list(folder.glob(".tmp-*"))
         assert _joined_bytes(folder) == undisturbed
@@ -102,14 +102,26 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
 
 def _start(folder: Path, *numbers: int) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / "crash_writer.py"), str(folder), *map(str, numbers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_until_ready(*running: subprocess.Popen[str]) -> None:
+    """Wait until these writers only wait to be told to begin."""
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+
+
+def _write_undisturbed(folder: Path, *numbers: int) -> None:
+    process = _start(folder, *numbers, 0)
+    _wait_until_ready(process)
+    process.communicate("\n")
+    assert process.returncode == 0
 
 
 def _undisturbed(videos: int, batch: int) -> dict[str, bytes]:
     folder = Path(tempfile.mkdtemp(prefix="undisturbed-"))
     try:
-        with _start(folder, 0, 1, videos, batch) as process:
-            assert process.stdout.read() and process.wait() == 0
+        _write_undisturbed(folder, 0, 1, videos, batch)
         return _joined_bytes(folder)
     finally:
         shutil.rmtree(folder)
@@ -293,8 +305,8 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         raise SystemExit(f"reading a file led to {event}{arguments}")
 
 
-def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[str, float]:
-    """Read mutated files of every format for a while: only this package's errors may come out.
+def fuzz(seconds: float = math.inf, *, rounds: float = math.inf, seed: int = 0) -> dict[str, float]:
+    """Read mutated files of every format, so many or for so long: only this package's errors may come out.
 
     Returns:
         Counts of files, of those refused, the slowest read in seconds, the largest allocation in bytes as Python counts
@@ -312,7 +324,7 @@ def fuzz(seconds: float, *, rounds: int | None = None, seed: int = 0) -> dict[st
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         tracemalloc.start()  # once: each start takes memory that stop does not give back
         until = time.monotonic() + seconds
-        while time.monotonic() < until and (rounds is None or counts["files"] < rounds):
+        while time.monotonic() < until and counts["files"] < rounds:
             path, content = rng.choice(samples)
             mutated = mutate(content, rng)
             path.write_bytes(mutated)

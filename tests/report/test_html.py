@@ -202,3 +202,17 @@ def test_a_rule_is_fitted_once_for_each_fold(tmp_path, monkeypatch, views, held_
     text, _ = page_of(tmp_path, stack[:80] if held_out else stack, **options)
     assert "Contributions" in headings(text)
     assert len(fits) == most
+
+
+def test_a_bin_of_the_reliability_diagram_holds_at_least_five_videos(tmp_path):
+    """Of six videos at a confidence of 0.95, five at 0.65 and four at 0.45, the last ones have no dot."""
+    sizes = {0.95: 6, 0.65: 5, 0.45: 4}
+    confidence = np.repeat(list(sizes), list(sizes.values()))
+    y = np.arange(15) % 4
+    p = np.where(np.eye(4, dtype=bool)[y], confidence[:, None], (1 - confidence[:, None]) / 3)
+    stack = vf.LogitStack.from_arrays({"a": np.log(p), "b": np.log(p)}, labels=y, ids=[f"v{i}" for i in range(15)])
+    text, _ = page_of(tmp_path, stack)
+    assert re.findall(r"<title>a: confidence ([\d.]+), accuracy 100.0, (\d) videos", text) == [
+        ("65.0", "5"),
+        ("95.0", "6"),
+    ]

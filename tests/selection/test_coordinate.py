@@ -18,7 +18,7 @@ def reached(sums, slopes, rows, a, t):
     return sum(a[row] for row, value in worst.items() if value < 0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 4))
 def test_the_line_search_finds_the_optimum_of_a_fine_grid(seed, n, current):
     rng = np.random.default_rng(seed)

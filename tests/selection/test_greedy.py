@@ -81,10 +81,10 @@ def test_a_pool_takes_costs_and_a_recipe_keeps_them(tmp_path):
     fitted = vf.GreedyPool(rounds=3, costs=costs).fit(stack)
     assert fitted.weights_.tolist() == [0.0, 1.0, 0.0]
     path = vf.Recipe.from_fitted(fitted, stack).save(tmp_path / "recipe.json")
-    assert vf.load_recipe(path).fuser.costs == costs
+    assert vf.load_recipe(path).rule.costs == costs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans(), st.booleans())
 def test_the_score_is_the_pools_own(seed, m, linear, ties):
     z, y = ensemble(seed, n=30, m=m, k=4, ties=ties)

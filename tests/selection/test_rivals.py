@@ -11,7 +11,7 @@ from vidfuse.selection.hits import lay_out
 from vidfuse.selection.rivals import find_rivals
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(2, 8), st.booleans(), st.booleans(), st.integers(1, 9))
 def test_no_class_that_can_win_is_dropped(seed, m, k, ties, linear, rounds):
     z, y = ensemble(seed, n=12, m=m, k=k, ties=ties)

@@ -45,7 +45,7 @@ def test_every_subset_equals_brute_force(pool, objective, ties):
     assert len(found.table) == 31
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 6),

@@ -5,12 +5,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fusion_cases import CASES
+from sklearn.base import clone
 from torch import nn
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError
 
 NAMES = ("x3d", "swin", "tin")
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, z):
+        return self.factor * z
 
 
 def network(seed, n_classes=4):
@@ -23,40 +34,39 @@ def models():
     return {name: network(i) for i, name in enumerate(NAMES)}
 
 
-def fitted(fuser, models, views=None):
+def fitted(rule, models, views=None):
     torch.manual_seed(9)
     clips = torch.randn(80, 3, 2, 2, 2)
     labels = np.random.default_rng(0).integers(0, 4, 80)
     with torch.no_grad():
         scores = {name: 3 * model(clips) + 2 * torch.eye(4)[labels] for name, model in models.items()}
     stack = vf.LogitStack.from_arrays(scores, labels=labels)
-    return vf.Recipe.from_fitted(fuser.fit(stack), stack, views=views)
+    return vf.Recipe.from_fitted(rule.fit(stack), stack, views=views)
 
 
-FUSERS = [
-    vf.LogLinearPool(),
-    vf.LogLinearPool(weights="accuracy"),
-    vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}),
-    vf.LogLinearPool(weights="uniform", floor=0.2),
-    vf.LinearPool(),
-    vf.LinearPool(weights="accuracy", floor=0.1),
-    vf.MajorityVote(),
-    vf.StackedPool(),
-]
+RULES = {
+    **{name: rule for name, rule in CASES.items() if "given" not in name},
+    "given": vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}),
+    "floor": vf.LogLinearPool(weights="uniform", floor=0.2),
+    "linear floor": vf.LinearPool(weights="accuracy", floor=0.1),
+}
 
 
-@pytest.mark.parametrize("fuser", FUSERS, ids=repr)
 @pytest.mark.parametrize("views", [None, "mean-log", "vote"])
-def test_the_module_is_the_recipe_on_the_networks_scores(models, fuser, views):
-    recipe = fitted(fuser, models, views)
+@pytest.mark.parametrize("name", RULES)
+def test_the_module_is_the_recipe_on_the_networks_scores(models, name, views):
+    """Views are reduced as the recipe says, by the mean of log-likelihoods if it says nothing; then the rule fuses."""
+    recipe = fitted(clone(RULES[name]), models, views)
     ensemble = vf.Ensemble.from_recipe(recipe, models)
-    clips = torch.randn(6, 5, 3, 2, 2, 2) if views else torch.randn(6, 3, 2, 2, 2)
+    clips = torch.randn(6, 5, 3, 2, 2, 2)
     with torch.no_grad():
-        fused = ensemble(clips)
-        flat = clips.reshape(-1, 3, 2, 2, 2)
-        shape = (6, 5, 4) if views else (6, 4)
-        scores = {name: model(flat).reshape(shape).numpy() for name, model in models.items()}
-    np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
+        scores = {name: 3 * model(clips.flatten(0, 1)).reshape(6, 5, 4) for name, model in models.items()}
+        tripled = vf.Ensemble(recipe, {name: nn.Sequential(model, Times(3)) for name, model in models.items()})
+        fused, of_one_view = tripled(clips), ensemble(clips[:, 0])
+        first = {name: model(clips[:, 0]) for name, model in models.items()}
+    reduced = vf.reduce_views(vf.LogitStack.from_arrays(scores), views or "mean-log")
+    np.testing.assert_allclose(fused, recipe.rule.predict_log_proba(reduced), atol=2e-5)
+    np.testing.assert_allclose(of_one_view, recipe.predict_log_proba(first), atol=2e-5)
 
 
 def test_members_may_have_clips_of_their_own(models):
@@ -86,13 +96,26 @@ def test_answers_of_other_libraries_are_read(models, wrap):
     assert torch.equal(wrapped(clips), vf.Ensemble(recipe, models)(clips))
 
 
-def test_gradients_reach_every_member_with_a_weight(models):
-    recipe = fitted(vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}), models)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        vf.LogLinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}),
+        vf.LinearPool(weights={"x3d": 1, "swin": 0, "tin": 2}),
+        vf.LogLinearPool(per_class=True),
+        vf.SubsetPool(vf.LogLinearPool(weights="accuracy"), max_members=2),
+        vf.GreedyPool(rounds=1),
+    ],
+    ids=repr,
+)
+def test_gradients_reach_every_member_with_a_say(models, rule):
+    recipe = fitted(rule, models)
     ensemble = vf.Ensemble(recipe, models)
     for model in models.values():
         model.zero_grad()
     ensemble(torch.randn(6, 3, 2, 2, 2))[:, 0].sum().backward()
-    assert {name for name in NAMES if models[name][1].weight.grad is not None} == {"x3d", "tin"}
+    reached = {name for name in NAMES if models[name][1].weight.grad is not None}
+    assert reached == set(recipe.needed_members())
+    assert 1 <= len(reached)
 
 
 def test_the_modules_state_is_its_networks(models):
@@ -110,10 +133,10 @@ def test_models_that_are_not_the_members_are_refused(models):
 
 
 @pytest.mark.parametrize(
-    "fuser", [vf.LogLinearPool({"x3d": 1, "swin": 0, "tin": 2}), vf.MajorityVote({"x3d": 1, "swin": 0, "tin": 2})]
+    "rule", [vf.LogLinearPool({"x3d": 1, "swin": 0, "tin": 2}), vf.MajorityVote({"x3d": 1, "swin": 0, "tin": 2})]
 )
-def test_networks_without_a_say_need_not_be_given_and_do_not_run(models, fuser):
-    recipe = fitted(fuser, models)
+def test_networks_without_a_say_need_not_be_given_and_do_not_run(models, rule):
+    recipe = fitted(rule, models)
     clips = torch.randn(6, 3, 2, 2, 2)
     some = {name: model for name, model in models.items() if name != "swin"}
     with torch.no_grad():

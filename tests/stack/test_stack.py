@@ -221,7 +221,7 @@ def test_the_html_form_escapes_names():
     assert "a&amp;b" in text and "40 videos x 1 members x 6 classes" in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_rows_of_rows_are_rows(data):
     """Any chain of slices, masks and integers picks what NumPy picks."""

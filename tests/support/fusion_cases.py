@@ -1,52 +1,80 @@
-"""Every rule of the package, with the parameters that change how it works, and small ensembles to fit them on."""
+"""Every rule that recipes list, with the parameters that change how it works, and small ensembles to fit them on."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import numpy as np
 from sklearn.base import clone
 
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
-from vidfuse.fusion.voting import BordaCount, MajorityVote
+from vidfuse.fusion.votes import BordaCount, MajorityVote
+from vidfuse.recipe import RULES
 from vidfuse.selection.greedy import GreedyPool
 from vidfuse.selection.subsets import SubsetPool
 
 K = 4
 
-FUSERS = {
-    "default": LogLinearPool(),
-    "unshrunk": LogLinearPool(shrinkage=None),
-    "cv": LogLinearPool(shrinkage="cv"),
-    "per-class": LogLinearPool(per_class=True),
-    "balanced": LogLinearPool(class_weight="balanced"),
-    "log-linear-accuracy": LogLinearPool(weights="accuracy", power=2.0),
-    "log-linear-uniform": LogLinearPool(weights="uniform"),
-    "log-linear-given": LogLinearPool(weights=[1.0, 0.0, 3.0]),
-    "linear": LinearPool(),
-    "linear-log-odds": LinearPool(weights="log-odds"),
-    "linear-inverse-nll": LinearPool(weights="inverse-nll"),
-    "vote": MajorityVote(),
-    "vote-weighted": MajorityVote(weights="accuracy"),
-    "borda": BordaCount(),
-    "borda-weighted": BordaCount(weights="inverse-nll"),
-    "stacked": StackedPool(),
-    "stacked-diagonal": StackedPool("diagonal"),
-    "calibrated": Calibrated(LogLinearPool(weights="accuracy")),
-    "calibrated-members": Calibrated(LinearPool(), VectorScaling(), where="members"),
-    "dynamic": DynamicPool(neighbours=5),
-    "subset": SubsetPool(LogLinearPool(weights="accuracy")),
-    "subset-learned": SubsetPool(LogLinearPool(), "nll", max_members=2),
-    "subset-stacked": SubsetPool(StackedPool(), max_members=2),
-    "greedy": GreedyPool(rounds=10),
-    "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear"),
-    "greedy-bagged": GreedyPool(rounds=5, bagging=3),
+VARIANTS = {
+    "LogLinearPool": {
+        "default": LogLinearPool(),
+        "unshrunk": LogLinearPool(shrinkage=None),
+        "cv": LogLinearPool(shrinkage="cv"),
+        "per-class": LogLinearPool(per_class=True),
+        "balanced": LogLinearPool(class_weight="balanced"),
+        "log-linear-accuracy": LogLinearPool(weights="accuracy", power=2.0),
+        "log-linear-uniform": LogLinearPool(weights="uniform"),
+        "log-linear-given": LogLinearPool(weights=[1.0, 0.0, 3.0]),
+    },
+    "LinearPool": {
+        "linear": LinearPool(),
+        "linear-log-odds": LinearPool(weights="log-odds"),
+        "linear-inverse-nll": LinearPool(weights="inverse-nll"),
+    },
+    "MajorityVote": {"vote": MajorityVote(), "vote-weighted": MajorityVote(weights="accuracy")},
+    "BordaCount": {"borda": BordaCount(), "borda-weighted": BordaCount(weights="inverse-nll")},
+    "StackedPool": {"stacked": StackedPool(), "stacked-diagonal": StackedPool("diagonal")},
+    "Calibrated": {
+        "calibrated": Calibrated(LogLinearPool(weights="accuracy")),
+        "calibrated-given": Calibrated(LinearPool(weights=[1.0, 0.0, 3.0])),
+        "calibrated-members": Calibrated(LinearPool(), VectorScaling(), where="members"),
+        "calibrated-members-given": Calibrated(LinearPool(weights=[1.0, 0.0, 3.0]), where="members"),
+    },
+    "DynamicPool": {
+        "dynamic": DynamicPool(neighbours=5),
+        "dynamic-per-class": DynamicPool(LogLinearPool(per_class=True), features="confidence"),
+        "dynamic-given": DynamicPool(LogLinearPool(weights=[1.0, 0.5, 3.0]), features="competence"),
+    },
+    "SubsetPool": {
+        "subset": SubsetPool(LogLinearPool(weights="accuracy")),
+        "subset-given": SubsetPool(LogLinearPool(weights=[1.0, 0.5, 3.0]), costs=[3.0, 2.0, 1.0], budget=4.0),
+        "subset-learned": SubsetPool(LogLinearPool(), "nll", max_members=2),
+        "subset-stacked": SubsetPool(StackedPool(), max_members=2),
+    },
+    "GreedyPool": {
+        "greedy": GreedyPool(rounds=10),
+        "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear", costs=[3.0, 2.0, 1.0]),
+        "greedy-bagged": GreedyPool(rounds=5, bagging=3),
+    },
+    "TemperatureScaling": {"temperature": TemperatureScaling()},
+    "VectorScaling": {"vector": VectorScaling()},
 }
+"""Parameters that change how a rule works, by class; a rule without an entry is tried with its defaults."""
 
-SCALERS = {"temperature": TemperatureScaling(), "vector": VectorScaling()}
+ESTIMATORS = {
+    case: estimator
+    for name, module in RULES.items()
+    for case, estimator in (VARIANTS.get(name) or {name: getattr(import_module(module), name)()}).items()
+}
+"""Case → every rule and calibrator that a recipe can hold, unfitted."""
 
-ESTIMATORS = {**FUSERS, **SCALERS}
+CASES = {case: estimator for case, estimator in ESTIMATORS.items() if isinstance(estimator, Rule)}
+"""Those that fuse members."""
 
 
 def members(n=80, seed=0, classes=K, noise=1.0):
@@ -72,6 +100,15 @@ def members(n=80, seed=0, classes=K, noise=1.0):
 def array_of(arrays):
     """Return the members' arrays as one, (N, M, K)."""
     return np.stack(list(arrays.values()), axis=1)
+
+
+def by_name(rule, names):
+    """Return a copy whose numbers in lists, and those of rules within it, are given as {member: number}."""
+    copy = clone(rule)
+    for parameter, value in copy.get_params().items():
+        if isinstance(value, list):
+            copy.set_params(**{parameter: dict(zip(names, value, strict=True))})
+    return copy
 
 
 def features(estimator, X):

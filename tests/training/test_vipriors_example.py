@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import motion
+import motion.dataset
 import vidfuse as vf
 from vidfuse import training
 from vidfuse.cache.writer import CacheWriter
@@ -20,10 +21,12 @@ from vidfuse.errors import InputError
 from vidfuse.formats import submissions
 from vidfuse.training import loop
 from vidfuse.training import state as run_state
+from vidfuse.training.checkpoints import load_checkpoint
 from vidfuse.training.recipes import FULL_SIZE
-from vidfuse.video import motion, vipriors
+from vidfuse.video import vipriors
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "vipriors_kinetics.py"
+HALTED_RUN = Path(__file__).with_name("halted_run.py")
 SMALL = [
     "--members", "r2plus1d", "timesformer", "--videos", "3", "2", "2", "--actions", "3", "--epochs", "2",
     "--views", "2", "--device", "cpu", "--jobs", "1", "--fuse",
@@ -123,8 +126,8 @@ def dying(function, calls):
 @pytest.mark.parametrize(
     ("owner", "name", "calls"),
     [
-        pytest.param(motion, "_publish", 5, id="rendering"),
-        pytest.param(motion, "_annotations", 1, id="annotating"),
+        pytest.param(motion.dataset, "_publish", 5, id="rendering"),
+        pytest.param(motion.dataset, "_annotations", 1, id="annotating"),
         pytest.param(loop, "take_step", 2, id="training the first member"),
         pytest.param(run_state, "save_checkpoint", 4, id="publishing the last checkpoint"),
         pytest.param(CacheWriter, "_store", 1, id="caching validation views"),
@@ -136,7 +139,7 @@ def dying(function, calls):
 def test_a_run_killed_in_any_stage_goes_on_to_the_same_results(
     example, whole, tmp_path, monkeypatch, owner, name, calls
 ):
-    monkeypatch.setattr(motion.os, "sched_getaffinity", lambda _: {0})  # render in this process
+    monkeypatch.setattr(motion.dataset.os, "sched_getaffinity", lambda _: {0})  # render in this process
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying(getattr(owner, name), calls))
         with pytest.raises(Killed):
@@ -153,13 +156,30 @@ def test_a_run_killed_in_any_stage_goes_on_to_the_same_results(
     assert all(after[p][0] == undisturbed[p][0] for p in after if p.suffix != ".pt")
 
 
+def kill_when_halted(arguments, processes):
+    """Run the example until so many processes have halted, each behind its first checkpoint, and kill the first one.
+
+    The pipe ends when the last process has closed it: those that the first one started must have ended by themselves.
+    """
+    command = [sys.executable, str(HALTED_RUN), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert [process.stdout.readline() for _ in range(processes)] == ["halted\n"] * processes
+            process.kill()
+            assert process.stdout.read() == ""
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def trained_epochs(out):
+    """How many epochs the checkpoint of each member holds."""
+    return {path.parent.name: load_checkpoint(path)["epoch"] for path in out.glob("seed0/train/*/last.pt")}
+
+
 def test_a_process_that_is_killed_outright_goes_on_too(example, whole, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "seed0/train/r2plus1d/last.pt").exists():
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when_halted(["--out", str(tmp_path), *SMALL], processes=1)
+    assert trained_epochs(tmp_path) == {"r2plus1d": 1}  # of two, and the other member has none
     assert not (tmp_path / "outcomes.json").exists()
     assert example.main(["--out", str(tmp_path), *SMALL]) == 0
     assert results(tmp_path).keys() == results(whole).keys()
@@ -167,27 +187,14 @@ def test_a_process_that_is_killed_outright_goes_on_too(example, whole, tmp_path)
     assert ids == {line.split()[0] for line in (whole / "seed0/submission.txt").read_text().splitlines()}
 
 
-def alive(group):
-    """Whether any process of a group lives."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_members_trained_side_by_side_are_found_by_a_run_in_one_process(example, whole, tmp_path):
     data = ["--data-root", str(whole / "data"), "--test-labels", str(whole / "data/test-labels.csv")]
-    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), *data, *SMALL, "--jobs", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not list(tmp_path.glob("seed0/train/*/last.pt")):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    while alive(process.pid):  # its workers end with it
-        time.sleep(0.01)
+    arguments = ["--out", str(tmp_path), *data, *SMALL, "--jobs", "2"]
+    kill_when_halted(arguments, processes=2)
+    assert trained_epochs(tmp_path) == {"r2plus1d": 1, "timesformer": 1}
     assert not (tmp_path / "outcomes.json").exists()
 
+    command = [sys.executable, str(SCRIPT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "4/4" in done.stderr and "10/10" in done.stderr  # epochs, videos of both splits
     for split in ("val", "test"):

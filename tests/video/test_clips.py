@@ -20,7 +20,7 @@ from vidfuse.video.clips import (
     uniform_interval,
 )
 
-SMALL = settings(max_examples=60, deadline=None)
+SMALL = settings(max_examples=60)
 frames = st.integers(1, 400)
 lengths = st.integers(1, 40)
 intervals = st.integers(1, 8)

@@ -118,7 +118,7 @@ def test_a_byte_order_mark_and_spaces_do_no_harm(root):
     assert read_classes(root / "annotations" / "clsIdx.csv") == ("a", "b")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_a_written_submission_holds_the_best_five(n_classes, n_videos, seed):
     scores = np.random.default_rng(seed).integers(0, 4, (n_videos, n_classes)) / 4  # many ties
@@ -266,7 +266,7 @@ lines = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lines, st.lists(st.sampled_from([0, 1, 2, 398, 399]), min_size=8, max_size=8))
 def test_the_score_against_the_rules_in_a_loop(lines, values):
     labels = {f"v{i}": label for i, label in enumerate(values)}

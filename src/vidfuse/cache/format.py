@@ -21,12 +21,15 @@ import json
 import mmap
 import os
 import re
+import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +37,9 @@ from numpy.typing import NDArray
 from vidfuse._checks import Kind
 from vidfuse.cache.ids import check_packed, pack_ids, unpack_ids
 from vidfuse.cache.layout import DTYPES, Entry, Layout, parse_layout, unique_keys
-from vidfuse.errors import CacheCorruptError, CacheFormatError
+from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheFormatError
 
-__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "open_part"]
+__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "open_part", "refusal"]
 
 VERSION: Final = 1
 _MAX_HEADER: Final = 1 << 14
@@ -50,8 +53,18 @@ _TAGS: Final[dict[np.dtype[Any], str]] = {dtype: tag for tag, dtype in DTYPES.it
 _FIRST_READ: Final = 1 << 15  # enough for the header, the labels and the ids of a part of the usual size
 _ADVICE: Final = "run `vidfuse verify --quarantine` and resume, which recomputes these videos only"
 _CHUNK: Final = 1 << 22
+_REMEDIES: Final = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "the whole system has too many files open: close some",
+    errno.ENOMEM: "free some memory",
+    errno.EACCES: "give this user the permission",
+    errno.EPERM: "give this user the permission",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EIO: "check the disk",
+}
 
 _verified: set[tuple[int, int, int, int, str]] = set()  # parts whose scores were checked in this process
+_held: WeakSet[mmap.mmap] = WeakSet()  # the maps of the parts that are held; each one keeps a file open
 
 
 class PartBytes:
@@ -138,6 +151,10 @@ def _sha256(*chunks: bytes | memoryview) -> str:
 class Part:
     """A part that was opened: header, ids and labels are checked, the scores are mapped and checked at first use.
 
+    A mapped file counts among those that the process has open. A part is therefore *held*, mapped from now on and
+    readable even where its file is removed, only while the parts that are held are at most half of what the process may
+    have open. The others are mapped anew for each use, so that any number of parts can be read.
+
     Attributes:
         path: The file.
         kind: What the scores are.
@@ -146,10 +163,9 @@ class Part:
         labels: int64 (N,), or None.
     """
 
-    def __init__(self, path: Path, *, check: bool = True) -> None:
+    def __init__(self, path: Path, *, check: bool = True, hold: bool = True) -> None:
         self.path, self._check = path, check
-        descriptor, status = _open_regular(path)
-        try:
+        with _opened(path) as (descriptor, status):
             size = status.st_size
             start = os.pread(descriptor, min(size, _FIRST_READ), 0)
             header = _read_header(start, path, size)
@@ -163,15 +179,17 @@ class Part:
             index = (
                 start[base : base + indexed] if base + indexed <= len(start) else os.pread(descriptor, indexed, base)
             )
-            self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-        self._identity = (status.st_dev, status.st_ino, size, status.st_mtime_ns, self.digest)
+            self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if hold and _may_hold() else None
+        self._file = _file_of(status)
+        self._identity = (*self._file, self.digest)
         found = _sha256(index)
         if found != index_digest:
             raise _corrupt(path, "labels and ids", index_digest, found)
-        self.kind = layout.kind
-        self._scores = _array(self._map, layout.scores, base)
+        self.kind, self._entry, self._base = layout.kind, layout.scores, base
+        self._scores: NDArray[Any] | None = None
+        if self._map is not None:
+            _held.add(self._map)
+            self._scores = _array(self._map, layout.scores, base)
         self.labels = None if layout.labels is None else _array(index, layout.labels, 0).astype(np.int64)
         self.packed_ids: NDArray[np.uint8] = _array(index, layout.ids, 0)
         try:
@@ -190,54 +208,91 @@ class Part:
     @property
     def shape(self) -> tuple[int, ...]:
         """The scores' shape, (N, K) or (N, V, K)."""
-        return self._scores.shape
+        return self._entry.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The scores' dtype."""
-        return self._scores.dtype
+        return self._entry.dtype
+
+    @property
+    def held(self) -> bool:
+        """Whether the scores stay mapped; otherwise an array from `scores` keeps a file open as long as it lives."""
+        return self._map is not None
 
     def scores(self) -> NDArray[np.floating[Any]]:
-        """Return the mapped scores, read-only; the first use in this process checks their digest."""
+        """Return the mapped scores, read-only; the first use in this process checks their digest.
+
+        Raises:
+            CacheCorruptError: The bytes are not those that were written.
+            CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
+        """
         if self._check and self._identity not in _verified:
             self.verify()
-        return self._scores
+        if self._scores is not None:
+            return self._scores
+        with self._reopened() as descriptor:
+            return _array(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), self._entry, self._base)
 
     def release(self) -> None:
-        """Let the mapped pages leave this process's memory; they are read again where they are used again."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        """Let the pages of a held part leave this process's memory; they are read again where they are used again."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def verify(self) -> None:
         """Check the scores against their digest now.
 
         Raises:
             CacheCorruptError: The bytes are not those that were written.
+            CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
-        found = _sha256(*_chunks(self._scores))
+        found = _sha256(*self._chunks())
         if found != self._payload_digest:
             raise _corrupt(self.path, "scores", self._payload_digest, found)
         _verified.add(self._identity)
 
+    def _chunks(self) -> Iterator[bytes | memoryview]:
+        """The scores' bytes: as they are mapped, or read, which reports a failing disk as an error."""
+        if self._scores is not None:
+            whole = self._scores.reshape(-1).view(np.uint8).data
+            yield from (whole[start : start + _CHUNK] for start in range(0, whole.nbytes, _CHUNK))
+            return
+        start, stop = self._base + self._entry.start, self._base + self._entry.stop
+        with self._reopened() as descriptor:
+            while start < stop and (chunk := os.pread(descriptor, min(_CHUNK, stop - start), start)):
+                yield chunk
+                start += len(chunk)
 
-def open_part(path: Path, *, check: bool = True) -> Part:
-    """Open one part; with `check`, its scores are verified at their first use in this process.
+    @contextmanager
+    def _reopened(self) -> Iterator[int]:
+        try:
+            with _opened(self.path) as (descriptor, status):
+                if _file_of(status) != self._file:
+                    raise CacheConflictError(f"{self.path}: the part was replaced since it was opened; load again")
+                yield descriptor
+        except FileNotFoundError as error:
+            raise CacheConflictError(f"{self.path}: the part is gone, joined or set aside; load again") from error
+
+
+def open_part(path: Path, *, check: bool = True, hold: bool = True) -> Part:
+    """Open one part.
+
+    Args:
+        path: The file.
+        check: Verify its scores at their first use in this process.
+        hold: Keep it mapped, as far as the limit on open files allows.
 
     Raises:
         CacheFormatError: Not a regular file, not a part, or of a newer version.
         CacheCorruptError: Truncated, or header, labels or ids are not what was written.
+        OSError: The file cannot be read now, which says nothing about its bytes; the message says what to do.
     """
-    return Part(path, check=check)
+    return Part(path, check=check, hold=hold)
 
 
 def _array(buffer: bytes | mmap.mmap, entry: Entry, base: int) -> NDArray[Any]:
     count = (entry.stop - entry.start) // entry.dtype.itemsize
     return np.frombuffer(buffer, entry.dtype, count, base + entry.start).reshape(entry.shape)
-
-
-def _chunks(array: NDArray[Any]) -> Iterator[memoryview]:
-    whole = array.reshape(-1).view(np.uint8).data
-    for start in range(0, whole.nbytes, _CHUNK):
-        yield whole[start : start + _CHUNK]
 
 
 def _corrupt(path: Path, what: str, expected: str, found: str) -> CacheCorruptError:
@@ -254,19 +309,43 @@ def _not_a_part(path: Path, why: str) -> CacheFormatError:
     return CacheFormatError(f"{path}: not a part of a logit cache: {why}; remove it, or {_ADVICE}")
 
 
-def _open_regular(path: Path) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading; a link, pipe, device or folder is refused without waiting for it."""
+def _may_hold() -> bool:
+    """Whether one more part may keep its file open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit == resource.RLIM_INFINITY or len(_held) < limit // 2
+
+
+def _file_of(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def refusal(error: OSError, path: Path, note: str = "") -> OSError:
+    """Return what the system refused with the file's name, a note, and what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "remove the cause and try again")
+    return OSError(error.errno, f"{reason}; {note}{remedy}", error.filename or str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file for reading; a link, pipe, device or folder is refused without waiting for it.
+
+    What the system refuses while the file is open gets the file's name and what to do.
+    """
+    descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CacheFormatError(f"{path}: expected a regular file, got {stat.filemode(status.st_mode)}; remove it")
+        yield descriptor, status
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise CacheFormatError(f"{path}: expected a regular file, got a link or a device; remove it") from error
-        raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise CacheFormatError(f"{path}: expected a regular file, got {stat.filemode(status.st_mode)}; remove it")
-    return descriptor, status
+        raise refusal(error, path) from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _read_header(start: bytes, path: Path, size: int) -> bytes:

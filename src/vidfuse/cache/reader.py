@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from vidfuse._checks import Kind, Rows, first_few
 from vidfuse.cache.format import Part, open_part
 from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
 from vidfuse.cache.meta import META_NAME, CacheMeta, read_meta
-from vidfuse.errors import CacheConflictError, CacheError, CacheFormatError, CacheIncompleteError, InputError
+from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError
 
 __all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "find_caches", "list_parts", "open_cache", "part_names"]
 
@@ -95,14 +94,15 @@ class PartsSource:
             yield np.empty((0, *self.shape[1:]), dtype=self.dtype)
         while start < stop:
             end = min(bounds[number + 1], stop)
-            yield self._read(number)[start - bounds[number] : end - bounds[number]]
+            piece = self._read(number)[start - bounds[number] : end - bounds[number]]
+            yield piece if self._parts[number].held else piece.copy()  # else each piece keeps a file open
             start, number = end, number + 1
 
     def _read(self, number: int) -> NDArray[np.floating[Any]]:
         """Return one part's mapped scores; parts that were first read some time ago leave the process's memory."""
         part = self._parts[number]
         scores = part.scores()
-        if id(part) not in _mapped:
+        if part.held and id(part) not in _mapped:
             _keep_mapped(part, scores.nbytes)
         return scores
 
@@ -273,13 +273,6 @@ def _open_parts(folder: Path, check: bool) -> list[Part]:
         except FileNotFoundError:
             if list_parts(folder) == listed:
                 raise
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            raise CacheError(
-                f"{folder}: {len(listed)} parts, which are more files than this process may have open; join them with "
-                "`vidfuse consolidate`, or raise the limit (ulimit -n)"
-            ) from error
 
 
 def _of(count: int, expected: tuple[str, ...] | None) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from vidfuse._files import fsync_folder, make_folder, publish, sweep
-from vidfuse.cache.format import Part, encode_part, open_part
+from vidfuse.cache.format import Part, encode_part, open_part, refusal
 from vidfuse.cache.meta import META_NAME, read_meta
 from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache
-from vidfuse.errors import CacheError, InputError
+from vidfuse.errors import CacheCorruptError, CacheError, CacheFormatError, InputError
 
 __all__ = ["QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
 
 QUARANTINE: Final = "quarantine"
+_DAMAGE: Final = (CacheCorruptError, CacheFormatError)  # what a file's own bytes show; anything else ends the check
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ def _cache_folders(folder: Path) -> list[Path]:
 def verify(folder: str | os.PathLike[str], quarantine: bool = False) -> VerifyReport:
     """Read every byte of one cache, or of a folder of them, and report all that is wrong.
 
+    What keeps a file from being read (no permission, no memory, too many open files, a failing disk) is no damage: it
+    ends the call. Parts are moved after everything was read, and where one cannot be moved, the others are put back.
+
     Args:
         folder: A cache, or a folder with one cache a member.
         quarantine: Move damaged and foreign parts, and the newer of two that contradict each other, into the
@@ -91,55 +95,78 @@ def verify(folder: str | os.PathLike[str], quarantine: bool = False) -> VerifyRe
 
     Raises:
         InputError: There is no cache.
+        OSError, MemoryError: Something cannot be read or moved; every part is where it was.
+        CacheConflictError: A part was removed or replaced meanwhile.
     """
-    folders = _cache_folders(Path(folder))
-    problems: list[Problem] = []
-    swept: list[Path] = []
     good: list[Part] = []
-    for cache in folders:
-        swept.extend(sweep(cache))
+    problems: list[Problem] = []
+    damaged: list[Path] = []
+    try:
+        folders = _cache_folders(Path(folder))
+        swept = [path for cache in folders for path in sweep(cache)]
+        for cache in folders:
+            parts, found = _check(cache)
+            good.extend(parts)
+            problems.extend(found)
+            damaged.extend(problem.path for problem in found if problem.path not in (cache, cache / META_NAME))
+        size = sum(part.path.stat().st_size for part in good)
+        moved = _set_aside(damaged) if quarantine else {}
+    except OSError as error:
+        raise refusal(error, Path(folder), "this is no damage, and no part was moved: ") from error
+    except MemoryError as error:
+        raise MemoryError(f"{folder}: out of memory; this is no damage, and no part was moved: free some") from error
+    problems = [replace(problem, moved_to=moved.get(problem.path)) for problem in problems]
+    return VerifyReport(tuple(folders), len(good), sum(len(part) for part in good), size, tuple(problems), tuple(swept))
+
+
+def _check(cache: Path) -> tuple[list[Part], list[Problem]]:
+    """Read one cache, and return its good parts and what is wrong: its description, its parts, or the whole."""
+    problems = []
+    parts = []
+    try:
+        if read_meta(cache) is None:
+            problems.append(Problem(cache / META_NAME, "CacheFormatError", f"{cache / META_NAME} is missing"))
+    except _DAMAGE as error:
+        problems.append(Problem(cache / META_NAME, type(error).__name__, str(error)))
+    for path in list_parts(cache):
         try:
-            meta = read_meta(cache)
-            if meta is None:
-                problems.append(Problem(cache / META_NAME, "CacheFormatError", f"{cache / META_NAME} is missing"))
-        except (CacheError, OSError) as error:
-            problems.append(Problem(cache / META_NAME, type(error).__name__, str(error)))
-        parts = []
-        for path in list_parts(cache):
-            try:
-                part = open_part(path)
-                part.verify()
-                parts.append(part)
-            except (CacheError, OSError) as error:
-                moved = _set_aside(path) if quarantine else None
-                problems.append(Problem(path, type(error).__name__, str(error), moved))
-        for part, message in _contradictions(parts):
-            parts.remove(part)
-            moved = _set_aside(part.path) if quarantine else None
-            problems.append(Problem(part.path, "CacheConflictError", message, moved))
-        good.extend(parts)
-        if parts and not any(problem.path == cache / META_NAME for problem in problems):
-            try:
-                open_cache(cache)
-            except (CacheError, OSError) as error:
-                if not any(problem.path.parent == cache for problem in problems):
-                    problems.append(Problem(cache, type(error).__name__, str(error)))
-    sizes = sum(part.path.stat().st_size for part in good)
-    return VerifyReport(
-        tuple(folders), len(good), sum(len(part) for part in good), sizes, tuple(problems), tuple(swept)
-    )
+            part = open_part(path, hold=False)
+            part.verify()
+            parts.append(part)
+        except _DAMAGE as error:
+            problems.append(Problem(path, type(error).__name__, str(error)))
+    for part, message in _contradictions(parts):
+        parts.remove(part)
+        problems.append(Problem(part.path, "CacheConflictError", message))
+    if parts and not problems:
+        try:
+            open_cache(cache)
+        except CacheError as error:
+            problems.append(Problem(cache, type(error).__name__, str(error)))
+    return parts, problems
 
 
-def _set_aside(path: Path) -> Path:
-    shelf = path.parent / QUARANTINE
-    make_folder(shelf)
-    number = 0
-    while os.path.lexists(target := shelf / f"{path.name}.{number}"):
-        number += 1
-    os.rename(path, target)
-    fsync_folder(shelf)
-    fsync_folder(path.parent)
-    return target
+def _set_aside(paths: list[Path]) -> dict[Path, Path]:
+    """Move parts into their caches' quarantine, all of them or none, and return where each one is now."""
+    moved: dict[Path, Path] = {}
+    try:
+        for path in paths:
+            shelf = path.parent / QUARANTINE
+            make_folder(shelf)
+            number = 0
+            while os.path.lexists(target := shelf / f"{path.name}.{number}"):
+                number += 1
+            os.rename(path, target)
+            moved[path] = target
+        for folder in dict.fromkeys(path.parent for path in moved):
+            fsync_folder(folder / QUARANTINE)
+            fsync_folder(folder)
+    except OSError:
+        for path, target in moved.items():
+            if not os.path.lexists(path):  # else a writer has written the part anew
+                os.rename(target, path)
+        raise
+    return moved
 
 
 def _contradictions(parts: list[Part]) -> Iterator[tuple[Part, str]]:
@@ -149,6 +176,8 @@ def _contradictions(parts: list[Part]) -> Iterator[tuple[Part, str]]:
         clash = None
         for row, name in enumerate(part.ids.tolist()):
             known, at = first.setdefault(name, (part, row))
+            if known is part:
+                continue
             same = part.scores()[row].tobytes() == known.scores()[at].tobytes()
             if part.labels is not None and known.labels is not None:
                 same = same and part.labels[row] == known.labels[at]
@@ -167,7 +196,7 @@ def consolidate(folder: str | os.PathLike[str]) -> list[LogitCache]:
     """Join each cache's parts into one, so that its scores are one memory-mapped array in the order of its ids.
 
     The joined part is published before the old ones are removed: a crash in between leaves both, which hold the same
-    bytes and read as one. Stacks that were loaded before keep their files while they are open.
+    bytes and read as one. Stacks that were loaded before keep their files while they are open, as many as they hold.
 
     Args:
         folder: A cache, or a folder with one cache a member. Unfinished caches are joined as far as they are.

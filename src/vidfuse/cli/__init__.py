@@ -33,6 +33,7 @@ _COMMANDS = {
     "select": ("vidfuse.cli.ensembles:select", "Find the best subset of the members, exactly."),
     "report": ("vidfuse.cli.ensembles:report", "Write one HTML page on members and rules."),
     "submit": ("vidfuse.cli.ensembles:submit", "Fuse by a recipe, and write a submission."),
+    "networks": ("vidfuse.cli.catalogue:networks", "List the networks, and count what one costs."),
     "train": ("vidfuse.cli.networks:train", "Train a network by a recipe; resumes."),
     "extract": ("vidfuse.cli.networks:extract", "Write a network's logits into a cache; resumes."),
 }
@@ -69,6 +70,8 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except VidfuseError as error:
             raise _UserError(str(error)) from error
+        except MemoryError as error:
+            raise _UserError(str(error) or "out of memory") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: click ends quietly
                 raise

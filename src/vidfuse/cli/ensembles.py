@@ -82,7 +82,7 @@ def fit(
 @_recipe
 @options.source
 @options.partial
-@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump).")
+@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump, by torch).")
 @options.as_json
 @click.pass_context
 def predict(context: click.Context, recipe: Path, source: Path, partial: bool, out: Path, as_json: bool) -> None:

@@ -26,11 +26,13 @@ _layout = click.option(
     type=click.Choice(_LAYOUTS),
     default="vipriors",
     show_default=True,
-    help="What DATA is: the challenge's folder, a folder for each class, an MMAction2 list, or a csv list.",
+    help="What DATA is: the challenge's folder, one folder per class, an MMAction2 list, or a csv list.",
 )
 _root = click.option("--root", type=click.Path(path_type=Path), help="The folder that a list's paths start from.")
 _workers = click.option("--workers", default=2, show_default=True, help="Processes that decode videos.")
-_classes = click.option("--classes", metavar="N|FILE", help="How many classes a list has, or their names, one a line.")
+_classes = click.option(
+    "--classes", metavar="N|FILE", help="How many classes a list has, or a file of their names, one per line."
+)
 _strict = click.option("--strict", is_flag=True, help="Stop at a video that cannot be decoded, instead of listing it.")
 _decoder = click.option(
     "--decoder",
@@ -337,7 +339,7 @@ def _class_names(given: str | None) -> tuple[int | None, tuple[str, ...] | None]
     if given is None or given.isdecimal():
         return (None if given is None else int(given)), None
     if not Path(given).is_file():
-        raise InputError(f"--classes: expected a number, or a file with a class name a line, got {given!r}")
+        raise InputError(f"--classes: expected a number, or a file with one class name per line, got {given!r}")
     names = tuple(line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip())
     return len(names), names
 

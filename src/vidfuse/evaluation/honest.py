@@ -14,9 +14,9 @@ from sklearn.base import clone
 from vidfuse._checks import as_array, check_scores
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.evaluation.resampling import Draw
-from vidfuse.fusion.base import Fuser, as_stack, check_presence
 from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule, as_stack, check_presence
 from vidfuse.metrics.intervals import Interval
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, mcnemar
@@ -116,7 +116,7 @@ class Comparison:
 
 
 def honest_score(
-    rule: Fuser,
+    rule: Rule,
     stack: Any,
     folds: int = 5,
     repeats: int = 10,
@@ -200,7 +200,7 @@ def honest_score(
 
 
 def compare(
-    rules: Mapping[str, Fuser | ArrayLike],
+    rules: Mapping[str, Rule | ArrayLike],
     stack: Any,
     random_state: int | None = 0,
     *,
@@ -253,7 +253,7 @@ def compare(
     for name, rule in rules.items():
         if hasattr(rule, "predict_log_proba"):
             splits = splits or split_folds(y, folds, groups, random_state, stack.ids)
-            predictions[name] = [out_of_fold(cast(Fuser, rule), stack, y, splits)]
+            predictions[name] = [out_of_fold(cast(Rule, rule), stack, y, splits)]
             continue
         log_proba = as_array(rule, f"rule {name!r}").astype(np.float64)
         if log_proba.shape != (len(y), stack.n_classes):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Missing
+from vidfuse.fusion.rule import Missing
 from vidfuse.metrics import (
     Interval,
     accuracy_interval,

@@ -5,6 +5,7 @@ Formats are told apart by what they contain. What the numbers are is never guess
 
 from __future__ import annotations
 
+import errno
 import mmap
 import re
 import zipfile
@@ -130,8 +131,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
                 data = b"".join(pieces)
                 content[info.filename.removesuffix(".npy")] = _read_npy(data, f"{path}: {info.filename}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        if isinstance(error, InputError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # what the system refuses is no damage; it is an invalid argument where offsets are damaged
         raise InputError(f"{path}: damaged .npz archive: {error}") from error
     return content
 

@@ -1,12 +1,12 @@
-"""Write predictions for other tools: csv, npz, and MMAction2's pickled list, which needs no torch to be written."""
+"""Write predictions for other tools: csv, npz, and MMAction2's pickled list, which needs torch."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-import struct
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import as_float_array, check_classes, check_ids, check_labels, first_few
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["write_predictions"]
@@ -45,13 +45,15 @@ def write_predictions(
         member: Which member of a stack.
         kind: What an array's numbers are, as a note in an .npz file; a stack brings its own.
         format: "csv" (``id,[label,]p0,…``), "csv-long" (``id,class,score``), "npz" (``scores``, ``ids``, ``labels``,
-            ``classes``, ``kind``) or "mmaction2" (a pickled list of dicts with tensors, as ``--dump`` writes it).
+            ``classes``, ``kind``) or "mmaction2" (a pickled list of dicts with tensors, as ``--dump`` writes it and
+            ``report_accuracy.py`` reads it; needs torch).
 
     Returns:
         The path.
 
     Raises:
         InputError: An unknown format, several members and none chosen, or views where the format has no place for them.
+        MissingExtraError: "mmaction2" without torch.
 
     Example:
         >>> import tempfile, pathlib
@@ -86,7 +88,7 @@ def write_predictions(
         np.savez(target, **arrays)
         return target
     if chosen == "mmaction2":
-        target.write_bytes(b"".join(_mmaction2(array, names, own_labels)))
+        target.write_bytes(pickle.dumps(_mmaction2(array, names, own_labels)))
         return target
     if array.ndim != 2:
         raise InputError(f"scores: a csv holds (N, K), got views: shape {array.shape}; reduce them, or write .npz")
@@ -118,52 +120,19 @@ def _write_csv(
         writer.writerow([name, *label, *(repr(value) for value in row.tolist())])
 
 
-def _mmaction2(array: NDArray[Any], ids: NDArray[np.str_], labels: NDArray[np.int64] | None) -> Iterator[bytes]:
-    """The pickle, opcode by opcode: a list of dicts of tensors as torch itself pickles them."""
+def _mmaction2(array: NDArray[Any], ids: NDArray[np.str_], labels: NDArray[np.int64] | None) -> list[dict[str, Any]]:
+    """The samples as `--dump` writes them: tensors, as MMAction2's own scripts call their methods."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("writing MMAction2's dumps", "networks") from error
     values = array.astype("<f4", copy=False)
     predicted = values.argmax(axis=-1) if values.ndim == 2 else values.mean(axis=1).argmax(axis=-1)
-    yield b"\x80\x02]("
+    samples = []
     for row, name in enumerate(ids.tolist()):
-        yield b"}(" + _text("video_id") + _text(name)
-        yield _text("pred_score") + _tensor(values[row], "FloatStorage")
-        yield _text("pred_label") + _tensor(predicted[row : row + 1].astype("<i8"), "LongStorage")
+        sample = {"video_id": name, "pred_score": values[row], "pred_label": predicted[row : row + 1]}
         if labels is not None:
-            yield _text("gt_label") + _tensor(labels[row : row + 1].astype("<i8"), "LongStorage")
-        yield b"u"
-    yield b"e."
-
-
-def _text(value: str) -> bytes:
-    encoded = value.encode("utf-8")
-    return b"X" + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integers(values: Sequence[int]) -> bytes:
-    return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
-
-
-def _tensor(values: NDArray[Any], storage: str) -> bytes:
-    """`torch._utils._rebuild_tensor_v2` of a storage in torch's legacy stream."""
-    stream = b"".join(
-        [
-            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",  # magic number, protocol 1001
-            b"\x80\x02}(" + _text("protocol_version") + b"M\xe9\x03" + _text("little_endian") + b"\x88",
-            _text("type_sizes")
-            + b"}("
-            + _text("short")
-            + b"K\x02"
-            + _text("int")
-            + b"K\x04"
-            + _text("long")
-            + b"K\x04uu.",
-            b"\x80\x02(" + _text("storage") + b"ctorch\n" + storage.encode() + b"\n" + _text("0") + _text("cpu"),
-            b"J" + struct.pack("<i", values.size) + b"NtQ.",
-            b"\x80\x02](" + _text("0") + b"e.",
-            struct.pack("<q", values.size) + values.tobytes(),
-        ]
-    )
-    strides = [stride // values.itemsize for stride in np.ascontiguousarray(values).strides]
-    head = b"ctorch._utils\n_rebuild_tensor_v2\n(ctorch.storage\n_load_from_bytes\n"
-    blob = b"B" + struct.pack("<I", len(stream)) + stream
-    tail = _integers(values.shape) + _integers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
-    return head + blob + b"\x85R" + b"K\x00" + tail
+            sample["gt_label"] = labels[row : row + 1]
+        # Copies: a tensor that is a view of a larger one would be pickled with all of it.
+        samples.append({key: torch.tensor(v) if isinstance(v, np.ndarray) else v for key, v in sample.items()})
+    return samples

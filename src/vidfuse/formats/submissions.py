@@ -1,6 +1,6 @@
 """Submissions to the VIPriors Action Recognition Challenge: written, read, checked and scored by its rules.
 
-A submission is a text file with one line a video: `videoid cls1 cls2 cls3 cls4 cls5`, class indices 1-based, best
+A submission is a text file with one line per video: `videoid cls1 cls2 cls3 cls4 cls5`, class indices 1-based, best
 first. The rules are those of the challenge's published toolkit. This module needs the base install only.
 """
 
@@ -136,6 +136,8 @@ def read_submission(path: str | Path, n_classes: int = 400) -> Submission:
     classes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
     notes: list[str] = []
+    # A line counts if it has an id that is new and at least one class. Its first five words after the id are read: each
+    # is a class, or wrong (0); what is missing of five is filled with wrong ones.
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.split()
         if not words:
@@ -173,7 +175,7 @@ def check_submission(path: str | Path, ids: Iterable[str], n_classes: int = 400)
         n_classes: number of classes.
 
     Returns:
-        One sentence a problem: broken lines, repeated classes in a line, missing and unknown ids.
+        One sentence per problem: broken lines, repeated classes in a line, missing and unknown ids.
 
     Raises:
         InputError: no such file.

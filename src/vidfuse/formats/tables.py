@@ -76,6 +76,8 @@ def read_parquet(path: Path, classes: Sequence[str] | None = None) -> Dump:
         table = pyarrow.parquet.read_table(path)
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:  # names that are no text, or stand twice
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise  # what the system refuses says nothing about the file
         raise InputError(f"{path}: expected a parquet file: {error}") from error
     try:
         return read_frame(columns, classes=classes)

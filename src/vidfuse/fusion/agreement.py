@@ -1,4 +1,4 @@
-"""Whether members that agreed on the videos of a fit still do: where one no longer does, its rows stand elsewhere."""
+"""Whether members agree with each other, as they did on the videos of a fit, and whether labels are their classes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
-from vidfuse.errors import VidfuseWarning
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.metrics import prediction_disagreement
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["agreement_beyond_chance", "warn_if_agreement_is_lost"]
+__all__ = ["agreement_beyond_chance", "check_numbering", "warn_if_agreement_is_lost"]
 
 _SAMPLE = 256  # videos that are looked at, evenly spaced: enough to tell agreement from chance, and read in a moment
 _FEWEST = 30
@@ -77,3 +77,58 @@ def warn_if_agreement_is_lost(members: Sequence[str], fitted: NDArray[np.float64
             VidfuseWarning,
             stacklevel=4,
         )
+
+
+def check_numbering(stack: LogitStack, y: NDArray[np.int64]) -> None:
+    """Refuse labels whose classes were numbered anew, without those that no video has.
+
+    scikit-learn's `cross_val_predict`, `VotingClassifier`, `StackingClassifier` and `CalibratedClassifierCV` do so:
+
+        classes of the videos    0 1 . 3        no video is of class 2
+        labels that arrive       0 1 . 2        columns of the scores: 0 1 2 3
+
+    Where the stack has labels of its own, they tell. Where it has none, its members do: labels 0 … C - 1 of K > C
+    classes are refused if the class that members predict most often for each of them is another one, in rising order.
+
+    Args:
+        stack: the videos of the fit.
+        y: the labels that were passed beside them (N,), in 0 … K − 1.
+
+    Raises:
+        InputError: the labels were numbered anew.
+
+    Example:
+        >>> z = 5 * np.eye(3)[[0, 2, 0, 2]][:, None]
+        >>> check_numbering(LogitStack.from_arrays(z), np.array([0, 2, 0, 2]))
+        >>> check_numbering(LogitStack.from_arrays(z), np.array([0, 1, 0, 1]))
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: y: the classes seem to be numbered anew: what y calls class 1 is class 2 ...
+    """
+    if stack.labels is not None:
+        if np.array_equal(y, stack.labels):
+            return
+        pairs = np.unique(np.stack([y, stack.labels], axis=1), axis=0)
+        found, meant = pairs[:, 0], pairs[:, 1]
+        if len(np.unique(meant)) < len(meant):
+            return  # one class has several labels in y: these are other labels
+    else:
+        found = np.unique(y)
+        contiguous = found[-1] == len(found) - 1 and 1 < len(found) < stack.n_classes
+        if not contiguous or stack.n_views is not None or stack.present is not None:
+            return
+        meant = np.array([_most_predicted(stack[np.flatnonzero(y == label)[:_SAMPLE]]) for label in found])
+    moved = np.flatnonzero(found != meant)
+    if len(moved) and (np.diff(found) > 0).all() and (np.diff(meant) > 0).all():
+        judge = "by the members" if stack.labels is None else "of the stack"
+        raise InputError(
+            f"y: the classes seem to be numbered anew: what y calls class {found[moved[0]]} is class "
+            f"{meant[moved[0]]} {judge}; scikit-learn's wrappers do so where no video is of some class. Use vidfuse's "
+            "own (honest_score, compare, Calibrated), leave the absent classes out of the members' scores, or fit on a "
+            "stack that has labels if these are right"
+        )
+
+
+def _most_predicted(stack: LogitStack) -> int:
+    """Return the class that the members predict most often."""
+    predicted = [stack.scores(name).argmax(axis=1) for name in stack.members]
+    return int(np.bincount(np.concatenate(predicted), minlength=stack.n_classes).argmax())

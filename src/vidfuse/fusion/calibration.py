@@ -17,7 +17,8 @@ from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion._solver.classes import LOWEST, fit_classes
 from vidfuse.fusion._solver.log_linear import fit_log_linear
 from vidfuse.fusion._solver.passes import Passes
-from vidfuse.fusion.base import Fuser, check_presence, floored_blocks, member_floors
+from vidfuse.fusion.floors import floored_blocks, member_floors
+from vidfuse.fusion.rule import Missing, Rule
 from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows, log_softmax, mix_floor
@@ -232,20 +233,20 @@ def _log_likelihoods(scores: NDArray[Any], kind: Kind, floor: float) -> NDArray[
     return mix_floor(out, floor, out=out) if floor > 0 else out
 
 
-class Calibrated(Fuser):
-    """A fuser whose result, or whose members, are calibrated on the videos of the fit.
+class Calibrated(Rule):
+    """A rule whose result, or whose members, are calibrated on the videos of the fit.
 
     Args:
-        fuser: the rule; a copy of it is fitted.
+        rule: the rule; a copy of it is fitted.
         calibrator: `TemperatureScaling()` (where None) or `VectorScaling()`; copies of it are fitted.
-        where: "after" calibrates what the fuser predicts; "members" calibrates each member before the fuser is fitted.
+        where: "after" calibrates what the rule predicts; "members" calibrates each member before the rule is fitted.
 
     Attributes:
-        fuser_: the fitted rule.
+        rule_: the fitted rule.
         calibrators_: the fitted calibrators: one, or one a member in the order of `members_`.
 
     Example:
-        >>> from vidfuse.fusion.pools import LinearPool
+        >>> from vidfuse.fusion.linear import LinearPool
         >>> rng = np.random.default_rng(0)
         >>> y = rng.integers(0, 3, size=200)
         >>> X = rng.normal(size=(200, 2, 3)) + 2.0 * np.eye(3)[y][:, None]
@@ -254,37 +255,35 @@ class Calibrated(Fuser):
         True
     """
 
-    fuser_: Fuser
+    rule_: Rule
     calibrators_: list[Any]
 
-    def __init__(self, fuser: Any, calibrator: Any = None, *, where: Literal["after", "members"] = "after") -> None:
-        self.fuser = fuser
+    def __init__(self, rule: Any, calibrator: Any = None, *, where: Literal["after", "members"] = "after") -> None:
+        self.rule = rule
         self.calibrator = calibrator
         self.where = where
 
     @property
-    def missing(self) -> str | None:
+    def missing(self) -> Missing | None:  # type: ignore[override]
         """What the inner rule does about missing members; None where it can do nothing."""
-        return getattr(self.fuser, "missing", None)
+        return self.rule.missing
 
     @property
-    def _takes_views(self) -> bool:  # type: ignore[override]
-        return self.where == "after" and bool(self.fuser._takes_views)
+    def takes_views(self) -> bool:  # type: ignore[override]
+        """Whether the inner rule takes views; members are calibrated without."""
+        return self.where == "after" and self.rule.takes_views
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         if self.where not in ("after", "members"):
             raise InputError(f'where: expected "after" or "members", got {self.where!r}')
-        if labels is None:
-            raise InputError("a calibration needs labels")
         base = TemperatureScaling() if self.calibrator is None else self.calibrator
         omega = _shares(weight, len(stack))
         if self.where == "after":
-            self.fuser_ = clone(self.fuser).fit(stack, labels, weight)
-            fused = _alone(_checked(self.fuser_.predict_log_proba(stack), stack.ids), stack.ids)
-            _check_true_class(fused, labels, omega, "set floor=1e-4 or more in the fuser")
+            self.rule_ = clone(self.rule).fit(self._as_listed(stack), labels, weight)
+            fused = _alone(_checked(self.rule_.predict_log_proba(stack), stack.ids), stack.ids)
+            _check_true_class(fused, labels, omega, "set floor=1e-4 or more in the rule")
             self.calibrators_ = [_fitted(base, fused, labels, omega)]
             return
-        check_presence(stack, self.missing)
         self.calibrators_ = []
         for name in stack.members:
             one = stack.select([name])
@@ -296,20 +295,20 @@ class Calibrated(Fuser):
             advice = 'give this member as kind="probabilities", which have a floor, or calibrate with where="after"'
             _check_true_class(one, labels, omega, advice, name)
             self.calibrators_.append(_fitted(base, one, labels, omega))
-        self.fuser_ = clone(self.fuser).fit(self._calibrate(stack), labels, weight)
+        self.rule_ = clone(self.rule).fit(self._as_listed(self._calibrate(stack)), labels, weight)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         if self.where == "members":
-            return self.fuser_.predict_log_proba(self._calibrate(stack))
-        log_p = self.fuser_.predict_log_proba(stack)
+            return self.rule_.predict_log_proba(self._calibrate(stack))
+        log_p = self.rule_.predict_log_proba(stack)
         for rows in _blocks(*log_p.shape):
             log_p[rows] = self.calibrators_[0].transform(log_p[rows])
         return log_p
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those that the inner rule needs."""
-        check_is_fitted(self, "fuser_")
-        return self.fuser_.needed_members()
+        check_is_fitted(self, "rule_")
+        return self.rule_.needed_members()
 
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each member's weight in the inner rule; intervals take the calibration as given.
@@ -317,12 +316,12 @@ class Calibrated(Fuser):
         Raises:
             InputError: the rule has no weights, comes from a recipe or a pickle, or an argument is out of range.
         """
-        check_is_fitted(self, "fuser_")
-        if not hasattr(self.fuser_, "summary"):
+        check_is_fitted(self, "rule_")
+        if not hasattr(self.rule_, "summary"):
             raise InputError(
-                f"summary: expected a rule with one weight a member, such as LogLinearPool(), got {self.fuser_!r}"
+                f"summary: expected a rule with one weight a member, such as LogLinearPool(), got {self.rule_!r}"
             )
-        inner: PoolSummary = self.fuser_.summary(bootstrap, confidence=confidence, random_state=random_state)
+        inner: PoolSummary = self.rule_.summary(bootstrap, confidence=confidence, random_state=random_state)
         return inner
 
     def _calibrate(self, stack: LogitStack) -> LogitStack:

@@ -122,7 +122,7 @@ def out_of_fold(
         sample_weight: One weight of at least 0 for each video of the fit.
 
     Example:
-        >>> from vidfuse.fusion.pools import LogLinearPool
+        >>> from vidfuse.fusion.log_linear import LogLinearPool
         >>> stack, labels = LogitStack.from_arrays(np.zeros((4, 2, 3))), np.array([0, 1, 2, 0])
         >>> out_of_fold(LogLinearPool(weights="uniform"), stack, labels, split_folds(labels, 2)).shape
         (4, 3)

@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, check_presence, floored_blocks
-from vidfuse.fusion.pool_base import check_true_class
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.floors import floored_blocks
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule, WeightedSum
+from vidfuse.fusion.weighted import check_true_class
 from vidfuse.fusion.weights import true_scores
-from vidfuse.likelihood import block_rows, log_linear_pool
+from vidfuse.likelihood import block_rows, log_softmax
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["DynamicPool"]
 
 _REFERENCES: Final = 4000  # videos of the fit that are kept to compare with; memory and time are bounded by it
+_FOLDS: Final = 5
 _LIKENESS: Final = 1 << 21  # numbers that are compared at once
 _FEATURES: Final = {"confidence": 2, "competence": 1, "both": 3}
 
 
-class DynamicPool(Fuser):
-    """Fuse members with weights per video, ``w_im ∝ w_m · exp(Σ_f a_f · x_imf)``, around a static log-linear pool.
+class DynamicPool(Rule):
+    """Fuse members with weights per video, ``w_imc ∝ w_mc · exp(Σ_f a_f · x_imf)``, around a static log-linear pool.
+
+    w_mc are the static pool's weights, which all classes share unless it is fitted with `per_class`; on every video
+    their sum over the members stays what it was.
 
     The features x of member m on video i, each centred over the members: its *confidence* (one minus its entropy over
     log K) and the *agreement* of the others (their mean probability of its most probable class); and its *local
     competence*, its mean log-likelihood of the true class on the nearest videos of the fit, in the space of the static
-    pool's probabilities (Hellinger distance). The strengths a are fitted with shrinkage to 0. Half of the videos
-    judge strengths that were fitted on the other half: unless the gain in log-likelihood exceeds one standard error,
-    all strengths are 0 and the static pool is used as it is.
+    pool's probabilities (Hellinger distance). The strengths a are fitted with shrinkage to 0. Each fifth of the videos
+    judges strengths that were fitted on the other four: unless the gain in log-likelihood exceeds one standard error,
+    all strengths are 0 and the static pool is used as it is. Which fifth a video is in follows from how hard it is for
+    the static pool, not from its place in the stack.
 
     Args:
-        pool: the static pool, a `LogLinearPool` (a copy is fitted); None is the default pool.
+        pool: the static pool (a copy is fitted): `LogLinearPool()` where None, or another rule that is a log-linear
+            pool once it is fitted, such as `SubsetPool(LogLinearPool())`.
         features: "confidence" (with agreement), "competence", or "both".
         neighbours: how many nearest videos of the fit make the local competence.
 
     Attributes:
         pool_: the fitted static pool.
-        strengths_: a, one a feature.
+        strengths_: a, one for each feature.
         gain_: the held-out gain over the static pool, in nats a video.
         fallback_: whether the static pool is used.
 
@@ -59,7 +66,7 @@ class DynamicPool(Fuser):
         (True, True)
     """
 
-    pool_: LogLinearPool
+    pool_: Rule
     strengths_: NDArray[np.float64]
     gain_: float
     fallback_: bool
@@ -75,107 +82,68 @@ class DynamicPool(Fuser):
         self.features = features
         self.neighbours = neighbours
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
-        base = LogLinearPool() if self.pool is None else self.pool
-        if not isinstance(base, LogLinearPool):
-            raise InputError(f"pool: expected a LogLinearPool, got {type(base).__name__}")
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         if self.features not in _FEATURES:
             raise InputError(f"features: expected one of {', '.join(map(repr, _FEATURES))}, got {self.features!r}")
         if not self.neighbours >= 1:
             raise InputError(f"neighbours: expected at least 1, got {self.neighbours!r}")
-        if labels is None:
-            raise InputError("dynamic weights need labels")
-        check_presence(stack, None)
-        self.pool_ = clone(base).fit(stack, labels, weight)
-        if not self.pool_.floor_.all():
+        base = LogLinearPool() if self.pool is None else self.pool
+        self.pool_ = clone(base).fit(self._as_listed(stack), labels, weight)
+        static = _static(self.pool_)
+        stack = stack.select(static.members)
+        if not static.floors.all():
             true = true_scores(stack, labels)
-            check_true_class(stack, true if weight is None else np.where(weight > 0, true, np.nan), self.pool_.floor_)
-        counted = np.arange(len(stack)) if weight is None else np.flatnonzero(weight)
-        places = np.linspace(0, len(counted) - 1, min(len(counted), _REFERENCES))
-        chosen = counted[np.unique(places.round().astype(np.int64))]
-        videos, truth = stack[chosen].select(sorted(stack.members)), labels[chosen]
-        omega = np.ones(len(chosen)) if weight is None else weight[chosen]
-        columns = [stack.members.index(name) for name in videos.members]
-        floors = self.pool_.floor_[columns]
-        log_p = np.concatenate([block.astype(np.float32) for _, block in floored_blocks(videos, floors)])
+            check_true_class(stack, true if weight is None else np.where(weight > 0, true, np.nan), static.floors)
+
+        chosen = np.arange(len(stack)) if weight is None else np.flatnonzero(weight)
+        chosen = chosen[_even_choice(stack[chosen], labels[chosen], static)]
+        videos, truth = stack[chosen], labels[chosen]
+        share = np.ones(len(chosen)) if weight is None else weight[chosen]
+        share = share / share.sum()
+        log_p = np.concatenate([block.astype(np.float32) for _, block in floored_blocks(videos, static.floors)])
         root = np.exp(0.5 * self.pool_.predict_log_proba(videos))
         self.reference_root_ = root.astype(np.float32)
         self.reference_log_true_ = log_p[np.arange(len(truth)), :, truth].astype(np.float64)
         x = self._describe(log_p, root, own=True)
-        shared = self.pool_.weights_[columns]
-        half = np.zeros(len(truth), dtype=bool)
-        half[np.argsort(truth, kind="stable")[::2]] = True
-        gains = np.zeros(len(truth))
-        static = self._loss(log_p, truth, shared, x, np.zeros(x.shape[2]))
-        for fitted, judged in ((half, ~half), (~half, half)):
-            if fitted.any() and judged.any() and omega[fitted].any():
-                strengths = self._strengths(log_p[fitted], truth[fitted], shared, x[fitted], omega[fitted])
-                gains[judged] = static[judged] - self._loss(log_p[judged], truth[judged], shared, x[judged], strengths)
-        share = omega / omega.sum()
+
+        gains = _held_out_gains(log_p, truth, static.weights, x, share)
         self.gain_ = float(share @ gains)
         error = float(np.sqrt(share**2 @ (gains - self.gain_) ** 2))
-        self.fallback_ = bool(not self.gain_ > error or len(shared) < 2)
+        self.fallback_ = bool(not self.gain_ > error or len(static.members) < 2)
         self.strengths_ = np.zeros(x.shape[2])
         if not self.fallback_:
-            self.strengths_ = self._strengths(log_p, truth, shared, x, omega)
+            self.strengths_ = _fit_strengths(log_p, truth, static.weights, x, share)
+
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those of the static pool."""
+        check_is_fitted(self, "pool_")
+        return self.pool_.needed_members() if self.fallback_ else _static(self.pool_).members
+
+    def weighted_sum(self) -> WeightedSum | None:
+        """Return the static pool's weighted sum where it is used; weights per video are no such sum."""
+        check_is_fitted(self, "pool_")
+        return self.pool_.weighted_sum() if self.fallback_ else None
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        static = self.pool_.predict_log_proba(stack)
+        stack = stack.select([name for name in self.pool_.members_ if name in stack.members])
+        log_p_static = self.pool_.predict_log_proba(stack)
         if self.fallback_:
-            return static
-        columns = [self.members_.index(name) for name in stack.members]
-        shared = self.pool_.weights_[columns]
-        out = np.empty_like(static)
-        for rows, block in floored_blocks(stack, self.pool_.floor_[columns]):
-            x = self._describe(block, np.exp(0.5 * static[rows]), own=False)
-            out[rows] = log_linear_pool(block, self._weights(shared, x, self.strengths_))
+            return log_p_static
+        static = _static(self.pool_)
+        out = np.empty_like(log_p_static)
+        for rows, block in floored_blocks(stack.select(static.members), static.floors):
+            x = self._describe(block, np.exp(0.5 * log_p_static[rows]), own=False)
+            out[rows] = _pooled(block, static.weights, x, self.strengths_)
         return out
-
-    def _weights(
-        self, shared: NDArray[np.float64], x: NDArray[np.float64], strengths: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Return each video's weights over temperature (N, M), with the static pool's sum."""
-        raw = shared * np.exp(np.clip(x @ strengths, -20.0, 20.0))
-        return np.asarray(raw / raw.sum(axis=1, keepdims=True) / self.pool_.temperature_)
-
-    def _loss(
-        self,
-        log_p: NDArray[np.float32],
-        truth: NDArray[np.int64],
-        shared: NDArray[np.float64],
-        x: NDArray[np.float64],
-        strengths: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        pooled = log_linear_pool(log_p, self._weights(shared, x, strengths))
-        return -pooled[np.arange(len(truth)), truth]
-
-    def _strengths(
-        self,
-        log_p: NDArray[np.float32],
-        truth: NDArray[np.int64],
-        shared: NDArray[np.float64],
-        x: NDArray[np.float64],
-        omega: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Fit the strengths: mean negative log-likelihood plus ½·‖a‖²/N."""
-        share = omega / omega.sum()
-
-        def objective(a: NDArray[np.float64]) -> float:
-            penalty = 0.5 * float(a @ a) / len(truth)
-            return float(share @ self._loss(log_p, truth, shared, x, a)) + penalty
-
-        bounds = [(-10.0, 10.0)] * x.shape[2]
-        found = minimize(objective, np.zeros(x.shape[2]), method="L-BFGS-B", bounds=bounds, options={"maxiter": 30})
-        return np.asarray(found.x)
 
     def _describe(self, log_p: NDArray[np.float32], root: NDArray[np.float64], *, own: bool) -> NDArray[np.float64]:
         """Return features (N, M, F), centred over members; `own` leaves a video out of its own neighbours."""
-        parts: list[Callable[[], list[NDArray[np.float64]]]] = []
+        parts = []
         if self.features != "competence":
-            parts.append(lambda: _confidence(log_p))
+            parts += _confidence(log_p)
         if self.features != "confidence":
-            parts.append(lambda: [self._competence(root, own)])
-        x = np.stack([feature for part in parts for feature in part()], axis=2)
+            parts.append(self._competence(root, own))
+        x = np.stack(parts, axis=2)
         return np.asarray(x - x.mean(axis=1, keepdims=True))
 
     def _competence(self, root: NDArray[np.float64], own: bool) -> NDArray[np.float64]:
@@ -193,6 +161,109 @@ class DynamicPool(Fuser):
             nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
             out[rows] = self.reference_log_true_[nearest].mean(axis=1)
         return out
+
+
+def _static(pool: Rule) -> WeightedSum:
+    """Return a fitted pool's weighted sum of log-likelihoods, members sorted by name, as features are stored."""
+    found = pool.weighted_sum()
+    if found is None or found.kind != "log-linear":
+        raise InputError(f"pool: expected a rule that is a log-linear pool, such as LogLinearPool(), got {pool!r}")
+    order = sorted(range(len(found.members)), key=found.members.__getitem__)  # recipes of the first releases: as listed
+    members = tuple(found.members[m] for m in order)
+    return WeightedSum(found.kind, members, found.weights[order], found.floors[order])
+
+
+def _pooled(
+    log_p: NDArray[np.float32], beta: NDArray[np.float64], x: NDArray[np.float64], strengths: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the pool (N, K) of log-likelihoods (N, M, K) with weights per video.
+
+    The weights of video i are ``β_mc·e_im`` with ``e_im = exp(x_im · a)``, scaled so that over the members they sum to
+    ``Σ_m β_mc``; β is (M, 1) or (M, K). Where all strengths a are 0, they are the static pool's own.
+    """
+    lift = np.exp(np.clip(x @ strengths, -20.0, 20.0))
+    lifted = lift @ beta
+    scale = np.divide(beta.sum(axis=0), lifted, out=np.zeros_like(lifted), where=lifted > 0)
+    total = np.zeros((len(log_p), log_p.shape[2]))
+    for m in range(len(beta)):
+        weights = scale * lift[:, m, None] * beta[m]
+        if weights.all():
+            total += weights * log_p[:, m]
+        else:  # no weight, no veto: 0 · -inf is left out
+            used = np.broadcast_to(weights > 0, total.shape)
+            total += np.multiply(weights, log_p[:, m], out=np.zeros_like(total), where=used)
+    return log_softmax(total, out=total)
+
+
+def _losses(
+    log_p: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    beta: NDArray[np.float64],
+    x: NDArray[np.float64],
+    strengths: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return each video's negative log-likelihood (N,)."""
+    return -_pooled(log_p, beta, x, strengths)[np.arange(len(truth)), truth]
+
+
+def _fit_strengths(
+    log_p: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    beta: NDArray[np.float64],
+    x: NDArray[np.float64],
+    omega: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Fit the strengths: mean negative log-likelihood plus ½·‖a‖²/N."""
+    share = omega / omega.sum()
+
+    def objective(a: NDArray[np.float64]) -> float:
+        return float(share @ _losses(log_p, truth, beta, x, a)) + 0.5 * float(a @ a) / len(truth)
+
+    bounds = [(-10.0, 10.0)] * x.shape[2]
+    start = np.zeros(x.shape[2])
+    found = minimize(objective, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30})
+    return np.asarray(found.x)
+
+
+def _even_choice(stack: LogitStack, labels: NDArray[np.int64], static: WeightedSum) -> NDArray[np.int64]:
+    """Return at most `_REFERENCES` rows, sorted by the static pool's loss: from easy to hard.
+
+    This order follows from the videos alone, not from their places in the stack or the classes' numbers; folds that
+    are dealt by it have equally many hard videos. The members' own losses break ties.
+    """
+    own = np.empty((len(stack), len(stack.members)))
+    loss = np.empty(len(stack))
+    for rows, block in floored_blocks(stack, static.floors):
+        own[rows] = block[np.arange(len(block)), :, labels[rows]]
+        loss[rows] = _losses(block, labels[rows], static.weights, np.zeros((*block.shape[:2], 0)), np.zeros(0))
+    order = np.lexsort((*own.T, loss))
+    places = np.linspace(0, len(order) - 1, min(len(order), _REFERENCES))
+    return order[np.unique(places.round().astype(np.int64))]
+
+
+def _held_out_gains(
+    log_p: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    beta: NDArray[np.float64],
+    x: NDArray[np.float64],
+    share: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return each video's gain over the static pool (N,), by strengths that were fitted on the other folds.
+
+    The videos come from easy to hard, and are dealt in turn:
+
+        video   0  1  2  3  4  5  6  7 …
+        fold    0  1  2  3  4  0  1  2 …
+    """
+    fold = np.arange(len(truth)) % _FOLDS
+    gains = _losses(log_p, truth, beta, x, np.zeros(x.shape[2]))
+    for held in np.unique(fold):
+        fitted, judged = fold != held, fold == held
+        if not fitted.any():
+            return np.zeros(len(truth))
+        strengths = _fit_strengths(log_p[fitted], truth[fitted], beta, x[fitted], share[fitted])
+        gains[judged] -= _losses(log_p[judged], truth[judged], beta, x[judged], strengths)
+    return gains
 
 
 def _confidence(log_p: NDArray[np.float32]) -> list[NDArray[np.float64]]:

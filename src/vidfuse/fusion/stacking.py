@@ -8,16 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion.base import Floor, Fuser, check_presence, floored_blocks, member_floors
-from vidfuse.fusion.pools import SHRUNK_FLOOR, LogLinearPool
+from vidfuse.fusion._solver.classes import LOWEST, fit_classes
+from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
+from vidfuse.fusion.log_linear import SHRUNK_FLOOR, LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["StackedPool"]
 
 
-class StackedPool(Fuser):
+class StackedPool(Rule):
     """Fuse members by a multinomial model on their log-likelihoods, with weights that classes share.
 
     ``log p(c) ∝ Σ_m β_mc · log p_m(c) + b_c``. A plain multinomial has K·(M·K + 1) parameters and overfits; here a
@@ -67,38 +68,32 @@ class StackedPool(Fuser):
         self.floor = floor
         self.n_jobs = n_jobs
 
-    def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+    def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         if self.structure not in ("shared", "diagonal"):
             raise InputError(f'structure: expected "shared" or "diagonal", got {self.structure!r}')
         if not (np.isfinite(self.shrinkage) and self.shrinkage > 0):
             raise InputError(f"shrinkage: expected a positive number, got {self.shrinkage!r}")
-        if labels is None:
-            raise InputError("stacking needs labels")
-        check_presence(stack, None)
-        ordered = stack.select(sorted(stack.members))
-        floors = member_floors(ordered, self.floor, SHRUNK_FLOOR)
-        static = LogLinearPool(floor=self.floor, n_jobs=self.n_jobs).fit(ordered, labels, weight)
+        self.floor_ = member_floors(stack, self.floor, SHRUNK_FLOOR)
+        static = LogLinearPool(floor=self.floor, n_jobs=self.n_jobs).fit(stack, labels, weight)
         omega = np.ones(len(labels)) if weight is None else weight
         fit = fit_classes(
-            ordered,
+            stack,
             labels,
             omega / omega.sum(),
-            floors,
+            self.floor_,
             static.weights_ / static.temperature_,
             weight_precision=10 * self.shrinkage if self.structure == "diagonal" else None,
             bias_precision=self.shrinkage,
             non_negative=False,
             shared_precision=self.shrinkage,
         )
-        back = [ordered.members.index(name) for name in stack.members]
-        self.coef_, self.intercept_, self.floor_ = fit.beta[back], fit.bias, floors[back]
+        self.coef_, self.intercept_ = fit.beta, fit.bias
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        columns = [self.members_.index(name) for name in stack.members]
-        coef, out = self.coef_[columns], np.empty((len(stack), stack.n_classes))
-        for rows, block in floored_blocks(stack, self.floor_[columns]):
+        out = np.empty((len(stack), stack.n_classes))
+        for rows, block in floored_blocks(stack, self.floor_):
             total = np.tile(self.intercept_, (len(block), 1))
-            for member in range(len(columns)):
-                total += coef[member] * np.maximum(block[:, member], -100.0)
+            for member, coef in enumerate(self.coef_):
+                total += coef * np.maximum(block[:, member], LOWEST)
             out[rows] = log_softmax(total)
         return out

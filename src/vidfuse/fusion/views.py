@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import Rows
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion.base import Floor, Fuser, as_stack, member_floors
+from vidfuse.fusion.floors import Floor, member_floors
+from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
 from vidfuse.stack.source import ArraySource, Source
 from vidfuse.stack.stack import LogitStack, Member
@@ -83,14 +84,14 @@ def reduce_views(
 
 
 def members_first(
-    fuser: Fuser, stack: Any, how: str = "vote", *, present: NDArray[np.bool_] | None = None
+    rule: Rule, stack: Any, how: str = "vote", *, present: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
-    """Return fused log-likelihoods (N, K) of a stack with views: the fuser fuses each view, then views are reduced.
+    """Return fused log-likelihoods (N, K) of a stack with views: the rule fuses each view, then views are reduced.
 
     Args:
-        fuser: a fuser that was fitted on a stack without views (N, M, K), for instance one whose views were reduced.
+        rule: a rule that was fitted on a stack without views (N, M, K), for instance one whose views were reduced.
         stack: a stack or an array (N, M, V, K); view v of all members belongs together, such as clip v of the video.
-        how: the rule for the fused views, one of those of `reduce_views`; by "vote" each view has one vote, which is
+        how: how the fused views are reduced, as in `reduce_views`; by "vote" each view has one vote, which is
             what `MajorityVote` does with its weights.
         present: which views exist (N, V), where videos have different numbers of them and the rest is padding.
 
@@ -98,7 +99,7 @@ def members_first(
         InputError: no view axis, an unknown rule, or a video without any view.
 
     Example:
-        >>> from vidfuse.fusion.pools import LinearPool
+        >>> from vidfuse.fusion.linear import LinearPool
         >>> views = np.log([[[[0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7], [0.3, 0.7]]]])
         >>> pool = LinearPool("uniform").fit(reduce_views(views))
         >>> members_first(pool, views).argmax(axis=1).tolist()  # two of three views say class 1
@@ -112,7 +113,7 @@ def members_first(
         for view in range(views):
             members = [replace(member, source=_View(member.source, view)) for member in stack.sources()]
             one = LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present)
-            fused[:, view] = fuser.predict_log_proba(one)
+            fused[:, view] = rule.predict_log_proba(one)
     return reduce_views_array(fused, how, present=present).astype(np.float64)
 
 

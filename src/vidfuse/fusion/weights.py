@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._threads import map_members, one_blas_thread
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion.base import is_number
+from vidfuse.fusion.floors import is_number
 from vidfuse.likelihood import block_rows, log_sum_exp, row_sums
 from vidfuse.stack.stack import LogitStack
 

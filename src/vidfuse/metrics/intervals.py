@@ -49,19 +49,13 @@ def accuracy_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
         >>> accuracy_interval(8, 10)
         Interval(low=0.490162, high=0.943318)
     """
-    from scipy.special import ndtri
+    from scipy.stats import binomtest
 
     if n < 1 or not 0 <= hits <= n:
         raise InputError(f"expected n ≥ 1 and 0 ≤ hits ≤ n, got hits={hits}, n={n}")
     _check_confidence(confidence)
-    z = float(ndtri((1 + confidence) / 2))
-    p = hits / n
-    centre = p + z * z / (2 * n)
-    half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    scale = 1 + z * z / n
-    return Interval(
-        0.0 if hits == 0 else float((centre - half) / scale), 1.0 if hits == n else float((centre + half) / scale)
-    )
+    found = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def resampled_means(

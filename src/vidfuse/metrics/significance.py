@@ -76,14 +76,13 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
         >>> mcnemar([1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1, 1])
         McNemar(only_first=5, only_second=1, p_value=0.2188)
     """
-    from scipy.special import bdtr
+    from scipy.stats import binomtest
 
     a, b = as_hits(first), as_hits(second)
     if a.shape != b.shape:
         raise InputError(f"hits: expected the same videos twice, got {len(a)} and {len(b)}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    tail = float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)) if only_a + only_b else 1.0
-    return McNemar(only_a, only_b, min(1.0, 2 * tail))
+    return McNemar(only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0)
 
 
 def paired_bootstrap(

@@ -1,7 +1,8 @@
-"""The seven video networks, in the variants whose checkpoints are published.
+"""Video networks, in the variants whose checkpoints are published.
 
-Every network takes clips ``(N, 3, T, H, W)`` and returns logits ``(N, K)``; `create` builds one by name, `names` and
-`info` list what there is. Importing this package imports no torch: each name below loads its module on first use.
+Every network takes clips ``(N, 3, T, H, W)`` and returns logits ``(N, K)``. `create` builds one by name, `names` and
+`info` list what there is, `cost` counts what one costs. Importing this package imports no torch: each name below loads
+its module on first use.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import Any
 _HOME = {
     "NetworkInfo": "catalogue",
     "VideoNetwork": "layers",
+    "NetworkCost": "counting",
     "convert_state_dict": "catalogue",
+    "cost": "counting",
     "create": "catalogue",
     "fold_batch_norm": "layers",
     "info": "catalogue",
     "load_checkpoint": "catalogue",
     "names": "catalogue",
     "read_checkpoint": "checkpoints",
+    "settings": "catalogue",
 }
 
 __all__ = sorted(_HOME)

@@ -3,7 +3,7 @@
 A name is ``architecture.source``; the source says whose published checkpoints load into it. A name without a source
 is the paper's network as vidfuse trains it, and a ``_tiny`` one is a small preset for a CPU.
 
-A network is one module of this package and one line a variant in the table below. The module exposes
+A network is one module of this package, and one line in the table below for each of its variants. The module exposes
 
 - ``PRESETS``: its catalogue names, each with a frozen configuration,
 - ``build(config, num_classes)``: a `vidfuse.networks.layers.VideoNetwork`,
@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from vidfuse.networks.layers import VideoNetwork
 
-__all__ = ["NetworkInfo", "convert_state_dict", "create", "import_network_module", "info", "load_checkpoint", "names"]
+__all__ = [
+    "NetworkInfo",
+    "convert_state_dict",
+    "create",
+    "import_network_module",
+    "info",
+    "load_checkpoint",
+    "names",
+    "settings",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +54,7 @@ class NetworkInfo:
         size: Height and width of a training crop, in pixels.
         mean: Mean of each channel (RGB, on a scale of 0 to 1) that the clips are normalised with.
         std: Standard deviation of each channel, likewise.
-        classes: Classes of the published checkpoint, and the default of `create`.
+        n_classes: Number of classes of the published checkpoint, and the default of `create`.
         parameters: Number of parameters with that many classes.
         gmacs: Multiply-adds of convolutions and matrix products for one clip of that size, in 10⁹.
         top1: Published top-1 accuracy of the checkpoint in per cent, or None.
@@ -60,7 +69,7 @@ class NetworkInfo:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    classes: int
+    n_classes: int
     parameters: int
     gmacs: float
     top1: float | None
@@ -247,10 +256,11 @@ def create(
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(overrides) - known):
         raise InputError(f"{name} has no setting {', '.join(unknown)}; its settings are {', '.join(sorted(known))}")
+    # A field of a few allowed words is annotated as a Literal of them.
     for field, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal and overrides.get(field, get_args(hint)[0]) not in get_args(hint):
             raise InputError(f"{field}: expected one of {get_args(hint)}, got {overrides[field]!r}")
-    classes = check_class_count(info(name).classes if num_classes is None else num_classes)
+    classes = check_class_count(info(name).n_classes if num_classes is None else num_classes)
     model: VideoNetwork = network.build(dataclasses.replace(config, **overrides), classes)
     model.name = name
     if checkpoint is not None:
@@ -315,6 +325,19 @@ def load_checkpoint(
 
 def _source(name: str) -> str:
     return name.partition(".")[2] or "vidfuse"
+
+
+def settings(name: str) -> Any:
+    """Return the frozen configuration of a catalogue name; `create` takes other values of its fields.
+
+    Raises:
+        InputError: there is no such name.
+
+    Example:
+        >>> settings("tin_r50").segments
+        8
+    """
+    return _resolve(name)[1]
 
 
 def _resolve(name: str) -> tuple[ModuleType, Any]:

@@ -95,6 +95,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         ['fc.weight']
     """
     seen: list[str] = []
+    # Go inwards, one wrapper at a time, until a mapping has none. `seen` then names the keys of one without tensors.
     while isinstance(content, Mapping):
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -107,6 +108,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         raise InputError(f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}")
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     weights = {key: value for key, value in weights.items() if not key.endswith(_IGNORED)}
+    # Take off a prefix that all keys have, and then the next one: "module.model." loses both.
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
@@ -142,6 +144,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     wanted = {key: value for key, value in model.state_dict().items() if not key.endswith(_IGNORED)}
     given = dict(state_dict)
     if replace_classifier:
+        # A classifier's tensor stays the model's where the checkpoint has none, or one of another class count (K is the
+        # first axis). Where another axis differs, the checkpoint is of another network: that is reported below.
         for key in [key for key in wanted if key.startswith(_CLASSIFIERS)]:
             if key not in given or given[key].shape[1:] == wanted[key].shape[1:]:
                 given[key] = given.get(key, wanted[key])
@@ -162,6 +166,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     if problems:
         name = getattr(model, "name", "") or type(model).__name__
         advice = ""
+        # If nothing but the class count differs, say how to go on.
         if not missing and not unexpected and all(item.startswith(_CLASSIFIERS) for item in misshapen):
             advice = (
                 "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"

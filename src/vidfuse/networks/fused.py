@@ -72,8 +72,8 @@ class FusedOutput:
     def auxiliary(self) -> Sequence[Tensor]:
         """The logits of the members that are trained, and of frozen ones that the fused maps are fed back to.
 
-        What is fed back after the last stage reaches no logits but the member's own: without a loss on these, it would
-        stay untrained. A frozen member without feedback has nothing to train, and no loss.
+        The feedback after the last stage changes the member's own logits alone. It is trained by a loss on them. A
+        frozen member without feedback has nothing to train, and no loss.
         """
         return [z for z in self.member_logits.values() if z.requires_grad]
 
@@ -140,7 +140,7 @@ class FusedNetwork(nn.Module):
                 nn.init.zeros_(parameter)
         for name in self.config.frozen:
             self.members[name].requires_grad_(False)
-        for member in members.values():  # a second classifier of a member's own, as TPN has one, has no part in this
+        for member in members.values():  # TPN's second classifier is not used here
             if isinstance(auxiliary := getattr(member, "auxiliary", None), nn.Module):
                 auxiliary.requires_grad_(False)
         self.train()
@@ -172,6 +172,12 @@ class FusedNetwork(nn.Module):
         Raises:
             InputError: A member's clips are missing.
         """
+        # Members walk in step; of one with more stages than the others, the first are skipped. At each stage the maps
+        # are fused. With `feedback` the fused map is added to each of them, and the walks go on from the sums:
+        #
+        #   x3d   ── map ──┬── + ── map ──┬── + ── logits
+        #                fused          fused
+        #   swin  ── map ──┴── + ── map ──┴── + ── logits
         walks, maps = {}, {}
         members: Any = self.members
         for name, member in members.items():
@@ -197,7 +203,7 @@ class FusedNetwork(nn.Module):
                 try:
                     maps[name] = walk.send(x)
                 except StopIteration as end:
-                    logits[name] = end.value
+                    logits[name] = end.value  # after its last stage a walk ends with the member's logits
         features = self.dropout(self.norm(torch.cat(means, 1)))
         return FusedOutput(self.classifier(features), logits, torch.stack(gates, 1), self.config.auxiliary_weight)
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
+from einops import rearrange, reduce
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,7 +32,6 @@ __all__ = [
     "init_linear",
     "pool_windows",
     "record",
-    "split_patches",
 ]
 
 Triple = tuple[int, int, int]
@@ -40,7 +40,12 @@ _NORMS: Final = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Backbone(nn.Module):
-    """What turns clips into the maps of its stages; a subclass writes `stages` or `walk_stages`."""
+    """What turns clips into the maps of its stages; a subclass writes `walk_stages`.
+
+    It yields each stage's map, goes on from the map that is sent back, and passes its blocks through `run_blocks`,
+    which recomputes their activations where that is switched on. A subclass that gets all maps at once, from another
+    library's network, writes `stages` instead.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +79,16 @@ class Backbone(nn.Module):
         return maps[-1]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
+        """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time.
+
+        Raises:
+            InputError: The backbone gives all maps at once, so that there are no blocks to recompute.
+        """
+        if enable and type(self).walk_stages is Backbone.walk_stages:
+            raise InputError(
+                f"{type(self).__name__} cannot recompute activations: it writes stages(); write walk_stages() instead, "
+                "and pass the blocks through run_blocks()"
+            )
         self.grad_checkpointing = enable
 
     def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -95,7 +109,7 @@ class Backbone(nn.Module):
 
 @contextmanager
 def _keep_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch normalisations see a batch again without counting it again."""
+    """Keep the running statistics of batch normalisations as they are while a batch passes a second time."""
     norms = [m for m in model.modules() if isinstance(m, _NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -108,7 +122,7 @@ def _keep_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def record(walk: Generator[Tensor, Tensor, Any], maps: MutableSequence[Tensor]) -> Generator[Tensor, Tensor, Any]:
-    """Walk on as `walk` does, and append the maps that are sent back to `maps`."""
+    """Yield what `walk` yields, and append each map that is sent back to `maps` before the walk goes on from it."""
     x = next(walk)
     while True:
         maps.append((yield x))
@@ -163,7 +177,7 @@ class VideoNetwork(Backbone):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits ``(N, K)`` for clips ``(N, 3, T, H, W)``; raises as `stages` does."""
-        logits: Tensor = finish(self.walk(clips))  # a walk needs no map twice, where a list would keep them all
+        logits: Tensor = finish(self.walk(clips))  # lets go of each map when the next is there; a list would keep all
         return logits
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -182,11 +196,15 @@ class VideoNetwork(Backbone):
         nn.init.zeros_(self.classifier.bias)
 
     def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights in this network's layout with what depends on its extents resized to them, where they do."""
+        """Return the weights with those resized that depend on a clip's frames or pixels; here there are none.
+
+        Args:
+            state_dict: Weights in this network's layout.
+        """
         return state_dict
 
     def head_modules(self) -> list[nn.Module]:
-        """Return what only the logits need, and a network that is another's backbone does not."""
+        """Return the modules that only the logits need; where the network is a backbone, they are not used."""
         return [self.classifier]
 
     def check_clips(self, clips: Tensor, *, frames: int = 1, frames_step: int = 1, size: int = 1) -> None:
@@ -291,8 +309,9 @@ def pool_windows(x: Tensor, window: int | None) -> Tensor:
     x = x.mean(dim=2)
     height, width = x.shape[2:]
     if window is None or (window >= height and window >= width):
-        return x.mean(dim=(2, 3))[:, None]
-    return functional.avg_pool2d(x, (min(window, height), min(window, width)), stride=1).flatten(2).transpose(1, 2)
+        return reduce(x, "n c h w -> n 1 c", "mean")
+    windows = functional.avg_pool2d(x, (min(window, height), min(window, width)), stride=1)
+    return rearrange(windows, "n c h w -> n (h w) c")
 
 
 def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
@@ -302,14 +321,6 @@ def combine_windows(logits: Tensor, *, probabilities: bool) -> Tensor:
     if not probabilities:
         return logits.mean(dim=1)
     return functional.log_softmax(logits, dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
-
-
-def split_patches(clips: Tensor, patch: Triple) -> Tensor:
-    """View clips ``(N, C, T, H, W)`` as patches ``(N, T / t, H / h, W / w, C, t, h, w)``, dropping the rest."""
-    (t, h, w), (frames, height, width) = patch, clips.shape[2:]
-    clips = clips[:, :, : frames // t * t, : height // h * h, : width // w * w]
-    clips = clips.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
-    return clips.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
 
 class ConvolutionalStem(nn.Sequential):
@@ -370,8 +381,13 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise InputError("expected a model in eval mode, got one in training mode; call model.eval() first")
+    # A module names its pairs of convolution and normalisation in one of three ways:
+    #   ConvNorm        conv, norm
+    #   nn.Sequential   any two that follow each other
+    #   others (timm)   conv1, bn1; conv2, bn2; …   where conv1 may be a Sequential, whose last convolution counts
+    # A pair is folded where the second is a plain batch normalisation and the first a convolution; all else stays.
     for parent in list(model.modules()):
-        if callable(fold := getattr(parent, "fold", None)):  # what a network knows of itself
+        if callable(fold := getattr(parent, "fold", None)):  # what only the network itself can merge
             fold()
         children = dict(parent.named_children())
         pairs: list[tuple[str, str]] = []

@@ -76,6 +76,7 @@ class R2Plus1D(VideoNetwork):
         self.pool = nn.MaxPool3d((1, 3, 3), strides, (0, 1, 1)) if config.stem_pool else nn.Identity()
         self.blocks = nn.ModuleList()
         width_in = width
+        # The first block of a stage takes the stage's strides; the others keep the extent.
         for number, depth in enumerate(config.depths):
             stage = nn.Sequential()
             for index in range(depth):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -114,7 +115,7 @@ class SlowFast(VideoNetwork):
 
     def _slowed(self, fast: Tensor) -> Tensor:
         if fast.dtype == torch.bfloat16 and fast.device.type == "cpu":  # which torch's pooling does not know
-            return fast.unflatten(2, (-1, self.config.alpha)).mean(dim=3)
+            return reduce(fast, "n c (t alpha) h w -> n c t h w", "mean", alpha=self.config.alpha)
         return functional.avg_pool3d(fast, (self.config.alpha, 1, 1))
 
     def head(self, features: Tensor) -> Tensor:

@@ -14,17 +14,18 @@ from itertools import product
 from typing import Any, Final, NamedTuple
 
 import torch
+from einops import rearrange, reduce
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear, split_patches
+from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear
 
 __all__ = ["PRESETS", "Swin", "SwinConfig", "build", "convert"]
 
 _EPS: Final = 1e-5
-_APART: Final = -100.0  # added to the logit of two places that the shift brought into one window
+_APART: Final = -100.0  # added to the attention of two places that are no neighbours but share a window
 Triple = tuple[int, int, int]
 
 
@@ -93,25 +94,30 @@ class Swin(VideoNetwork):
         for stage, blocks in enumerate(self.blocks):
             if stage:
                 x = self.merges[stage - 1](x)
-            x = (yield self.run_blocks(blocks.children(), x).movedim(4, 1)).movedim(1, 4)
-        return x.movedim(4, 1)
+            x = self.run_blocks(blocks.children(), x)
+            x = rearrange((yield rearrange(x, "n t h w c -> n c t h w")), "n c t h w -> n t h w c")
+        return rearrange(x, "n t h w c -> n c t h w")
 
     def _embed(self, clips: Tensor) -> Tensor:
         """Turn clips into embedded patches ``(N, T, H, W, C)``."""
         patch = self.config.patch
         self.check_clips(clips, size=patch[1] * 2 ** (len(self.config.depths) - 1))
         if self.config.stem:
-            return self.patch_norm(self.patch_embed(clips).movedim(1, 4))
-        return self.patch_norm(self.patch_embed(split_patches(_pad(clips, patch), patch).flatten(4)))
+            return self.patch_norm(rearrange(self.patch_embed(clips), "n c t h w -> n t h w c"))
+        pt, ph, pw = patch
+        patches = _pad(clips, patch)
+        patches = rearrange(patches, "n c (t pt) (h ph) (w pw) -> n t h w (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+        return self.patch_norm(self.patch_embed(patches))
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the last stage's features ``(N, C, T, H, W)`` into logits ``(N, K)``."""
-        return self.classifier(self.dropout(self.norm(features.movedim(1, 4)).mean(dim=(1, 2, 3))))
+        places = self.norm(rearrange(features, "n c t h w -> n t h w c"))
+        return self.classifier(self.dropout(reduce(places, "n t h w c -> n c", "mean")))
 
     def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return weights whose relative biases cover this network's window: bicubic in space, linear in time.
 
-        In space as the source takes over an image network's biases of another window.
+        The resize in space is the one by which the source reads an image network's biases of another window.
 
         Args:
             state_dict: Weights in this network's layout, whose windows are square and reach as far in time as this
@@ -125,11 +131,11 @@ class Swin(VideoNetwork):
             side = math.isqrt(len(table) // t)
             old = (t, side, side) if t * side**2 == len(table) else (len(table) // (h * w), h, w)
             if math.prod(old) == len(table):  # of any other window, the strict load says what is misshapen
-                space = table.T.unflatten(1, old).flatten(0, 1)[:, None]  # (heads · T, 1, H, W)
+                space = rearrange(table, "(t h w) head -> (head t) 1 h w", t=old[0], h=old[1])
                 space = functional.interpolate(space, size=(h, w), mode="bicubic")
-                time = space.view(table.shape[1], old[0], h * w).transpose(1, 2)
+                time = rearrange(space, "(head t) 1 h w -> head (h w) t", t=old[0])
                 time = functional.interpolate(time, size=t, mode="linear")
-                weights[key] = time.transpose(1, 2).flatten(1).T.contiguous()
+                weights[key] = rearrange(time, "head place t -> (t place) head").contiguous()
         return weights
 
     def head_modules(self) -> list[nn.Module]:
@@ -147,8 +153,7 @@ class _Merge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (N, T, H / 2, 2, W / 2, 2, C)
-        return self.reduction(self.norm(x.permute(0, 1, 2, 4, 5, 3, 6).flatten(4)))
+        return self.reduction(self.norm(rearrange(x, "n t (h dh) (w dw) c -> n t h w (dw dh c)", dh=2, dw=2)))
 
 
 class _Block(nn.Module):
@@ -170,8 +175,15 @@ class _Block(nn.Module):
 class _WindowAttention(nn.Module):
     """Self-attention with several heads within each window of a map ``(N, T, H, W, C)``.
 
-    Windows that the shift made of parts that are not neighbours need masks. They are grouped by mask, so that none is
-    repeated for every window.
+    In every other block the map is rolled by half a window before it is cut. The windows at the far end then hold
+    places from both ends, which must not attend to each other: they need a mask. Along one axis of 8 places, with
+    windows of 4 and a shift of 2:
+
+        places            0 1 2 3 4 5 6 7
+        rolled by 2       2 3 4 5 │ 6 7 0 1
+        window            no mask │ 6 7 and 0 1 are apart
+
+    Windows of the same mask lie side by side, and attend in one call with that mask: none is repeated for each window.
     """
 
     index: Tensor
@@ -188,17 +200,21 @@ class _WindowAttention(nn.Module):
         self.register_buffer("index", _relative_index(window), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, *extents, width = x.shape
+        n, *extents, _ = x.shape
         window, shift = self._clip(extents)
-        padded = _pad(x.movedim(4, 1), window).movedim(1, 4)
-        # Compiled code and fake tensors must not leave tensors of theirs in the cache.
+        padded = rearrange(_pad(rearrange(x, "n t h w c -> n c t h w"), window), "n c t h w -> n t h w c")
+        # The plan of real tensors is kept for the next call. Compiled code and fake tensors make theirs anew: what they
+        # would leave in the cache is of no use outside.
         make = _make_plan.__wrapped__ if torch.compiler.is_compiling() or type(x) is not Tensor else _make_plan
         plan = make(n, tuple(padded.shape[1:4]), window, shift, x.device)
 
-        rows = _permute_rows(padded.reshape(-1, width), plan.order, plan.inverse)
-        qkv = self.qkv(rows).view(-1, math.prod(window), 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        bias = self._bias(math.prod(window))
+        length = math.prod(window)
+        rows = _permute_rows(rearrange(padded, "n t h w c -> (n t h w) c"), plan.order, plan.inverse)
+        query, key, value = rearrange(
+            self.qkv(rows), "(window place) (three head c) -> three window head place c",
+            place=length, three=3, head=self.heads,
+        )  # fmt: skip
+        bias = self._bias(length)
         if bias.requires_grad:
             value = value.contiguous()  # a view would keep all three until the backward pass
         attended = []
@@ -206,8 +222,9 @@ class _WindowAttention(nn.Module):
             added = (bias if mask is None else bias + mask).to(query.dtype)
             part = slice(start, end)
             group = functional.scaled_dot_product_attention(query[part], key[part], value[part], attn_mask=added[None])
-            attended.append(group.transpose(1, 2))
-        rows = self.out((torch.cat(attended) if len(attended) > 1 else attended[0]).reshape(-1, width))
+            attended.append(rearrange(group, "window head place c -> window place head c"))
+        windows = torch.cat(attended) if len(attended) > 1 else attended[0]
+        rows = self.out(rearrange(windows, "window place head c -> (window place) (head c)"))
         rows = _permute_rows(rows, plan.inverse, plan.order).view(padded.shape)
         return rows[:, : extents[0], : extents[1], : extents[2]]
 
@@ -225,8 +242,8 @@ class _WindowAttention(nn.Module):
         A clipped window takes the upper left part of the full window's index, as the published networks were trained
         to, though its places lie elsewhere in the full window.
         """
-        index = self.index[:length, :length].reshape(-1)
-        return self.bias_table[index].view(length, length, self.heads).permute(2, 0, 1).contiguous()
+        index = rearrange(self.index[:length, :length], "query key -> (query key)")
+        return rearrange(self.bias_table[index], "(query key) head -> head query key", query=length).contiguous()
 
 
 class _Plan(NamedTuple):
@@ -247,11 +264,11 @@ class _Plan(NamedTuple):
 def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: torch.device) -> _Plan:
     with torch.inference_mode(False):
         rows = torch.arange(n * math.prod(extents), device=device).view(n, *extents)
-        rows = rows.roll([-by for by in shift], dims=(1, 2, 3))
-        for axis in (3, 2, 1):
-            rows = rows.unflatten(axis, (-1, window[axis - 1]))
-        rows = rows.permute(1, 3, 5, 0, 2, 4, 6).flatten(4)  # (windows in T, H, W; N; L)
-        # Along a shifted axis, the last window holds places from both ends.
+        rows = rows.roll([-by for by in shift], dims=(1, 2, 3))  # the row at each place of the rolled map
+        places = dict(zip(("pt", "ph", "pw"), window, strict=True))
+        rows = rearrange(rows, "n (t pt) (h ph) (w pw) -> t h w n (pt ph pw)", **places)  # windows first, places last
+        # Spans of windows along each axis, as (first, last, wrapped). A shifted axis has two: all windows but the last,
+        # and the last, which holds places from both ends. One of each axis makes a group: up to 2 × 2 × 2 groups.
         spans = [
             [(0, count - 1, False), (count - 1, count, True)] if by else [(0, count, False)]
             for count, by in zip(rows.shape[:3], shift, strict=True)
@@ -259,9 +276,9 @@ def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: t
         parts, groups, start = [], [], 0
         for spans_of_group in product(*spans):
             if any(first == last for first, last, _ in spans_of_group):
-                continue
+                continue  # no window: the axis has only the wrapped one
             slices = tuple(slice(first, last) for first, last, _ in spans_of_group)
-            part = rows[slices].reshape(-1, math.prod(window))
+            part = rearrange(rows[slices], "t h w n place -> (t h w n) place")
             wraps = tuple(wrapped for _, _, wrapped in spans_of_group)
             mask = _mask(window, shift, wraps, device) if any(wraps) else None
             groups.append((start, start + part.shape[0], mask))
@@ -272,7 +289,10 @@ def _make_plan(n: int, extents: Triple, window: Triple, shift: Triple, device: t
 
 
 def _mask(window: Triple, shift: Triple, wraps: tuple[bool, ...], device: torch.device) -> Tensor:
-    """Return 0 for each pair of places (L, L) from the same end of every wrapped axis, and -100 for the others."""
+    """Return 0 for each pair of places (L, L) from the same end of every wrapped axis, and -100 for the others.
+
+    `side` numbers a place by the ends that it comes from: bit `axis` is set where it comes from the far end.
+    """
     side = torch.zeros(window, dtype=torch.long, device=device)
     for axis, (extent, by, wrapped) in enumerate(zip(window, shift, wraps, strict=True)):
         if wrapped:
@@ -285,7 +305,11 @@ def _mask(window: Triple, shift: Triple, wraps: tuple[bool, ...], device: torch.
 
 
 def _relative_index(window: Triple) -> Tensor:
-    """Return the row ``(L, L)`` of the bias table for each pair of a window's places."""
+    """Return the row ``(L, L)`` of the bias table for each pair of a window's places.
+
+    Two places are between ``-(extent - 1)`` and ``extent - 1`` apart along an axis. Counted from 0, the three distances
+    are the digits of the row's number, to the bases ``2 T - 1``, ``2 H - 1`` and ``2 W - 1``.
+    """
     axes = [torch.arange(extent) for extent in window]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, L)
     apart = places[:, :, None] - places[:, None] + (torch.tensor(window) - 1)[:, None, None]
@@ -293,7 +317,7 @@ def _relative_index(window: Triple) -> Tensor:
 
 
 class _PermuteRows(torch.autograd.Function):
-    """Rows in another order; backward is the inverse order, where autograd would add row by row."""
+    """Rows in another order. The gradient takes the inverse order; autograd's own would add up row by row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -20,17 +20,18 @@ from functools import partial
 from typing import Final, Literal
 
 import torch
+from einops import rearrange, reduce, repeat
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vidfuse.networks.checkpoints import Rules, rename
-from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear, split_patches
+from vidfuse.networks.layers import ConvolutionalStem, VideoNetwork, init_linear
 
 __all__ = ["PRESETS", "TimeSformer", "TimeSformerConfig", "build", "convert"]
 
 _EPS: Final = 1e-6
-_FEW: Final = 16  # tokens
+_FEW: Final = 16  # tokens up to which plain products are faster than the fused kernel, on a CPU
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,16 @@ class TimeSformer(VideoNetwork):
         """
         tokens = self._embed(clips)
         n, _, frames, height, width = clips.shape
-        grid = (height // self.config.patch, width // self.config.patch)
+        # A block of places is read and put back as a map; the class token in front of them is left as it is.
+        extents = {"t": frames, "h": height // self.config.patch, "w": width // self.config.patch}
+        order = "(n t) (h w) c" if self.config.attention == "space" else "n (h w t) c"
         blocks = [partial(block, frames=frames) for block in self.blocks]
         ends = sorted({-(-len(blocks) * quarter // 4) for quarter in range(1, 5)})
         for start, end in zip([0, *ends], ends, strict=False):
             tokens = self.run_blocks(blocks[start:end], tokens)
-            if self.config.attention == "space":
-                places = tokens[:, 1:].reshape(n, frames, *grid, -1).permute(0, 4, 1, 2, 3)
-                places = (yield places).permute(0, 2, 3, 4, 1).reshape(n * frames, -1, tokens.shape[2])
-            else:
-                places = tokens[:, 1:].reshape(n, *grid, frames, -1).permute(0, 4, 3, 1, 2)
-                places = (yield places).permute(0, 3, 4, 2, 1).reshape(n, -1, tokens.shape[2])
-            tokens = torch.cat((tokens[:, :1], places), dim=1)
-        return tokens[:, 0].unflatten(0, (n, -1)).mean(dim=1)
+            places = yield rearrange(tokens[:, 1:], f"{order} -> n c t h w", **extents)
+            tokens = torch.cat((tokens[:, :1], rearrange(places, f"n c t h w -> {order}")), dim=1)
+        return reduce(tokens[:, 0], "(n copy) c -> n c", "mean", n=n)
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the class tokens ``(N, C)`` into logits ``(N, K)``."""
@@ -130,32 +128,33 @@ class TimeSformer(VideoNetwork):
         """
         patch = self.config.patch
         self.check_clips(clips, size=patch)
-        patches = split_patches(clips, (1, patch, patch))  # (N, T, H', W', 3, 1, patch, patch)
-        position = self._position((patches.shape[2], patches.shape[3]))
+        frames, height, width = clips.shape[2], clips.shape[3] // patch, clips.shape[4] // patch
+        clips = clips[..., : height * patch, : width * patch]
+        position = self._position((height, width))
         if self.config.stem:
-            height, width = (extent // patch * patch for extent in clips.shape[3:])
-            tokens = self.patch_embed(clips[..., :height, :width]).flatten(3).permute(0, 3, 2, 1)
+            tokens = rearrange(self.patch_embed(clips), "n c t h w -> n (h w) t c")
         else:
-            tokens = self.patch_embed(patches.movedim(1, 3).flatten(4).flatten(1, 2))  # (N, places, T, C)
-        tokens = tokens + position[:, 1:, None]
+            patches = rearrange(clips, "n c t (h ph) (w pw) -> n (h w) t (c ph pw)", ph=patch, pw=patch)
+            tokens = self.patch_embed(patches)
+        tokens = tokens + rearrange(position[:, 1:], "1 place c -> 1 place 1 c")
         class_token = (self.class_token + position[:, :1]).expand(clips.shape[0], -1, -1)
         if self.config.attention == "space":
-            class_token = class_token.repeat_interleave(clips.shape[2], dim=0)
-            return torch.cat((class_token, tokens.transpose(1, 2).flatten(0, 1)), dim=1)
-        tokens = (tokens + self._time(clips.shape[2])).flatten(1, 2)
-        return torch.cat((class_token, tokens), dim=1)
+            class_token = repeat(class_token, "n 1 c -> (n t) 1 c", t=frames)
+            return torch.cat((class_token, rearrange(tokens, "n place t c -> (n t) place c")), dim=1)
+        tokens = tokens + rearrange(self._time(frames), "1 t c -> 1 1 t c")
+        return torch.cat((class_token, rearrange(tokens, "n place t c -> n (place t) c")), dim=1)
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
-        """Return the class token's and the places' embedding; the nearest one where the grid is of another size."""
+        """Return the embedding of the class token and of the places, resized where the grid has another size."""
         side = self.config.size // self.config.patch
         return self.position if grid == (side, side) else _resize_places(self.position, grid)
 
     def _time(self, frames: int) -> Tensor:
-        """Return the frames' embedding ``(1, T, C)``; the nearest one where there are more or fewer frames."""
+        """Return the frames' embedding ``(1, T, C)``, resized where there are more or fewer frames."""
         return self.time if frames == self.config.frames else _resize_time(self.time, frames)
 
     def resized(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights whose embeddings have this network's frames and places: the nearest ones, as the source has.
+        """Return weights whose embeddings are resized to this network's frames and places, by nearest neighbours.
 
         Args:
             state_dict: Weights in this network's layout, of square frames.
@@ -176,13 +175,14 @@ class TimeSformer(VideoNetwork):
 def _resize_places(position: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize the embedding ``(1, 1 + places, C)`` of a square of places, after the class token's, to another grid."""
     side = math.isqrt(position.shape[1] - 1)
-    table = position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-    places = functional.interpolate(table, size=grid, mode="nearest").flatten(2).transpose(1, 2)
-    return torch.cat((position[:, :1], places), dim=1)
+    table = rearrange(position[:, 1:], "1 (h w) c -> 1 c h w", h=side)
+    table = functional.interpolate(table, size=grid, mode="nearest")
+    return torch.cat((position[:, :1], rearrange(table, "1 c h w -> 1 (h w) c")), dim=1)
 
 
 def _resize_time(time: Tensor, frames: int) -> Tensor:
-    return functional.interpolate(time.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
+    table = functional.interpolate(rearrange(time, "1 t c -> 1 c t"), size=frames, mode="nearest")
+    return rearrange(table, "1 c t -> 1 t c")
 
 
 class _Attention(nn.Module):
@@ -195,14 +195,16 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = rearrange(
+            self.qkv(x), "n place (three head c) -> three n head place c", three=3, head=self.heads
+        )
         few = x.device.type == "cpu" and x.shape[1] <= _FEW
-        if few and not torch.is_grad_enabled():  # less to arrange than for the fused kernel
+        if few and not torch.is_grad_enabled():
             scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
             x = scores.softmax(dim=-1) @ value
         else:
             x = functional.scaled_dot_product_attention(query, key, value)
-        return self.out(x.transpose(1, 2).flatten(2))
+        return self.out(rearrange(x, "n head place c -> n place (head c)"))
 
 
 class _Block(nn.Module):
@@ -241,16 +243,19 @@ class _Block(nn.Module):
         self.time_attention.out, self.time_fc = merged, nn.Identity()
 
     def _attend_divided(self, tokens: Tensor, frames: int) -> Tensor:
-        class_token, places = tokens[:, :1], tokens[:, 1:].unflatten(1, (-1, frames))
-        update = self.drop_path(self.time_attention(self.time_norm(places.flatten(0, 1))))
-        places = places + self.time_fc(update).view(places.shape)
+        n, class_token = tokens.shape[0], tokens[:, :1]
+        # Attention over time: the frames of each place.
+        places = rearrange(tokens[:, 1:], "n (place t) c -> (n place) t c", t=frames)
+        update = self.drop_path(self.time_attention(self.time_norm(places)))
+        places = rearrange(places + self.time_fc(update), "(n place) t c -> n t place c", n=n)
 
-        # The copy that brings a frame's tokens together attaches the class token too.
-        by_frame = torch.cat((class_token[:, None].expand(-1, frames, -1, -1), places.transpose(1, 2)), dim=2)
-        update = self.drop_path(self.attention(self.norm(by_frame.flatten(0, 1)))).view(by_frame.shape)
-        places = places + update[:, :, 1:].transpose(1, 2)
-        class_token = class_token + update[:, :, 0].mean(dim=1, keepdim=True)
-        return torch.cat((class_token, places.flatten(1, 2)), dim=1)
+        # Attention over space: each frame's places, with a copy of the class token in front.
+        by_frame = torch.cat((repeat(class_token, "n 1 c -> n t 1 c", t=frames), places), dim=2)
+        update = self.drop_path(self.attention(self.norm(rearrange(by_frame, "n t token c -> (n t) token c"))))
+        update = rearrange(update, "(n t) token c -> n t token c", t=frames)
+        places = rearrange(places + update[:, :, 1:], "n t place c -> n (place t) c")
+        class_token = class_token + reduce(update[:, :, 0], "n t c -> n 1 c", "mean")
+        return torch.cat((class_token, places), dim=1)
 
 
 def build(config: TimeSformerConfig, num_classes: int) -> TimeSformer:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 import torch
+from einops import rearrange, repeat
 from timm.models import res2net, resnest, resnet
 from torch import Tensor, nn
 from torch.nn import functional
@@ -79,12 +80,13 @@ class TIN(VideoNetwork):
             raise InputError(
                 f"{self.name} expects clips (N, 3, T, H, W) of exactly {segments} frames, got {tuple(clips.shape)}"
             )
-        x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = rearrange(clips, "n c t h w -> (n t) c h w").contiguous(memory_format=torch.channels_last)
         x = self.frames.maxpool(self.frames.act1(self.frames.bn1(self.frames.conv1(x))))
         for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
             x = self.run_blocks(stage.children(), x)
-            x = (yield x.unflatten(0, (-1, segments)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        return x.unflatten(0, (-1, segments)).transpose(1, 2)
+            stage_map = yield rearrange(x, "(n t) c h w -> n c t h w", t=segments)
+            x = rearrange(stage_map, "n c t h w -> (n t) c h w")
+        return rearrange(x, "(n t) c h w -> n c t h w", t=segments)
 
 
 def interlace(x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -117,12 +119,13 @@ def interlace(x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
             "expected x (N, T, C, ...), offsets (N, G), weights (N, T, G) and C a multiple of G;"
             f" got {tuple(x.shape)}, {tuple(offsets.shape)}, {tuple(weights.shape)}"
         )
+    # For each sample and group, a matrix (T, T) mixes the frames: row t holds the shares of the frames u that
+    # out[t] is made of. An offset of 1.25 gives 0.75 of frame t − 1 and 0.25 of frame t − 2.
     time = torch.arange(frames, device=x.device)
     apart = (time[:, None] - time) - offsets[:, :, None, None]  # (N, G, T, T): to t from u
-    mix = (1 - apart.abs()).clamp(min=0) * weights.transpose(1, 2)[..., None]
-    grouped = x.unflatten(2, (groups, -1)).transpose(1, 2)  # (N, G, T, C / G, ...)
-    moved = (mix.to(x.dtype) @ grouped.flatten(3)).view(grouped.shape)
-    return moved.transpose(1, 2).flatten(2, 3)
+    mix = (1 - apart.abs()).clamp(min=0) * rearrange(weights, "n t group -> n group t 1")
+    moved = mix.to(x.dtype) @ rearrange(x, "n t (group c) ... -> n group t (c ...)", group=groups)
+    return rearrange(moved, "n group t (c rest) -> n t (group c) rest", c=channels // groups).view(x.shape)
 
 
 class InterlacedConv2d(nn.Conv2d):
@@ -163,13 +166,15 @@ class InterlacedConv2d(nn.Conv2d):
         """Convolve frames ``(N · T, C, H, W)`` after interlacing some of their channels."""
         if x.shape[0] % self.segments:
             raise InputError(f"expected frames (N · T, C, H, W) with T = {self.segments}, got {tuple(x.shape)}")
-        moving = x[:, : self.moving].unflatten(0, (-1, self.segments))  # (N, T, C', H, W)
-        pooled = moving.mean(dim=(3, 4)).transpose(1, 2)  # (N, C', T)
+        moving = rearrange(x[:, : self.moving], "(n t) c h w -> n t c h w", t=self.segments)
+        pooled = rearrange(moving.mean(dim=(3, 4)), "n t c -> n c t")
         hidden = functional.relu(self.offset_hidden(self.offset_conv(pooled).squeeze(1)))
         offsets = 4 * (self.offset_out(hidden).sigmoid() - 0.5)
-        weights = 2 * self.weight_conv(pooled).sigmoid().transpose(1, 2)
-        # Four groups: two move by o, two by −o, with the same two weights.
-        moved = interlace(moving, torch.cat((offsets, -offsets), dim=1), weights.repeat(1, 1, 2)).flatten(0, 1)
+        weights = 2 * rearrange(self.weight_conv(pooled).sigmoid(), "n group t -> n t group")
+        # Channels: │ o₁ │ o₂ │ −o₁ │ −o₂ │ the rest, which does not move │. A group and its opposite share a weight.
+        weights = repeat(weights, "n t group -> n t (twice group)", twice=2)
+        moved = interlace(moving, torch.cat((offsets, -offsets), dim=1), weights)
+        moved = rearrange(moved, "n t c h w -> (n t) c h w")
         x = torch.cat((moved, x[:, self.moving :]), dim=1)
         del moved  # before the convolution asks for memory
         return super().forward(x)

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Final, Literal
 
 import torch
+from einops import rearrange
 from timm.models import resnet
 from torch import Tensor, nn
 from torch.nn import functional
@@ -89,7 +90,7 @@ class TPN(VideoNetwork):
             raise InputError("expected, with a backbone, the channels of its last two stages; got none")
         self.backbone = backbone
         if isinstance(backbone, VideoNetwork):
-            for module in backbone.head_modules():  # it has no part in the maps, and waits for no gradient
+            for module in backbone.head_modules():  # these are not used, and get no gradient
                 module.requires_grad_(False)
         self.neck = TemporalPyramid(
             channels, width=config.width, features=config.features, slowdown=config.slowdown, groups=config.groups
@@ -283,11 +284,11 @@ class FramewiseStages(Backbone):
 
     def stages(self, clips: Tensor) -> list[Tensor]:
         """Return the maps ``(N, C, T, H', W')`` for clips ``(N, 3, T, H, W)``."""
-        frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        frames = rearrange(clips, "n c t h w -> (n t) c h w").contiguous(memory_format=torch.channels_last)
         maps = self.network(frames)
-        if str(getattr(self.network, "output_fmt", "")).endswith("NHWC"):
-            maps = [x.movedim(3, 1) for x in maps]
-        return [x.unflatten(0, (-1, clips.shape[2])).transpose(1, 2) for x in maps]
+        channels_last = str(getattr(self.network, "output_fmt", "")).endswith("NHWC")
+        order = "(n t) h w c" if channels_last else "(n t) c h w"
+        return [rearrange(x, f"{order} -> n c t h w", t=clips.shape[2]) for x in maps]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Let the network recompute its activations, as timm's can.
@@ -297,12 +298,12 @@ class FramewiseStages(Backbone):
         """
         if not callable(setter := getattr(self.network, "set_grad_checkpointing", None)):
             raise InputError(f"expected a network with set_grad_checkpointing(), got {type(self.network).__name__}")
-        super().set_grad_checkpointing(enable)
+        self.grad_checkpointing = enable
         setter(enable)
 
 
 class _ShiftedStages(Backbone):
-    """A 2D residual network whose blocks see an eighth of their channels a frame later, and one a frame earlier.
+    """A 2D residual network whose blocks see an eighth of their channels one frame late, and an eighth one frame early.
 
     Lin, Gan, Han. TSM: Temporal Shift Module for Efficient Video Understanding. ICCV 2019.
     """
@@ -315,22 +316,25 @@ class _ShiftedStages(Backbone):
     def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
         """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32."""
         network, frames = self.network, clips.shape[2]
-        x = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = rearrange(clips, "n c t h w -> (n t) c h w").contiguous(memory_format=torch.channels_last)
         x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = self.run_blocks((partial(_run_shifted, block, frames=frames) for block in stage), x)
-            x = (yield x.unflatten(0, (-1, frames)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        return x.unflatten(0, (-1, frames)).transpose(1, 2)
+            stage_map = yield rearrange(x, "(n t) c h w -> n c t h w", t=frames)
+            x = rearrange(stage_map, "n c t h w -> (n t) c h w")
+        return rearrange(x, "(n t) c h w -> n c t h w", t=frames)
 
 
 def _run_shifted(block: resnet.Bottleneck, x: Tensor, frames: int) -> Tensor:
     """Run a bottleneck on frames ``(N · T, C, H, W)``, its convolutions on shifted ones and its shortcut on these."""
+    # Channels of frame t:  │ ⅛ from frame t − 1 │ ⅛ from frame t + 1 │ ¾ of its own │, zeros beyond the clip's ends.
     part = x.shape[1] // 8
-    clips = x.unflatten(0, (-1, frames))
+    clips = rearrange(x, "(n t) c h w -> n t c h w", t=frames)
     zeros = torch.zeros_like(clips[:, :1, :part])
     later = torch.cat((clips[:, 1:, :part], zeros), dim=1)
     earlier = torch.cat((zeros, clips[:, :-1, part : 2 * part]), dim=1)
-    shifted = torch.cat((later, earlier, clips[:, :, 2 * part :]), dim=2).flatten(0, 1)
+    shifted = torch.cat((later, earlier, clips[:, :, 2 * part :]), dim=2)
+    shifted = rearrange(shifted, "n t c h w -> (n t) c h w")
     y = block.act1(block.bn1(block.conv1(shifted)))
     y = block.act2(block.bn2(block.conv2(y)))
     short = x if block.downsample is None else block.downsample(x)

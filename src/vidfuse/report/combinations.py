@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.scores import Score, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
-from vidfuse.fusion.pools import LogLinearPool
-from vidfuse.fusion.voting import MajorityVote
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.votes import MajorityVote
 from vidfuse.fusion.weights import member_hits
 from vidfuse.report.layout import Table, share
 from vidfuse.stack.stack import LogitStack

@@ -21,7 +21,7 @@ from vidfuse._files import replace
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import best_single, class_names, log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
 from vidfuse.report import svg
 from vidfuse.report.combinations import combinations_of
@@ -237,8 +237,8 @@ def _contributions_section(data: _Data) -> str:
     text = (
         "What each member brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
         f"orders of adding the members; they sum to {percent(shapley.full)} % less the {percent(shapley.empty)} % of "
-        "chance. Left out: points lost without it, with all others there. Weights are the members' "
-        "accuracies on the scored videos."
+        "chance. Left out: points lost without it, with all others there. Weights are the members' accuracies on the "
+        "scored videos."
     )
     table = Table(("member", "alone %", "Shapley", "left out"), tuple(rows))
     return _section("Contributions", text, table)

@@ -21,9 +21,10 @@ from vidfuse.evaluation.scores import (
     score,
 )
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
-from vidfuse.fusion.base import Missing
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
-from vidfuse.fusion.voting import MajorityVote
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Missing
+from vidfuse.fusion.votes import MajorityVote
 from vidfuse.report.layout import MINUS, Table, number, p_value, points, share, span
 from vidfuse.stack.stack import LogitStack
 

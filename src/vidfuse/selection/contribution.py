@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Fuser, as_stack
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.metrics import diversity as pairwise
 from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
 from vidfuse.selection.subsets import check_pool, complete_videos, restricted, search_subsets
@@ -104,7 +104,7 @@ def _empty_score(labels: NDArray[np.int64], n_classes: int, objective: str | Obj
 def shapley_values(
     stack: Any,
     objective: str | Objective = "accuracy",
-    pool: Fuser | None = None,
+    pool: Rule | None = None,
     *,
     labels: ArrayLike | None = None,
 ) -> Contributions:
@@ -169,7 +169,7 @@ def shapley_values(
 def leave_one_out(
     stack: Any,
     objective: str | Objective = "accuracy",
-    pool: Fuser | None = None,
+    pool: Rule | None = None,
     *,
     labels: ArrayLike | None = None,
 ) -> Contributions:

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._checks import check_weights
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Floor, as_stack, check_sample_weight, member_floors
+from vidfuse.fusion.floors import Floor, member_floors
+from vidfuse.fusion.rule import as_stack, check_sample_weight
 from vidfuse.metrics.objectives import Objective, labels_of, objective_name
 from vidfuse.selection.greedy import Kind, score_of
 from vidfuse.selection.hits import Judge

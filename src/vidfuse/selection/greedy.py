@@ -14,8 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._threads import one_blas_thread
 from vidfuse.errors import InputError
-from vidfuse.fusion.base import Floor, Fuser, as_stack, check_sample_weight, member_floors
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.floors import Floor, member_floors
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule, WeightedSum, as_stack, check_sample_weight
 from vidfuse.fusion.summary import PoolSummary, Refit, summarise
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import (
@@ -302,7 +304,7 @@ def score_of(
     return float(a @ (log_proba.argmax(axis=1) == labels))
 
 
-def _pool(kind: Kind, floor: Floor, weights: dict[str, float]) -> Fuser:
+def _pool(kind: Kind, floor: Floor, weights: dict[str, float]) -> Rule:
     return (LinearPool if kind == "linear" else LogLinearPool)(weights=weights, floor=floor)
 
 
@@ -310,10 +312,10 @@ def _searched_weights(
     stack: LogitStack, labels: NDArray[np.int64] | None, parameters: Mapping[str, Any], omega: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     found = greedy_search(stack, labels=labels, sample_weight=omega, **parameters)
-    return np.array([found.weights.get(name, 0.0) for name in stack.members])
+    return np.array([found.weights.get(name, 0.0) for name in sorted(stack.members)])
 
 
-class GreedyPool(Fuser):
+class GreedyPool(Rule):
     """Ensemble selection as an estimator: a pool whose weights are how often a greedy search chose each member.
 
     Args:
@@ -347,7 +349,7 @@ class GreedyPool(Fuser):
     weights_: NDArray[np.float64]
     score_: float
     path_: list[str]
-    pool_: Fuser
+    pool_: Rule
 
     def __init__(
         self,
@@ -375,8 +377,9 @@ class GreedyPool(Fuser):
         self.random_state = random_state
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        stack = self._as_listed(stack)
         found = greedy_search(stack, labels=labels, sample_weight=weight, **self.get_params(deep=False))
-        self.weights_ = np.array([found.weights.get(name, 0.0) for name in stack.members])
+        self.weights_ = np.array([found.weights.get(name, 0.0) for name in self.members_])
         self.score_ = found.score
         self.path_ = [name for name, _ in found.path]
         self.pool_ = _pool(self.kind, self.floor, found.weights).fit(stack.select(found.members))
@@ -411,6 +414,11 @@ class GreedyPool(Fuser):
         """Return those of `members_` that a prediction needs: those that the pool of the chosen ones needs."""
         check_is_fitted(self, "pool_")
         return self.pool_.needed_members()
+
+    def weighted_sum(self) -> WeightedSum | None:
+        """Return the weighted sum of the pool of the chosen ones."""
+        check_is_fitted(self, "pool_")
+        return self.pool_.weighted_sum()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         return self.pool_.predict_log_proba(stack.select([m for m in stack.members if m in self.pool_.members_]))

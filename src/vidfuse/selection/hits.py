@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import linear_pool, log_linear_pool
 from vidfuse.selection.masks import bits
 from vidfuse.selection.rivals import HUGE, Rivals, starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.floors import floored_blocks
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.selection.masks import bits
 from vidfuse.stack.stack import LogitStack

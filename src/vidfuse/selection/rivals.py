@@ -18,7 +18,7 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.stack import LogitStack
 

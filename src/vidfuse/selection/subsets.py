@@ -14,11 +14,12 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse._checks import check_weights
 from vidfuse._threads import one_blas_thread
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion.base import Fuser, as_stack, check_sample_weight, member_floors
-from vidfuse.fusion.pool_base import WeightedFuser
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.floors import member_floors
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Missing, Rule, WeightedSum, as_stack, check_layout, check_sample_weight
 from vidfuse.fusion.summary import PoolSummary
-from vidfuse.fusion.weights import true_log_likelihoods
+from vidfuse.fusion.weights import check_power, true_log_likelihoods
 from vidfuse.metrics.objectives import (
     Objective,
     evaluate,
@@ -83,7 +84,7 @@ class SubsetSearch:
 def search_subsets(
     stack: Any,
     objective: str | Objective = "accuracy",
-    pool: Fuser | None = None,
+    pool: Rule | None = None,
     *,
     labels: ArrayLike | None = None,
     max_members: int | None = None,
@@ -136,9 +137,9 @@ def search_subsets(
     y = labels_of(stack, labels, where="the stack to search on")
     pool = check_pool(LogLinearPool(weights="accuracy") if pool is None else pool)
     sample_weight = check_sample_weight(sample_weight, len(stack))
-    stack, y, sample_weight = complete_videos(stack, y, sample_weight, getattr(pool, "missing", None))
+    stack, y, sample_weight = complete_videos(stack, y, sample_weight, pool.missing)
     order = sorted(stack.members)
-    pool._check_layout(stack)
+    check_layout(pool, stack)
     cost = member_costs(costs, stack.members)[[stack.members.index(name) for name in order]]
     fixed = _is_fixed(pool, stack)
     shortcut = fixed and not callable(objective)
@@ -164,7 +165,7 @@ def search_subsets(
     return SubsetSearch(best.members, best.score, objective_name(objective), table)
 
 
-def check_pool(pool: Any) -> Fuser:
+def check_pool(pool: Any) -> Rule:
     """Return a fuser as it is, and refuse anything else.
 
     Example:
@@ -172,7 +173,7 @@ def check_pool(pool: Any) -> Fuser:
         Traceback (most recent call last):
         vidfuse.errors.InputError: pool: expected a fuser, such as LogLinearPool(), got None
     """
-    if not isinstance(pool, Fuser):
+    if not isinstance(pool, Rule):
         raise InputError(f"pool: expected a fuser, such as LogLinearPool(), got {pool!r}")
     return pool
 
@@ -238,7 +239,7 @@ def video_weights(
     return a / a.sum()
 
 
-def _is_fixed(pool: Fuser, stack: LogitStack) -> bool:
+def _is_fixed(pool: Rule, stack: LogitStack) -> bool:
     """Say whether a subset's weights follow from the whole stack's."""
     learned = isinstance(getattr(pool, "weights", None), str) and getattr(pool, "weights", None) == "learned"
     return type(pool) in (LinearPool, LogLinearPool) and not learned and stack.present is None
@@ -255,7 +256,7 @@ def _reorder(masks: NDArray[np.uint64], columns: list[int]) -> NDArray[np.uint64
 def _check_size(
     stack: LogitStack,
     objective: str | Objective,
-    pool: Fuser,
+    pool: Rule,
     shortcut: bool,
     max_members: int | None,
     budget: float | None,
@@ -304,7 +305,7 @@ class _FixedPool:
         self,
         ordered: LogitStack,
         labels: NDArray[np.int64],
-        pool: Fuser,
+        pool: Rule,
         stack: LogitStack,
         sample_weight: NDArray[np.float64] | None,
     ) -> None:
@@ -329,13 +330,13 @@ class _FixedPool:
         n_members = len(self.stack.members)
         if pool.weights == "accuracy" and pool.class_weight is None and not self.linear and not self.floors.any():
             # The rivals tell the members' accuracies too: the pool's own pass over all classes is not needed.
-            pool._check_parameters()
+            check_power(pool.power)
             a = video_weights(self.labels, "accuracy", self.sample_weight)
             accuracy = member_accuracies(self.rivals(n_members), self._judge, a)
             if accuracy.any():
                 return accuracy**pool.power
         fitted = clone(pool).fit(stack, self.labels, self.sample_weight)
-        return fitted.weights_[[stack.members.index(name) for name in self.stack.members]]
+        return fitted.weights_  # in the order of the names, as `self.stack`
 
     def rivals(self, n_members: int) -> Rivals:
         if self._rivals is None:
@@ -372,14 +373,14 @@ class _FixedPool:
         return log_linear_losses(self.stack, self.labels, self.floors, bits(masks, len(weights)) * weights, uneven)
 
 
-def restricted(pool: Fuser, members: Sequence[str], chosen: Sequence[str]) -> Fuser:
+def restricted(pool: Rule, members: Sequence[str], chosen: Sequence[str]) -> Rule:
     """Return an unfitted copy of the pool for some of its members; given weights are those of the chosen.
 
     Example:
         >>> restricted(LinearPool(weights=[1, 4, 5]), ["a", "b", "c"], ["c", "a"]).weights
         {'c': 0.5, 'a': 0.1}
     """
-    copy: Fuser = clone(pool)
+    copy: Rule = clone(pool)
     given = getattr(pool, "weights", None)
     if given is not None and not isinstance(given, str):
         shares = dict(zip(members, check_weights(given, members).tolist(), strict=True))
@@ -392,7 +393,7 @@ def _refit_each(
     ordered: LogitStack,
     members: Sequence[str],
     labels: NDArray[np.int64],
-    pool: Fuser,
+    pool: Rule,
     objective: str | Objective,
     masks: NDArray[np.uint64],
     sample_weight: NDArray[np.float64] | None,
@@ -415,7 +416,7 @@ def _refit_each(
     return scores
 
 
-class SubsetPool(Fuser):
+class SubsetPool(Rule):
     """A pool of the best subset of the members, which the fit searches for, exactly.
 
     As an estimator the search is part of the fit, so that a cross-validation (`honest_score`, `cross_val_score`)
@@ -445,11 +446,11 @@ class SubsetPool(Fuser):
     selected_: tuple[str, ...]
     weights_: NDArray[np.float64]
     score_: float
-    pool_: Fuser
+    pool_: Rule
 
     def __init__(
         self,
-        pool: Fuser,
+        pool: Rule,
         objective: str | Objective = "accuracy",
         *,
         max_members: int | None = None,
@@ -463,11 +464,12 @@ class SubsetPool(Fuser):
         self.budget = budget
 
     @property
-    def missing(self) -> str | None:
+    def missing(self) -> Missing | None:  # type: ignore[override]
         """What the inner pool does about missing members; the search compares members on the videos that all have."""
-        return getattr(self.pool, "missing", None)
+        return check_pool(self.pool).missing
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
+        stack = self._as_listed(stack)
         found = search_subsets(
             stack,
             self.objective,
@@ -478,15 +480,15 @@ class SubsetPool(Fuser):
             budget=self.budget,
             sample_weight=weight,
         )
-        self.selected_, self.score_ = found.members, found.score
+        self.selected_, self.score_ = tuple(name for name in self.members_ if name in found.members), found.score
         self.pool_ = restricted(self.pool, stack.members, self.selected_).fit(
-            stack.select(self.selected_), labels, weight
+            stack.select(found.members), labels, weight
         )
         self.__dict__.pop("weights_", None)  # of an earlier fit, whose pool had some
         inner = getattr(self.pool_, "weights_", None)
         if inner is not None and np.shape(inner) == (len(self.selected_),):
-            self.weights_ = np.zeros(len(stack.members))
-            self.weights_[[stack.members.index(name) for name in self.selected_]] = inner
+            self.weights_ = np.zeros(len(self.members_))
+            self.weights_[[self.members_.index(name) for name in self.pool_.members_]] = inner
 
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each chosen member's weight; intervals take the choice as given, and tell nothing of its own spread.
@@ -495,16 +497,22 @@ class SubsetPool(Fuser):
             InputError: the pool has no weights, comes from a recipe or a pickle, or an argument is out of range.
         """
         check_is_fitted(self, "pool_")
-        if not isinstance(self.pool_, WeightedFuser):
+        if not hasattr(self.pool_, "summary"):
             raise InputError(
                 f"summary: expected a pool with one weight a member, such as LogLinearPool(), got {self.pool_!r}"
             )
-        return self.pool_.summary(bootstrap, confidence=confidence, random_state=random_state)
+        inner: PoolSummary = self.pool_.summary(bootstrap, confidence=confidence, random_state=random_state)
+        return inner
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those that the pool of the chosen ones needs."""
         check_is_fitted(self, "pool_")
         return self.pool_.needed_members()
+
+    def weighted_sum(self) -> WeightedSum | None:
+        """Return the weighted sum of the pool of the chosen ones, where it is one."""
+        check_is_fitted(self, "pool_")
+        return self.pool_.weighted_sum()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         chosen = [name for name in stack.members if name in self.selected_]

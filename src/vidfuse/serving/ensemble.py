@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from vidfuse.errors import AlignmentError, MissingExtraError
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.rule import WeightedSum
 from vidfuse.recipe import Recipe
+from vidfuse.stack.stack import LogitStack
 
 try:
     import torch
@@ -25,9 +26,10 @@ __all__ = ["Ensemble"]
 class Ensemble(nn.Module):
     """The members' networks, fused by a recipe, as a network: `clips (N, 3, T, H, W) -> log-likelihoods (N, K)`.
 
-    Clips with views (N, V, 3, T, H, W) are reduced by the recipe's rule, by the mean of log-likelihoods if it has none.
-    Log-linear and linear pools are computed in torch, on the networks' device, and pass gradients on; every other fuser
-    is computed in NumPy, and passes none.
+    Scores of clips with views (N, V, 3, T, H, W) are reduced as the recipe says (`Recipe.views`), by the mean of
+    log-likelihoods if it says nothing, and then fused. Rules that are a weighted sum of the members (both pools, and
+    selections of them) are computed in torch, on the networks' device, and pass gradients on; every other rule is
+    computed in NumPy, and passes none.
 
     Args:
         recipe: The fitted ensemble.
@@ -70,14 +72,19 @@ class Ensemble(nn.Module):
             clips: (N, 3, T, H, W) or (N, V, 3, T, H, W) for all members, or {member: its own}.
         """
         scores = {name: _scores(model, _own(clips, name)) for name, model in self.networks.items()}
-        fuser, views = self.recipe.fuser, self.recipe.views
-        reducible = all(z.ndim == 2 for z in scores.values()) or views in (None, "mean-log")
-        exact = type(fuser) in (LogLinearPool, LinearPool) and getattr(fuser, "class_weights_", None) is None
-        if exact and reducible and set(self.recipe.kinds.values()) <= {"logits", "log-likelihoods"}:
-            return _pool(fuser, scores)
-        arrays = {name: z.detach().float().cpu().numpy() for name, z in scores.items()}
+        recipe, views = self.recipe, self.recipe.views or "mean-log"
+        form = recipe.rule.weighted_sum()
+        logits = set(recipe.kinds.values()) <= {"logits", "log-likelihoods"}
+        if form is not None and logits and (views == "mean-log" or all(z.ndim == 2 for z in scores.values())):
+            return _fused(form, scores)
+        stack = LogitStack.from_arrays(
+            {name: z.detach().float().cpu().numpy() for name, z in scores.items()},
+            kind={name: recipe.kinds.get(name, "logits") for name in scores},
+            classes=recipe.classes,
+            views=views,
+        )
         first = next(iter(scores.values()))
-        return torch.from_numpy(self.recipe.predict_log_proba(arrays)).to(first.device, torch.float32)
+        return torch.from_numpy(recipe.predict_log_proba(stack)).to(first.device, torch.float32)
 
 
 def _own(clips: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
@@ -91,11 +98,11 @@ def _scores(model: nn.Module, clips: Tensor) -> Tensor:
     return logits.unflatten(0, (-1, clips.shape[1])) if views else logits
 
 
-def _pool(fuser: LogLinearPool | LinearPool, scores: Mapping[str, Tensor]) -> Tensor:
-    """Fuse as the pool does: floors mixed in, weighted sums over members with a positive weight, normalised."""
+def _fused(form: WeightedSum, scores: Mapping[str, Tensor]) -> Tensor:
+    """Fuse scores (N, [V,] K) as the pool does: views averaged, floors mixed in, members summed up, normalised."""
     terms, weights = [], []
-    for name, weight, floor in zip(fuser.members_, fuser.weights_, fuser.floor_, strict=True):
-        if weight <= 0:
+    for name, weight, floor in zip(form.members, form.weights, form.floors.tolist(), strict=True):
+        if not weight.any():
             continue
         log_p = scores[name].double().log_softmax(-1)
         if log_p.ndim == 3:
@@ -104,9 +111,9 @@ def _pool(fuser: LogLinearPool | LinearPool, scores: Mapping[str, Tensor]) -> Te
             uniform = torch.full_like(log_p, math.log(floor / log_p.shape[-1]))
             log_p = torch.logaddexp(log_p + math.log1p(-floor), uniform)
         terms.append(log_p)
-        weights.append(float(weight))
-    share = torch.as_tensor(np.array(weights) / sum(weights), device=terms[0].device)[:, None, None]
+        weights.append(weight)
     stacked = torch.stack(terms)
-    if isinstance(fuser, LinearPool):
+    share = torch.as_tensor(np.array(weights), device=stacked.device)[:, None]  # (M, 1, 1), or (M, 1, K) per class
+    if form.kind == "linear":
         return torch.logsumexp(stacked + share.log(), 0).log_softmax(-1).float()
-    return ((stacked * share).sum(0) / fuser.temperature_).log_softmax(-1).float()
+    return (stacked * share).sum(0).log_softmax(-1).float()

@@ -33,7 +33,7 @@ def augment_batch(clips: Any, labels: Tensor, recipe: TrainRecipe, n_classes: in
         The clips, and the labels (N,) or, if clips were mixed, target probabilities (N, K).
 
     Raises:
-        InputError: CutMix of clips of several sizes: one box would be another share of each.
+        InputError: CutMix of clips of several sizes: one box would cover a different share of each.
 
     Example:
         >>> clips, labels = torch.zeros(2, 3, 4, 8, 8), torch.tensor([0, 1])

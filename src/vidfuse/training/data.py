@@ -19,7 +19,7 @@ __all__ = ["network_for", "train_input", "view_input", "view_plan"]
 
 
 def network_for(frames: int, network: str, num_classes: int | None = None, **options: Any) -> VideoNetwork:
-    """Build a network that takes clips of a number of frames: TIN's interlacing is laid out for exactly so many.
+    """Build a network for clips of a number of frames; one that is made for a fixed number is made for this one.
 
     Args:
         frames: Frames of a clip.
@@ -31,7 +31,7 @@ def network_for(frames: int, network: str, num_classes: int | None = None, **opt
         >>> network_for(32, "tin_tiny", num_classes=5).config.segments
         32
     """
-    tied = {"segments": frames} if network.startswith("tin_") else {}
+    tied = {"segments": frames} if hasattr(networks.settings(network), "segments") else {}
     return networks.create(network, num_classes, **tied, **options)
 
 

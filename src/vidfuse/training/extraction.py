@@ -17,6 +17,7 @@ from vidfuse.errors import InputError, MissingExtraError
 
 try:
     import torch
+    from einops import rearrange
     from torch import Tensor, nn
 
     from vidfuse.training import distributed
@@ -87,13 +88,13 @@ def extract(
         forward: `(model, batch) -> answer`, where calling the model with the batch is not what is wanted.
         ids: All ids the cache shall hold in the end; the ids of the loader's data set, if it tells them.
         classes: The classes' names.
-        fingerprint: What tells the network from others, where its weights and code do not (a session of compiled code,
-            a remote service): a name, or {member: name}. See `vidfuse.training.fingerprints.fingerprint_of`.
+        fingerprint: A name for what the weights do not tell, or {member: name}; any callable that is no network, and
+            `forward`, need one. It is compared on resuming: change it when that code changes.
         kind: What the network returns.
         dtype: How scores are stored.
         precision: Autocast precision of the forward pass.
         clips_per_pass: Most clips in one forward pass; views beyond it are passed in turn.
-        videos_per_part: Videos that are published together; at most so many are computed again after a crash.
+        videos_per_part: Videos that are published together; at most this many are computed again after a crash.
         device: Where to run; where the network's first parameter is, if left out.
         progress: Whether to show a bar on stderr.
 
@@ -102,7 +103,7 @@ def extract(
 
     Raises:
         CacheConflictError: The folder holds scores of another network or view plan.
-        InputError: The answer is not logits.
+        InputError: The answer is not logits, or a callable or `forward` comes without `fingerprint`.
 
     Example:
         >>> import tempfile, vidfuse as vf
@@ -115,6 +116,7 @@ def extract(
     """
     members = _members(model, folder, views, _device(model, device))
     given = fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(members, fingerprint)
+    prints = {name: fingerprint_of(m.network, given.get(name), forward=forward) for name, m in members.items()}
     wanted = [_id(i) for i in ids] if ids is not None else _ids_of(loader)
     lower = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     began, waited, written = time.perf_counter(), 0.0, 0
@@ -127,13 +129,14 @@ def extract(
                     kind=kind,
                     n_views=getattr(member.plan, "n_views", None),
                     view_plan=member.plan.to_dict() if hasattr(member.plan, "to_dict") else member.plan,
-                    fingerprint=given.get(name) or fingerprint_of(member.network, forward),
+                    fingerprint=prints[name],
                     dtype=dtype,
                     expected_ids=wanted,
                     buffer_rows=videos_per_part,
                 )
             )
             member.lacks = None if wanted is None else frozenset(member.writer.missing(wanted))
+        # `wanted` is None where nobody can tell the ids beforehand; then every video is passed on.
         todo = None if wanted is None else [i for i in wanted if any(member.needs(i) for member in members.values())]
         source = _restricted(loader, todo)
         bar = stack.enter_context(_bar(members, todo, progress))
@@ -264,11 +267,11 @@ def _scores(
     if not isinstance(clips, Tensor):
         return _scores_of_mapping(answer, clips, device, size)
     views = clips.shape[1] if clips.ndim == 6 else None
-    flat = clips.flatten(0, 1) if views is not None else clips
+    flat = rearrange(clips, "n v ... -> (n v) ...") if views is not None else clips
     scores = torch.cat([answer(part.to(device, non_blocking=True)) for part in flat.split(max(1, size))])
     if len(scores) != len(flat):
         raise InputError(f"expected one row of scores for each of {len(flat)} clips, got shape {tuple(scores.shape)}")
-    return scores.unflatten(0, (-1, views)) if views is not None else scores
+    return rearrange(scores, "(n v) ... -> n v ...", v=views) if views is not None else scores
 
 
 def _scores_of_mapping(answer: Callable[[Any], Tensor], clips: Any, device: torch.device, size: int) -> Tensor:
@@ -278,7 +281,7 @@ def _scores_of_mapping(answer: Callable[[Any], Tensor], clips: Any, device: torc
     if not all(value.ndim == 6 for value in clips.values()):
         return answer({name: value.to(device, non_blocking=True) for name, value in clips.items()})
     views = next(iter(clips.values())).shape[1]
-    parts = [value.flatten(0, 1).split(max(1, size)) for value in clips.values()]
+    parts = [rearrange(value, "n v ... -> (n v) ...").split(max(1, size)) for value in clips.values()]
     passes = [dict(zip(clips, part, strict=True)) for part in zip(*parts, strict=True)]
     scores = [answer({name: value.to(device, non_blocking=True) for name, value in part.items()}) for part in passes]
-    return torch.cat(scores).unflatten(0, (-1, views))
+    return rearrange(torch.cat(scores), "(n v) ... -> n v ...", v=views)

@@ -48,7 +48,7 @@ class TrainResult:
 
     Attributes:
         model: The network in eval mode: its average over the steps if the recipe asks for one.
-        history: One row an epoch: epoch, step, lr, loss, grad_norm, seconds, and val_top1, val_nll where there is a
+        history: One row per epoch: epoch, step, lr, loss, grad_norm, seconds, and val_top1, val_nll where there is a
             validation loader.
         folder: Where checkpoint and logs lie.
         resumed_at: Epochs that were already done when this call began.

@@ -201,7 +201,7 @@ _SMALL = TrainRecipe(
     clip_norm=5.0, label_smoothing=0.1, frames=8, interval=4, size=48,
 )  # fmt: skip
 
-# For the `<network>_tiny` presets on the embedded videos: about half a minute each on two cores.
+# For Table I's networks as `<network>_tiny` presets, on the embedded videos: about half a minute each on two cores.
 TINY: Mapping[str, TrainRecipe] = {
     "slowfast_tiny": replace(_SMALL, epochs=4),
     "tin_tiny": replace(_SMALL, epochs=7),

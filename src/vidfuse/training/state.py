@@ -138,7 +138,7 @@ def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path)
             "train into another folder"
         )
     stored, own = json.loads(state["identity"]), json.loads(json.dumps(identity))
-    untold = {"classes", "videos"} - (set(stored) & set(own))  # a loader need not tell them
+    untold = {"classes", "videos"} - (set(stored) & set(own))  # not every loader has them
     if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
         what = ", ".join({"videos": "its training videos"}.get(name, name) for name in differ)
         raise InputError(
@@ -195,7 +195,7 @@ class Run:
             distributed.agree(self.ema)
 
     def width(self, clips: Any) -> int:
-        """Return the number of classes the network tells apart, asked once and without a trace in its statistics.
+        """Return the number of classes that the network tells apart. It is run once, in eval mode, to find out.
 
         Args:
             clips: Clips of at least one video, or a mapping of them.

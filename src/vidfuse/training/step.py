@@ -56,8 +56,8 @@ class DivergedError(VidfuseError):
 def groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[list[Batch], int, int]]:
     """Yield the batches of each step, how many of their videos count here, and how many do on all ranks.
 
-    A rank whose videos are used up goes along with its last batch, which counts nothing, until all ranks are done: each
-    video counts exactly once an epoch.
+    A rank whose videos are used up repeats its last batch, with a weight of 0, until all ranks are done. So each video
+    counts exactly once in an epoch.
     """
     source = iter(loader)
     group: list[Batch] = []
@@ -160,8 +160,11 @@ def _seed_step(seed: int, step: int, part: int) -> None:
 def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr: float) -> tuple[float, float]:
     """Take one step over the group's batches and return the videos' summed loss and the gradient's norm.
 
-    Each batch's summed loss counts `scale`: such that the mean over ranks is the mean over the step's videos.
+    Each batch's summed loss is multiplied by `scale`, so that the mean over ranks is the mean over the step's videos.
     """
+    # Each batch of the group: move it, mix it if the recipe says so, forward, loss, backward (gradients add up). Then,
+    # once: unscale, clip, step, average. A loss that is not finite stops the run. So does a gradient; but in float16
+    # the scaler leaves such a step out and halves the scale, and the run stops only when the scale is below 1.
     recipe = run.recipe
     for settings in run.optimizer.param_groups:
         settings["lr"] = lr

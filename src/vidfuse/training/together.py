@@ -15,8 +15,8 @@ from sklearn.base import clone
 from tqdm import tqdm
 
 from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
-from vidfuse.fusion.base import Fuser
-from vidfuse.fusion.pools import LogLinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.stack.stack import LogitStack
 from vidfuse.training.recipes import TrainRecipe, learning_rate
 
@@ -51,7 +51,7 @@ class TogetherResult:
 
     Attributes:
         models: The networks in eval mode, by member.
-        stages: One row a stage: stage, epoch, step, each member's accuracy (`top1_<member>`) and weight
+        stages: One row per stage: stage, epoch, step, each member's accuracy (`top1_<member>`) and weight
             (`weight_<member>`), `fused_top1` and `uniform_top1`.
         histories: Each member's rows, one an epoch.
         folder: Where checkpoint and logs lie.
@@ -73,7 +73,7 @@ def train_together(
     *,
     val_loader: Iterable[Any],
     stage_steps: int | None = None,
-    pool: Fuser | None = None,
+    pool: Rule | None = None,
     device: torch.device | str = "cpu",
     tensorboard: bool = True,
     progress: bool = True,
@@ -173,7 +173,10 @@ def _train_epoch(
     end_stage: Any,
     bar: Any,
 ) -> None:
-    """Pass over the loader once: every batch through every member."""
+    """Pass over the loader once: every batch through every member.
+
+    A stage ends after each `stage_steps` steps, and at the end of the epoch.
+    """
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(next(iter(runs.values())).epoch)
     began = time.perf_counter()
@@ -238,13 +241,13 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
 
 
 def _end_stage(
-    runs: Mapping[str, Run], loader: Iterable[Any], pool: Fuser, stages: list[dict[str, float]], events: Events
+    runs: Mapping[str, Run], loader: Iterable[Any], pool: Rule, stages: list[dict[str, float]], events: Events
 ) -> None:
     """Fuse the members' validation predictions as they are now, and log the stage's row."""
     for run in runs.values():
         run.agree()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VidfuseWarning)  # that members know nothing yet is what the rows show
+        warnings.simplefilter("ignore", VidfuseWarning)  # members at chance are expected here: the rows show them
         stages.append(_stage_row(runs, _predict(runs, loader), pool, len(stages) + 1))
     first = next(iter(runs.values()))
     events.write(stages[-1], first.step)
@@ -252,7 +255,7 @@ def _end_stage(
         write_csv(first.folder / "stages.csv", stages)
 
 
-def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Fuser, number: int) -> dict[str, float]:
+def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Rule, number: int) -> dict[str, float]:
     labels = np.asarray(stack.labels)
     fitted = clone(pool).fit(stack)
     weights = dict(zip(fitted.members_, getattr(fitted, "weights_", np.full(len(runs), np.nan)), strict=True))

@@ -36,7 +36,6 @@ _SUBMODULES = (
     "decode_torchcodec",
     "lists",
     "loader",
-    "motion",
     "transforms",
     "vipriors",
 )

@@ -283,8 +283,8 @@ class ViewPlan:
     side is `short_side` pixels, then cropped to size².
 
     Attributes:
-        clips: clips a video.
-        length: frames a clip.
+        clips: clips of each video.
+        length: frames of each clip.
         interval: distance of neighbouring frames in a clip.
         skip: greatest number of further frames left out, drawn for each clip (random times only).
         times: "random" places of the clips, or "even" ones.

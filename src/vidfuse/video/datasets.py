@@ -214,6 +214,8 @@ class VideoDataset(Dataset[Sample | Failure]):
         return failures
 
     def _clips(self, index: int, item: VideoItem) -> torch.Tensor | dict[str, torch.Tensor]:
+        # Three cases: all frames are in memory; or they fit there, and are decoded and kept; or only those that some
+        # clip wants are decoded. `union` lists the frames that `frames` holds.
         source = self._frames
         frames = source.kept.get(index)
         if frames is not None:

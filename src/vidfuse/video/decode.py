@@ -58,9 +58,9 @@ class VideoInfo:
 def probe(path: str | PathLike[str]) -> VideoInfo:
     """Count the frames of a video, and find its keyframes, by reading its packets.
 
-    Packets are only counted where the codec guarantees a frame a packet and each has a presentation time; otherwise the
-    frames themselves are decoded and counted. So the count is the one that a full decode gives, at a few per cent
-    of its cost in the common case.
+    Packets are counted where the codec puts exactly one frame into each and all have presentation times. Otherwise the
+    frames themselves are decoded and counted. Either way the count is that of a full decode; in the common case it
+    takes a few per cent of the time.
 
     Args:
         path: a video file.
@@ -357,6 +357,11 @@ def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8],
     reformatter = av.video.reformatter.VideoReformatter()  # one for the file: its tables are built once
     height, width = frames.shape[1:3]
     times = frozenset(info.times[wanted].tolist()) if skip and info.times is not None else None
+    # For each wanted frame, in order:
+    #   1. Seek, if a keyframe lies well ahead of the present position: decoding there is cheaper than decoding on.
+    #   2. Decode on until the frame's index is reached.
+    #   3. Convert it. If it was passed over or never came, it is missing.
+    # After a seek the first frame must be a true intra frame at or before the wanted one; else the seek is not trusted.
     done = 0
     with _open(info.path) as (container, stream):
         position, source = -1, _frames(container, stream, times)  # the index of the frame that came last

@@ -209,7 +209,7 @@ def read_csv_list(path: str | Path, root: str | Path | None = None, classes: Seq
 
 
 def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> VideoList:
-    """Read folders `root/class/*.mp4`: one folder a class, classes in sorted order; hidden folders are none.
+    """Read folders `root/class/*.mp4`: one folder per class, classes in sorted order; hidden folders are left out.
 
     Args:
         root: the folder of folders.

@@ -63,7 +63,7 @@ class VideoLoader:
 
     Args:
         dataset: the data set.
-        batch_size: videos a batch.
+        batch_size: videos in each batch.
         shuffle: a new order in each epoch.
         workers: processes that decode; 0 decodes in this one.
         drop_last: leave out a last batch that is not full.

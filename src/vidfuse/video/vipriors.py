@@ -107,7 +107,7 @@ def read_annotations(path: str | Path, *, labelled: bool = True) -> list[tuple[s
         labelled: whether the split has labels.
 
     Returns:
-        (videoid, class name or None), one a row.
+        (videoid, class name or None) of each row.
 
     Raises:
         InputError: a missing file or column, an id twice or one that is no file name, or no rows.
@@ -130,7 +130,7 @@ def read_annotations(path: str | Path, *, labelled: bool = True) -> list[tuple[s
 
 
 def read_corrupted(path: str | Path) -> frozenset[str]:
-    """Read the list of corrupted videos: one path a line, of which only the stem counts.
+    """Read the list of corrupted videos: one path per line, of which only the stem counts.
 
     Args:
         path: the text file; if there is none, no video is corrupted.

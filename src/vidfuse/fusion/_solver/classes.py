@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from vidfuse.fusion.base import floored_blocks
+from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 
@@ -24,11 +24,11 @@ _RESIDENT: Final = 1 << 27  # numbers that are kept between passes
 
 @dataclass(frozen=True)
 class ClassFit:
-    """Weights per class and member, and a bias a class.
+    """Weights per class and member, and one bias per class.
 
     Attributes:
         beta: (M, K).
-        bias: (K,).
+        bias: (K,), 0 where there are no biases.
         value: mean negative log-likelihood plus penalty, in nats.
     """
 
@@ -52,7 +52,11 @@ def fit_classes(
     """Fit ``log p(c) ∝ Σ_m β_mc · log p_m(c) + b_c`` by penalised maximum likelihood.
 
     Minimise ``NLL + ½·Σω²·(λ_w·Σ(β_mc - β_m)² + λ_b·Σ b_c²)``: priors of precision λ around the shared weights and
-    around no bias; ``Σω² = 1/N`` with equal weights. L-BFGS with bounds, streaming over blocks.
+    around no bias; ``Σω² = 1/N`` with equal weights. L-BFGS-B (Byrd, Lu, Nocedal and Zhu 1995), streaming over blocks.
+    The variables are one vector, whose parts depend on what is fitted:
+
+        weights per class   │ β_00 β_01 … │ β_10 β_11 … │ … │ b_0 b_1 … │      β (M, K) row by row
+        shared weights      │ β_0 β_1 …                       │ b_0 b_1 … │      the biases only where they are fitted
 
     Args:
         stack: the members.
@@ -60,7 +64,7 @@ def fit_classes(
         omega: the videos' weights (N,), which sum to 1.
         floors: each member's floor (M,).
         shared: the shared weights (M,): the centre, and the start.
-        weight_precision: λ_w; None keeps one weight a member for all classes, which is then fitted.
+        weight_precision: λ_w; None fits one weight per member, which all classes share.
         bias_precision: λ_b; None has no biases.
         non_negative: whether weights are bounded at 0.
         shared_precision: the precision of the prior on weights that all classes share, around `shared`.

@@ -12,8 +12,8 @@ from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
 __all__ = ["LinearFit", "fit_linear"]
 
 _ENTER = 8  # members that enter the problem at once
-_RETAINED = 0.1  # of a video's probability, in one step: where almost nothing is left, Newton's model is of no use
-_TARGET = 1e-10  # nats; the promise is 1e-7, and a further Newton step costs next to nothing
+_RETAINED = 0.1  # the share of a video's probability that one step must leave
+_TARGET = 1e-10  # nats; the promise is 1e-7, and one more Newton step costs next to nothing
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,14 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
 
     Minimise ``-Σ_i ω_i · log Σ_m w_m · p_im`` with ``p_im`` member m's probability of video i's true class: no other
     class matters. The problem is convex; the constraint ``Σw = 1`` is exchanged for the term ``+ Σw``, which has the
-    same optimum because the objective is homogeneous in w up to a constant. Newton's method with an exact quadratic
-    program a step. The gap ``max_m Σ_i ω_i · p_im / p_i - 1`` bounds what is left (Frank and Wolfe 1956; for
+    same optimum because the objective is homogeneous in w up to a constant. Newton's method; each step solves a
+    quadratic program exactly. The gap ``max_m Σ_i ω_i · p_im / p_i - 1`` bounds what is left (Frank and Wolfe 1956; for
     mixtures: Lindsay 1983, "The geometry of mixture likelihoods", theorem 4.1). Among optima, the one of least norm.
+
+    Most of many members get no weight. The fit begins with a few, and lets in those that the gap names:
+
+        active       fit over these ──► gap over all members ──► small: done
+        few members ◄── those with a weight, and those of the largest slope ◄── not yet
 
     Args:
         log_p_true: log-likelihoods of the true class (N, M); `-inf` is allowed where another member is finite.
@@ -58,12 +63,7 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
     log_p = np.ascontiguousarray(np.transpose(log_p_true), dtype=np.float64)
     peak = log_p.max(axis=0)
     p = np.exp(log_p - peak)  # (M, N), relative to each video's best member: p_im / max_m p_im
-    active = np.arange(members)
-    if members > _ENTER:  # most members get no weight: begin with few, let in those that the gap names
-        uniform = p.mean(axis=0)
-        active = np.sort(np.argsort(-(p @ (omega / uniform)), kind="stable")[:_ENTER])
-        if not p[active].max(axis=0).all():
-            active = np.arange(members)
+    active = _first_members(p, omega)
     w, steps = np.zeros(members), 0
     w[active] = 1.0 / len(active)
     while True:
@@ -71,34 +71,58 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
         steps += taken
         w[:] = 0.0
         w[active] = inner
-        means = p @ (omega / (inner @ p[active]))
+        means = p @ (omega / (inner @ p[active]))  # Σ_i ω_i p_im / p_i: 1 for members with a weight, at the optimum
         gap = float(means.max() - 1.0)
         entering = np.setdiff1d(np.flatnonzero(means > 1.0 + _TARGET), active)
         if gap <= _TARGET or not len(entering):
             break
         entering = entering[np.argsort(-means[entering], kind="stable")[:_ENTER]]
-        kept = active[inner > 0]
-        active = np.sort(np.concatenate([kept, entering]))
-    touching = np.flatnonzero((w > 0) | (means > 1.0 - 1e-7))  # members that could share weight at the same likelihood
-    if len(touching) > 1:
-        ratio = p[touching] / (w @ p)
-        hessian = (ratio * omega) @ ratio.T
-        within = hessian + np.full(hessian.shape, np.trace(hessian) / len(touching))  # moves that keep the sum
-        shortest = w.copy()
-        shortest[touching] = least_norm(w[touching], within, -np.inf, np.inf)
-        shortest /= shortest.sum()
-        shortest_gap = _gap(p, shortest, omega)
-        if shortest @ shortest <= (1 + 1e-15) * (w @ w) and shortest_gap <= max(gap, 1e-9):
-            w, gap = shortest, shortest_gap
-    nll = float(-omega @ (np.log(w @ p) + peak))
+        active = np.sort(np.concatenate([active[inner > 0], entering]))
+    w, gap = _shortest(p, omega, w, means)
     warn_of_gap(gap)
+    nll = float(-omega @ (np.log(w @ p) + peak))
     return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0), iterations=steps)
+
+
+def _first_members(p: NDArray[np.float64], omega: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the members (M, N) to begin with: all, or of many those that add most to the uniform pool.
+
+    All of many too where the few leave some video without any probability.
+    """
+    everyone = np.arange(len(p))
+    if len(p) <= _ENTER:
+        return everyone
+    few = np.sort(np.argsort(-(p @ (omega / p.mean(axis=0))), kind="stable")[:_ENTER])
+    return few if p[few].max(axis=0).all() else everyone
+
+
+def _shortest(
+    p: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64], means: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Return the optimum of least norm, and its gap; `means` are ``Σ_i ω_i p_im / p_i`` at the optimum found."""
+    gap = float(means.max() - 1.0)
+    touching = np.flatnonzero((w > 0) | (means > 1.0 - 1e-7))  # members that could share weight at the same likelihood
+    if len(touching) < 2:
+        return w, gap
+    ratio = p[touching] / (w @ p)
+    hessian = (ratio * omega) @ ratio.T
+    within = hessian + np.full(hessian.shape, np.trace(hessian) / len(touching))  # flat only in moves that keep the sum
+    shortest = w.copy()
+    shortest[touching] = least_norm(w[touching], within, -np.inf, np.inf)
+    shortest /= shortest.sum()
+    shortest_gap = _gap(p, shortest, omega)
+    shorter = shortest @ shortest <= (1 + 1e-15) * (w @ w)
+    return (shortest, shortest_gap) if shorter and shortest_gap <= max(gap, 1e-9) else (w, gap)
 
 
 def _newton(
     p: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], int]:
-    """Find the optimum over some members (M, N) from `w`; return it and the number of steps taken."""
+    """Find the optimum over some members (M, N) from `w`; return it and the number of steps taken.
+
+    A step is halved until the objective falls (Armijo's rule: Nocedal and Wright 2006, "Numerical Optimization",
+    equation 3.4) and every video keeps a share of its probability, without which the quadratic model is of no use.
+    """
     members = len(p)
     w = np.where(w > 0, w, 1e-3 / members)
     w = w / w.sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,16 @@ T_MIN: Final = 0.01
 T_MAX: Final = 100.0
 """The highest temperature: Σβ ≥ 0.01."""
 
-_TARGET: Final = 5e-8
-_NEAR: Final = 1e-3  # nats; what a Newton step is worth from which on the Hessian is held
-_ROUGH: Final = 1e-3  # nats; a gap that float32 tells to a few percent, for scores that vary by 1
-_NOISE: Final = (2e-7, 1e-15)  # what rounding may add to a value, in float32 and float64, as a share
+_TARGET: Final = 5e-8  # nats; the gap at which a fit is done, half of what is promised
+_HELD: Final = 3e-2  # nats, or this share of the objective: smaller steps are taken with a Hessian from nearby
+_FINE: Final = 1e-3  # nats; smaller gaps are computed in float64: float32 is wrong by up to 1e-5
+_SAMPLE: Final = 1e-3  # nats; the fit on a sample ends with a step that is worth less
+_NOISE: Final = {False: 2e-7, True: 1e-15}  # share of a value that is rounding, in float32 and in float64 (`double`)
 _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
-_ROUNDS: Final = 5  # in which members join
-_STEPS: Final = 30  # with a Hessian that is held
-_SMALL: Final = 1 << 21  # numbers below which every pass is in float64
+_VALUE: Final = 1e-12  # nats; steps that are worth less are judged by the gap, as values in float64 do not tell
+_STEPS: Final = 200  # and halvings of steps
+_ROUGH: Final = 12  # steps in float32
+_SMALL: Final = 1 << 21  # numbers below which a fit is not worth a sample, and every pass is in float64
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,6 @@ class Penalty:
     quadratic: NDArray[np.float64]
     linear: NDArray[np.float64]
     constant: float = 0.0
-
-    def only(self, members: NDArray[np.intp]) -> Penalty:
-        """Return the same penalty where all other members weigh 0."""
-        return Penalty(self.quadratic[np.ix_(members, members)], self.linear[members], self.constant)
 
     def add_to(self, moments: Moments, beta: NDArray[np.float64]) -> Moments:
         """Return the moments of likelihood and penalty together."""
@@ -80,7 +78,7 @@ class LogLinearFit:
         beta: (M,), weights over temperature.
         value: the objective: mean negative log-likelihood plus penalty, in nats.
         gap: how much lower any β within the bounds could bring it, at most, in nats.
-        passes: passes over the stack; one over some members alone counts as their share.
+        passes: passes over the stack; one over a sample of it counts as its share.
         at_bound: whether the lowest temperature was reached.
     """
 
@@ -108,15 +106,25 @@ def frank_wolfe_gap(beta: NDArray[np.float64], gradient: NDArray[np.float64]) ->
     return 0.0 if gap <= 0 else gap
 
 
+class _Point(NamedTuple):
+    """A β and the moments of likelihood and penalty there; the Hessian may be one from nearby."""
+
+    beta: NDArray[np.float64]
+    moments: Moments
+
+    @property
+    def gap(self) -> float:
+        """How much lower any β within the bounds can be, at most: neither likelihood nor penalty is below 0."""
+        return min(frank_wolfe_gap(self.beta, self.moments.gradient), self.moments.value)
+
+
 def fit_log_linear(
     passes: Passes, penalty: Penalty | None = None, start: NDArray[np.float64] | None = None
 ) -> LogLinearFit:
     """Minimise a log-linear pool's mean negative log-likelihood over ``β ≥ 0, 1/T_max ≤ Σβ ≤ 1/T_min``.
 
-    Projected Newton: each step solves the quadratic model over the constraints exactly (`solve_qp`). A large stack
-    is first fitted on a part of its videos, then in float32 and at last in float64 over the members that have a weight
-    there or nearly do; the certificate is in float64 on all videos and members, and names those that are to join.
-    Among optima, the one of least norm.
+    Projected Newton steps (`_descend`): first on a sample of a large stack, then on all videos. The certificate is
+    computed in float64 on all videos. Among optima, the one of least norm.
 
     Args:
         passes: the videos, within its context.
@@ -126,234 +134,119 @@ def fit_log_linear(
     Raises:
         InputError: scores so large that the curvature is no number.
     """
+    members = len(passes.stack.members)
+    added = Penalty(np.zeros((members, members)), np.zeros(members)) if penalty is None else penalty
+    beta = np.full(members, 1.0 / members) if start is None else start
+    large, sampled = passes.numbers > _SMALL, 0.0
     try:
-        return _fit(passes, penalty, start)
+        if large:
+            sample = passes.sample(max(200, min(len(passes.stack) // 16, 4096)))
+            beta = _descend(sample, added, beta, double=False, enough=_SAMPLE).beta
+            sampled = sample.count * len(sample.stack) / len(passes.stack)
+        point = _descend(passes, added, beta, double=not large)
+        sure = np.log(2.0) * passes.omega[passes.omega > 0].min()
+        if penalty is None and point.moments.value < sure and point.beta.sum() < 1 / T_MIN:
+            # Every video's true class has more than half of the probability: a lower temperature is always better.
+            point = _descend(passes, added, point.beta / (T_MIN * point.beta.sum()))
+        point = _shortest(passes, added, point)
+        if not point.beta.sum() > 0.5 / T_MAX:
+            raise np.linalg.LinAlgError("a step led out of the bounds")
     except np.linalg.LinAlgError as error:
         raise InputError(f"the learned fit failed ({error}): {TOO_LARGE}") from error
+    warn_of_gap(point.gap)
+    at_bound = point.beta.sum() >= (1 - 1e-9) / T_MIN
+    return LogLinearFit(point.beta, point.moments.value, point.gap, passes.count + sampled, bool(at_bound))
 
 
-def _fit(passes: Passes, penalty: Penalty | None, start: NDArray[np.float64] | None) -> LogLinearFit:
-    members = len(passes.stack.members)
-    free = penalty is None
-    penalty = penalty or Penalty(np.zeros((members, members)), np.zeros(members))
-    beta = np.full(members, 1.0 / members) if start is None else start
-    moments: Moments | None = None
-    curvature, sampled = np.zeros((members, members)), 0.0
-    if passes.numbers > _SMALL:
-        sample = passes.sample(max(200, min(len(passes.stack) // 16, 4096)))
-        if start is None:
-            beta = _unsaturated(sample, penalty, beta)
-        beta, active, curvature = _on_sample(sample, penalty, beta)
-        beta, moments, curvature = _over_active(passes, penalty, beta, active, curvature)
-        sampled = sample.count * len(sample.stack) / len(passes.stack)
-    if moments is None:
-        beta, moments = _newton(passes, penalty, beta, double=True, tolerance=0.0, limit=60)
-    if free and moments.value < np.log(2.0) * passes.omega[passes.omega > 0].min() and beta.sum() < 1 / T_MIN:
-        # Every video's true class has more than half of the probability: a lower temperature is always better.
-        beta, moments = _newton(passes, penalty, beta / (T_MIN * beta.sum()), double=True, tolerance=0.0, limit=60)
-    beta, moments = _shortest(passes, penalty, beta, moments, curvature)
-    if not beta.sum() > 0.5 / T_MAX:
-        raise np.linalg.LinAlgError("a step led out of the bounds")
-    gap = frank_wolfe_gap(beta, moments.gradient)
-    warn_of_gap(gap)
-    at_bound = beta.sum() >= (1 - 1e-9) / T_MIN
-    return LogLinearFit(beta, moments.value, gap, passes.count + sampled, bool(at_bound))
+def _descend(
+    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], *, double: bool = True, enough: float = -np.inf
+) -> _Point:
+    """Take Newton steps from β until the gap certifies it in float64, or no step makes it better.
 
+    Each step goes to the minimum of the quadratic model within the bounds (`_newton_step`). How much a pass computes
+    depends on how far away the optimum is:
 
-def _unsaturated(passes: Passes, penalty: Penalty, beta: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Raise the temperature where the pool is too sure: where nearly all videos are, Newton's steps lead anywhere."""
-    while beta.sum() > 1 / T_MAX:
-        moments = penalty.add_to(passes.moments(beta, hessian=False, double=False), beta)
-        if not moments.gradient @ beta > 0:
+    |           | far                           | near                                                         |
+    |-----------|-------------------------------|--------------------------------------------------------------|
+    | precision | float32, unless `double`      | float64, once the gap is below `_FINE`                       |
+    | Hessian   | of every point, while a step  | held, which takes half the time; corrected by what each step |
+    |           | is worth more than `_HELD`    | shows of it (`_corrected`); computed anew where that fails   |
+
+    A step leads to a point that is better if its value is less (but for rounding), or, where the step is worth too
+    little for values to tell, if its gap is:
+
+    | the point is | the Hessian was  | then                                            |
+    |--------------|------------------|-------------------------------------------------|
+    | better       | either           | go on from there                                |
+    | not better   | held             | compute it at β, and take another step          |
+    | not better   | that of β        | halve the step; end where values do not tell    |
+
+    Args:
+        passes: the videos.
+        penalty: what is added to the likelihood.
+        beta: the first β.
+        double: whether to begin in float64.
+        enough: end, uncertified, with a step that is worth less than this in nats, or than 2 % of the objective.
+    """
+    point = _Point(beta, penalty.add_to(passes.moments(beta, double=double), beta))
+    own, stale = True, False  # whether the Hessian is that of β itself; whether to compute it anew
+    length, last = 1.0, np.inf  # how much of a step to take; what the last one was worth
+    for taken in range(_STEPS):
+        beta, moments = point
+        if stale:
+            moments = penalty.add_to(passes.moments(beta, double=double), beta)
+            point = _Point(beta, moments)
+            own, stale, last = True, False, np.inf
+        if double and point.gap <= _TARGET:
             break
-        beta = beta * max(0.25, 1 / (T_MAX * beta.sum()))
-    return beta
-
-
-def _on_sample(
-    sample: Passes, penalty: Penalty, beta: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
-    """Come near the optimum on a part of the videos; return β, the members that may have a weight on all, the Hessian.
-
-    A member without a weight stays in play while its slope is within two standard deviations of 0; the Hessian is the
-    variance of a video's slope (the information equality).
-    """
-    overfit = 0.0 if penalty.quadratic.any() else len(beta) / len(sample.stack)  # a lower value is luck
-    near, moments = _newton(sample, penalty, beta, double=False, tolerance=_NEAR, limit=12, enough=overfit)
-    deviation = np.sqrt(np.diag(_of(moments)) * (sample.omega @ sample.omega))
-    return near, np.flatnonzero((near > 0) | (moments.gradient < 2.0 * deviation)), _of(moments)
-
-
-def _over_active(
-    passes: Passes,
-    penalty: Penalty,
-    beta: NDArray[np.float64],
-    active: NDArray[np.intp],
-    curvature: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], Moments | None, NDArray[np.float64]]:
-    """Fit the active members, let in those that the certificate names, and so on; no moments without success.
-
-    A Hessian (M, M) from nearby serves for the first step; the last value is one from nearer.
-    """
-    curvature = curvature.copy()
-    for _ in range(_ROUNDS):
-        square = np.ix_(active, active)
-        some, pull = passes.only(active), penalty.only(active)
-        inner, rough = _newton(
-            some, pull, beta[active], double=False, tolerance=_NEAR, limit=12, hessian=curvature[square]
-        )
-        curvature[square] = _of(rough)
-        beta = np.zeros(len(beta))
-        beta[active] = inner
-        beta, moments = _polish(passes, penalty, beta, active, _of(rough))
-        if moments is None or frank_wolfe_gap(beta, moments.gradient) <= _TARGET:
-            return beta, moments, curvature
-        better = moments.gradient < moments.gradient @ beta / beta.sum()
-        entering = np.setdiff1d(np.flatnonzero(better), active)
-        if not len(entering):
-            break
-        active = np.union1d(np.flatnonzero(beta), entering)
-    return beta, None, curvature
-
-
-def _shortest(
-    passes: Passes, penalty: Penalty, beta: NDArray[np.float64], moments: Moments, curvature: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], Moments]:
-    """Return the optimum of least norm: only members whose slope is the least can share weight among optima."""
-    gradient = moments.gradient
-    equal = np.flatnonzero((beta > 0) | (gradient <= gradient @ beta / beta.sum() + _EQUAL))
-    if not len(equal):  # a gradient that is no number
-        return beta, moments
-    hessian = (curvature if moments.hessian is None else moments.hessian)[np.ix_(equal, equal)]
-    if moments.hessian is None and _condition(hessian) < 1e-4:
-        hessian = _of(penalty.only(equal).add_to(passes.only(equal).moments(beta[equal]), beta[equal]))
-    shortest = beta.copy()
-    shortest[equal] = least_norm(beta[equal], hessian, 1 / T_MAX, 1 / T_MIN)
-    if np.abs(shortest - beta).max() > 1e-12:
-        candidate = penalty.add_to(passes.moments(shortest, hessian=False), shortest)
-        gap = frank_wolfe_gap(shortest, candidate.gradient)
-        if gap <= max(frank_wolfe_gap(beta, gradient), _TARGET):
-            return shortest, candidate
-    return beta, moments
-
-
-def _polish(
-    passes: Passes,
-    penalty: Penalty,
-    beta: NDArray[np.float64],
-    active: NDArray[np.intp],
-    hessian: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], Moments | None]:
-    """Certify β over the active members by gradients alone, stepping with their Hessian from nearby.
-
-    Each step's change of the gradient corrects the Hessian (BFGS: Nocedal and Wright 2006, equation 6.19). A pass is in
-    float32 while that tells enough, and over all members where the next gap is expected to do. The moments are those
-    over all members; there are none without success.
-    """
-    some, pull, inner = passes.only(active), penalty.only(active), beta[active]
-    gradient = step = np.zeros(len(inner))
-    scale = float(np.sqrt(max(1.0, np.diag(hessian).max())))  # rounding grows as the scores do
-    rough, noise = _ROUGH * scale, _NOISE[0] * scale
-    previous, double, exact, told, last = 0.0, False, False, False, False
-    best, ceiling = beta, float(np.finfo(np.float64).max)
-    for _ in range(_STEPS):
-        beta = np.zeros(len(beta))
-        beta[active] = inner
-        if last:
-            moments = penalty.add_to(passes.moments(beta, hessian=False), beta)
-            own = moments._replace(gradient=moments.gradient[active])
+        step, worth = _newton_step(point)
+        if worth <= min(enough, 0.02 * moments.value):
+            return _Point(beta + step, moments)
+        noise = _NOISE[double] * (1 + abs(moments.value))
+        if not double and (point.gap <= _FINE or not worth > noise or taken >= _ROUGH):
+            double, own = True, False
+        if not own and not worth <= 0.25 * last:  # steps hardly get smaller: the held Hessian is of no use
+            stale = True
+            continue
+        if not np.isfinite(worth):
+            raise np.linalg.LinAlgError("the curvature is no number")
+        far, tells, last = worth > _HELD * min(1.0, moments.value), worth > _VALUE, worth
+        beyond = np.maximum(beta + length * step, 0.0)
+        trial = _Point(beyond, penalty.add_to(passes.moments(beyond, hessian=far, double=double), beyond))
+        fall = moments.value - trial.moments.value
+        better = fall >= 1e-4 * length * worth - noise if tells else trial.gap < point.gap
+        if better:
+            if not far:
+                hessian = _corrected(_of(moments), beyond - beta, trial.moments.gradient - moments.gradient)
+                trial = _Point(beyond, trial.moments._replace(hessian=hessian))
+            point, own, length = trial, far, 1.0
+        elif not own:
+            stale = True
+        elif tells and length > 1e-10:
+            length *= 0.5
         else:
-            moments = own = pull.add_to(some.moments(inner, hessian=False, double=double), inner)
-        gap = frank_wolfe_gap(inner, own.gradient)
-        if double and gap <= _TARGET:
-            whole = last or len(active) == len(beta)
-            return beta, moments if whole else penalty.add_to(passes.moments(beta, hessian=False), beta)
-        if not (own.value <= ceiling and np.isfinite(gap)):
             break
-        best, ceiling = beta, own.value + noise * (1 + abs(own.value))
-        tells = double or gap > 0.1 * rough
-        if tells and told:
-            hessian = _corrected(hessian, step, own.gradient - gradient)
-        step, decrease = _newton_step(inner, own._replace(hessian=hessian))
-        inner = np.maximum(inner + step, 0.0)
-        ratio = (
-            float(np.sqrt(max(decrease, 0.0) / previous)) if previous > 0 else 1.0
-        )  # how near, beside the last point
-        slow = previous > 0 and ratio > 0.5
-        if slow and exact:
-            break
-        expected = gap * min(1.0, ratio)
-        previous, gradient, exact, told = decrease, own.gradient, double, tells
-        double = double or slow or expected <= rough
-        last = double and expected <= 10 * _TARGET  # steps get better as the Hessian does
-    return best, None
+    return point
 
 
 def _corrected(
     hessian: NDArray[np.float64], step: NDArray[np.float64], change: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the Hessian nearest to this one that maps the step to the change of the gradient."""
+    """Return the Hessian nearest to this one that maps the step to the gradient's change along it.
+
+    The BFGS update (Nocedal and Wright 2006, "Numerical Optimization", equation 6.19); the Hessian as it is where the
+    change is rounding, or nothing moved.
+    """
     mapped = hessian @ step
     expected, seen = float(step @ mapped), float(step @ change)
-    if not (expected > 0 and 0.1 * expected < seen < 10 * expected):  # rounding, or nothing moved
+    if not (expected > 0 and 0.1 * expected < seen < 10 * expected):
         return hessian
     return hessian + np.outer(change, change) / seen - np.outer(mapped, mapped) / expected
 
 
-def _newton(
-    passes: Passes,
-    penalty: Penalty,
-    beta: NDArray[np.float64],
-    *,
-    double: bool,
-    tolerance: float,
-    limit: int,
-    hessian: NDArray[np.float64] | None = None,
-    enough: float = 0.0,
-) -> tuple[NDArray[np.float64], Moments]:
-    """Take Newton steps until the predicted decrease, or in float64 the gap, is small; return β and its moments.
-
-    The first step takes the Hessian that is given, if one is; the last one does not. A value of `enough` ends it too.
-    """
-    moments = penalty.add_to(passes.moments(beta, hessian=hessian is None, double=double), beta)
-    own = hessian is None
-    if hessian is not None:
-        moments = moments._replace(hessian=hessian)
-    for _ in range(limit):
-        if moments.value < enough or (double and frank_wolfe_gap(beta, moments.gradient) <= _TARGET):
-            break
-        step, decrease = _newton_step(beta, moments)
-        near = min(tolerance, 0.02 * moments.value) if own else 0.0
-        if decrease <= max(near, 1e-12):  # too small for values to judge; the model is exact
-            if not double:
-                return beta + step, moments
-            candidate = np.maximum(beta + step, 0.0)
-            trial = penalty.add_to(passes.moments(candidate, double=double), candidate)
-            if frank_wolfe_gap(candidate, trial.gradient) >= frank_wolfe_gap(beta, moments.gradient):
-                break
-            beta, moments = candidate, trial
-            continue
-        length = 1.0
-        while True:
-            candidate = np.maximum(beta + length * step, 0.0)
-            trial = penalty.add_to(passes.moments(candidate, double=double), candidate)
-            rise, noise = trial.value - moments.value, _NOISE[double] * (1 + abs(moments.value))
-            if rise <= noise - 1e-4 * length * decrease:
-                beta, moments = candidate, trial
-                break
-            if not own:  # the given Hessian is no good here
-                moments = penalty.add_to(passes.moments(beta, double=double), beta)
-                break
-            length *= 0.5
-            if length < (1e-10 if double else 1e-4):
-                return beta, moments
-        own = True
-    return beta, moments
-
-
-def _newton_step(beta: NDArray[np.float64], moments: Moments) -> tuple[NDArray[np.float64], float]:
-    """Minimise the quadratic model over the constraints; return the step and the decrease that it predicts."""
-    members = len(beta)
+def _newton_step(point: _Point) -> tuple[NDArray[np.float64], float]:
+    """Minimise the quadratic model within the bounds; return the step, and how much it is expected to be worth."""
+    beta, moments = point
     hessian = 0.5 * (_of(moments) + _of(moments).T)
     lost = np.flatnonzero(np.diag(hessian) < 0)  # in the rounding of squares of huge scores: that is what is known
     if len(lost):
@@ -361,9 +254,26 @@ def _newton_step(beta: NDArray[np.float64], moments: Moments) -> tuple[NDArray[n
         hessian[lost], hessian[:, lost] = 0.0, 0.0
         hessian[lost, lost] = size
     own = np.diag(hessian) + 1e5 * np.abs(moments.gradient)  # each member's: their scales may differ widely
-    hessian = hessian + 1e-12 * np.diag(np.where(own > 0, own, own.sum() / members + 1e-288))
+    hessian = hessian + 1e-12 * np.diag(np.where(own > 0, own, own.sum() / len(beta) + 1e-288))
     step = solve_qp(hessian, hessian @ beta - moments.gradient, 1 / T_MAX, 1 / T_MIN, beta) - beta
     return step, float(-moments.gradient @ step - 0.5 * step @ hessian @ step)
+
+
+def _shortest(passes: Passes, penalty: Penalty, point: _Point) -> _Point:
+    """Return the optimum of least norm: only members whose slope is the least can share weight among optima."""
+    beta, (_, gradient, _) = point
+    equal = np.flatnonzero((beta > 0) | (gradient <= gradient @ beta / beta.sum() + _EQUAL))
+    if len(equal) < 2:  # one member, or a gradient that is no number
+        return point
+    hessian = _of(point.moments)[np.ix_(equal, equal)]
+    if _condition(hessian) < 1e-4:  # the Hessian may be held: whether the optimum is flat, its own one says
+        hessian = _of(penalty.add_to(passes.moments(beta), beta))[np.ix_(equal, equal)]
+    shortest = beta.copy()
+    shortest[equal] = least_norm(beta[equal], hessian, 1 / T_MAX, 1 / T_MIN)
+    if np.abs(shortest - beta).max() <= 1e-12:
+        return point
+    candidate = _Point(shortest, penalty.add_to(passes.moments(shortest, hessian=False), shortest))
+    return candidate if candidate.gap <= max(point.gap, _TARGET) else point
 
 
 def _of(moments: Moments) -> NDArray[np.float64]:

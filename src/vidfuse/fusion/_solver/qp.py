@@ -53,8 +53,16 @@ def solve_qp(hessian: Matrix, linear: Vector, lower: float, upper: float, start:
 
 
 def _active_set(hessian: Matrix, linear: Vector, total: float | None, start: Vector) -> Vector:
+    """Solve the program with ``Σx = total``, or any sum where that is None.
+
+    Each round solves for the free variables alone, all others being 0:
+
+    | the solution is          | then                                                                               |
+    |--------------------------|------------------------------------------------------------------------------------|
+    | negative somewhere       | go towards it until the first variable reaches 0, which is free no longer          |
+    | feasible                 | free the variable of the steepest descent; none descends: the optimum              |
+    """
     x, free = start.copy(), start > 0
-    scale = np.abs(linear).max() + np.abs(hessian).max() * max(1.0, np.abs(start).max())
     entered = -1
     for _ in range(50 + 10 * len(x)):
         target, multiplier = _equality_solution(hessian, linear, total, free)
@@ -62,9 +70,10 @@ def _active_set(hessian: Matrix, linear: Vector, total: float | None, start: Vec
         if not blocking.any():
             x = target
             slope = hessian @ x - linear - multiplier
-            slope[free] = 0
+            rounding = 1e-15 * (np.abs(hessian) @ x + np.abs(linear) + abs(multiplier))  # each one's: scales may differ
+            slope[free | (slope >= -rounding)] = 0.0
             candidate = int(slope.argmin())
-            if slope[candidate] >= -1e-15 * scale or candidate == entered:
+            if slope[candidate] == 0.0 or candidate == entered:
                 break
             entered = candidate
             free[candidate] = True
@@ -81,7 +90,7 @@ def _active_set(hessian: Matrix, linear: Vector, total: float | None, start: Vec
 def _equality_solution(
     hessian: Matrix, linear: Vector, total: float | None, free: NDArray[np.bool_]
 ) -> tuple[Vector, float]:
-    """Minimise over the free variables alone; with the multiplier of the sum where that is fixed."""
+    """Minimise over the free variables alone; return the minimum, and the multiplier of the sum, 0 if that is free."""
     x = np.zeros(len(linear))
     index = np.flatnonzero(free)
     if not len(index):
@@ -100,8 +109,11 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
     """Move a minimiser to the one of least norm among those that the curvature cannot tell apart.
 
     Where a convex fit has several optima, they differ by vectors that the Hessian maps to 0 (for instance between
-    two members that always agree). The shortest of ``x + V·u ≥ 0`` with ``lower ≤ Σ ≤ upper``, V a basis of that
-    space, is a least-distance problem (Lawson and Hanson 1974, "Solving Least Squares Problems", section 23.4).
+    two members that always agree). With V a basis of that space, and x = o + V·u where o is orthogonal to it, the
+    shortest optimum has the least ‖u‖ with ``V·u ≥ -o`` and ``lower ≤ Σ(o + V·u) ≤ upper``. This is a least-distance
+    problem, ``min ‖u‖ with G·u ≥ h``, which non-negative least squares solves: with y the minimiser of
+    ``‖[Gᵀ; hᵀ]·y - e‖``, e the last unit vector, and r the residual there, ``u_j = -r_j / r_last`` (Lawson and Hanson
+    1974, "Solving Least Squares Problems", section 23.4).
 
     Args:
         x: a minimiser (M,), feasible.
@@ -127,7 +139,7 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
     origin[np.abs(origin) < 1e-13] = 0.0
     sums = basis.sum(axis=0)
     touched = basis.any(axis=1)
-    rows, bounds = [basis[touched]], [-origin[touched]]
+    rows, bounds = [basis[touched]], [-origin[touched]]  # G and h
     if np.abs(sums).max() > 1e-9:  # otherwise moving among the optima keeps the sum
         limits_of_sum = [(1.0, lower), (-1.0, -upper)]
         rows += [sign * sums[None] for sign, limit in limits_of_sum if np.isfinite(limit)]
@@ -142,10 +154,11 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
         return x
     moved = np.maximum(origin + basis @ (-residual[:-1] / residual[-1]), 0.0)
     moved = _within(moved, lower, upper)
-    return moved if moved @ moved <= (1 + 1e-15) * (x @ x) else x  # a deviation of 1e-9 is lost in the squares
+    return moved if moved @ moved <= (1 + 1e-15) * (x @ x) else x
 
 
 def _within(x: Vector, lower: float, upper: float) -> Vector:
+    """Scale x so that its sum is within the bounds, which rounding may have left."""
     total = x.sum()
     return x * (min(max(total, lower), upper) / total) if total > 0 else x
 

@@ -1,4 +1,4 @@
-"""How strongly a learned log-linear pool is pulled towards score weighting: by rule, cross-validation, or number."""
+"""How strongly a learned log-linear pool is pulled towards weights by score: by a rule, folds, or a given number."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from vidfuse.errors import InputError
 from vidfuse.fusion._solver.log_linear import fit_log_linear, shrinkage_penalty
 from vidfuse.fusion._solver.passes import Passes
-from vidfuse.fusion.base import is_number
-from vidfuse.fusion.crossfit import split_folds
+from vidfuse.fusion.crossfit import Splits, split_folds
+from vidfuse.fusion.floors import is_number
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Shrinkage", "check_shrinkage", "choose_shrinkage"]
@@ -19,7 +19,7 @@ __all__ = ["Shrinkage", "check_shrinkage", "choose_shrinkage"]
 Shrinkage = float | Literal["auto", "cv"] | None
 
 _FOLDS: Final = 5
-_GRID: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # in units of N^(-1/2)
+_GRID: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # strengths that "cv" compares, in units of N^(-1/2)
 
 
 def check_shrinkage(shrinkage: Shrinkage) -> None:
@@ -71,11 +71,30 @@ def choose_shrinkage(
         return auto
     if shrinkage != "cv":
         return float(shrinkage)
-    used = np.flatnonzero(omega > 0)
-    if len(used) < 2 * _FOLDS:
+    if np.count_nonzero(omega) < 2 * _FOLDS:
         return auto
+    losses = _held_out_losses(
+        split_folds(labels, _FOLDS, keys=stack.ids), stack, labels, omega, floors, direction, n_jobs
+    )
+    return _GRID[int(losses.argmin())] * auto
+
+
+def _held_out_losses(
+    splits: Splits,
+    stack: LogitStack,
+    labels: NDArray[np.int64],
+    omega: NDArray[np.float64],
+    floors: NDArray[np.float64],
+    direction: NDArray[np.float64],
+    n_jobs: int | None,
+) -> NDArray[np.float64]:
+    """Return what each strength in `_GRID` loses on videos held out: the weighted negative log-likelihood of all folds.
+
+    Each strength is in units of ``N^(-1/2)`` of the videos fitted on. A fold without weight, inside or outside, is left
+    out.
+    """
     losses = np.zeros(len(_GRID))
-    for inside, outside in split_folds(labels, _FOLDS, keys=stack.ids):
+    for inside, outside in splits:
         if not (omega[inside].any() and omega[outside].any()):
             continue
         share = omega[inside] / omega[inside].sum()
@@ -85,7 +104,8 @@ def choose_shrinkage(
             Passes(stack[outside], labels[outside], omega[outside], floors, n_jobs) as test,
         ):
             beta = None
-            for index in reversed(range(len(_GRID))):  # from the stiffest, each the next one's start
+            # From the strongest pull; each fit begins where the last one ended.
+            for index in reversed(range(len(_GRID))):
                 beta = fit_log_linear(train, shrinkage_penalty(_GRID[index] * unit, direction), beta).beta
                 losses[index] += test.moments(beta, hessian=False).value
-    return _GRID[int(losses.argmin())] * auto
+    return losses

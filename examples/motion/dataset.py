@@ -1,9 +1,9 @@
 """The embedded data set: motion capture of real people, rendered to real videos in the layout of the challenge.
 
-pybullet ships 15 motion-capture recordings of human actions (one recording an action) and a software renderer.
-`render_motion` films them: every video has its own camera, playing speed, starting phase, body colours and background,
-and is written as an `.mp4` file in the folder and annotation layout of Kinetics400ViPriors. The splits differ in all of
-these, never in the person, so this is a data set to exercise and compare methods on, not to publish accuracies of.
+`render_motion` films 15 recorded human actions (one recording an action). Every video has its own camera, playing
+speed, starting phase, clothes and background; every performer has a body and a bearing of its own, and appears in one
+split only. The videos are written as `.mp4` files in the folder and annotation layout of Kinetics400ViPriors. What the
+splits share is the recording, so this is a data set to exercise and compare methods on, not to publish accuracies of.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vidfuse.errors import InputError
-from vidfuse.video.filming import ACTIONS, MotionPlan, import_demo, render_clip
+from motion.filming import render_clip
+from motion.plan import SPLITS, MotionPlan
+from vidfuse.errors import InputError, MissingExtraError
 
-__all__ = ["ACTIONS", "MotionPlan", "MotionSet", "render_clip", "render_motion"]
+try:
+    import av
+except ImportError as error:
+    raise MissingExtraError("writing the rendered videos", "video") from error
+
+__all__ = ["MotionSet", "encode", "render_motion", "render_share"]
 
 _NAME = "Kinetics400ViPriors"
-_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def _videos(plan: MotionPlan) -> list[_Video]:
     """Every video of the plan; ids are hashes, so they tell nothing of the class and change with the plan."""
     plan_json = json.dumps(asdict(plan), sort_keys=True)
     videos = []
-    for split in _SPLITS:
+    for split in SPLITS:
         for number in range(getattr(plan, split)):
             for action in plan.actions:
                 digest = hashlib.sha256(f"{plan_json}/{split}/{action}/{number}".encode()).hexdigest()[:11]
@@ -67,9 +72,8 @@ def _videos(plan: MotionPlan) -> list[_Video]:
     return videos
 
 
-def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
+def encode(frames: NDArray[np.uint8], fps: int) -> bytes:
     """Return the bytes of an `.mp4` file (H.264, a key frame every 12 frames)."""
-    av = import_demo("av")
     buffer = io.BytesIO()
     # x264's macroblock tree reads memory that it has not written: with it the same frames give other bytes each time.
     options = {"preset": "veryfast", "crf": "22", "g": "12", "x264-params": "mbtree=0"}
@@ -86,17 +90,20 @@ def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
 def _publish(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def _render(video: _Video, plan: MotionPlan, root: Path) -> None:
-    seed = [plan.seed, _SPLITS.index(video.split), ACTIONS.index(video.action), video.number]
-    data = _encode(render_clip(video.action, plan, video.split, seed), plan.fps)
+    data = encode(render_clip(video.action, plan, video.split, video.number), plan.fps)
     _publish(root / video.split / f"{video.id}.mp4", data[: len(data) // 3] if video.damaged else data)
 
 
-def _render_share(folder: str, plan_json: str, worker: int, workers: int) -> None:
+def render_share(folder: str, plan_json: str, worker: int, workers: int) -> None:
     """Render every `workers`-th missing video and print its id; what a worker process runs."""
     values = json.loads(plan_json)
     plan = MotionPlan(**(values | {"actions": tuple(values["actions"])}))
@@ -112,10 +119,12 @@ def _render_in_processes(folder: Path, plan: MotionPlan, workers: int) -> Iterat
 
     They are started as plain commands, not through multiprocessing, which would import the caller's main module again.
     """
-    command = [sys.executable, "-m", "vidfuse.video.motion", str(folder), json.dumps(asdict(plan))]
+    command = [sys.executable, "-m", "motion.worker", str(folder), json.dumps(asdict(plan))]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     started = [
-        subprocess.Popen([*command, str(worker), str(workers)], stdout=subprocess.PIPE)  # noqa: S603 - our own module
-        for worker in range(workers)
+        subprocess.Popen([*command, str(n), str(workers)], stdout=subprocess.PIPE, env=env)  # noqa: S603 - our own module
+        for n in range(workers)
     ]
     try:
         with selectors.DefaultSelector() as ready:
@@ -149,7 +158,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
 def _annotations(videos: list[_Video], plan: MotionPlan, root: Path) -> dict[Path, bytes]:
     """Return the text of every annotation file, by path."""
     folder = root / "annotations"
-    rows = {s: sorted((v.action, v.id, s) for v in videos if v.split == s) for s in _SPLITS}
+    rows = {s: sorted((v.action, v.id, s) for v in videos if v.split == s) for s in SPLITS}
     return {
         folder / "clsIdx.csv": _csv(("label", "idx"), [(a, i) for i, a in enumerate(plan.actions, 1)]),
         folder / "kinetics400ViPriors-train.csv": _csv(("label", "videoid", "split"), rows["train"]),
@@ -187,7 +196,8 @@ def render_motion(
 
     Raises:
         InputError: The folder holds videos of another plan.
-        MissingExtraError: pybullet or PyAV is not installed.
+        OSError: The disk is full or fails; its `filename` is the video's. No part of the video is there then.
+        RuntimeError: A worker process failed; its own message is on stderr.
 
     Example:
         >>> import tempfile
@@ -207,7 +217,7 @@ def render_motion(
             f"expected an empty folder or this plan's videos in {root}, got {len(present - expected)} videos of "
             "another plan; render into another folder or remove this one"
         )
-    for split in ("annotations", *_SPLITS):
+    for split in ("annotations", *SPLITS):
         (root / split).mkdir(parents=True, exist_ok=True)
     for stale in root.glob("*/.*.tmp"):
         stale.unlink(missing_ok=True)
@@ -226,7 +236,3 @@ def render_motion(
         if not path.exists() or path.read_bytes() != data:
             _publish(path, data)
     return MotionSet(root, root.parent / "test-labels.csv", len(missing))
-
-
-if __name__ == "__main__":
-    _render_share(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,14 +1,17 @@
 """The embedded data set: the challenge's layout, the same bytes every time, and what is left when it is interrupted."""
 
+import errno
+import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 
+from motion import MotionPlan, render_motion
 from vidfuse.errors import InputError
-from vidfuse.video import decode, filming, vipriors
-from vidfuse.video.motion import ACTIONS, MotionPlan, render_clip, render_motion
+from vidfuse.video import decode, vipriors
 
 PLAN = MotionPlan(train=3, val=2, test=2, actions=("walk", "jump", "kick"), frames=6, size=32)
 
@@ -80,47 +83,38 @@ def test_another_plan_is_refused(rendered):
         render_motion(rendered.root.parent, replace(PLAN, seed=1), progress=False)
 
 
-def test_videos_differ_in_everything_but_the_action():
-    plan = replace(PLAN, size=48)
-    first, second = (render_clip("walk", plan, "train", seed) for seed in (1, 2))
-    assert first.shape == (6, 48, 48, 3) and first.dtype == np.uint8
-    assert np.abs(first.astype(int) - second).mean() > 10  # another scene
-    assert np.abs(first[0].astype(int) - first[-1]).max() > 50  # and something moves
-    assert np.array_equal(first, render_clip("walk", plan, "train", 1))
+def test_a_full_disk_is_an_error_with_the_path_and_leaves_no_half_of_a_video(rendered, tmp_path, monkeypatch):
+    write, written = Path.write_bytes, []
+
+    def full(path, data):
+        written.append(path)
+        if len(written) < 4:
+            return write(path, data)
+        write(path, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            render_motion(tmp_path, PLAN, workers=1, progress=False)
+    assert caught.value.errno == errno.ENOSPC
+    assert Path(caught.value.filename).parent == tmp_path / "Kinetics400ViPriors" / "train"
+    whole = contents(rendered.root.parent)
+    assert len(contents(tmp_path)) == 3
+    assert all(whole[path] == data for path, data in contents(tmp_path).items())
+    assert render_motion(tmp_path, PLAN, workers=1, progress=False).rendered == 18
+    assert contents(tmp_path) == whole
 
 
-def test_without_difficulty_the_camera_stands_still():
-    plan = replace(PLAN, difficulty=0.0)
-    scenes = [filming._scene(plan, "train", np.random.default_rng(seed)) for seed in range(9)]
-    assert {(s.yaw, s.pitch, s.distance) for s in scenes} == {(0.0, 0.0, scenes[0].distance)}
+def test_worker_processes_that_fail_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="2 of 2 rendering processes failed"):
+        render_motion(tmp_path, PLAN, workers=2, progress=False)
+    assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_poses_follow_the_recording(action):
-    """Poses pass through the recorded frames, and their rotations are unit quaternions."""
-    recorded = filming._recording(action)
-    plan = replace(PLAN, frames=50)
-    poses = filming._poses(action, plan, filming._scene(plan, "val", np.random.default_rng(0)))
-    assert poses.shape == (50, 44) and np.isfinite(poses).all()
-    for start in filming._QUATERNIONS:
-        np.testing.assert_allclose(np.linalg.norm(poses[:, start : start + 4], axis=1), 1, atol=1e-9)
-        assert ((recorded[1:, start : start + 4] * recorded[:-1, start : start + 4]).sum(1) > 0).all()
-    low, high = recorded[:, 1:4].min(0) - 1e-9, recorded[:, 1:4].max(0) + 1e-9
-    assert ((poses[:, 1:4] >= low) & (poses[:, 1:4] <= high)).all()
-
-
-def test_hues_are_the_colour_circle():
-    import colorsys
-
-    for h in np.linspace(0, 0.99, 12):
-        np.testing.assert_allclose(filming._hsv(h, 0.7, 0.9), colorsys.hsv_to_rgb(h, 0.7, 0.9), atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"actions": ("walk",)}, {"actions": ("walk", "swim")}, {"actions": ("walk", "walk")}, {"test": 0}, {"size": 33},
-     {"difficulty": 1.5}, {"frames": 1}],
-)  # fmt: skip
-def test_plans_that_cannot_be_are_refused(wrong):
-    with pytest.raises(InputError, match="expected"):
-        replace(PLAN, **wrong)
+def test_without_pyav_the_error_names_an_extra_that_brings_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "motion.dataset")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"vidfuse\[video\]"):
+        import motion.dataset  # noqa: F401

@@ -1,75 +1,110 @@
-"""What every fuser owes its callers, and scikit-learn: one test each, over all of them."""
+"""What every rule owes its callers, and scikit-learn: one test each, over all of them."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import pkgutil
 import warnings
-from inspect import signature
+from inspect import isabstract, signature
 
 import joblib
 import numpy as np
 import pytest
-from fusion_cases import ESTIMATORS, FUSERS, K, array_of, features, fitted, members, output
+from fusion_cases import CASES, ESTIMATORS, VARIANTS, K, array_of, by_name, features, fitted, members, output
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.utils import get_tags
 
+import vidfuse.fusion
+import vidfuse.selection
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
-from vidfuse.fusion import FUSERS as RULES
 from vidfuse.fusion.calibration import Calibrated
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
-from vidfuse.fusion.voting import MajorityVote
+from vidfuse.fusion.votes import MajorityVote
+from vidfuse.recipe import RULES
 from vidfuse.stack.stack import LogitStack
 
 
-def test_fits_and_predicts_normalised_probabilities(fuser, data):
+def test_fits_and_predicts_normalised_probabilities(rule, data):
     stack, _, y = data
-    assert fuser.fit(stack) is fuser
-    log_p, p = fuser.predict_log_proba(stack), fuser.predict_proba(stack)
+    assert rule.fit(stack) is rule
+    log_p, p = rule.predict_log_proba(stack), rule.predict_proba(stack)
     assert log_p.shape == (len(stack), K)
     assert log_p.dtype == np.float64
     np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-12)
     np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-12)
-    np.testing.assert_array_equal(fuser.predict(stack), p.argmax(axis=1))
-    assert fuser.score(stack) == pytest.approx((fuser.predict(stack) == y).mean())
-    assert fuser.score(stack) > 0.6
-    assert fuser.members_ == stack.members
-    assert fuser.n_features_in_ == 3
-    assert fuser.classes_.tolist() == list(range(K))
+    np.testing.assert_array_equal(rule.predict(stack), p.argmax(axis=1))
+    assert rule.score(stack) == pytest.approx((rule.predict(stack) == y).mean())
+    assert rule.score(stack) > 0.6
+    assert rule.members_ == ("a", "b", "c")
+    assert rule.feature_names_in_ == stack.members == ("b", "a", "c")
+    assert rule.n_features_in_ == 3
+    assert rule.classes_.tolist() == list(range(K))
 
 
-def test_stack_and_array_agree(fuser, data):
+def test_stack_and_array_agree(rule, data):
     stack, X, y = data
-    a = fuser.fit(stack).predict_log_proba(stack)
-    b = clone(fuser).fit(X, y).predict_log_proba(X)
+    a = rule.fit(stack).predict_log_proba(stack)
+    b = clone(rule).fit(X, y).predict_log_proba(X)
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_a_fit_repeats_itself_and_leaves_parameters_alone(fuser, data):
+def test_a_fit_repeats_itself_and_leaves_parameters_alone(rule, data):
     stack, _, _ = data
-    before = repr(fuser.get_params())
-    first = fuser.fit(stack).predict_log_proba(stack)
-    assert repr(fuser.get_params()) == before
-    np.testing.assert_array_equal(fuser.fit(stack).predict_log_proba(stack), first)
+    before = repr(rule.get_params())
+    first = rule.fit(stack).predict_log_proba(stack)
+    assert repr(rule.get_params()) == before
+    np.testing.assert_array_equal(rule.fit(stack).predict_log_proba(stack), first)
 
 
-def test_members_are_matched_by_name(fuser, data):
+def test_members_are_matched_by_name(rule, data):
     stack, _, _ = data
-    fuser.fit(stack)
+    rule.fit(stack)
     shuffled = stack.select(["a", "c", "b"])
-    np.testing.assert_array_equal(fuser.predict_log_proba(shuffled), fuser.predict_log_proba(stack))
+    np.testing.assert_array_equal(rule.predict_log_proba(shuffled), rule.predict_log_proba(stack))
 
 
-def test_the_order_of_members_changes_nothing(fuser, data):
+def test_the_order_of_members_changes_nothing(rule, data):
     stack, _, _ = data
-    if fuser.get_params().get("weights").__class__ is list:
-        fuser.set_params(weights={"b": 1.0, "a": 0.0, "c": 3.0})
-    one = clone(fuser).fit(stack).predict_log_proba(stack)
-    other = clone(fuser).fit(stack.select(["c", "b", "a"])).predict_log_proba(stack)
-    np.testing.assert_allclose(one, other, atol=1e-9)
+    rule = by_name(rule, stack.members)
+    one = clone(rule).fit(stack).predict_log_proba(stack)
+    other = clone(rule).fit(stack.select(["c", "b", "a"])).predict_log_proba(stack)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_numbers_in_a_list_and_arrays_follow_the_order_in_which_the_stack_lists_its_members(rule, data):
+    stack, X, _ = data
+    named = by_name(rule, stack.members).fit(stack)
+    rule.fit(stack)
+    np.testing.assert_array_equal(rule.predict_log_proba(stack), named.predict_log_proba(stack))
+    np.testing.assert_allclose(rule.predict_log_proba(X), named.predict_log_proba(stack), atol=2e-5)
+
+
+def test_videos_that_lack_a_member_are_refused_unless_the_rule_says_otherwise(rule, data):
+    stack, _, y = data
+    ids = np.array([f"v{i:02d}" for i in range(80)])
+    partial = LogitStack.from_arrays(
+        {name: stack.scores(name)[few:] for name, few in (("b", 0), ("a", 5), ("c", 0))},
+        ids={"b": ids, "a": ids[5:], "c": ids},
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), missing="allow", join="outer",
+    )  # fmt: skip
+    rule.fit(stack)
+    assert rule.missing in (None, "error")
+    if "a" in rule.needed_members():
+        with pytest.raises(AlignmentError, match="5 of 80 videos without some"):
+            rule.predict(partial)
+    with pytest.raises(AlignmentError, match="5 of 80 videos without some"):
+        clone(rule).fit(partial)
+    whole = [parameter for parameter in rule.get_params() if parameter.endswith("missing")]
+    if whole and rule.missing is not None:
+        rule.set_params(**dict.fromkeys(whole, "renormalise")).fit(partial)
+        assert np.isfinite(rule.predict_log_proba(partial)).all()
 
 
 def test_row_05_veto_of_a_member_without_weight_is_harmless():
@@ -88,20 +123,30 @@ def test_row_06_every_class_vetoed():
 
 
 def test_every_rule_is_under_contract():
+    """Rules that the package defines, recipes can hold; and those that recipes can hold, these tests try."""
+    for room in (vidfuse.fusion, vidfuse.selection):
+        for found in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            importlib.import_module(found.name)
+    kinds, waiting = set(), [Rule]
+    while waiting:
+        waiting += (own := waiting.pop().__subclasses__())
+        kinds |= {kind.__name__ for kind in own if kind.__module__.startswith("vidfuse.") and not isabstract(kind)}
     assert {type(estimator).__name__ for estimator in ESTIMATORS.values()} == set(RULES)
+    assert kinds == {type(estimator).__name__ for estimator in CASES.values()}
+    assert set(VARIANTS) <= set(RULES)
 
 
 def test_the_videos_call_for_weights_that_depend_on_them(data):
-    assert not clone(FUSERS["dynamic"]).fit(data[0]).fallback_
+    assert not clone(CASES["dynamic"]).fit(data[0]).fallback_
 
 
 def test_a_constructor_sets_its_parameters_and_nothing_else(estimator):
     assert vars(estimator) == estimator.get_params(deep=False)
-    plain = type(estimator)(**{k: v for k, v in vars(estimator).items() if k in ("fuser", "pool")})
+    plain = type(estimator)(**{k: v for k, v in vars(estimator).items() if k in ("rule", "pool")})
     for name, parameter in signature(type(estimator)).parameters.items():
         if parameter.default is not parameter.empty and name != "pool":
             assert getattr(plain, name) is parameter.default
-            assert parameter.default is None or isinstance(parameter.default, (str, int, float))
+            assert parameter.default is None or isinstance(parameter.default, (str, int, float, tuple))
 
 
 def test_parameters_survive_a_round_trip(estimator):
@@ -168,7 +213,7 @@ def test_a_second_fit_forgets_the_first(estimator, data):
     assert joblib.hash(pickle.loads(pickle.dumps(twice))) == joblib.hash(pickle.loads(pickle.dumps(once)))
 
 
-def test_fitted_attributes_can_be_stored(fuser, data):
+def test_fitted_attributes_can_be_stored(rule, data):
     def plain(value):
         if isinstance(value, np.ndarray):
             return value.dtype.kind in "biufU"
@@ -179,84 +224,84 @@ def test_fitted_attributes_can_be_stored(fuser, data):
         json.dumps(value)
         return True
 
-    fuser.fit(data[0])
-    fitted = {k: v for k, v in vars(fuser).items() if k.endswith("_") and not k.startswith("_")}
+    rule.fit(data[0])
+    fitted = {k: v for k, v in vars(rule).items() if k.endswith("_") and not k.startswith("_")}
     assert {"members_", "classes_", "n_features_in_"} <= set(fitted)
     assert all(plain(value) for value in fitted.values())
 
 
-def test_parameters_are_set_and_got(fuser):
-    params = fuser.get_params(deep=False)
-    assert params == clone(fuser).set_params(**params).get_params(deep=False) or "fuser" in params
-    assert type(fuser).__name__ in repr(fuser)
+def test_parameters_are_set_and_got(rule):
+    params = rule.get_params(deep=False)
+    assert params == clone(rule).set_params(**params).get_params(deep=False) or "rule" in params
+    assert type(rule).__name__ in repr(rule)
     with pytest.raises(ValueError, match="Invalid parameter"):
-        fuser.set_params(no_such_parameter=1)
+        rule.set_params(no_such_parameter=1)
 
 
-def test_tags_say_what_it_is(fuser):
-    tags = get_tags(fuser)
-    assert is_classifier(fuser)
+def test_tags_say_what_it_is(rule):
+    tags = get_tags(rule)
+    assert is_classifier(rule)
     assert tags.input_tags.three_d_array
     assert not tags.input_tags.two_d_array
 
 
-def test_cross_validation_on_stack_and_array(fuser, data):
+def test_cross_validation_on_stack_and_array(rule, data):
     stack, X, y = data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VidfuseWarning)
-        own = cross_val_score(fuser, stack, cv=2)  # the default scorer uses the stack's labels
-        on_stack = cross_val_score(fuser, stack, y, cv=2)
-        on_array = cross_val_score(fuser, X, y, cv=2)
+        own = cross_val_score(rule, stack, cv=2)  # the default scorer uses the stack's labels
+        on_stack = cross_val_score(rule, stack, y, cv=2)
+        on_array = cross_val_score(rule, X, y, cv=2)
     assert own.shape == (2,)
     np.testing.assert_allclose(on_stack, on_array, atol=0.03)
 
 
-def test_a_fold_may_lack_a_class(fuser, data):
+def test_a_fold_may_lack_a_class(rule, data):
     stack, _, y = data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VidfuseWarning)
-        fuser.fit(stack[y != 2])
-    assert fuser.classes_.tolist() == list(range(K))
-    assert fuser.predict_proba(stack).shape == (len(stack), K)
+        rule.fit(stack[y != 2])
+    assert rule.classes_.tolist() == list(range(K))
+    assert rule.predict_proba(stack).shape == (len(stack), K)
 
 
-def test_row_53_labels_that_differ_from_the_stacks(fuser, data):
+def test_row_53_labels_that_differ_from_the_stacks(rule, data):
     stack, _, y = data
     with pytest.raises(InputError, match=r"differ in 1 of 80"):
-        fuser.fit(stack, np.where(np.arange(80) == 3, (y + 1) % K, y))
+        rule.fit(stack, np.where(np.arange(80) == 3, (y + 1) % K, y))
 
 
-def test_row_52_missing_and_added_members(fuser, data):
+def test_row_52_missing_and_added_members(rule, data):
     stack, X, _ = data
-    fuser.fit(stack)
+    rule.fit(stack)
     with pytest.raises(AlignmentError, match="missing: 'c'"):  # the best one: no rule drops it
-        fuser.predict(stack.select(["b", "a"]))
+        rule.predict(stack.select(["b", "a"]))
     scores, _ = members()
     with pytest.raises(AlignmentError, match="not in the fit: 'd'"):
-        fuser.predict(LogitStack.from_arrays({**scores, "d": scores["a"]}))
+        rule.predict(LogitStack.from_arrays({**scores, "d": scores["a"]}))
     with pytest.raises(AlignmentError):
-        fuser.predict(X[:, :2])
+        rule.predict(X[:, :2])
     with pytest.raises(AlignmentError, match="4 classes"):
-        fuser.predict(X[:, :, :3])
+        rule.predict(X[:, :, :3])
 
 
-def test_views_are_refused_or_voted_on(fuser, data):
+def test_views_are_refused_or_voted_on(rule, data):
     _, X, y = data
     views = np.repeat(X[:, :, None], 2, axis=2)
-    if fuser._takes_views:
-        assert fuser.fit(views, y).predict_proba(views).shape == (80, K)
+    if rule.takes_views:
+        assert rule.fit(views, y).predict_proba(views).shape == (80, K)
     else:
         with pytest.raises(InputError, match="views="):
-            fuser.fit(views, y)
+            rule.fit(views, y)
 
 
 # Where neighbours, folds or priors count videos, a video of weight 0 is still one of them.
-@pytest.mark.parametrize("name", sorted(set(FUSERS) - {"dynamic", "calibrated", "calibrated-members", "cv"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"dynamic", "calibrated", "calibrated-members", "cv"}))
 def test_videos_of_weight_zero_are_not_there(name, data):
-    stack, fuser = data[0], FUSERS[name]
+    stack, rule = data[0], CASES[name]
     weight = np.where(np.arange(80) < 30, 0.0, 1.0)
-    a = clone(fuser).fit(stack, sample_weight=weight)
-    b = clone(fuser).fit(stack[30:])
+    a = clone(rule).fit(stack, sample_weight=weight)
+    b = clone(rule).fit(stack[30:])
     np.testing.assert_allclose(a.predict_log_proba(stack), b.predict_log_proba(stack), atol=2e-4)
 
 
@@ -268,9 +313,9 @@ def test_bad_sample_weights(weight, data):
 
 def test_row_18_labels_missing_where_a_fit_needs_them(data):
     _, X, _ = data
-    for fuser in (LogLinearPool(), LinearPool(weights="accuracy"), MajorityVote(weights="accuracy"), StackedPool()):
+    for rule in (LogLinearPool(), LinearPool(weights="accuracy"), MajorityVote(weights="accuracy"), StackedPool()):
         with pytest.raises(InputError, match="learns from labels"):
-            fuser.fit(X)
+            rule.fit(X)
     assert LogLinearPool(weights="uniform").fit(X).predict(X).shape == (80,)
     with pytest.raises(InputError, match="expected labels"):
         MajorityVote().fit(X).score(X)
@@ -293,7 +338,7 @@ def test_row_21_only_one_label_value(name, data):
     _, X, _ = data
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fitted = clone(FUSERS[name]).fit(X, np.full(80, 2))
+        fitted = clone(CASES[name]).fit(X, np.full(80, 2))
     assert any("every label of the fit is class 2" in str(w.message) for w in caught)
     assert np.isfinite(fitted.predict_log_proba(X)).all()
 
@@ -312,8 +357,8 @@ def test_grid_search_with_two_jobs(data):
     search.fit(stack)
     assert search.best_score_ > 0.5
     assert search.predict(stack).shape == y.shape
-    nested = GridSearchCV(Calibrated(LogLinearPool(weights="accuracy")), {"fuser__power": [0.0, 4.0]}, cv=2)
-    assert nested.fit(stack, y).best_params_["fuser__power"] in (0.0, 4.0)
+    nested = GridSearchCV(Calibrated(LogLinearPool(weights="accuracy")), {"rule__power": [0.0, 4.0]}, cv=2)
+    assert nested.fit(stack, y).best_params_["rule__power"] in (0.0, 4.0)
 
 
 def test_cross_val_predict_gives_every_class_a_column(data):

@@ -1,4 +1,4 @@
-"""The two opinion pools: log-linear (the default of vidfuse) and linear, with given, scored or learned weights."""
+"""The log-linear pool, the default of vidfuse, with given, scored or learned weights."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion._solver.linear import fit_linear
 from vidfuse.fusion._solver.log_linear import T_MAX, T_MIN, Penalty, fit_log_linear, shrinkage_penalty
 from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion._solver.qp import solve_qp
 from vidfuse.fusion._solver.shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
-from vidfuse.fusion.base import Floor, Missing, floored_blocks
-from vidfuse.fusion.pool_base import Pool, Weights, check_true_class
-from vidfuse.fusion.summary import Refit
-from vidfuse.fusion.weights import accuracy_weights, member_hits, true_log_likelihoods, true_scores
-from vidfuse.likelihood import linear_pool, log_linear_pool
+from vidfuse.fusion.floors import Floor, floored_blocks
+from vidfuse.fusion.rule import Missing, WeightedSum
+from vidfuse.fusion.weighted import (
+    FitVideos,
+    WeightedRule,
+    Weights,
+    check_true_class,
+    is_learned,
+    pool_blocks,
+    sum_of_given,
+)
+from vidfuse.fusion.weights import accuracy_weights, member_hits, true_scores
+from vidfuse.likelihood import log_linear_pool
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["LinearPool", "LogLinearPool", "Weights"]
+__all__ = ["SHRUNK_FLOOR", "LogLinearPool"]
 
 SHRUNK_FLOOR: Final = 0.01
 """The floor of every member in a shrunk learned fit; it was chosen together with the shrinkage."""
@@ -35,7 +42,7 @@ CLASS_PRECISION: Final = 100.0
 """The precision of the prior on a class's weights around the shared ones, in videos."""
 
 
-class LogLinearPool(Pool):
+class LogLinearPool(WeightedRule):
     """Fuse members by the weighted sum of their log-likelihoods: the default of vidfuse.
 
     ``log p(c) = (1/T) · Σ_m w_m · log p_m(c) - log Σ_j exp(…)``, w on the simplex (the logarithmic opinion pool, Genest
@@ -44,7 +51,8 @@ class LogLinearPool(Pool):
 
     Args:
         weights: "learned", "accuracy" (of multi-network fusion by score), "uniform", "log-odds", "inverse-nll",
-            numbers in the members' order, or {member: number}. Numbers are normalised (`weight_sum_` keeps the sum).
+            numbers in the order in which the fit's stack lists its members, or {member: number}. Numbers are
+            normalised (`weight_sum_` keeps the sum).
         shrinkage: λ for learned weights: "auto" (``N^(-1/2)``), "cv", a number, or None.
         power: the exponent of "accuracy".
         floor: the uniform distribution's share in every member. "auto": 0.01 where a learned fit is shrunk; else
@@ -73,7 +81,10 @@ class LogLinearPool(Pool):
         (True, True)
     """
 
+    temperature_: float
+    optimality_gap_: float | None
     shrinkage_: float | None
+    weight_sum_: float
     class_weights_: NDArray[np.float64] | None
 
     def __init__(
@@ -97,24 +108,22 @@ class LogLinearPool(Pool):
         self.missing = missing
         self.n_jobs = n_jobs
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
         check_shrinkage(self.shrinkage)
-        self.shrinkage_, self.class_weights_ = None, None
-        if self.per_class and not (isinstance(self.weights, str) and self.weights == "learned"):
+        learned = is_learned(self.weights)
+        if self.per_class and not learned:
             raise InputError(f'per_class: weights per class are learned; say weights="learned", got {self.weights!r}')
+        self.temperature_, self.optimality_gap_ = 1.0, None
+        self.shrinkage_, self.class_weights_ = None, None
+        floor = SHRUNK_FLOOR if learned and self.shrinkage not in (None, 0) else 0.0
+        videos = self._fit_weights(stack, labels, weight, learns=True, default_floor=floor)
+        self.weight_sum_ = sum_of_given(self.weights)
+        if videos is not None:
+            self._learn(videos)
 
-    def _default_floor(self) -> float:
-        learned = isinstance(self.weights, str) and self.weights == "learned"
-        return SHRUNK_FLOOR if learned and self.shrinkage not in (None, 0) else 0.0
-
-    def _learn(
-        self,
-        stack: LogitStack,
-        labels: NDArray[np.int64],
-        omega: NDArray[np.float64],
-        floors: NDArray[np.float64],
-    ) -> tuple[NDArray[np.float64], Refit]:
+    def _learn(self, videos: FitVideos) -> None:
+        """Set weights and temperature, and weights per class where they are asked for."""
+        stack, labels, omega, floors = videos.stack, videos.labels, videos.omega, videos.floors
         true = true_scores(stack, labels)
         check_true_class(stack, true, floors)
         direction = np.full(len(stack.members), 1.0 / len(stack.members))
@@ -129,19 +138,18 @@ class LogLinearPool(Pool):
                 f"the lowest temperature, {T_MIN}, was reached: some weights separate the {len(stack)} videos of the "
                 "fit perfectly, and their probabilities will be overconfident; use shrinkage or more videos",
                 VidfuseWarning,
-                stacklevel=6,
+                stacklevel=4,
             )
         self.shrinkage_ = strength
         self.optimality_gap_ = fit.gap
         self.temperature_ = float(1.0 / fit.beta.sum())
         if self.per_class:
-            classes = fit_classes(
+            self.class_weights_ = fit_classes(
                 stack, labels, omega, floors, fit.beta,
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
-            )  # fmt: skip
-            self.class_weights_ = classes.beta[[stack.members.index(name) for name in self.members_]]
+            ).beta  # fmt: skip
         again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
-        return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
+        self._set_found(fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again), omega)
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of positive weight, for some class at least."""
@@ -151,85 +159,34 @@ class LogLinearPool(Pool):
         say = (self.weights_ > 0) | (self.class_weights_ > 0).any(axis=1)
         return tuple(name for name, has in zip(self.members_, say, strict=True) if has)
 
+    def weighted_sum(self) -> WeightedSum:
+        """Return the pool as a weighted sum of log-likelihoods, over all of `members_`."""
+        check_is_fitted(self, "weights_")
+        beta = self.weights_[:, None] / self.temperature_ if self.class_weights_ is None else self.class_weights_
+        return WeightedSum("log-linear", self.members_, beta, self.floor_)
+
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        if self.class_weights_ is None:
-            return super()._fuse(stack)
-        needed = self.needed_members()
-        used = stack.select([name for name in stack.members if name in needed])
-        if used.present is not None or len(used.members) < len(needed):
-            return super()._fuse(stack)  # weights per class are not renormalised: the shared ones are
-        columns = [self.members_.index(name) for name in used.members]
-        out = np.empty((len(used), used.n_classes))
-        for rows, block in floored_blocks(used, self.floor_[columns]):
-            out[rows] = log_linear_pool(block, self.class_weights_[columns], per_class=True)
+        """Pool with the weights of each class if there are such, and every video has all members that have a say.
+
+        Elsewhere the shared weights are renormalised; those of a class have no common sum.
+        """
+        if self.class_weights_ is not None and set(self.needed_members()) <= set(stack.members):
+            used = stack.select(self.needed_members())
+            if used.present is None:
+                return self._fuse_per_class(used, self.class_weights_)
+        stack, weights, floors = self._with_a_say(stack)
+        return pool_blocks(_pool, stack, weights, floors, 1.0 / self.temperature_)
+
+    def _fuse_per_class(self, stack: LogitStack, beta: NDArray[np.float64]) -> NDArray[np.float64]:
+        columns = [self.members_.index(name) for name in stack.members]
+        out = np.empty((len(stack), stack.n_classes))
+        for rows, block in floored_blocks(stack, self.floor_[columns]):
+            out[rows] = log_linear_pool(block, beta[columns], per_class=True)
         return out
 
-    def _combine(self, block: NDArray[np.float32], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
-        return log_linear_pool(block, weights, ids=ids)
 
-
-class LinearPool(Pool):
-    """Fuse members by the weighted average of their probabilities.
-
-    ``p(c) = Σ_m w_m · p_m(c)``, w on the simplex (the linear opinion pool, Stone 1961). Learned weights minimise the
-    negative log-likelihood exactly (`fit_linear`), from the true class's probabilities alone.
-
-    Args:
-        weights: "learned", "accuracy", "uniform", "log-odds", "inverse-nll", numbers, or {member: number}.
-        power: the exponent of "accuracy".
-        floor: the uniform distribution's share in every member; "auto": 1e-4 for members given as probabilities.
-        class_weight: "balanced" gives every class that occurs the same total weight in the fit.
-        missing: "renormalise" shares an absent member's weight among those that a video has; "error" refuses.
-
-    Attributes:
-        weights_: (M,), on the simplex, in the order of `members_`.
-        temperature_: 1.
-        optimality_gap_: how much lower the fit's NLL could be, at most, in nats; None unless learned.
-        floor_: each member's floor (M,).
-        weight_sum_: the sum of given numbers.
-        n_missing_: for how many videos of the fit each member was missing (M,).
-
-    Example:
-        >>> stack = LogitStack.from_arrays(np.log([[[0.8, 0.2], [0.4, 0.6]]]))
-        >>> LinearPool(weights="uniform").fit(stack).predict_proba(stack).round(3).tolist()
-        [[0.6, 0.4]]
-    """
-
-    def __init__(
-        self,
-        weights: Weights = "learned",
-        *,
-        power: float = 1.0,
-        floor: Floor = "auto",
-        class_weight: Literal["balanced"] | None = None,
-        missing: Missing = "error",
-    ) -> None:
-        self.weights = weights
-        self.power = power
-        self.floor = floor
-        self.class_weight = class_weight
-        self.missing = missing
-
-    def _learn(
-        self,
-        stack: LogitStack,
-        labels: NDArray[np.int64],
-        omega: NDArray[np.float64],
-        floors: NDArray[np.float64],
-    ) -> tuple[NDArray[np.float64], Refit]:
-        log_true = true_log_likelihoods(stack, labels, floors)
-        if np.isneginf(log_true).any():
-            check_true_class(stack, true_scores(stack, labels), floors)
-        fit = fit_linear(log_true, omega)
-        self.optimality_gap_ = fit.gap
-        return fit.weights, partial(_refit_linear, log_true)
-
-    def _combine(self, block: NDArray[np.float32], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
-        return linear_pool(block, weights)
-
-
-def _refit_linear(log_true: NDArray[np.float64], omega: NDArray[np.float64]) -> NDArray[np.float64]:
-    return fit_linear(log_true, omega).weights
+def _pool(block: NDArray[np.float32], shares: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
+    return log_linear_pool(block, shares, ids=ids)
 
 
 class _OneStep:

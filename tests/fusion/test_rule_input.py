@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from fusion_cases import ESTIMATORS, FUSERS, K, array_of, fitted, members, output
+from fusion_cases import CASES, ESTIMATORS, K, array_of, fitted, members, output
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import logsumexp
 from sklearn.base import clone
@@ -89,8 +89,13 @@ def test_weights_of_one_are_none(name, weight):
 
 
 # Shrinkage and priors count weighted videos by their effective number, neighbours and folds every video once.
-COUNTING = {"default", "cv", "per-class", "balanced", "linear-log-odds", "stacked", "stacked-diagonal", "dynamic"}
-COUNTING |= {"subset-learned", "subset-stacked", "calibrated-members", "vector"}
+COUNTING = {"default", "cv", "per-class", "balanced", "linear-log-odds", "stacked", "stacked-diagonal"}
+COUNTING |= {"dynamic", "dynamic-per-class", "dynamic-given"} | {
+    "subset-learned",
+    "subset-stacked",
+    "calibrated-members",
+    "vector",
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - COUNTING))
@@ -114,18 +119,17 @@ def test_one_video_is_enough(name):
         assert_allclose(logsumexp(log_p, axis=1), 0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", FUSERS)
+@pytest.mark.parametrize("name", CASES)
 def test_one_member_is_enough(name):
     X, y = sample()
     own = X[:, 2:]
-    fuser = clone(FUSERS[name])
-    if isinstance(fuser.get_params().get("weights"), list):
-        fuser.set_params(weights=[2.0])
-    fuser.fit(own, y)
-    assert fuser.n_features_in_ == 1
-    assert_allclose(logsumexp(fuser.predict_log_proba(own), axis=1), 0.0, atol=1e-9)
+    rule = clone(CASES[name])
+    rule.set_params(**{key: value[-1:] for key, value in rule.get_params().items() if isinstance(value, list)})
+    rule.fit(own, y)
+    assert rule.n_features_in_ == 1
+    assert_allclose(logsumexp(rule.predict_log_proba(own), axis=1), 0.0, atol=1e-9)
     if "stacked" not in name and name not in ("per-class", "calibrated-members"):  # these move classes apart
-        assert_array_equal(fuser.predict(own), own[:, 0].argmax(axis=1))
+        assert_array_equal(rule.predict(own), own[:, 0].argmax(axis=1))
 
 
 @pytest.mark.parametrize(("value", "what"), [(np.nan, "(?i)nan"), (np.inf, "inf")])
@@ -140,7 +144,7 @@ def test_rows_01_and_02_a_score_that_is_not_finite(name, value, what):
         output(reference(name)[0], bad)
 
 
-@pytest.mark.parametrize("name", FUSERS)
+@pytest.mark.parametrize("name", CASES)
 def test_the_number_of_members_and_classes_is_the_fits(name):
     X, _ = sample()
     for wrong in (X[:, :2], X[:, [0, 1, 2, 2]], X[:, :, :3], np.concatenate([X, X[:, :, :1]], axis=2)):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from vidfuse.fusion.base import Floor, Missing, floored_blocks
-from vidfuse.fusion.pool_base import WeightedFuser, Weights
-from vidfuse.fusion.summary import Refit
-from vidfuse.fusion.views import reduce_views
+from vidfuse.fusion.floors import Floor, floored_blocks
+from vidfuse.fusion.rule import Missing
+from vidfuse.fusion.weighted import WeightedRule, Weights
 from vidfuse.likelihood import log_linear_pool, votes_to_log_proba
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["BordaCount", "MajorityVote"]
 
 
-class _Vote(WeightedFuser):
+Ballots = Callable[[NDArray[Any]], NDArray[np.float64]]
+"""From one voter's log-likelihoods (B, K) to its votes (B, K)."""
+
+
+class _Vote(WeightedRule):
     """What both votes share: members vote with their weights, and the mean-log pool breaks ties."""
 
     def __init__(
@@ -30,35 +33,21 @@ class _Vote(WeightedFuser):
         self.floor = floor
         self.missing = missing
 
-    @abstractmethod
-    def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
-        """Return one voter's votes (B, K) by its log-likelihoods (B, K)."""
+    def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
+        self._fit_weights(stack, labels, weight)
 
-    def _find(
-        self,
-        stack: LogitStack,
-        labels: NDArray[np.int64],
-        omega: NDArray[np.float64],
-        floors: NDArray[np.float64],
-    ) -> tuple[NDArray[np.float64], Refit]:
-        flat = stack if stack.n_views is None else reduce_views(stack, "mean-log", floor=self.floor)
-        return super()._find(flat, labels, omega, floors)
-
-    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        stack, weights, floors = self._weighted(stack)
+    def _count(self, stack: LogitStack, ballots: Ballots) -> NDArray[np.float64]:
+        stack, weights, floors = self._with_a_say(stack)
         weights = weights / weights.mean()  # equal weights are one vote each
         out = np.empty((len(stack), stack.n_classes))
         for rows, block in floored_blocks(stack, floors):
             here = np.tile(weights, (len(block), 1)) if stack.present is None else stack.present[rows] * weights
             ids = None if stack.ids is None else stack.ids[rows]
-            out[rows] = self._count_members(block, here, ids) if block.ndim == 3 else _count_views(block, here, ids)
+            if block.ndim == 4:
+                out[rows] = _count_views(block, here, ids)
+            else:
+                out[rows] = _count_members(block, here, ids, ballots)
         return out
-
-    def _count_members(self, block: NDArray[Any], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
-        votes = np.zeros((len(block), block.shape[2]))
-        for member in range(block.shape[1]):
-            votes += weights[:, member, None] * self._ballots(block[:, member])
-        return votes_to_log_proba(votes, _mean_log(block, weights > 0, ids))
 
 
 class MajorityVote(_Vote):
@@ -71,7 +60,8 @@ class MajorityVote(_Vote):
     with unequal weights ½ shrinks so that q never overrules a vote (`vidfuse.likelihood.votes_to_log_proba`).
 
     Args:
-        weights: "uniform", "accuracy", "log-odds", "inverse-nll", numbers in the members' order, or {member: number}.
+        weights: "uniform", "accuracy", "log-odds", "inverse-nll", numbers in the order in which the fit's stack
+            lists its members, or {member: number}.
         power: the exponent of "accuracy".
         floor: the uniform distribution's share in every member; "auto": 1e-4 for members given as probabilities.
         missing: "renormalise" lets those members vote that a video has; "error" refuses.
@@ -92,10 +82,10 @@ class MajorityVote(_Vote):
         ([1], [[0.376, 0.624]])
     """
 
-    _takes_views = True
+    takes_views = True
 
-    def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
-        return _one_hot(log_p)
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        return self._count(stack, _one_hot)
 
 
 class BordaCount(_Vote):
@@ -105,7 +95,8 @@ class BordaCount(_Vote):
     mean-log pool.
 
     Args:
-        weights: "uniform", "accuracy", "log-odds", "inverse-nll", numbers in the members' order, or {member: number}.
+        weights: "uniform", "accuracy", "log-odds", "inverse-nll", numbers in the order in which the fit's stack
+            lists its members, or {member: number}.
         power: the exponent of "accuracy".
         floor: the uniform distribution's share in every member; "auto": 1e-4 for members given as probabilities.
         missing: "renormalise" lets those members rank that a video has; "error" refuses.
@@ -124,14 +115,27 @@ class BordaCount(_Vote):
         [1]
     """
 
-    def _ballots(self, log_p: NDArray[Any]) -> NDArray[np.float64]:
-        return np.asarray(rankdata(log_p, axis=1) - 1.0)
+    def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
+        return self._count(stack, _ranks)
 
 
 def _one_hot(log_p: NDArray[Any]) -> NDArray[np.float64]:
     votes = np.zeros(log_p.shape)
     votes[np.arange(len(log_p)), log_p.argmax(axis=1)] = 1.0
     return votes
+
+
+def _ranks(log_p: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(rankdata(log_p, axis=1) - 1.0)
+
+
+def _count_members(
+    block: NDArray[Any], weights: NDArray[np.float64], ids: Any, ballots: Ballots
+) -> NDArray[np.float64]:
+    votes = np.zeros((len(block), block.shape[2]))
+    for member in range(block.shape[1]):
+        votes += weights[:, member, None] * ballots(block[:, member])
+    return votes_to_log_proba(votes, _mean_log(block, weights > 0, ids))
 
 
 def _mean_log(block: NDArray[Any], used: NDArray[np.bool_], ids: Any) -> NDArray[np.float64]:

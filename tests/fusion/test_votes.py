@@ -7,9 +7,10 @@ import pytest
 
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion.calibration import Calibrated
-from vidfuse.fusion.pools import LinearPool, LogLinearPool
+from vidfuse.fusion.linear import LinearPool
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.views import members_first, reduce_views
-from vidfuse.fusion.voting import BordaCount, MajorityVote
+from vidfuse.fusion.votes import BordaCount, MajorityVote
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 

@@ -1,0 +1,60 @@
+"""`vidfuse networks`: what the catalogue holds, and what a network costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from vidfuse.cli import options
+from vidfuse.errors import InputError
+
+__all__ = ["networks"]
+
+
+@click.command()
+@click.argument("name", default="*")
+@click.option("--classes", type=click.IntRange(min=2), help="Classes, other than those of the published checkpoint.")
+@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip, other than the catalogue's.")
+@click.option("--size", type=click.IntRange(min=1), help="Height and width of a clip, other than the catalogue's.")
+@options.as_json
+def networks(name: str, classes: int | None, frames: int | None, size: int | None, as_json: bool) -> None:
+    """List the catalogue's networks, or count the parameters and multiply-adds (GMACs) of the network NAME.
+
+    NAME may be a shell pattern, such as 'x3d_*', which lists the names that match. A list shows the figures of the
+    catalogue. For a single NAME both are counted anew, on the network itself.
+    """
+    from vidfuse.networks import catalogue
+
+    if name in (found := catalogue.names(name)) or not any(mark in name for mark in "*?["):
+        _show(name, classes, frames, size, as_json)
+        return
+    if (classes, frames, size) != (None, None, None):
+        raise InputError(f"--classes, --frames and --size: expected them with the name of one network, got {name!r}")
+    if not found:
+        raise InputError(f"expected a pattern of networks' names, got {name!r}, which matches none")
+    listed = [catalogue.info(match) for match in found]
+    lines = [f"{'name':<40} {'frames':>6} {'size':>4} {'classes':>7} {'parameters':>11} {'GMACs':>8} {'top-1':>6}"]
+    for one in listed:
+        top1 = "" if one.top1 is None else f"{one.top1:.1f}"
+        clip = f"{one.frames:>6} {one.size:>4}"
+        lines.append(f"{one.name:<40} {clip} {one.n_classes:>7} {one.parameters:>11,} {one.gmacs:>8.4g} {top1:>6}")
+    options.emit({"networks": [dataclasses.asdict(one) for one in listed]}, "\n".join(lines), as_json)
+
+
+def _show(name: str, classes: int | None, frames: int | None, size: int | None, as_json: bool) -> None:
+    """Print what is known of one network, and what is counted on it."""
+    from vidfuse import networks as catalogue
+
+    facts, counted = catalogue.info(name), catalogue.cost(name, classes, frames=frames, size=size)
+    t, h, w = counted.clip
+    top1 = "" if facts.top1 is None else f"\n{facts.top1} % top-1 published; licence of the checkpoint: {facts.licence}"
+    text = (
+        f"{name}: {facts.paper}\n"
+        f"{counted.parameters:,} parameters with {counted.n_classes} classes\n"
+        f"{counted.gmacs:.4g} GMACs for a clip of {t} frames of {h} x {w} pixels (multiply-adds of convolutions and "
+        f"matrix products, in 10⁹){top1}"
+    )
+    result: dict[str, Any] = {"catalogue": dataclasses.asdict(facts), "counted": dataclasses.asdict(counted)}
+    options.emit(result, text, as_json)

@@ -1,0 +1,60 @@
+"""A member whose rows stand in another order is told by its lost agreement, and by nothing less."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from vidfuse import LogitStack, LogLinearPool, MajorityVote
+from vidfuse.errors import VidfuseWarning
+
+
+def scores(seed, skills, n=200, k=5):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    return {f"m{j}": rng.normal(size=(n, k)) + skill * np.eye(k)[y] for j, skill in enumerate(skills)}, y
+
+
+def fitted(skills):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VidfuseWarning)  # a member at chance beside good ones is told at once
+        arrays, y = scores(0, skills)
+        return MajorityVote().fit(LogitStack.from_arrays(arrays, labels=y))
+
+
+def test_rows_in_another_order_are_warned_of_by_name():
+    rule = fitted((3.0, 3.0, 3.0))
+    arrays, _ = scores(1, (3.0, 3.0, 3.0))
+    arrays["m1"] = arrays["m1"][::-1]
+    with pytest.warns(VidfuseWarning, match="member 'm1' agreed with the others on the videos of the fit"):
+        rule.predict(LogitStack.from_arrays(arrays))
+
+
+def test_members_that_agree_less_but_beyond_chance_are_not():
+    """On harder videos a kappa of 0.8 falls to 0.3: many deviations, and still no order of chance."""
+    rule = fitted((4.0, 4.0, 4.0))
+    arrays, _ = scores(1, (1.6, 1.6, 1.6))
+    rule.predict(LogitStack.from_arrays(arrays))
+
+
+def test_a_member_that_never_agreed_is_not():
+    rule = fitted((3.0, 3.0, 0.0))
+    for seed in range(1, 6):
+        arrays, _ = scores(seed, (3.0, 3.0, 0.0))
+        rule.predict(LogitStack.from_arrays(arrays))
+
+
+def test_too_few_videos_tell_nothing():
+    rule = fitted((3.0, 3.0, 3.0))
+    arrays, _ = scores(1, (3.0, 3.0, 3.0), n=29)
+    arrays["m1"] = arrays["m1"][::-1]
+    rule.predict(LogitStack.from_arrays(arrays))
+
+
+def test_recipes_of_the_first_releases_hold_no_agreement():
+    arrays, y = scores(0, (3.0, 3.0))
+    rule = LogLinearPool().fit(LogitStack.from_arrays(arrays), y)
+    del rule.agreement_, rule.class_names_, rule.feature_names_in_
+    assert (rule.predict(np.stack(list(arrays.values()), axis=1)) == y).mean() > 0.8
