@@ -153,6 +153,18 @@ def test_the_protocol_is_plain_json():
     }
 
 
+def test_views_are_reduced_on_both_sides_and_once_where_both_are_one():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(20, 2, 3, 4))
+    views = vf.LogitStack.from_arrays(z, labels=rng.integers(0, 4, 20), ids=IDS[:20])
+    whole = open_trial(views, folds=2).reduced("vote")
+    assert whole.scored is whole.fit_stack
+    halves = open_trial(views[:10], views[10:]).reduced("vote")
+    expected = vf.reduce_views(views, "vote").log_likelihoods()
+    np.testing.assert_array_equal(halves.fit_stack.log_likelihoods(), expected[:10])
+    np.testing.assert_array_equal(halves.scored.log_likelihoods(), expected[10:])
+
+
 def test_a_trial_of_some_members_keeps_the_videos_that_they_have():
     stack = hard_stack(5, ids=IDS)
     z = {"m0": stack.scores("m0"), "m1": stack.scores("m1")[:70], "m2": stack.scores("m2")[60:]}

@@ -62,6 +62,18 @@ def test_rules_are_fitted_on_the_one_stack_and_scored_on_the_other(board):
         assert s.nll == pytest.approx(-expected[np.arange(len(TEST)), TEST.labels].mean())
 
 
+def test_the_cells_are_the_scores_in_percent():
+    board = vf.leaderboard(make_stack(k=7, seed=1), make_stack(k=7, seed=2))
+    table = board.table()
+    row = next(row for row in table.rows if row[0] == "learned weights")
+    s = board.entry("learned weights").score
+    low, high = s.accuracy_interval
+    assert table.columns[1:6] == ("top-1 % (95 %)", "mean class % (95 %)", "top-5 %", "NLL", "ECE %")
+    assert row[1] == f"{100 * s.accuracy:.1f} ({100 * low:.1f}\N{EN DASH}{100 * high:.1f})"
+    assert row[3:6] == (f"{100 * s.top_5:.1f}", f"{s.nll:.3f}", f"{100 * s.ece:.1f}")
+    assert "top-5 %" not in vf.leaderboard(VAL, TEST).table().columns
+
+
 def test_gain_and_p_value_are_those_of_the_paired_test(board):
     best = board.entry(board.best_single)
     assert board.best_single == "swin"
@@ -180,6 +192,8 @@ def test_combinations_grow_by_the_score_of_the_fit():
         ("swin", "x3d", "tin"),
     ]
     assert [row[0] for row in table.table().rows] == ["swin", "x3d", "tin", "swin + x3d", "… + tin"]
+    best = [max(score.accuracy for score in row.scores.values()) for row in table.rows]
+    assert table.table().strong == {best.index(max(best))}
     assert "240 others" in str(table) and "IN-SAMPLE" not in str(table)
     assert "IN-SAMPLE" in str(combination_table(VAL, folds=0))
 

@@ -118,8 +118,6 @@ class Trial:
 
     def reduced(self, views: str | Mapping[str, str]) -> Trial:
         """Return the trial with its views reduced, where it has views."""
-        if self.fit_stack.n_views is None and self.scored.n_views is None:
-            return self
         fit_stack = _reduced(self.fit_stack, views)
         scored = fit_stack if self.scored is self.fit_stack else _reduced(self.scored, views)
         return replace(self, fit_stack=fit_stack, scored=scored)
