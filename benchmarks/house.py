@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import io
-import statistics
 import sys
 import tempfile
 import tokenize
@@ -19,16 +19,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-FIT: Final = ("Rule.fit", "Fuser.fit")  # what every rule's fit goes through; its older name
+FITS = ("Rule.fit", "Fuser.fit")  # what all rules' fits go through, and its older name
 
 
-def lines_of(path: Path) -> tuple[set[int], int]:
-    """Return a file's lines of code, without docstrings, blanks and comments, and how many lines bear a comment."""
-    text, code, comments = path.read_text(encoding="utf-8"), set(), set()
+def lines_of(path: Path) -> tuple[int, int, int]:
+    """Return how many lines a file has in all, of code (without docstrings, blanks, comments), and with a comment."""
+    text, code, comments = path.read_text("utf-8"), set(), set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             comments.add(token.start[0])
@@ -37,7 +37,7 @@ def lines_of(path: Path) -> tuple[set[int], int]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             code -= set(range(node.lineno, node.end_lineno + 1))
-    return code, len(comments)
+    return text.count("\n"), len(code), len(comments)
 
 
 def circles(package: Path) -> int:
@@ -57,50 +57,43 @@ def circles(package: Path) -> int:
 
 def follow(run: Callable[[], Any], package: Path) -> tuple[Counter[CodeType], int]:
     """Run something; return how often each function of the package was called, and the greatest depth of calls."""
-    calls: Counter[CodeType] = Counter()
-    deepest = 0
-
-    def profile(frame: FrameType | None, event: str, argument: object) -> None:
-        nonlocal deepest
-        if event == "call" and ours(frame.f_code):
-            calls[frame.f_code] += 1
-            depth = 0
-            while frame is not None:
-                depth, frame = depth + ours(frame.f_code), frame.f_back
-            deepest = max(deepest, depth)
+    calls, depths = Counter(), [0]
 
     def ours(code: CodeType) -> bool:
         return code.co_filename.startswith(str(package)) and not code.co_name.startswith("<")
 
+    def profile(frame: FrameType | None, event: str, argument: object) -> None:
+        if event == "call" and ours(frame.f_code):
+            calls[frame.f_code] += 1
+            depths.append(0)
+            while frame is not None:
+                depths[-1], frame = depths[-1] + ours(frame.f_code), frame.f_back
+
     sys.setprofile(profile)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return calls, deepest
+    run()
+    sys.setprofile(None)
+    return calls, max(depths)
 
 
 def main() -> None:
     """Print the measures."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--src", type=Path, default=Path(__file__).resolve().parents[1] / "src")
+    parser.add_argument("--src", type=Path, default=Path(__file__).parents[1] / "src")
     package = parser.parse_args().src.resolve() / "vidfuse"
     sys.path.insert(0, str(package.parent))
-    import vidfuse as vf
-
+    vf = importlib.import_module("vidfuse")
     warnings.simplefilter("ignore", vf.errors.VidfuseWarning)
-    files = [path.read_text(encoding="utf-8").count("\n") for path in package.rglob("*.py")]
-    counted = [lines_of(path) for path in package.rglob("*.py")]
+    files, code, comments = zip(*(lines_of(path) for path in package.rglob("*.py")), strict=True)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 5, 400)
     logits = {f"m{m}": rng.normal(size=(400, 5)) + (0.6 + 0.15 * m) * np.eye(5)[y] for m in range(7)}
     stack = vf.LogitStack.from_arrays(logits, labels=y, ids=[f"v{i}" for i in range(400)])
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("m0", "m1", "m2"):
-            np.savez(f"{folder}/{name}.npz", scores=logits[name], labels=y, ids=stack.ids)
+        dumps = {name: f"{folder}/{name}.npz" for name in ("m0", "m1", "m2")}
+        for name, dump in dumps.items():
+            np.savez(dump, scores=logits[name], labels=y, ids=stack.ids)
 
         def road() -> None:
-            dumps = {name: f"{folder}/{name}.npz" for name in ("m0", "m1", "m2")}
             read = vf.read_predictions(dumps, kind="logits")
             vf.LogLinearPool().fit(read).predict(read)
             vf.write_report(read, f"{folder}/report.html")
@@ -110,15 +103,15 @@ def main() -> None:
     _, fit_depth = follow(lambda: vf.LogLinearPool().fit(stack), package)
     measures = {
         "files": len(files),
-        "lines of code, without docstrings, blanks and comments": sum(len(code) for code, _ in counted),
-        "lines of the median file, all included": statistics.median(files),
-        "lines with a comment, in per cent of all": round(100 * sum(n for _, n in counted) / sum(files), 1),
+        "lines of code, without docstrings, blanks and comments": sum(code),
+        "lines of the median file, all included": int(np.median(files)),
+        "lines with a comment, in per cent of all": round(100 * sum(comments) / sum(files), 1),
         "files in circles of imports": circles(package),
-        "from dumps to a report: files": len({code.co_filename for code in travelled}),
+        "from dumps to a report: files": len({f.co_filename for f in travelled}),
         "from dumps to a report: functions": len(travelled),
         "from dumps to a report: depth of calls": road_depth,
         "depth of a fit": fit_depth,
-        "fits in a report on seven members": sum(n for code, n in reported.items() if code.co_qualname in FIT),
+        "fits in a report on seven members": sum(n for f, n in reported.items() if f.co_qualname in FITS),
     }
     print(*(f"{name:<56}{value:>8}" for name, value in measures.items()), sep="\n")
 
