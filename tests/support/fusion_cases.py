@@ -39,9 +39,9 @@ FUSERS = {
     "subset": SubsetPool(LogLinearPool(weights="accuracy")),
     "subset-learned": SubsetPool(LogLinearPool(), "nll", max_members=2),
     "subset-stacked": SubsetPool(StackedPool(), max_members=2),
-    "greedy": GreedyPool(rounds=10),
-    "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear"),
-    "greedy-bagged": GreedyPool(rounds=5, bagging=3),
+    "greedy": GreedyPool("nll", rounds=10),
+    "greedy-accuracy": GreedyPool("accuracy", 10, pool="log-linear"),
+    "greedy-bagged": GreedyPool("nll", rounds=5, bagging=3),
 }
 
 SCALERS = {"temperature": TemperatureScaling(), "vector": VectorScaling()}
