@@ -97,7 +97,7 @@ def test_the_videos_call_for_weights_that_depend_on_them(data):
 
 def test_a_constructor_sets_its_parameters_and_nothing_else(estimator):
     assert vars(estimator) == estimator.get_params(deep=False)
-    plain = type(estimator)(**{k: v for k, v in vars(estimator).items() if k in ("fuser", "pool")})
+    plain = type(estimator)(**{k: v for k, v in vars(estimator).items() if k in ("fuser", "pool", "rule")})
     for name, parameter in signature(type(estimator)).parameters.items():
         if parameter.default is not parameter.empty and name != "pool":
             assert getattr(plain, name) is parameter.default

@@ -24,8 +24,8 @@ __all__ = ["CoordinateSearch", "best_step", "coordinate_search"]
 _Settle = Callable[[NDArray[np.float64]], float]
 """From weights (M,) of sum 1 to what the pool itself scores with them, higher is better."""
 
-_Propose = Callable[[NDArray[np.float64], int, float], NDArray[np.float64]]
-"""From weights (M,), a member and the score to weights with a better one for that member, where there may be one."""
+_Propose = Callable[[NDArray[np.float64], int, float], NDArray[np.float64] | None]
+"""From weights (M,), a member and the score to weights that may score higher by this member's; None where none do."""
 
 _SWEEPS: Final = 100  # over all members: what a callable that is no function of its arguments may take
 
@@ -65,6 +65,12 @@ def best_step(
     sorted ends finds the exact optimum; of the best stretch the point nearest to `current` is taken that keeps to
     its inner half, away from the ends.
 
+        video 1      ────────────────┤            right below its end
+        video 2            ├──────────────────    right above its end
+        videos right 1     2         1            best: the stretch in the middle
+
+    A video may be right at an end as well, where classes tie: the line search does not count on that.
+
     Args:
         sums: The margins without this weight, shape (R,).
         slopes: This member's margins, shape (R,).
@@ -79,6 +85,11 @@ def best_step(
         >>> best_step(np.array([-1.0, 1.0]), np.array([1.0, -2.0]), np.array([0, 1]), np.ones(2), current=0.0)
         (0.625, 2.0)
     """
+    total = float(video_weights[rows[starts(rows)]].sum())
+    binding = np.flatnonzero((sums >= 0) | (slopes > 0))  # the others are below 0 everywhere
+    if not len(binding):
+        return current, total
+    sums, slopes, rows = sums[binding], slopes[binding], rows[binding]
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = -sums / slopes
     low = np.where(slopes < 0, crossing, np.where((slopes == 0) & (sums >= 0), np.inf, -np.inf))
@@ -86,10 +97,12 @@ def best_step(
     begin = starts(rows)
     low = np.maximum.reduceat(low, begin)
     high = np.minimum.reduceat(high, begin)
-    at_zero = float(video_weights[rows[begin]] @ ((low < 0) & (high > 0)))
+    own = video_weights[rows[begin]]
+    always = total - float(own.sum())
+    at_zero = float(own @ ((low < 0) & (high > 0)))
     low = np.maximum(low, 0.0)
     alive = low < high
-    low, high, a = low[alive], high[alive], video_weights[rows[begin[alive]]]
+    low, high, a = low[alive], high[alive], own[alive]
     ends = np.concatenate([[0.0], low, high[np.isfinite(high)]])
     change = np.concatenate([[0.0], a, -a[np.isfinite(high)]])
     at, inverse = np.unique(ends, return_inverse=True)
@@ -100,9 +113,9 @@ def best_step(
     width = np.where(np.isfinite(right), right - left, 2 * np.maximum(1.0, left))
     point = np.clip(current, left + width / 4, left + 3 * width / 4)
     if current == 0 and at_zero >= level.max() - 1e-12:
-        return 0.0, at_zero  # a weight of 0 leaves the member out, which is as good
+        return 0.0, always + at_zero  # a weight of 0 leaves the member out, which is as good
     nearest = int(np.argmin(np.abs(point - current)))
-    return float(point[nearest]), float(level[best[nearest]])
+    return float(point[nearest]), always + float(level[best[nearest]])
 
 
 def coordinate_search(
@@ -193,8 +206,7 @@ def _climb(weights: NDArray[np.float64], propose: _Propose, settle: _Settle) -> 
             if not np.delete(weights, member).any():  # alone, its weight changes nothing
                 continue
             found = propose(weights, member, path[-1])
-            score = settle(found)
-            if _is_higher(score, path[-1]):
+            if found is not None and _is_higher(score := settle(found), path[-1]):
                 weights = found
                 path.append(score)
         if path[-1] == before:
@@ -213,24 +225,21 @@ def _accuracy(hits: Hits, weights: NDArray[np.float64]) -> float:
 
 def _best_line(
     hits: Hits, margins: NDArray[np.float64], weights: NDArray[np.float64], member: int, score: float
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64] | None:
     """Return the weights with one of them where its line search finds most videos right, divided by their sum."""
-    if not len(hits.rows):
-        return weights
     moved = weights.copy()
     moved[member] = 0
-    moved[member], _ = best_step(
-        moved @ margins, margins[member], hits.rows, hits.video_weights, float(weights[member])
-    )
-    return moved / moved.sum()
+    step, right = best_step(moved @ margins, margins[member], hits.rows, hits.video_weights, float(weights[member]))
+    moved[member] = step
+    return moved / moved.sum() if _is_higher(hits.base + right, score) else None
 
 
-def _best_share(settle: _Settle, weights: NDArray[np.float64], member: int, score: float) -> NDArray[np.float64]:
+def _best_share(settle: _Settle, weights: NDArray[np.float64], member: int, score: float) -> NDArray[np.float64] | None:
     """Return the best of some shares of one member among fixed proportions of the others.
 
     They are 0, 0.1 … 0.9, and then those a third of the last distance below and above the best so far, three times.
     """
-    others = weights.copy()
+    best, others = None, weights.copy()
     others[member] = 0
     others /= others.sum()
     width, centre = 0.1, float(weights[member])
@@ -241,7 +250,7 @@ def _best_share(settle: _Settle, weights: NDArray[np.float64], member: int, scor
             candidate[member] = share
             value = settle(candidate)
             if value > score:
-                weights, score, centre = candidate, value, share
+                best, score, centre = candidate, value, share
         width /= 3
         trials = np.array([centre - width, centre + width])
-    return weights
+    return best

@@ -28,7 +28,10 @@ __all__ = ["GreedyPool", "GreedySearch", "PoolName", "greedy_search", "named_poo
 
 PoolName = Literal["linear", "log-linear"]
 Gains = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
-"""From the counts so far (M,) and candidates (C,) to the score, higher is better, with each one more (C,)."""
+"""From the counts so far (M,) and candidates (C,) to the score, higher is better, with each one more (C,).
+
+Once there are counts, that of a candidate which another one beats may be a lower bound.
+"""
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,8 @@ def _hit_gains(problem: Problem, floors: NDArray[np.float64], linear: bool) -> G
         error = live.rounding * (counts.sum() + 1)
         for first in range(0, len(candidates), 64):
             some = candidates[first : first + 64]
-            scores[first : first + 64] = live.scores_of_sums(base + live.margins[some], _with_one(counts, some), error)
+            sums, ensembles = base + live.margins[some], _with_one(counts, some)
+            scores[first : first + 64] = live.scores_of_sums(sums, ensembles, error, best_only=bool(counts.any()))
         return scores / a.sum()
 
     return gains

@@ -7,6 +7,7 @@ float32; where one lies within its rounding error of 0, the pool itself decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -34,7 +35,6 @@ class Hits:
         video_weights: What each video counts, shape (N,).
         rounding: How far a mean of margins may be from the pool's own arithmetic.
         judge: Decides what float32 cannot.
-        alone: What the videos count that each member alone gets right by its stored scores, shape (M,).
     """
 
     rows: NDArray[np.int64]
@@ -44,7 +44,6 @@ class Hits:
     video_weights: NDArray[np.float64]
     rounding: float
     judge: Judge
-    alone: NDArray[np.float64]
 
     def scores(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what the videos count that ensembles get right, shape (S,).
@@ -54,34 +53,56 @@ class Hits:
         """
         return self.scores_of_sums(weights.astype(np.float32) @ self.margins, weights, self.rounding)
 
+    def alone(self) -> NDArray[np.float64]:
+        """Return what the videos count that each member alone gets right, by its scores as they are stored, (M,)."""
+        rivals = self.judge.rivals
+        begin = starts(rivals.rows)
+        beaten = (rivals.margins > 0) | ((rivals.margins == 0) & (rivals.classes < self.judge.labels[rivals.rows]))
+        right = ~np.logical_or.reduceat(beaten, begin, axis=1)
+        return self.base + right @ self.video_weights[rivals.rows[begin]]
+
     def scores_of_sums(
-        self, sums: NDArray[np.float32], weights: NDArray[np.float64], error: float
+        self, sums: NDArray[np.float32], weights: NDArray[np.float64], error: float, *, best_only: bool = False
     ) -> NDArray[np.float64]:
-        """Return the same from sums of margins, shape (S, R), that are exact within an error."""
+        """Return the same from sums of margins, shape (S, R), that are exact within an error.
+
+        With `best_only`, the score of an ensemble that another one beats may be a lower bound: the judge is asked only
+        about those that may be best.
+        """
         scores = np.full(len(sums), self.base)
         if len(self.begin):
-            worst = np.maximum.reduceat(sums, self.begin, axis=1)
             videos = self.rows[self.begin]
-            scores += (worst < -error) @ self.video_weights[videos]
-            ensemble, place = np.nonzero(np.abs(worst) <= error)
+            counts = self.video_weights[videos]
+            worst = np.maximum.reduceat(sums, self.begin, axis=1)
+            scores += (worst < -error) @ counts
+            doubt = np.abs(worst) <= error
+            if best_only:
+                doubt[scores + doubt @ counts < scores.max() * (1 - 1e-9)] = False
+            ensemble, place = np.nonzero(doubt)
             if len(place):
                 right = self.judge.right(weights[ensemble], videos[place])
-                scores += np.bincount(ensemble, right * self.video_weights[videos[place]], minlength=len(scores))
+                scores += np.bincount(ensemble, right * counts[place], minlength=len(scores))
         return scores
+
+    @cached_property
+    def _extremes(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The most and the least that one member can add to each rival's sum, shape (R,); at least nothing."""
+        return np.maximum(self.margins.max(axis=0), 0), np.minimum(self.margins.min(axis=0), 0)
 
     def narrowed(self, counts: NDArray[np.int64], rounds: int) -> Self:
         """Return what still decides when up to so many members are added to those counted, with replacement.
 
         A rival that they cannot lift above the true class has no say, and a video that a rival holds is lost.
         """
-        error = self.rounding * (counts.sum() + rounds)
+        error = np.float32(self.rounding * (counts.sum() + rounds))
         sums = counts.astype(np.float32) @ self.margins
-        open_ = sums + rounds * np.maximum(self.margins.max(axis=0), 0) >= -error
+        most, least = self._extremes
+        open_ = sums + rounds * most >= -error
         lost = np.zeros(len(self.video_weights), bool)
-        lost[self.rows[sums + rounds * np.minimum(self.margins.min(axis=0), 0) > error]] = True
+        lost[self.rows[sums + rounds * least > error]] = True
         kept = np.flatnonzero(open_ & ~lost[self.rows])
         rows = self.rows[kept]
-        won = np.setdiff1d(self.rows[self.begin], self.rows[open_], assume_unique=False)
+        won = self.rows[self.begin[~np.logical_or.reduceat(open_, self.begin)]]
         base = self.base + float(self.video_weights[won].sum())
         return replace(self, rows=rows, margins=self.margins.take(kept, axis=1), begin=starts(rows), base=base)
 
@@ -110,10 +131,7 @@ def find_hits(
     """
     rivals = find_rivals(stack, labels, floors, linear=linear)
     begin = starts(rivals.rows)
-    videos = rivals.rows[begin]
     base = float(video_weights[rivals.right].sum())
-    beaten = (rivals.margins > 0) | ((rivals.margins == 0) & (rivals.classes < labels[rivals.rows]))
-    alone = base + ~np.logical_or.reduceat(beaten, begin, axis=1) @ video_weights[videos]
     # A huge finite negative score of the true class (a masked class) leaves float32 no room for the others: there
     # margins of 0 say nothing, and the judge decides.
     unsafe = ((rivals.margins >= _HUGE) & (rivals.margins < 1e29)).any(axis=0)
@@ -121,4 +139,4 @@ def find_hits(
     if unsafe.any():
         margins = np.where(np.isin(rivals.rows, rivals.rows[unsafe]), np.float32(0), margins)
     judge = Judge(stack, labels, floors, linear, rivals)
-    return Hits(rivals.rows, margins, begin, base, video_weights, rivals.rounding, judge, alone)
+    return Hits(rivals.rows, margins, begin, base, video_weights, rivals.rounding, judge)

@@ -130,8 +130,9 @@ class _Tree:
                 at = offsets[slot] + first
                 np.maximum(worst[:, :size], chosen @ table[:, at : at + size], out=worst[:, :size])
             self.scores[start:stop] += (worst < -self.rounding) @ counts[first:last]
-            subset, place = np.nonzero(np.abs(worst) <= self.rounding)
-            if len(subset):
+            doubt = np.abs(worst) <= self.rounding
+            if doubt.any():
+                subset, place = np.nonzero(doubt)
                 self.doubts.append((start + subset, videos[first + place]))
         if sum(len(rows) for _, rows in self.doubts) > _DOUBTS:
             self.settle()

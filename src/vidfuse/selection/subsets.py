@@ -219,9 +219,11 @@ def _scorer(problem: Problem, rule: Any) -> tuple[NDArray[np.float64], _Score]:
         hits = find_hits(stack, labels, floors, linear, a)
         score = lambda weights, masks: score_subsets(hits, weights, masks) / a.sum()  # noqa: E731
         by_accuracy = isinstance(rule.weights, str) and rule.weights == "accuracy" and rule.class_weight is None
-        if by_accuracy and problem.objective == "accuracy" and not linear and not floors.any() and hits.alone.any():
+        if by_accuracy and problem.objective == "accuracy" and not linear and not floors.any():
             check_power(rule.power)
-            return hits.alone**rule.power, score  # as the pool's own, which would look at all classes once more
+            alone = hits.alone()  # as the pool's own accuracies, for which it would look at all classes once more
+            if alone.any():
+                return alone**rule.power, score
     elif linear:
         log_true = true_log_likelihoods(stack, labels, floors)
         score = lambda weights, masks: linear_losses(log_true, weights, masks, problem.weight)  # noqa: E731
