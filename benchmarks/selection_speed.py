@@ -176,7 +176,7 @@ def main() -> None:
     equal = check(ours.result, stack, full(log_p, y, weights, "accuracy"))
     report("accuracy of all 127 subsets of 7 members", ours, plain, **equal)
     ours, plain, pruning = timed(
-        lambda: greedy_search(stack, "accuracy", 25, kind="log-linear"),
+        lambda: greedy_search(stack, "accuracy", 25, pool="log-linear"),
         lambda: plain_greedy(members, y, 25),
         lambda: find_rivals(stack, y, np.zeros(7), linear=False),
         repeats=options.repeats,

@@ -334,7 +334,7 @@ def fuse(
         table = combination_table(val, test, combinations=growing)
         print(table)
     with clock.stage("search the subsets"):
-        best = vf.search_subsets(one_view["val"], objective="accuracy", pool=vf.LogLinearPool(weights="accuracy"))
+        best = vf.search_subsets(one_view["val"], objective="accuracy", rule=vf.LogLinearPool(weights="accuracy"))
         print(
             f"   best of all subsets on the validation videos: {' + '.join(best.members)} ({best.score:.1%}, in-sample)"
         )

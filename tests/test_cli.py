@@ -181,7 +181,7 @@ def test_predict_writes_npz(caches, recipe):
 
 def test_select_finds_the_subset_that_the_library_finds(caches):
     stack = vf.load_stack(caches / "val")
-    best = vf.search_subsets(stack, objective="accuracy", pool=vf.LogLinearPool(weights="accuracy"))
+    best = vf.search_subsets(stack, objective="accuracy", rule=vf.LogLinearPool(weights="accuracy"))
     result = json.loads(run("select", caches / "val", "--json").stdout)
     assert result["members"] == list(best.members)
     assert result["score"] == pytest.approx(best.score)

@@ -50,7 +50,11 @@ _VERSION = 1
 _LARGE = 256  # an array with more elements goes to the safetensors file
 _LISTS = re.compile(r"\[(\n[^\[\]{}]*\n\s*)\]")  # the innermost lists, which are written on one line
 _FITTED = re.compile(r"[a-zA-Z]\w*_")
-_IN_FILE = {"Calibrated": {"rule": "fuser", "rule_": "fuser_"}}  # attributes that are called otherwise in files
+_IN_FILE = {  # attributes that are called otherwise in files
+    "Calibrated": {"rule": "fuser", "rule_": "fuser_"},
+    "GreedyPool": {"pool": "kind"},
+    "SubsetPool": {"rule": "pool", "rule_": "pool_"},
+}
 
 
 @dataclass(frozen=True)

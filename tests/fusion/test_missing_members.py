@@ -184,7 +184,7 @@ WRAPPED = [
     Calibrated(LinearPool({"m0": 1.0, "m1": 0.0, "m2": 2.0})),
     Calibrated(LinearPool({"m0": 1.0, "m1": 0.0, "m2": 2.0}), where="members"),
     SubsetPool(LinearPool({"m0": 1.0, "m1": 0.0, "m2": 2.0})),
-    GreedyPool(rounds=1),
+    GreedyPool("nll", rounds=1),
 ]
 
 

@@ -158,7 +158,8 @@ def test_a_selection_of_one_member_gives_its_own_prediction(seed, n, k):
     losses = -log_p[np.arange(n), :, y].mean(axis=0)
     hits = (log_p.argmax(axis=2) == y[:, None]).sum(axis=0)
     for kind in ("linear", "log-linear"):
-        close(GreedyPool(rounds=1, kind=kind).fit(stack).predict_log_proba(stack), log_p[:, losses.argmin()], 1e-4)
+        grown = GreedyPool("nll", rounds=1, pool=kind).fit(stack)
+        close(grown.predict_log_proba(stack), log_p[:, losses.argmin()], 1e-4)
     subset = SubsetPool(LogLinearPool(weights="uniform"), "nll", max_members=1).fit(stack)
     close(subset.predict_log_proba(stack), log_p[:, losses.argmin()], 1e-4)
     best = SubsetPool(LinearPool(weights="uniform"), max_members=1).fit(stack).selected_
@@ -169,8 +170,8 @@ COPIED = {
     "linear": LinearPool(),
     "log-linear": LogLinearPool(shrinkage=None),
     "calibrated": Calibrated(LinearPool(), where="members"),
-    "greedy": GreedyPool(rounds=10),
-    "greedy log-linear": GreedyPool(rounds=10, kind="log-linear"),
+    "greedy": GreedyPool("nll", rounds=10),
+    "greedy log-linear": GreedyPool("nll", rounds=10, pool="log-linear"),
 }
 
 

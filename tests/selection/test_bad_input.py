@@ -73,10 +73,10 @@ def test_the_value_of_no_member_at_all_is_asked_for_as_well():
 def test_what_is_no_pool_is_said_to_be():
     z, y = scores()
     for search in (vf.search_subsets, vf.shapley_values, vf.leave_one_out):
-        with pytest.raises(InputError, match="pool: expected a fuser"):
-            search(z, pool="log-linear", labels=y)
+        with pytest.raises(InputError, match="rule: expected a fusion rule"):
+            search(z, rule="log-linear", labels=y)
     for wrong in (None, "log-linear"):
-        with pytest.raises(InputError, match="expected a fuser"):
+        with pytest.raises(InputError, match="expected a fusion rule"):
             vf.SubsetPool(wrong).fit(z, y)
 
 
@@ -95,7 +95,7 @@ def test_diversity_is_of_the_videos_that_all_members_have():
 
 def test_coordinate_search_takes_more_members_than_a_mask_has_bits():
     z, y = scores(n=40, m=70)
-    found = vf.coordinate_search(z, labels=y, starts=0)
+    found = vf.coordinate_search(z, labels=y, random_starts=0)
     pool = vf.LogLinearPool(found.weights).fit(vf.LogitStack.from_arrays(z, members=list(found.weights)), y)
     own = pool.score(vf.LogitStack.from_arrays(z, members=list(found.weights)), y)
     assert found.score == pytest.approx(own, abs=1e-12)
@@ -108,30 +108,30 @@ def test_members_that_were_not_chosen_need_not_be_there(pool):
     z[:, 1] = z[::-1, 1]  # no better than chance
     stack = vf.LogitStack.from_arrays(dict(zip("abc", z.swapaxes(0, 1), strict=True)), labels=y)
     fitted = pool.fit(stack)
-    assert "b" not in fitted.pool_.members_
-    chosen = stack.select(fitted.pool_.members_)
+    assert "b" not in fitted.needed_members()
+    chosen = stack.select(fitted.needed_members())
     np.testing.assert_array_equal(fitted.predict_log_proba(chosen), fitted.predict_log_proba(stack))
 
 
-@pytest.mark.parametrize("kind", ["linear", "log-linear"])
-def test_a_veto_of_the_true_class_in_a_video_of_no_weight_is_no_matter(kind):
+@pytest.mark.parametrize("name", ["linear", "log-linear"])
+def test_a_veto_of_the_true_class_in_a_video_of_no_weight_is_no_matter(name):
     rng = np.random.default_rng(0)
     p, y, weight = rng.dirichlet(np.ones(3), size=(16, 2)), rng.integers(0, 3, 16), np.ones(16)
     p[3], weight[3] = np.eye(3)[(y[3] + 1) % 3], 0.0
     stack = vf.LogitStack.from_arrays(p, labels=y, kind="probabilities")
     rest = stack[weight > 0]
-    pool = (vf.LinearPool if kind == "linear" else vf.LogLinearPool)("uniform", floor=0.0)
+    pool = (vf.LinearPool if name == "linear" else vf.LogLinearPool)("uniform", floor=0.0)
     found = vf.search_subsets(stack, "nll", pool, sample_weight=weight)
     np.testing.assert_allclose(found.table.scores, vf.search_subsets(rest, "nll", pool).table.scores, atol=1e-9)
-    grown = vf.greedy_search(stack, "nll", 5, kind=kind, floor=0.0, sample_weight=weight)
-    assert grown.weights == vf.greedy_search(rest, "nll", 5, kind=kind, floor=0.0).weights
+    grown = vf.greedy_search(stack, "nll", 5, pool=name, floor=0.0, sample_weight=weight)
+    assert grown.weights == vf.greedy_search(rest, "nll", 5, pool=name, floor=0.0).weights
 
 
 def test_weights_that_leave_no_video_that_all_members_have_are_refused():
     stack = incomplete()
     weight = (~stack.present.all(axis=1)).astype(float)
     with pytest.raises(InputError, match="sample_weight: expected a positive sum over the videos that every member"):
-        vf.search_subsets(stack, pool=vf.LogLinearPool("accuracy", missing="renormalise"), sample_weight=weight)
+        vf.search_subsets(stack, rule=vf.LogLinearPool("accuracy", missing="renormalise"), sample_weight=weight)
 
 
 def test_an_incomplete_stack_is_refused_with_advice_that_holds():

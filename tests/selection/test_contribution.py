@@ -41,9 +41,9 @@ def test_shapley_is_the_mean_gain_over_all_orders(objective):
 def test_equal_members_share_equally_and_order_is_irrelevant():
     z, y = ensemble(2, n=80, m=3)
     stack = stack_of(np.concatenate([z, z[:, :1]], axis=1), y, names=["b", "c", "d", "a"])
-    found = vf.shapley_values(stack, pool=RULE)
+    found = vf.shapley_values(stack, rule=RULE)
     assert found["a"] == pytest.approx(found["b"], abs=1e-12)
-    again = vf.shapley_values(stack.select(["d", "a", "c", "b"]), pool=RULE)
+    again = vf.shapley_values(stack.select(["d", "a", "c", "b"]), rule=RULE)
     assert again.values == pytest.approx(found.values, abs=1e-12)
 
 
@@ -67,14 +67,14 @@ def test_leave_one_out_is_the_difference_of_two_pools():
             others = [m for m in stack.members if m != name]
             expected = sign * (value_of(stack, stack.members, objective) - value_of(stack, others, objective))
             assert found[name] == pytest.approx(expected, abs=1e-9)
-    alone = vf.leave_one_out(stack.select(["m0"]), pool=RULE)
+    alone = vf.leave_one_out(stack.select(["m0"]), rule=RULE)
     assert alone["m0"] == pytest.approx(alone.full - 1 / 5)
 
 
 def test_leave_one_out_keeps_given_weights():
     z, y = ensemble(5, m=3)
     stack = stack_of(z, y)
-    found = vf.leave_one_out(stack, pool=vf.LinearPool(weights=[3, 1, 2]))
+    found = vf.leave_one_out(stack, rule=vf.LinearPool(weights=[3, 1, 2]))
     rest = vf.LinearPool(weights={"m0": 3.0, "m2": 2.0}).fit(stack.select(["m0", "m2"]))
     assert found["m1"] == pytest.approx(found.full - rest.score(stack.select(["m0", "m2"])))
 
@@ -86,7 +86,7 @@ def test_leave_one_out_is_of_the_videos_that_all_members_have():
         {"a": z[:, 0], "b": z[:40, 1]}, labels=y, ids={"a": ids, "b": ids[:40]}, missing="allow"
     )
     pool = vf.LogLinearPool(weights="uniform", missing="renormalise")
-    assert vf.leave_one_out(stack, pool=pool) == vf.leave_one_out(stack[stack.present.all(axis=1)], pool=pool)
+    assert vf.leave_one_out(stack, rule=pool) == vf.leave_one_out(stack[stack.present.all(axis=1)], rule=pool)
 
 
 def test_diversity_is_the_metrics_on_hits():

@@ -34,19 +34,19 @@ def test_the_line_search_finds_the_optimum_of_a_fine_grid(seed, n, current):
     assert value == pytest.approx(max(reached(sums, slopes, rows, a, x) for x in grid))
 
 
-@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("pool", ["linear", "log-linear"])
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy"])
-def test_the_score_is_that_of_the_weights_and_at_least_every_starts(kind, objective):
+def test_the_score_is_that_of_the_weights_and_at_least_every_starts(pool, objective):
     z, y = ensemble(1, n=150, m=4, k=6)
     stack = stack_of(z, y)
-    found = coordinate_search(stack, objective, kind=kind)
+    found = coordinate_search(stack, objective, pool=pool)
     log_p = stack.log_likelihoods()
     weights = [found.weights[name] for name in stack.members]
     assert sum(weights) == pytest.approx(1) and min(weights) >= 0
-    assert found.score == pytest.approx(score(fused(log_p, weights, kind == "linear"), y, objective), abs=1e-12)
+    assert found.score == pytest.approx(score(fused(log_p, weights, pool == "linear"), y, objective), abs=1e-12)
     assert found.score == pytest.approx(found.path[-1], abs=1e-12)
     starts = [np.ones(4), *np.eye(4)]
-    assert found.score >= max(score(fused(log_p, w, kind == "linear"), y, objective) for w in starts) - 1e-12
+    assert found.score >= max(score(fused(log_p, w, pool == "linear"), y, objective) for w in starts) - 1e-12
     assert np.all(np.diff(found.path) > 0)
 
 
@@ -71,7 +71,7 @@ def test_a_given_start_and_bad_arguments():
     with pytest.raises(InputError, match="expected a number"):
         coordinate_search(stack, lambda labels, log_proba: np.nan)
     with pytest.raises(InputError, match="'linear' or 'log-linear'"):
-        coordinate_search(stack, kind="cubic")
+        coordinate_search(stack, pool="cubic")
     with pytest.raises(InputError, match="m1"):
         coordinate_search(stack, start={"m0": 1.0, "m1": -1.0, "m2": 1.0})
 
@@ -104,17 +104,17 @@ def test_nothing_to_decide():
     assert coordinate_search(stack_of(z, [0, 1])).score == 1.0
 
 
-@pytest.mark.parametrize("kind", ["linear", "log-linear"])
-def test_a_callable_is_never_below_its_starts_nor_far_from_a_fine_grid(kind):
+@pytest.mark.parametrize("pool", ["linear", "log-linear"])
+def test_a_callable_is_never_below_its_starts_nor_far_from_a_fine_grid(pool):
     z, y = ensemble(5, n=120, m=2, k=5)
     stack = stack_of(z, y)
 
     def top_two(labels, log_proba):
         return vf.metrics.top_k_accuracy(labels, log_proba, k=2) - 0.1 * vf.metrics.nll(labels, log_proba)
 
-    found = coordinate_search(stack, top_two, kind=kind)
+    found = coordinate_search(stack, top_two, pool=pool)
     log_p = stack.log_likelihoods()
-    of = lambda w: top_two(y, fused(log_p, w, kind == "linear"))  # noqa: E731
+    of = lambda w: top_two(y, fused(log_p, w, pool == "linear"))  # noqa: E731
     assert found.score == pytest.approx(of([found.weights["m0"], found.weights["m1"]]), abs=1e-9)
     assert found.score >= max(of([0.5, 0.5]), of([1, 0]), of([0, 1])) - 1e-9
     assert found.score >= max(of([1 - t, t]) for t in np.linspace(0, 1, 200)) - 0.02
@@ -124,7 +124,7 @@ def test_a_callable_is_never_below_its_starts_nor_far_from_a_fine_grid(kind):
 def test_a_smooth_callable_is_brought_near_the_learned_optimum():
     z, y = ensemble(6, n=200, m=4, k=5)
     stack = stack_of(z, y)
-    found = coordinate_search(stack, lambda labels, log_proba: -vf.metrics.nll(labels, log_proba), kind="linear")
+    found = coordinate_search(stack, lambda labels, log_proba: -vf.metrics.nll(labels, log_proba), pool="linear")
     assert -found.score <= vf.metrics.nll(y, vf.LinearPool().fit(stack).predict_log_proba(stack)) + 2e-3
     assert found.path[-1] == found.score
 
@@ -132,7 +132,7 @@ def test_a_smooth_callable_is_brought_near_the_learned_optimum():
 def test_a_callable_that_is_the_accuracy_agrees_with_the_exact_search_to_a_video_or_two():
     z, y = ensemble(7, n=150, m=3, k=6)
     stack = stack_of(z, y)
-    exact = coordinate_search(stack, starts=0)
+    exact = coordinate_search(stack, random_starts=0)
     tried = coordinate_search(stack, vf.metrics.top_k_accuracy)
     assert exact.score - 2.5 / 150 <= tried.score
 

@@ -36,33 +36,33 @@ def by_hand(stack, y, objective, linear, rounds, replacement=True, costs=None):
     return order, scores
 
 
-@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("pool", ["linear", "log-linear"])
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
 @pytest.mark.parametrize("replacement", [True, False])
-def test_the_path_is_caruanas(kind, objective, replacement):
+def test_the_path_is_caruanas(pool, objective, replacement):
     z, y = ensemble(1, n=150, m=5, k=6)
     stack = stack_of(z, y)
-    found = greedy_search(stack, objective, 12, kind=kind, replacement=replacement)
-    order, scores = by_hand(stack, y, objective, kind == "linear", 12, replacement)
+    found = greedy_search(stack, objective, 12, pool=pool, replacement=replacement)
+    order, scores = by_hand(stack, y, objective, pool == "linear", 12, replacement)
     assert [name for name, _ in found.path] == order
     np.testing.assert_allclose([value for _, value in found.path], scores, atol=2e-7 if objective == "nll" else 1e-12)
     assert found.score == pytest.approx((min if objective == "nll" else max)(scores), abs=2e-7)
 
 
-@pytest.mark.parametrize("kind", ["linear", "log-linear"])
+@pytest.mark.parametrize("pool", ["linear", "log-linear"])
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
 @pytest.mark.parametrize("costs", [None, [1.0, 2.0, 3.0, 2.0, 1.0, 3.0]])
-def test_ties_go_to_the_cheaper_member_then_to_the_first_name(kind, objective, costs):
+def test_ties_go_to_the_cheaper_member_then_to_the_first_name(pool, objective, costs):
     z, y = ensemble(1, n=150, m=3, k=20)
     stack = stack_of(np.concatenate([z, z], axis=1), y, names=["c", "d", "e", "C", "D", "E"])
     by_name = None if costs is None else dict(zip(stack.members, costs, strict=True))
-    order, _ = by_hand(stack, y, objective, kind == "linear", 12, costs=by_name)
+    order, _ = by_hand(stack, y, objective, pool == "linear", 12, costs=by_name)
     assert set(order) <= (set("CDE") if costs is None else set("cDE"))  # one of each pair of equal members
     for one_each in (costs, by_name):
-        found = greedy_search(stack, objective, 12, kind=kind, costs=one_each)
+        found = greedy_search(stack, objective, 12, pool=pool, costs=one_each)
         assert [name for name, _ in found.path] == order
     reverse = stack.select(stack.members[::-1])
-    assert greedy_search(reverse, objective, 12, kind=kind, costs=by_name).path == found.path
+    assert greedy_search(reverse, objective, 12, pool=pool, costs=by_name).path == found.path
 
 
 def test_a_sorted_start_breaks_ties_by_cost_too():
@@ -78,7 +78,7 @@ def test_a_pool_takes_costs_and_a_recipe_keeps_them(tmp_path):
     z, y = ensemble(3, m=1)
     stack = stack_of(np.repeat(z, 3, axis=1), y, names=["a", "b", "c"])
     costs = {"a": 2.0, "b": 1.0, "c": 1.5}
-    fitted = vf.GreedyPool(rounds=3, costs=costs).fit(stack)
+    fitted = vf.GreedyPool("nll", rounds=3, costs=costs).fit(stack)
     assert fitted.weights_.tolist() == [0.0, 1.0, 0.0]
     path = vf.Recipe.from_fitted(fitted, stack).save(tmp_path / "recipe.json")
     assert vf.load_recipe(path).rule.costs == costs
@@ -89,7 +89,7 @@ def test_a_pool_takes_costs_and_a_recipe_keeps_them(tmp_path):
 def test_the_score_is_the_pools_own(seed, m, linear, ties):
     z, y = ensemble(seed, n=30, m=m, k=4, ties=ties)
     stack = stack_of(z, y)
-    pool = vf.GreedyPool("accuracy", 7, kind="linear" if linear else "log-linear").fit(stack)
+    pool = vf.GreedyPool("accuracy", 7, pool="linear" if linear else "log-linear").fit(stack)
     assert pool.weights_.sum() == pytest.approx(1)
     if not ties:
         assert pool.score_ == pytest.approx(pool.score(stack), abs=1e-12)
@@ -158,8 +158,8 @@ def test_probabilities_with_a_zero_at_the_true_class_are_floored():
     ("options", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"kind": "cubic"}, "'linear' or 'log-linear'"),
-        ({"bag_fraction": 0.0}, "bag_fraction"),
+        ({"pool": "cubic"}, "'linear' or 'log-linear'"),
+        ({"bagging": -1}, "bagging=-1"),
         ({"objective": "f1"}, "accuracy"),
         ({"costs": {"m0": 1.0}}, "missing: 'm1'"),
         ({"costs": [1.0, -1.0, 1.0, 1.0]}, "-1.0 for 'm1'"),
@@ -171,17 +171,17 @@ def test_bad_arguments(options, message):
         greedy_search(stack_of(z, y), **options)
 
 
-@pytest.mark.parametrize("kind", ["linear", "log-linear"])
-def test_every_round_of_a_long_search_scores_as_the_pool(kind):
+@pytest.mark.parametrize("pool", ["linear", "log-linear"])
+def test_every_round_of_a_long_search_scores_as_the_pool(pool):
     z, y = ensemble(7, n=80, m=11, k=6, ties=True, signal=3.0)
     stack = stack_of(z * 0.7, y)
-    found = greedy_search(stack, "accuracy", 40, kind=kind)
+    found = greedy_search(stack, "accuracy", 40, pool=pool)
     assert found.path[0][1] == pytest.approx(max((z[:, j].argmax(1) == y).mean() for j in range(11)), abs=1e-12)
-    pool = vf.LinearPool if kind == "linear" else vf.LogLinearPool
+    rule = vf.LinearPool if pool == "linear" else vf.LogLinearPool
     names = [name for name, _ in found.path]
     for rounds in (2, 9, 25, 40):
         counts = {name: float(names[:rounds].count(name)) for name in stack.members}
-        own = pool(weights=counts).fit(stack).score(stack)
+        own = rule(weights=counts).fit(stack).score(stack)
         assert found.path[rounds - 1][1] == pytest.approx(own, abs=1e-12)
 
 
@@ -194,22 +194,20 @@ def test_bags_start_over():
 def test_a_thousand_members():
     z, y = ensemble(9, n=20, m=1000, k=4)
     stack = stack_of(z, y)
-    found = greedy_search(stack, "accuracy", 3, kind="log-linear", sorted_start=1)
+    found = greedy_search(stack, "accuracy", 3, pool="log-linear", sorted_start=1)
     pool = vf.LogLinearPool(weights={name: found.weights.get(name, 0.0) for name in stack.members})
     assert found.score == pytest.approx(pool.fit(stack).score(stack), abs=1e-12)
 
 
 def test_the_summary_repeats_the_search_on_resampled_videos():
     stack = stack_of(*ensemble(3, n=60))
-    pool = GreedyPool(rounds=20).fit(stack)
+    pool = GreedyPool("nll", rounds=20).fit(stack)
     summary = pool.summary(bootstrap=50, random_state=1)
     np.testing.assert_array_equal(summary.weights, pool.weights_)
     assert (summary.upper - summary.lower).max() > 0.01
     rng = np.random.default_rng(1)
-    draws = np.array([
-        GreedyPool(rounds=20).fit(stack[np.repeat(np.arange(60), rng.multinomial(60, np.full(60, 1 / 60)))]).weights_
-        for _ in range(50)
-    ])  # fmt: skip
+    counts = [rng.multinomial(60, np.full(60, 1 / 60)) for _ in range(50)]
+    draws = [GreedyPool("nll", rounds=20).fit(stack[np.repeat(np.arange(60), own)]).weights_ for own in counts]
     np.testing.assert_allclose([summary.lower, summary.upper], np.percentile(draws, [2.5, 97.5], axis=0), atol=1e-9)
     with pytest.raises(InputError, match="fit the pool again"):
         pickle.loads(pickle.dumps(pool)).summary(bootstrap=5)

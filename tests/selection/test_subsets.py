@@ -260,16 +260,16 @@ def test_missing_predictions_go_through_the_pool():
     whole = stack[stack.present.all(axis=1)]
     for weights in ("uniform", "accuracy", "learned"):
         pool = vf.LogLinearPool(weights=weights, missing="renormalise")
-        found, expected = vf.search_subsets(stack, pool=pool), vf.search_subsets(whole, pool=pool)
+        found, expected = vf.search_subsets(stack, rule=pool), vf.search_subsets(whole, rule=pool)
         np.testing.assert_array_equal(found.table.scores, expected.table.scores)
-        assert vf.shapley_values(stack, pool=pool).values == vf.shapley_values(whole, pool=pool).values
+        assert vf.shapley_values(stack, rule=pool).values == vf.shapley_values(whole, rule=pool).values
         fitted = vf.SubsetPool(pool).fit(stack)
         assert fitted.selected_ == found.members
         assert np.isfinite(fitted.predict_log_proba(stack.select(["a", "c", "b"])).max(axis=1)).all()
         with pytest.raises(AlignmentError, match='missing="renormalise"'):
-            vf.search_subsets(stack, pool=vf.LogLinearPool(weights=weights))
+            vf.search_subsets(stack, rule=vf.LogLinearPool(weights=weights))
     with pytest.raises(AlignmentError, match="keep those that all members have"):
-        vf.search_subsets(stack, pool=vf.StackedPool())
+        vf.search_subsets(stack, rule=vf.StackedPool())
 
 
 def test_the_summary_is_that_of_the_chosen_pool():

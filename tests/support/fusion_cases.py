@@ -57,9 +57,9 @@ VARIANTS = {
         "subset-stacked": SubsetPool(StackedPool(), max_members=2),
     },
     "GreedyPool": {
-        "greedy": GreedyPool(rounds=10),
-        "greedy-accuracy": GreedyPool("accuracy", 10, kind="log-linear", costs=[3.0, 2.0, 1.0]),
-        "greedy-bagged": GreedyPool(rounds=5, bagging=3),
+        "greedy": GreedyPool("nll", rounds=10),
+        "greedy-accuracy": GreedyPool("accuracy", 10, pool="log-linear", costs=[3.0, 2.0, 1.0]),
+        "greedy-bagged": GreedyPool("nll", rounds=5, bagging=3),
     },
     "TemperatureScaling": {"temperature": TemperatureScaling()},
     "VectorScaling": {"vector": VectorScaling()},

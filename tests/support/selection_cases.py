@@ -24,13 +24,17 @@ def stack_of(z, y, names=None, **options):
 
 
 def fused(log_p, weights, linear):
-    """Pool (N, M, K) log-likelihoods in float64 with weights (M,)."""
-    w = np.asarray(weights, float) / np.sum(weights)
+    """Pool (N, M, K) log-likelihoods in float64 with weights (M,).
+
+    Weights that are multiples of a power of 2 give exact sums of float32 numbers, and exact ties: their sum is divided
+    by afterwards.
+    """
+    w = np.asarray(weights, float)
     if linear:
         with np.errstate(divide="ignore"):
-            return logsumexp(log_p.astype(float), axis=1, b=w[:, None])
+            return logsumexp(log_p.astype(float), axis=1, b=w[:, None]) - np.log(w.sum())
     used = w > 0
-    return log_softmax(np.einsum("m,nmk->nk", w[used], log_p[:, used].astype(float)), axis=1)
+    return log_softmax(np.einsum("m,nmk->nk", w[used], log_p[:, used].astype(float)) / w.sum(), axis=1)
 
 
 def score(log_proba, y, objective):

@@ -43,7 +43,7 @@ def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
         pool = vf.LogLinearPool().fit(val)
         recipe = vf.Recipe.from_fitted(pool, val).save(out / "ensemble.json")
     with _stage("search the subsets"):
-        best = vf.search_subsets(val, objective="accuracy", pool=vf.LogLinearPool(weights="accuracy"))
+        best = vf.search_subsets(val, objective="accuracy", rule=vf.LogLinearPool(weights="accuracy"))
     with _stage("compare on the test digits"):
         rules = _rules()
         board = vf.leaderboard(val, test, rules=rules)

@@ -144,7 +144,7 @@ def select(
     """Find the best subset of the members in SOURCE, exactly; score weights unless others are given."""
     stack = vf.load_stack(source, views=views, partial=partial)
     pool = _unfitted("log-linear", weights or ("accuracy",))
-    best = vf.search_subsets(stack, objective=objective, pool=pool, max_members=max_members)
+    best = vf.search_subsets(stack, objective=objective, rule=pool, max_members=max_members)
     result = {"members": list(best.members), "score": best.score, "objective": objective, "in_sample": True}
     text = f"{' + '.join(best.members)}: {objective} {best.score:.4f} (in-sample: chosen on these {len(stack)} videos)"
     options.emit(result, text, as_json)

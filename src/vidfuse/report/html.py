@@ -226,8 +226,8 @@ def _contributions_section(data: _Data) -> str:
     if not 2 <= len(members) <= _MOST_SHAPLEY or data.scored.present is not None:
         return ""
     pool = LogLinearPool(weights="accuracy")
-    shapley = shapley_values(data.scored, objective="accuracy", pool=pool)
-    subsets = search_subsets(data.scored, objective="accuracy", pool=pool).table
+    shapley = shapley_values(data.scored, objective="accuracy", rule=pool)
+    subsets = search_subsets(data.scored, objective="accuracy", rule=pool).table
     order = sorted(members, key=lambda name: -shapley.values[name])
     rows = []
     for name in order:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 
 from vidfuse.errors import InputError
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.metrics import diversity as pairwise
-from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
-from vidfuse.selection.subsets import check_pool, complete_videos, restricted, search_subsets
+from vidfuse.metrics.objectives import Objective, evaluate, labels_of
+from vidfuse.selection.problem import Problem, check_rule, pose, restricted
+from vidfuse.selection.subsets import search_subsets
 
 __all__ = ["Contributions", "Diversity", "diversity", "leave_one_out", "shapley_values"]
 
@@ -95,16 +95,27 @@ class Diversity:
         )
 
 
-def _empty_score(labels: NDArray[np.int64], n_classes: int, objective: str | Objective) -> float:
-    if callable(objective):
-        return evaluate(objective, labels, np.full((len(labels), n_classes), -log(n_classes)), ())
-    return log(n_classes) if objective == "nll" else 1 / n_classes
+def _pose(
+    stack: Any, objective: str | Objective, rule: Rule | None, labels: ArrayLike | None, task: str
+) -> tuple[Problem, Rule]:
+    rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
+    missing = getattr(rule, "missing", None)
+    return pose(stack, objective, rule, labels=labels, missing=missing, task=task), rule
+
+
+def _empty_score(problem: Problem) -> float:
+    """Return what the uniform distribution scores, with no class ahead."""
+    n_classes = problem.stack.n_classes
+    if callable(problem.objective):
+        uniform = np.full((len(problem.labels), n_classes), -log(n_classes))
+        return evaluate(problem.objective, problem.labels, uniform, ())
+    return log(n_classes) if problem.objective == "nll" else 1 / n_classes
 
 
 def shapley_values(
     stack: Any,
     objective: str | Objective = "accuracy",
-    pool: Rule | None = None,
+    rule: Rule | None = None,
     *,
     labels: ArrayLike | None = None,
 ) -> Contributions:
@@ -112,18 +123,18 @@ def shapley_values(
 
     φ_m = Σ_{S ∌ m} |S|! (M − |S| − 1)! / M! · (v(S ∪ m) − v(S)), from the table of all 2^M subsets. The empty set knows
     nothing: it scores 1/K for accuracies, ln K for the NLL, and a callable's value of uniform log-likelihoods. The
-    values sum to v(all) − v(empty). They describe these videos (in-sample); where members lack some and the pool says
+    values sum to v(all) − v(empty). They describe these videos (in-sample); where members lack some and the rule says
     `missing="renormalise"`, those that every member has.
 
     Args:
         stack: A stack, or an array (N, M, K), of at most 16 members.
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
-        pool: Any fuser; `LogLinearPool(weights="accuracy")` by default.
+        rule: Any fusion rule; `LogLinearPool(weights="accuracy")` by default.
         labels: True classes, shape (N,); the stack's own by default.
 
     Raises:
         InputError: More than 16 members, a subset of infinite loss, labels are missing, or a callable returns NaN.
-        AlignmentError: Members lack videos, and the pool does not say what to do.
+        AlignmentError: Members lack videos, and the rule does not say what to do.
 
     Source:
         Shapley (1953), A value for n-person games, eq. 12; for ensembles, Rozemberczki and Sarkar (2021), CIKM, The
@@ -136,18 +147,15 @@ def shapley_values(
         >>> shapley_values(stack)
         Contributions(shapley, accuracy 0.5 → 1: good +0.75, bad -0.25)
     """
-    stack = as_stack(stack)
-    y = labels_of(stack, labels, where="the stack to share the score of")
-    stack, y, _ = complete_videos(stack, y, None, getattr(pool, "missing", None))
-    n_members = len(stack.members)
+    problem, rule = _pose(stack, objective, rule, labels, "share the score of")
+    n_members = len(problem.members)
     if n_members > MOST_PLAYERS:
         raise InputError(
             f"exact Shapley values need all 2^{n_members} subsets: expected at most {MOST_PLAYERS} members, got "
             f"{n_members}; select some, or use leave_one_out"
         )
-    found = search_subsets(stack, objective, pool, labels=y)
-    sign = 1.0 if higher_is_better(objective) else -1.0
-    empty = _empty_score(y, stack.n_classes, objective)
+    found = search_subsets(problem.stack.select(problem.members), objective, rule, labels=problem.labels)
+    sign, empty = problem.sign, _empty_score(problem)
     value = np.empty(1 << n_members)
     value[0] = sign * empty
     value[found.table.masks.astype(np.int64)] = sign * found.table.scores
@@ -160,7 +168,7 @@ def shapley_values(
     size = np.bitwise_count(sets)
     share = np.array([1 / (n_members * comb(n_members - 1, s)) for s in range(n_members)])
     values = {}
-    for m, name in enumerate(stack.members):
+    for m, name in enumerate(problem.members):
         without = sets[sets >> m & 1 == 0]
         values[name] = float(share[size[without]] @ (value[without | 1 << m] - value[without]))
     return Contributions("shapley", found.objective, values, float(sign * value[-1]), empty)
@@ -169,48 +177,44 @@ def shapley_values(
 def leave_one_out(
     stack: Any,
     objective: str | Objective = "accuracy",
-    pool: Rule | None = None,
+    rule: Rule | None = None,
     *,
     labels: ArrayLike | None = None,
 ) -> Contributions:
     """Return what is lost when one member is left out: v(all) − v(all but m), positive where the member helps.
 
-    Where members lack videos and the pool says `missing="renormalise"`, v is that of the videos that every member has.
+    Where members lack videos and the rule says `missing="renormalise"`, v is that of the videos that every member has.
 
     Args:
         stack: A stack, or an array (N, M, K).
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
-        pool: Any fuser, refitted without the member; `LogLinearPool(weights="accuracy")` by default.
+        rule: Any fusion rule, refitted without the member; `LogLinearPool(weights="accuracy")` by default.
         labels: True classes, shape (N,); the stack's own by default.
 
     Raises:
         InputError: Labels are missing, or a callable returns NaN.
-        AlignmentError: Members lack videos, and the pool does not say what to do.
+        AlignmentError: Members lack videos, and the rule does not say what to do.
 
     Example:
         >>> from vidfuse.stack.stack import LogitStack
         >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [5, 0]]], dtype=np.float32)
         >>> stack = LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"])
-        >>> round(leave_one_out(stack, pool=LogLinearPool(weights="uniform"))["good"], 4)
+        >>> round(leave_one_out(stack, rule=LogLinearPool(weights="uniform"))["good"], 4)
         0.3333
     """
-    stack = as_stack(stack)
-    y = labels_of(stack, labels, where="the stack to leave members out of")
-    pool = check_pool(LogLinearPool(weights="accuracy") if pool is None else pool)
-    sign = 1.0 if higher_is_better(objective) else -1.0
-    stack, y, _ = complete_videos(stack, y, None, getattr(pool, "missing", None))
-    full = evaluate(objective, y, clone(pool).fit(stack, y).predict_log_proba(stack), stack.members)
-    empty = _empty_score(y, stack.n_classes, objective)
+    problem, rule = _pose(stack, objective, rule, labels, "leave members out of")
+
+    def score(members: list[str]) -> float:
+        part = problem.stack.select(members)
+        fitted = restricted(rule, problem.members, members).fit(part, problem.labels)
+        return problem.score(fitted.predict_log_proba(part), members)
+
+    full, empty = score(list(problem.stack.members)), _empty_score(problem)
     values = {}
-    for name in stack.members:
-        others = [other for other in stack.members if other != name]
-        score = empty
-        if others:
-            part = stack.select(others)
-            log_proba = restricted(pool, stack.members, others).fit(part, y).predict_log_proba(part)
-            score = evaluate(objective, y, log_proba, others)
-        values[name] = sign * (full - score)
-    return Contributions("leave-one-out", objective_name(objective), values, full, empty)
+    for name in problem.members:
+        others = [other for other in problem.stack.members if other != name]
+        values[name] = problem.sign * (full - (score(others) if others else empty))
+    return Contributions("leave-one-out", problem.name, values, full, empty)
 
 
 def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:

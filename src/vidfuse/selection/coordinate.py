@@ -13,18 +13,19 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse._checks import check_weights
 from vidfuse.errors import InputError
 from vidfuse.fusion.floors import Floor, member_floors
-from vidfuse.fusion.rule import as_stack, check_sample_weight
-from vidfuse.metrics.objectives import Objective, labels_of, objective_name
-from vidfuse.selection.greedy import Kind, score_of
-from vidfuse.selection.hits import Judge
-from vidfuse.selection.rivals import Rivals, find_rivals
-from vidfuse.selection.subsets import complete_videos, video_weights
-from vidfuse.stack.stack import LogitStack
+from vidfuse.metrics.objectives import Objective
+from vidfuse.selection.greedy import PoolName, named_pool, pool_score
+from vidfuse.selection.hits import Hits, find_hits
+from vidfuse.selection.problem import pose
+from vidfuse.selection.rivals import starts
 
 __all__ = ["CoordinateSearch", "best_step", "coordinate_search"]
 
-_Climb = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], list[float]]]
 _Settle = Callable[[NDArray[np.float64]], float]
+"""From weights (M,) of sum 1 to what the pool itself scores with them, higher is better."""
+
+_Propose = Callable[[NDArray[np.float64], int, float], NDArray[np.float64] | None]
+"""From weights (M,), a member and the score to weights that may score higher by this member's; None where none do."""
 
 _SWEEPS: Final = 100  # over all members: what a callable that is no function of its arguments may take
 
@@ -64,6 +65,12 @@ def best_step(
     sorted ends finds the exact optimum; of the best stretch the point nearest to `current` is taken that keeps to
     its inner half, away from the ends.
 
+        video 1      ────────────────┤            right below its end
+        video 2            ├──────────────────    right above its end
+        videos right 1     2         1            best: the stretch in the middle
+
+    A video may be right at an end as well, where classes tie: the line search does not count on that.
+
     Args:
         sums: The margins without this weight, shape (R,).
         slopes: This member's margins, shape (R,).
@@ -78,17 +85,24 @@ def best_step(
         >>> best_step(np.array([-1.0, 1.0]), np.array([1.0, -2.0]), np.array([0, 1]), np.ones(2), current=0.0)
         (0.625, 2.0)
     """
+    total = float(video_weights[rows[starts(rows)]].sum())
+    binding = np.flatnonzero((sums >= 0) | (slopes > 0))  # the others are below 0 everywhere
+    if not len(binding):
+        return current, total
+    sums, slopes, rows = sums[binding], slopes[binding], rows[binding]
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = -sums / slopes
     low = np.where(slopes < 0, crossing, np.where((slopes == 0) & (sums >= 0), np.inf, -np.inf))
     high = np.where(slopes > 0, crossing, np.inf)
-    begin = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    begin = starts(rows)
     low = np.maximum.reduceat(low, begin)
     high = np.minimum.reduceat(high, begin)
-    at_zero = float(video_weights[rows[begin]] @ ((low < 0) & (high > 0)))
+    own = video_weights[rows[begin]]
+    always = total - float(own.sum())
+    at_zero = float(own @ ((low < 0) & (high > 0)))
     low = np.maximum(low, 0.0)
     alive = low < high
-    low, high, a = low[alive], high[alive], video_weights[rows[begin[alive]]]
+    low, high, a = low[alive], high[alive], own[alive]
     ends = np.concatenate([[0.0], low, high[np.isfinite(high)]])
     change = np.concatenate([[0.0], a, -a[np.isfinite(high)]])
     at, inverse = np.unique(ends, return_inverse=True)
@@ -99,18 +113,18 @@ def best_step(
     width = np.where(np.isfinite(right), right - left, 2 * np.maximum(1.0, left))
     point = np.clip(current, left + width / 4, left + 3 * width / 4)
     if current == 0 and at_zero >= level.max() - 1e-12:
-        return 0.0, at_zero  # a weight of 0 leaves the member out, which is as good
+        return 0.0, always + at_zero  # a weight of 0 leaves the member out, which is as good
     nearest = int(np.argmin(np.abs(point - current)))
-    return float(point[nearest]), float(level[best[nearest]])
+    return float(point[nearest]), always + float(level[best[nearest]])
 
 
 def coordinate_search(
     stack: Any,
     objective: str | Objective = "accuracy",
     *,
-    kind: Kind = "log-linear",
+    pool: PoolName = "log-linear",
     start: Mapping[str, float] | None = None,
-    starts: int | None = None,
+    random_starts: int | None = None,
     floor: Floor = "auto",
     labels: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -119,17 +133,17 @@ def coordinate_search(
     """Find weights of a high score: line searches along one weight at a time, exact for accuracy, from several starts.
 
     Accuracy is a step function of the weights, without gradients; along one weight its optimum is found exactly. A step
-    is taken only where it raises the score, until no single weight can. The result depends on where it starts (equal
-    weights, each single member, random points): the best is kept. For a callable, of which nothing is known, each line
-    search tries shares of the whole from 0 to 0.9, then beside the best, at a third of the distance, and so three
-    times; every trial pools all videos anew.
+    is taken only where it raises the score of the pool itself, until no single weight can. The result depends on where
+    it starts (equal weights, each single member, random points): the best is kept. For a callable, of which nothing is
+    known, each line search tries shares of the whole from 0 to 0.9, then beside the best, at a third of the distance,
+    and so three times; every trial pools all videos anew.
 
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
         objective: "accuracy", "mean-class-accuracy", or a callable `(labels, log_proba) -> float`, higher is better.
-        kind: "log-linear" or "linear".
-        start: {member: weight} to begin with, instead of the starts.
-        starts: How many random points, besides equal weights and single members; 8 by default, 0 for a callable.
+        pool: "log-linear" or "linear".
+        start: {member: weight} to begin with, instead of equal weights, single members and random points.
+        random_starts: How many random points; 8 by default, 0 for a callable.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
         sample_weight: One weight of at least 0 a video, for the named objectives.
@@ -150,101 +164,84 @@ def coordinate_search(
         >>> coordinate_search(stack).score
         1.0
     """
-    stack = as_stack(stack)
-    y = labels_of(stack, labels, where="the stack to search on")
-    if not callable(objective) and objective not in ("accuracy", "mean-class-accuracy"):
-        advice = "; LogLinearPool() and LinearPool() find its optimum" if objective == "nll" else ""
+    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight)
+    if objective == "nll":
         raise InputError(
-            f"objective: expected 'accuracy', 'mean-class-accuracy' or a callable, got {objective!r}{advice}"
+            "objective: expected 'accuracy', 'mean-class-accuracy' or a callable, got 'nll'; LogLinearPool() and "
+            "LinearPool() find its optimum"
         )
-    if callable(objective) and sample_weight is not None:
-        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
-    if kind not in ("linear", "log-linear"):
-        raise InputError(f"kind: expected 'linear' or 'log-linear', got {kind!r}")
-    if stack.n_views is not None:
-        raise InputError(
-            f"coordinate_search takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views"
-        )
-    weight = check_sample_weight(sample_weight, len(stack))
-    stack, y, weight = complete_videos(stack, y, weight, None)
-    ordered = stack.select(sorted(stack.members))
-    n_members = len(ordered.members)
+    names = problem.stack.members
     if start is not None:
-        points = check_weights(start, ordered.members)[None]
+        points = check_weights(start, names)[None]
     else:
+        equal = np.full((1, len(names)), 1 / len(names))
+        count = random_starts if random_starts is not None else 0 if callable(objective) else 8
         rng = np.random.default_rng(random_state)
-        equal = np.full((1, n_members), 1 / n_members)
-        count = starts if starts is not None else 0 if callable(objective) else 8
-        points = np.concatenate([equal, np.eye(n_members), rng.dirichlet(np.ones(n_members), size=count)])
+        points = np.concatenate([equal, np.eye(len(names)), rng.dirichlet(np.ones(len(names)), size=count)])
+    settle: _Settle
+    propose: _Propose
     if callable(objective):
-        climb, settle = _callable_climb(ordered, y, objective, kind, floor)
+        settle = partial(pool_score, problem, pool, floor)
+        propose = partial(_best_share, settle)
     else:
-        climb, settle = _exact_climb(ordered, y, objective, kind, floor, weight)
-    best_weights, best_path = climb(points[0])
+        a = problem.video_weights / problem.video_weights.sum()
+        hits = find_hits(problem.stack, problem.labels, member_floors(problem.stack, floor), pool == "linear", a)
+        settle = partial(_accuracy, hits)
+        propose = partial(_best_line, hits, hits.margins.astype(np.float64))
+    best_weights, best_path = _climb(points[0], propose, settle)
     for point in points[1:]:
-        weights, path = climb(point)
-        if path[-1] > best_path[-1] + 1e-12 * abs(best_path[-1]):
+        weights, path = _climb(point, propose, settle)
+        if _is_higher(path[-1], best_path[-1]):
             best_weights, best_path = weights, path
-    score = settle(best_weights)
-    by_name = dict(zip(ordered.members, best_weights.tolist(), strict=True))
-    members = {name: by_name[name] for name in stack.members}
-    return CoordinateSearch(members, score, objective_name(objective), tuple(best_path))
+    by_name = {name: float(best_weights[names.index(name)]) for name in problem.members}
+    return CoordinateSearch(by_name, best_path[-1], problem.name, tuple(best_path))
 
 
-def _exact_climb(
-    ordered: LogitStack,
-    labels: NDArray[np.int64],
-    objective: str,
-    kind: Kind,
-    floor: Floor,
-    sample_weight: NDArray[np.float64] | None,
-) -> tuple[_Climb, _Settle]:
-    """Return how to climb from a point on the lines' exact optima, and how to score the point that it ends at."""
-    floors, linear = member_floors(ordered, floor), kind == "linear"
-    rivals = find_rivals(ordered, labels, floors, linear=linear, rounds=8)
-    a = video_weights(labels, objective, sample_weight)
-
-    def settle(weights: NDArray[np.float64]) -> float:
-        undecided = np.unique(rivals.rows)
-        judge = Judge(ordered, labels, floors, linear)
-        right = judge.right(np.broadcast_to(weights, (len(undecided), len(weights))), undecided)
-        return float(a[rivals.right].sum() + a[undecided] @ right)
-
-    return partial(_climb, rivals, a), settle
+def _climb(weights: NDArray[np.float64], propose: _Propose, settle: _Settle) -> tuple[NDArray[np.float64], list[float]]:
+    """Move one weight at a time until none raises the score; return the weights and the scores on the way."""
+    path = [settle(weights)]
+    for _ in range(_SWEEPS):
+        before = path[-1]
+        for member in range(len(weights)):
+            if not np.delete(weights, member).any():  # alone, its weight changes nothing
+                continue
+            found = propose(weights, member, path[-1])
+            if found is not None and _is_higher(score := settle(found), path[-1]):
+                weights = found
+                path.append(score)
+        if path[-1] == before:
+            break
+    return weights, path
 
 
-def _callable_climb(
-    ordered: LogitStack, labels: NDArray[np.int64], objective: Objective, kind: Kind, floor: Floor
-) -> tuple[_Climb, _Settle]:
-    """Return how to climb from a point by trials, and how to score a point."""
-
-    def settle(weights: NDArray[np.float64]) -> float:
-        return score_of(ordered, labels, objective, kind, floor, weights, None)
-
-    def climb(point: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
-        weights, path = point, [settle(point)]
-        for _ in range(_SWEEPS):
-            before = path[-1]
-            for member in range(len(weights)):
-                others = weights.copy()
-                others[member] = 0
-                if not others.any():
-                    continue
-                found, score = _best_share(others / others.sum(), member, weights, path[-1], settle)
-                if score > path[-1] + 1e-9 * abs(path[-1]):
-                    weights = found
-                    path.append(score)
-            if path[-1] == before:
-                break
-        return weights, path
-
-    return climb, settle
+def _is_higher(score: float, than: float) -> bool:
+    """Say whether a score is higher by more than rounding; any is higher than −inf."""
+    return score - than > 1e-9 * abs(score)
 
 
-def _best_share(
-    others: NDArray[np.float64], member: int, weights: NDArray[np.float64], score: float, settle: _Settle
-) -> tuple[NDArray[np.float64], float]:
-    """Return the best of some shares of one member among fixed proportions of the others, and its score."""
+def _accuracy(hits: Hits, weights: NDArray[np.float64]) -> float:
+    return float(hits.scores(weights[None])[0])
+
+
+def _best_line(
+    hits: Hits, margins: NDArray[np.float64], weights: NDArray[np.float64], member: int, score: float
+) -> NDArray[np.float64] | None:
+    """Return the weights with one of them where its line search finds most videos right, divided by their sum."""
+    moved = weights.copy()
+    moved[member] = 0
+    step, right = best_step(moved @ margins, margins[member], hits.rows, hits.video_weights, float(weights[member]))
+    moved[member] = step
+    return moved / moved.sum() if _is_higher(hits.base + right, score) else None
+
+
+def _best_share(settle: _Settle, weights: NDArray[np.float64], member: int, score: float) -> NDArray[np.float64] | None:
+    """Return the best of some shares of one member among fixed proportions of the others.
+
+    They are 0, 0.1 … 0.9, and then those a third of the last distance below and above the best so far, three times.
+    """
+    best, others = None, weights.copy()
+    others[member] = 0
+    others /= others.sum()
     width, centre = 0.1, float(weights[member])
     trials = np.arange(10) * width
     for _ in range(4):
@@ -253,37 +250,7 @@ def _best_share(
             candidate[member] = share
             value = settle(candidate)
             if value > score:
-                weights, score, centre = candidate, value, share
+                best, score, centre = candidate, value, share
         width /= 3
         trials = np.array([centre - width, centre + width])
-    return weights, score
-
-
-def _climb(
-    rivals: Rivals, a: NDArray[np.float64], point: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], list[float]]:
-    """Raise one weight's line at a time until none gains; weights on the simplex, and the scores on the way."""
-    weights = point.astype(np.float64).copy()
-    base = float(a[rivals.right].sum())
-    margins = rivals.margins.astype(np.float64)
-    if not len(rivals.rows):
-        return weights, [base]
-    begin = np.flatnonzero(np.concatenate([[True], rivals.rows[1:] != rivals.rows[:-1]]))
-    right = np.maximum.reduceat(weights @ margins, begin) < 0
-    path = [base + float(a[rivals.rows[begin]] @ right)]
-    improved = True
-    while improved:
-        improved = False
-        for member in range(len(weights)):
-            without = weights.copy()
-            without[member] = 0
-            if not without.any():  # alone, its weight changes no argmax
-                continue
-            step, score = best_step(without @ margins, margins[member], rivals.rows, a, float(weights[member]))
-            if base + score > path[-1] + 1e-9:
-                weights = without
-                weights[member] = step
-                weights /= weights.sum()
-                path.append(base + score)
-                improved = True
-    return weights, path
+    return best

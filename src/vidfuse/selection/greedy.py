@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -17,30 +16,23 @@ from vidfuse.errors import InputError
 from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Rule, WeightedSum, as_stack, check_sample_weight
+from vidfuse.fusion.rule import Rule, WeightedSum
 from vidfuse.fusion.summary import PoolSummary, Refit, summarise
 from vidfuse.fusion.weights import true_log_likelihoods
-from vidfuse.metrics.objectives import (
-    Objective,
-    evaluate,
-    higher_is_better,
-    labels_of,
-    objective_name,
-    resolve_objective,
-)
-from vidfuse.selection.hit_gains import HitGains
+from vidfuse.metrics.objectives import Objective
+from vidfuse.selection.hits import find_hits
 from vidfuse.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
 from vidfuse.selection.masks import LOG_LINEAR_TIE, TIE, member_costs, tie_ranks
-from vidfuse.selection.subsets import complete_videos, video_weights
+from vidfuse.selection.problem import Problem, pose
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["GreedyPool", "GreedySearch", "Kind", "greedy_search", "score_of"]
+__all__ = ["GreedyPool", "GreedySearch", "PoolName", "greedy_search", "named_pool", "pool_score"]
 
-Kind = Literal["linear", "log-linear"]
+PoolName = Literal["linear", "log-linear"]
 Gains = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 """From the counts so far (M,) and candidates (C,) to the score, higher is better, with each one more (C,).
 
-From the second round on, that of a candidate which another one beats may be a lower bound.
+Once there are counts, that of a candidate which another one beats may be a lower bound.
 """
 
 
@@ -72,14 +64,13 @@ class GreedySearch:
 
 def greedy_search(
     stack: Any,
-    objective: str | Objective = "nll",
+    objective: str | Objective = "accuracy",
     rounds: int = 100,
     *,
-    kind: Kind = "linear",
+    pool: PoolName = "linear",
     replacement: bool = True,
     sorted_start: int = 0,
     bagging: int = 0,
-    bag_fraction: float = 0.5,
     costs: Mapping[str, float] | Sequence[float] | None = None,
     floor: Floor = "auto",
     labels: ArrayLike | None = None,
@@ -95,14 +86,13 @@ def greedy_search(
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`, higher is
-            better.
+            better. With few videos many ensembles have the same accuracy, and "nll" tells more.
         rounds: How many members are added; at most M without replacement.
-        kind: "linear" averages probabilities (as published), "log-linear" log-likelihoods.
+        pool: "linear" averages probabilities (as published), "log-linear" log-likelihoods.
         replacement: Whether a member may be added again.
         sorted_start: Begin with the so many best single members.
-        bagging: Repeat on so many random bags of members and average the weights; 0 searches once, with all of them.
-        bag_fraction: The share of the members in a bag.
-        costs: {member: cost} or one a member, which breaks ties. 1 each by default.
+        bagging: Repeat on so many random halves of the members and average the weights; 0 searches once, with all.
+        costs: {member: cost}, or numbers in the members' order, to break ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
         sample_weight: One weight of at least 0 a video, for the named objectives.
@@ -118,84 +108,54 @@ def greedy_search(
 
     Example:
         >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
-        >>> greedy_search(LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"]), rounds=2)
+        >>> stack = LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"])
+        >>> greedy_search(stack, "nll", rounds=2)
         GreedySearch(0.5 a + 0.5 b: in-sample nll 0.614645 after 2 rounds)
     """
-    stack = as_stack(stack)
-    y = labels_of(stack, labels, where="the stack to search on")
-    resolve_objective(objective)
-    sample_weight = check_sample_weight(sample_weight, len(stack))
-    _check_arguments(stack, rounds, kind, sorted_start, bagging, bag_fraction, objective, sample_weight)
-    stack, y, sample_weight = complete_videos(stack, y, sample_weight, None)
-    ordered = stack.select(sorted(stack.members))
-    n_members = len(ordered.members)
-    cost = member_costs(costs, stack.members)[[stack.members.index(name) for name in ordered.members]]
-    tie = LOG_LINEAR_TIE if objective == "nll" and kind == "log-linear" else TIE
-    gains = _gains(ordered, y, objective, kind, floor, sample_weight)
-    rng = np.random.default_rng(random_state)
-    shares = np.zeros(n_members)
-    path: list[tuple[str, float]] = []
-    sign = 1.0 if higher_is_better(objective) else -1.0
-    for _ in range(max(bagging, 1)):
-        allowed = np.ones(n_members, bool)
-        if bagging:
-            allowed[:] = False
-            size = max(1, round(bag_fraction * n_members))
-            allowed[rng.choice(n_members, size=size, replace=False)] = True
-        with one_blas_thread() if objective == "nll" else nullcontext():  # small products
-            order, scores = _grow(gains, allowed, rounds, replacement, sorted_start, cost, tie)
-        kept = int(np.flatnonzero(scores >= scores.max() - tie)[0]) + 1
-        counts = np.bincount(order[:kept], minlength=n_members)
-        shares += counts / kept
-        path += [(ordered.members[m], sign * score) for m, score in zip(order, scores.tolist(), strict=True)]
-        score = float(scores[kept - 1])
-    shares /= shares.sum()
-    if bagging > 1:
-        score = score_of(ordered, y, objective, kind, floor, shares, sample_weight) * sign
-    by_name = dict(zip(ordered.members, shares.tolist(), strict=True))
-    weights = {name: by_name[name] for name in stack.members if by_name[name] > 0}
-    return GreedySearch(weights, sign * score, objective_name(objective), tuple(path))
-
-
-def _check_arguments(
-    stack: LogitStack,
-    rounds: int,
-    kind: str,
-    sorted_start: int,
-    bagging: int,
-    bag_fraction: float,
-    objective: str | Objective,
-    sample_weight: NDArray[np.float64] | None,
-) -> None:
-    if stack.n_views is not None:
-        raise InputError(
-            f"greedy_search takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views"
-        )
+    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight)
     if rounds < 1 or sorted_start < 0 or bagging < 0:
         raise InputError(
             "expected rounds of at least 1, sorted_start and bagging of at least 0, "
             f"got rounds={rounds}, sorted_start={sorted_start}, bagging={bagging}"
         )
-    if kind not in ("linear", "log-linear"):
-        raise InputError(f"kind: expected 'linear' or 'log-linear', got {kind!r}")
-    if not 0 < bag_fraction <= 1:
-        raise InputError(f"bag_fraction: expected above 0 and at most 1, got {bag_fraction!r}")
-    if callable(objective) and sample_weight is not None:
-        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+    names, sign = problem.stack.members, problem.sign
+    cost = member_costs(costs, problem.members)[problem.columns]
+    tie = LOG_LINEAR_TIE if objective == "nll" and pool == "log-linear" else TIE
+    gains = _gains(problem, pool, floor)
+    rng = np.random.default_rng(random_state)
+    shares = np.zeros(len(names))
+    path: list[tuple[str, float]] = []
+    for _ in range(max(bagging, 1)):
+        free = np.arange(len(names))
+        if bagging:
+            free = np.sort(rng.choice(free, size=max(1, round(len(free) / 2)), replace=False))
+        with one_blas_thread():  # the products are too small to share
+            order, scores = _grow(gains, free, rounds, replacement, sorted_start, cost, tie)
+        kept = int(np.flatnonzero(scores >= scores.max() - tie)[0]) + 1
+        shares += np.bincount(order[:kept], minlength=len(names)) / kept
+        path += [(names[m], sign * score) for m, score in zip(order, scores.tolist(), strict=True)]
+        score = sign * float(scores[kept - 1])
+    shares /= shares.sum()
+    if bagging > 1:
+        score = pool_score(problem, pool, floor, shares)
+    weights = {name: float(shares[names.index(name)]) for name in problem.members if shares[names.index(name)] > 0}
+    return GreedySearch(weights, score, problem.name, tuple(path))
 
 
 def _grow(
     gains: Gains,
-    allowed: NDArray[np.bool_],
+    free: NDArray[np.int64],
     rounds: int,
     replacement: bool,
     sorted_start: int,
     cost: NDArray[np.float64],
     tie: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the members in the order in which they were added, and the score after each."""
-    counts = np.zeros(len(allowed), np.int64)
-    free = np.flatnonzero(allowed)
+    """Return the members in the order in which they were added, and the score after each.
+
+    The candidates of a round are one member of the sorted start, while there are some, and then all that are free.
+    """
+    counts = np.zeros(len(cost), np.int64)
     order: list[int] = []
     scores: list[float] = []
     start = np.zeros(0, np.int64)
@@ -220,36 +180,32 @@ def _grow(
     return np.array(order), np.array(scores)
 
 
-def _gains(
-    ordered: LogitStack,
-    labels: NDArray[np.int64],
-    objective: str | Objective,
-    kind: Kind,
-    floor: Floor,
-    sample_weight: NDArray[np.float64] | None,
-) -> Gains:
-    floors = member_floors(ordered, floor)
-    linear = kind == "linear"
-    if callable(objective):
-        return _callable_gains(ordered, labels, objective, kind, floor)
-    a = video_weights(labels, objective, sample_weight)
-    if objective != "nll":
-        return HitGains(ordered, labels, floors, linear, a)
-    uneven = None if sample_weight is None else a
-    if linear:
-        relative, constant = relative_likelihoods(true_log_likelihoods(ordered, labels, floors), uneven)
-        scale = len(labels) if uneven is None else 1.0
+def _gains(problem: Problem, pool: PoolName, floor: Floor) -> Gains:
+    """Return what tells how good an ensemble is with one member more.
 
-        def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-            pooled = (counts @ relative + relative[candidates]) / (counts.sum() + 1)
-            return constant + sum_logs(pooled, uneven) / scale
-
-        return gains
-
-    def log_linear_gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        return -log_linear_losses(ordered, labels, floors, _with_one(counts, candidates), uneven)
-
-    return log_linear_gains
+    objective      pool          what is looked at
+    a callable     both          the pool's predictions
+    accuracies     both          the rivals of the true class
+    "nll"          linear        the true class's column
+                   log-linear    every class
+    """
+    stack, labels = problem.stack, problem.labels
+    floors = member_floors(stack, floor)
+    if callable(problem.objective):
+        return lambda counts, candidates: np.array(
+            [pool_score(problem, pool, floor, row) for row in _with_one(counts, candidates)]
+        )
+    if problem.objective != "nll":
+        return _hit_gains(problem, floors, pool == "linear")
+    if pool == "log-linear":
+        return lambda counts, candidates: (
+            -log_linear_losses(stack, labels, floors, _with_one(counts, candidates), problem.weight)
+        )
+    relative, constant = relative_likelihoods(true_log_likelihoods(stack, labels, floors), problem.weight)
+    total = problem.video_weights.sum()
+    return lambda counts, candidates: (
+        constant + (sum_logs((counts @ relative + relative[candidates]) / (counts.sum() + 1), problem.weight) / total)
+    )
 
 
 def _with_one(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -257,55 +213,62 @@ def _with_one(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArr
     return counts + np.eye(len(counts))[candidates]
 
 
-def _callable_gains(
-    ordered: LogitStack, labels: NDArray[np.int64], objective: Objective, kind: Kind, floor: Floor
-) -> Gains:
+def _hit_gains(problem: Problem, floors: NDArray[np.float64], linear: bool) -> Gains:
+    """Return the gains for accuracy.
+
+    Most videos are decided for some rounds to come, whichever members are added: only the others are looked at. After
+    t rounds the next t/2 are looked ahead, so that the whole is narrowed some log t times.
+    """
+    a = problem.video_weights
+    whole = find_hits(problem.stack, problem.labels, floors, linear, a)
+    live, since, ahead = whole, np.zeros(len(floors), np.int64), 1
+
     def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        ensembles = _with_one(counts, candidates)
-        return np.array([score_of(ordered, labels, objective, kind, floor, row, None) for row in ensembles])
+        nonlocal live, since, ahead
+        added = counts - since
+        if added.min() < 0 or added.sum() >= ahead:  # another bag, or beyond what was looked ahead
+            since, ahead = counts.copy(), max(1, int(counts.sum()) // 2)
+            live = whole.narrowed(counts, ahead)
+        scores = np.empty(len(candidates))
+        base = counts.astype(np.float32) @ live.margins
+        error = live.rounding * (counts.sum() + 1)
+        for first in range(0, len(candidates), 64):
+            some = candidates[first : first + 64]
+            sums, ensembles = base + live.margins[some], _with_one(counts, some)
+            scores[first : first + 64] = live.scores_of_sums(sums, ensembles, error, best_only=bool(counts.any()))
+        return scores / a.sum()
 
     return gains
 
 
-def score_of(
-    ordered: LogitStack,
-    labels: NDArray[np.int64],
-    objective: str | Objective,
-    kind: Kind,
-    floor: Floor,
-    weights: NDArray[np.float64],
-    sample_weight: NDArray[np.float64] | None,
-) -> float:
-    """Return the objective of one ensemble by the pool itself.
-
-    Args:
-        ordered: Members, sorted by name.
-        labels: True classes, shape (N,).
-        objective: A name, or a callable `(labels, log_proba) -> float`.
-        kind: "linear" or "log-linear".
-        floor: The uniform distribution's share in every member, or "auto".
-        weights: One a member, shape (M,), of positive sum.
-        sample_weight: One weight of at least 0 a video, for the named objectives.
+def pool_score(problem: Problem, pool: PoolName, floor: Floor, weights: NDArray[np.float64]) -> float:
+    """Return the objective of one ensemble by the pool itself, for weights of at least 0 in the order of the stack.
 
     Example:
         >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
-        >>> stack = LogitStack.from_arrays(z, members=["a", "b"])
-        >>> score_of(stack, np.array([0, 1]), "accuracy", "linear", 0.0, np.array([1.0, 0.0]), None)
+        >>> problem = pose(z, "accuracy", LinearPool(), labels=np.array([0, 1]))
+        >>> pool_score(problem, "linear", 0.0, np.array([1.0, 0.0]))
         0.5
     """
-    pool = _pool(kind, floor, dict(zip(ordered.members, weights.tolist(), strict=True)))
-    log_proba = pool.fit(ordered).predict_log_proba(ordered)
-    if callable(objective):
-        chosen = [name for name, w in zip(ordered.members, weights, strict=True) if w > 0]
-        return evaluate(objective, labels, log_proba, chosen)
-    a = video_weights(labels, objective, sample_weight)
-    if objective == "nll":
-        return float(-a @ np.take_along_axis(log_proba, labels[:, None], axis=1)[:, 0])
-    return float(a @ (log_proba.argmax(axis=1) == labels))
+    names = problem.stack.members
+    fitted = named_pool(pool, floor, dict(zip(names, weights.tolist(), strict=True))).fit(problem.stack)
+    chosen = [name for name, weight in zip(names, weights, strict=True) if weight > 0]
+    return problem.score(fitted.predict_log_proba(problem.stack), chosen)
 
 
-def _pool(kind: Kind, floor: Floor, weights: dict[str, float]) -> Rule:
-    return (LinearPool if kind == "linear" else LogLinearPool)(weights=weights, floor=floor)
+def named_pool(pool: PoolName, floor: Floor = "auto", weights: str | dict[str, float] = "uniform") -> Rule:
+    """Return one of the two pools, unfitted.
+
+    Raises:
+        InputError: The name is another.
+
+    Example:
+        >>> named_pool("linear", weights={"a": 1.0})
+        LinearPool(weights={'a': 1.0})
+    """
+    if pool not in ("linear", "log-linear"):
+        raise InputError(f"pool: expected 'linear' or 'log-linear', got {pool!r}")
+    return (LinearPool if pool == "linear" else LogLinearPool)(weights=weights, floor=floor)
 
 
 def _searched_weights(
@@ -319,14 +282,13 @@ class GreedyPool(Rule):
     """Ensemble selection as an estimator: a pool whose weights are how often a greedy search chose each member.
 
     Args:
-        objective: "nll", "accuracy", "mean-class-accuracy", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
         rounds: How many members are added.
-        kind: "linear" averages probabilities, "log-linear" log-likelihoods.
+        pool: "linear" averages probabilities, "log-linear" log-likelihoods.
         replacement: Whether a member may be added again.
         sorted_start: Begin with the so many best single members.
-        bagging: Repeat on so many random bags of members and average; 0 searches once.
-        bag_fraction: The share of the members in a bag.
-        costs: {member: cost} or one a member, which breaks ties. 1 each by default.
+        bagging: Repeat on so many random halves of the members and average the weights; 0 searches once, with all.
+        costs: {member: cost}, or numbers in the members' order, to break ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
         random_state: Seed of the bags.
 
@@ -341,7 +303,7 @@ class GreedyPool(Rule):
 
     Example:
         >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
-        >>> pool = GreedyPool(rounds=2).fit(LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"]))
+        >>> pool = GreedyPool("nll", rounds=2).fit(LogitStack.from_arrays(z, labels=[0, 1], members=["a", "b"]))
         >>> pool.weights_.tolist(), pool.path_
         ([0.5, 0.5], ['b', 'a'])
     """
@@ -353,25 +315,23 @@ class GreedyPool(Rule):
 
     def __init__(
         self,
-        objective: str | Objective = "nll",
+        objective: str | Objective = "accuracy",
         rounds: int = 100,
         *,
-        kind: Kind = "linear",
+        pool: PoolName = "linear",
         replacement: bool = True,
         sorted_start: int = 0,
         bagging: int = 0,
-        bag_fraction: float = 0.5,
         costs: Mapping[str, float] | Sequence[float] | None = None,
         floor: Floor = "auto",
         random_state: int | None = 0,
     ) -> None:
         self.objective = objective
         self.rounds = rounds
-        self.kind = kind
+        self.pool = pool
         self.replacement = replacement
         self.sorted_start = sorted_start
         self.bagging = bagging
-        self.bag_fraction = bag_fraction
         self.costs = costs
         self.floor = floor
         self.random_state = random_state
@@ -382,7 +342,7 @@ class GreedyPool(Rule):
         self.weights_ = np.array([found.weights.get(name, 0.0) for name in self.members_])
         self.score_ = found.score
         self.path_ = [name for name, _ in found.path]
-        self.pool_ = _pool(self.kind, self.floor, found.weights).fit(stack.select(found.members))
+        self.pool_ = named_pool(self.pool, self.floor, found.weights).fit(stack.select(found.members))
         self._omega = np.ones(len(stack)) if weight is None else weight
         self._refit: Refit | None = partial(_searched_weights, stack, labels, self.get_params(deep=False))
 

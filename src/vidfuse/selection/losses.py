@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.fusion.floors import floored_blocks
-from vidfuse.fusion.weights import true_log_likelihoods
+from vidfuse.likelihood import log_sum_exp
 from vidfuse.selection.masks import bits
 from vidfuse.stack.stack import LogitStack
 
@@ -23,13 +23,13 @@ def linear_losses(
 ) -> NDArray[np.float64]:
     """Return each subset's NLL in a linear pool, −Σ_n a_n log(Σ_{m∈S} w_m p_m(y_n) / Σ_{m∈S} w_m), shape (S,).
 
-    Only the true class's column counts: N × M numbers. Logarithms are taken of products of eight videos' likelihoods.
+    Only the true class's column counts: N × M numbers.
 
     Args:
         log_true: Log-likelihoods of the true class, shape (N, M).
         weights: The members' weights on the whole stack, shape (M,).
         masks: Subsets as bit masks, shape (S,).
-        video_weights: a, shape (N,), of sum 1; 1/N by default.
+        video_weights: What each video counts, shape (N,): a is its share. Equal by default.
 
     Example:
         >>> linear_losses(np.log([[0.9, 0.3], [0.5, 0.5]]), np.ones(2), np.array([1, 3], np.uint64)).round(4).tolist()
@@ -38,16 +38,14 @@ def linear_losses(
     n, n_members = log_true.shape
     relative, constant = relative_likelihoods(log_true, video_weights)
     losses = np.empty(len(masks))
-    rows = min(n, 1024)
     for first in range(0, len(masks), 128):
         chosen = bits(masks[first : first + 128], n_members) * weights
         chosen /= chosen.sum(axis=1, keepdims=True)
         total = np.zeros(len(chosen))
-        for start in range(0, n, rows):
-            part = slice(start, start + rows)
-            a = None if video_weights is None else video_weights[part]
-            total += sum_logs(chosen @ relative[:, part], a)
-        losses[first : first + 128] = -constant - (total / n if video_weights is None else total)
+        for start in range(0, n, 1024):
+            part = slice(start, start + 1024)
+            total += sum_logs(chosen @ relative[:, part], None if video_weights is None else video_weights[part])
+        losses[first : first + 128] = -constant - total / (n if video_weights is None else video_weights.sum())
     return losses
 
 
@@ -63,7 +61,7 @@ def relative_likelihoods(
     """
     peak = np.maximum(log_true.max(axis=1), -700.0)
     relative = np.ascontiguousarray(np.exp(log_true - peak[:, None]).T)
-    return relative, float(peak.mean() if video_weights is None else peak @ video_weights)
+    return relative, float(np.average(peak, weights=video_weights))
 
 
 def sum_logs(values: NDArray[np.float64], video_weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -95,69 +93,40 @@ def log_linear_losses(
 ) -> NDArray[np.float64]:
     """Return the NLL of log-linear pools of temperature 1, one for each row of weights, shape (S,).
 
-    −Σ_n a_n (Σ_m w_m log p_m(y_n) − log Σ_k exp Σ_m w_m log p_m(k)), each row of w divided by its sum. The
-    normaliser needs every class of every video for every subset; its exponentials are float32, which moves a mean by
-    about 1e-8.
+    Σ_n a_n log Σ_k exp Σ_m w_m (log p_m(k) − log p_m(y_n)), each row of w divided by its sum. Every class of every
+    video is needed for every subset; the exponentials are float32, which moves a mean by about 1e-8.
 
     Args:
         stack: Members, in the order of `weights`.
         labels: True classes, shape (N,).
         floors: Each member's floor, shape (M,).
         weights: Rows of weights of at least 0 and a positive sum, shape (S, M).
-        video_weights: a, shape (N,), of sum 1; 1/N by default.
+        video_weights: What each video counts, shape (N,): a is its share. Equal by default.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.log([[[0.8, 0.2], [0.5, 0.5]]]))
         >>> np.exp(-log_linear_losses(stack, np.array([0]), np.zeros(2), np.ones((1, 2)))).round(4)
         array([0.6667])
     """
-    a = np.full(len(stack), 1 / len(stack)) if video_weights is None else video_weights
+    a = np.ones(len(stack)) if video_weights is None else video_weights
     n_members, n_classes = weights.shape[1], stack.n_classes
     chosen = weights / weights.sum(axis=1, keepdims=True)
-    single = _rounded(chosen)
-    log_true = np.maximum(true_log_likelihoods(stack, labels, floors), _VETO)
-    losses = -(chosen @ (a @ log_true))
+    single = chosen.astype(np.float32)
+    losses = np.zeros(len(chosen))
     for rows, block in floored_blocks(stack, floors, 32):
-        members = np.maximum(block.swapaxes(0, 1), np.float32(_VETO)).reshape(n_members, -1)
-        step = max(1, (1 << 18) // members.shape[1])
+        true = np.take_along_axis(block, labels[rows, None, None], axis=2)
+        losses[(chosen[:, np.isneginf(true).any(axis=(0, 2))] > 0).any(axis=1)] = np.inf
+        margins = np.maximum(block, np.float32(_VETO)) - np.maximum(true, np.float32(_VETO))
+        flat = margins.swapaxes(0, 1).reshape(n_members, -1)
+        step = max(1, (1 << 18) // flat.shape[1])
         for first in range(0, len(chosen), step):
-            part = single[first : first + step]
-            fused = part @ members
-            total = np.exp(fused, out=fused).reshape(len(part), -1, n_classes).sum(axis=2).astype(np.float64)
-            if total.min() < 1e-25:
-                total = _shifted(chosen[first : first + step], members, total)
-            with np.errstate(divide="ignore"):
-                np.log(total, out=total)
-            losses[first : first + step] += total @ a[rows]
-    losses[~(losses < 1e20)] = np.inf
-    return losses
-
-
-def _rounded(chosen: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return float32 weights whose rows sum to exactly 1.
-
-    Members' log-likelihoods are all negative and much alike, so that it is the sum of the rounding errors that moves a
-    mean: weights are whole multiples of 2⁻²⁴, those with the largest remainders rounded up.
-
-    Example:
-        >>> _rounded(np.array([[0.7, 0.2, 0.1]])).sum(dtype=np.float64).item()
-        1.0
-    """
-    scaled = chosen * 2.0**24
-    whole = np.floor(scaled)
-    rest = scaled - whole
-    missing = np.rint(rest.sum(axis=1, keepdims=True))
-    whole += np.argsort(np.argsort(-rest, axis=1, kind="stable"), axis=1, kind="stable") < missing
-    return np.where((whole > 0) | (chosen == 0), whole / 2.0**24, chosen).astype(np.float32)  # a tiny veto stays one
-
-
-def _shifted(
-    chosen: NDArray[np.float64], members: NDArray[np.float32], total: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Recompute in float64 the normalisers that float32 lets underflow."""
-    subset, row = np.nonzero(total < 1e-25)
-    blocks = members.reshape(len(members), total.shape[1], -1)
-    for s, r in zip(subset, row, strict=True):
-        fused = chosen[s] @ blocks[:, r].astype(np.float64)
-        total[s, r] = np.exp(np.maximum(fused, -740.0)).sum() if fused.max() > -740 else 0.0
-    return total
+            part = slice(first, first + step)
+            fused = single[part] @ flat
+            with np.errstate(over="ignore"):
+                total = np.exp(fused, out=fused).reshape(len(fused), -1, n_classes).sum(axis=2, dtype=np.float64)
+            log_total = np.log(total)
+            lost = ~(total < 1e30) & np.isfinite(losses[part, None])  # the truth is too unlikely for float32
+            for subset, row in np.argwhere(lost):
+                log_total[subset, row] = log_sum_exp(chosen[first + subset] @ margins[row].astype(np.float64))
+            losses[part] += log_total @ a[rows]
+    return losses / a.sum()

@@ -1,0 +1,179 @@
+"""What every search starts from: complete videos, an objective, and members sorted by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from vidfuse._checks import check_weights
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.rule import Rule, as_stack, check_layout, check_sample_weight
+from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["Problem", "check_rule", "pose", "restricted", "video_weights"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Videos to search on, and what is to be best on them.
+
+    Attributes:
+        stack: The videos that are compared, members sorted by name.
+        members: The members in the order of the caller's stack.
+        labels: True classes, shape (N,).
+        objective: A name, or a callable `(labels, log_proba) -> float`.
+        weight: What the caller says that each video counts, shape (N,), or None.
+    """
+
+    stack: LogitStack
+    members: tuple[str, ...]
+    labels: NDArray[np.int64]
+    objective: str | Objective
+    weight: NDArray[np.float64] | None
+
+    @property
+    def name(self) -> str:
+        """The objective's name."""
+        return objective_name(self.objective)
+
+    @property
+    def sign(self) -> float:
+        """1 where higher is better, −1 for a loss."""
+        return 1.0 if higher_is_better(self.objective) else -1.0
+
+    @property
+    def columns(self) -> list[int]:
+        """Where each member of `stack` stands among `members`."""
+        return [self.members.index(name) for name in self.stack.members]
+
+    @property
+    def video_weights(self) -> NDArray[np.float64]:
+        """What each video counts under the objective, shape (N,)."""
+        return video_weights(self.labels, self.name, self.weight)
+
+    def score(self, log_proba: NDArray[np.float64], members: Sequence[str]) -> float:
+        """Return what the objective gives to the predictions (N, K) of some members."""
+        if self.weight is None or callable(self.objective):
+            return evaluate(self.objective, self.labels, log_proba, members)
+        if self.objective == "nll":
+            values = -np.take_along_axis(log_proba, self.labels[:, None], axis=1)[:, 0]
+        else:
+            values = log_proba.argmax(axis=1) == self.labels
+        return float(np.average(values, weights=self.video_weights))
+
+
+def pose(
+    stack: Any,
+    objective: str | Objective,
+    rule: Rule,
+    *,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    missing: str | None = None,
+    task: str = "search on",
+) -> Problem:
+    """Check what a search is given, and keep the videos that members are compared on.
+
+    These are the videos that every member has, and whose weight is not 0.
+
+    Args:
+        stack: A stack, or an array (N, M, K).
+        objective: A name, or a callable.
+        rule: What fuses; it says whether it takes views.
+        labels: True classes, shape (N,); the stack's own by default.
+        sample_weight: One weight of at least 0 a video.
+        missing: What the rule does about missing members; None where nothing is done about them.
+        task: What the stack is for, in the message where it has no labels.
+
+    Raises:
+        InputError: An unknown objective, labels or weights that do not fit, weights with a callable, or weights that
+            leave no video.
+        AlignmentError: Some videos lack members and `missing` is not "renormalise", or no video has all members.
+
+    Example:
+        >>> from vidfuse.fusion.linear import LinearPool
+        >>> pose(np.zeros((5, 2, 3)), "nll", LinearPool(), labels=np.zeros(5, int)).sign
+        -1.0
+    """
+    stack = as_stack(stack)
+    y = labels_of(stack, labels, where=f"the stack to {task}")
+    higher_is_better(objective)
+    check_layout(rule, stack)
+    weight = check_sample_weight(sample_weight, len(stack))
+    if callable(objective) and weight is not None:
+        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+    used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
+    if stack.present is not None and missing != "renormalise":
+        advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
+        if missing is not None:
+            advice += ', or give the rule missing="renormalise", which does so while it compares members'
+        raise AlignmentError(
+            f"expected every member's scores of every video, got {int((~used).sum())} of {len(stack)} videos without "
+            f"some; {advice}"
+        )
+    if not used.any():
+        raise AlignmentError(
+            f"expected videos that every member has, to compare members on; got none of {len(stack)}; leave out the "
+            "members that have few"
+        )
+    if weight is not None:
+        used &= weight > 0
+        if not used.any():
+            raise InputError(
+                "sample_weight: expected a positive sum over the videos that every member has, got 0; weight some"
+            )
+    members = stack.members
+    if not used.all():
+        stack, y, weight = stack[used], y[used], None if weight is None else weight[used]
+    return Problem(stack.select(sorted(members)), members, y, objective, weight)
+
+
+def video_weights(
+    labels: NDArray[np.int64], objective: str, sample_weight: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return what each video counts, shape (N,): 1 or its weight; divided by its class's sum for a mean over classes.
+
+    They are not divided by their sum: sums of whole numbers are exact.
+
+    Example:
+        >>> video_weights(np.array([0, 0, 2]), "mean-class-accuracy").tolist()
+        [0.5, 0.5, 1.0]
+    """
+    counts = np.ones(len(labels)) if sample_weight is None else sample_weight
+    return counts / np.bincount(labels, counts)[labels] if objective == "mean-class-accuracy" else counts
+
+
+def check_rule(rule: Any) -> Rule:
+    """Return a rule as it is, and refuse anything else.
+
+    Example:
+        >>> check_rule(None)
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: rule: expected a fusion rule, such as LogLinearPool(), got None
+    """
+    if not isinstance(rule, Rule):
+        raise InputError(f"rule: expected a fusion rule, such as LogLinearPool(), got {rule!r}")
+    return rule
+
+
+def restricted(rule: Rule, members: Sequence[str], chosen: Sequence[str]) -> Rule:
+    """Return an unfitted copy of a rule for some of its members; given weights are those of the chosen.
+
+    Example:
+        >>> from vidfuse.fusion.linear import LinearPool
+        >>> restricted(LinearPool(weights=[1, 4, 5]), ["a", "b", "c"], ["c", "a"]).weights
+        {'c': 0.5, 'a': 0.1}
+    """
+    copy: Rule = clone(rule)
+    given = getattr(rule, "weights", None)
+    if given is not None and not isinstance(given, str):
+        shares = dict(zip(members, check_weights(given, members).tolist(), strict=True))
+        own = {name: shares[name] for name in chosen}
+        copy.set_params(weights=own if any(own.values()) else "uniform")
+    return copy
