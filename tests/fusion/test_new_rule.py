@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-import extending
 import pytest
+
+import extending
 
 NEW = "src/vidfuse/fusion/median.py"
 
