@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from vidfuse import (
     BordaCount,
@@ -218,3 +219,34 @@ def test_a_member_without_a_weight_may_lack_videos(rule):
     present[:20, 1] = False
     with pytest.raises(AlignmentError, match="20 of 200 videos without some"):
         fitted.predict(stack_of(arrays, y, present))
+
+
+def test_weights_per_class_hold_for_the_videos_that_have_all_members_and_shared_ones_for_the_others():
+    arrays, y = scores(skills=(2.5, 2.0, 1.5))
+    fitted = LogLinearPool(per_class=True, shrinkage=None, missing="renormalise").fit(LogitStack.from_arrays(arrays), y)
+    fitted.weights_, fitted.temperature_ = np.array([0.5, 0.3, 0.2]), 0.8
+    fitted.class_weights_ = 1.0 + np.arange(15.0).reshape(3, 5) / 10
+    present = np.ones((200, 3), bool)
+    present[:20, 0] = present[10:30, 1] = False
+    partial = stack_of(arrays, y, present)
+    log_p = np.stack([log_softmax(arrays[f"m{m}"], axis=1) for m in range(3)])
+    shared = np.where(present, fitted.weights_, 0.0)
+    shared = shared / shared.sum(axis=1, keepdims=True) / 0.8
+    mixed = np.where(
+        present.all(axis=1)[:, None],
+        np.einsum("mnk,mk->nk", log_p, fitted.class_weights_), np.einsum("mnk,nm->nk", log_p, shared),
+    )  # fmt: skip
+    order = [int(name[1:]) for name in partial.ids]
+    expected = log_softmax(mixed, axis=1)[order]
+    np.testing.assert_allclose(fitted.predict_log_proba(partial), expected, atol=1e-5)
+    for rows in np.array_split(np.arange(200), 3):  # a video's prediction does not depend on the others
+        np.testing.assert_allclose(fitted.predict_log_proba(partial[rows]), expected[rows], atol=1e-5)
+
+
+def test_a_say_in_one_class_is_a_say_and_so_is_a_shared_weight():
+    arrays, y = scores()
+    fitted = LogLinearPool(per_class=True).fit(LogitStack.from_arrays(arrays), y)
+    fitted.weights_ = np.array([0.0, 1.0, 0.0])
+    fitted.class_weights_ = np.zeros((3, 5))
+    fitted.class_weights_[0, 3] = 1.0
+    assert fitted.needed_members() == ("m0", "m1")

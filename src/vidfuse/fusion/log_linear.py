@@ -166,14 +166,24 @@ class LogLinearPool(WeightedRule):
         return WeightedSum("log-linear", self.members_, beta, self.floor_)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        """Pool with the weights of each class if there are such, and every video has all members that have a say.
+        """Pool each video with the weights per class, if there are such and it has all members that have a say.
 
         Elsewhere the shared weights are renormalised; those of a class have no common sum.
         """
-        if self.class_weights_ is not None and set(self.needed_members()) <= set(stack.members):
-            used = stack.select(self.needed_members())
-            if used.present is None:
-                return self._fuse_per_class(used, self.class_weights_)
+        if self.class_weights_ is None or not set(self.needed_members()) <= set(stack.members):
+            return self._fuse_shared(stack)
+        stack = stack.select(self.needed_members())
+        if stack.present is None:
+            return self._fuse_per_class(stack, self.class_weights_)
+        whole = stack.present.all(axis=1)
+        out = np.empty((len(stack), stack.n_classes))
+        if whole.any():
+            out[whole] = self._fuse_per_class(stack[whole], self.class_weights_)
+        if not whole.all():
+            out[~whole] = self._fuse_shared(stack[~whole])
+        return out
+
+    def _fuse_shared(self, stack: LogitStack) -> NDArray[np.float64]:
         stack, weights, floors = self._with_a_say(stack)
         return pool_blocks(_pool, stack, weights, floors, 1.0 / self.temperature_)
 

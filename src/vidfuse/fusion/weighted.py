@@ -79,7 +79,7 @@ class WeightedRule(Rule):
     def _fit_weights(
         self,
         stack: LogitStack,
-        labels: NDArray[np.int64] | None,
+        labels: Any,
         weight: NDArray[np.float64] | None,
         *,
         learns: bool = False,
@@ -94,7 +94,7 @@ class WeightedRule(Rule):
 
         Args:
             stack: the members, sorted by name.
-            labels: true classes (N,), or None.
+            labels: true classes (N,); None where the weights need none.
             weight: the videos' weights (N,), or None.
             learns: whether the rule has weights that are "learned".
             default_floor: what `floor="auto"` means for members given as logits.
@@ -109,7 +109,7 @@ class WeightedRule(Rule):
             given = dict(zip(self.feature_names_in_, listed.tolist(), strict=True))
             self.weights_ = np.array([given[name] for name in self.members_])
             return None
-        if self.weights == "uniform" or labels is None:
+        if self.weights == "uniform":
             self.weights_ = np.full(m, 1.0 / m)
             return None
         videos = _fit_videos(stack, labels, weight, self.class_weight, self.floor_)
@@ -125,7 +125,8 @@ class WeightedRule(Rule):
 
     def _with_a_say(self, stack: LogitStack) -> tuple[LogitStack, NDArray[np.float64], NDArray[np.float64]]:
         """Return the members of positive weight, with their weights and floors; each video has at least one."""
-        used = [name for name in self.needed_members() if name in stack.members]
+        share = dict(zip(self.members_, self.weights_.tolist(), strict=True))
+        used = [name for name in stack.members if share[name] > 0]
         if not used:
             raise AlignmentError(f"no member with a positive weight is left among {list(stack.members)}")
         stack = stack.select(used)
