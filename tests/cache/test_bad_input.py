@@ -564,7 +564,7 @@ def test_row_52_a_stack_whose_members_stand_in_another_order_is_reordered_at_pre
 
 def test_row_52_missing_predictions_are_noted_when_asked_for():
     ids = {"swin": IDS, "x3d": IDS[:2]}
-    stack = vf.LogitStack.from_arrays({"swin": logits(4), "x3d": logits(2)}, ids=ids, missing="allow")
+    stack = vf.LogitStack.from_arrays({"swin": logits(4), "x3d": logits(2)}, ids=ids, join="outer")
     assert stack.present.tolist() == [[True, True], [True, True], [True, False], [True, False]]
     assert np.allclose(np.exp(stack.log_likelihoods()[2:, 1]), 1 / 3) and np.isnan(stack.scores("x3d")[2:]).all()
     assert stack[:2].present is None and "2 predictions missing" in repr(stack)

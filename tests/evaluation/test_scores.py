@@ -36,7 +36,7 @@ def partial_stack(missing=(3, 4, 5)):
     labels = dict(zip(ids, y.tolist(), strict=True))
     arrays = {"whole": z[:, 0], "part": z[kept, 0]}
     return vf.LogitStack.from_arrays(
-        arrays, ids={"whole": ids, "part": [ids[i] for i in kept]}, labels=labels, missing="allow"
+        arrays, ids={"whole": ids, "part": [ids[i] for i in kept]}, labels=labels, join="outer"
     )
 
 

@@ -170,7 +170,7 @@ def test_a_trial_of_some_members_keeps_the_videos_that_they_have():
     z = {"m0": stack.scores("m0"), "m1": stack.scores("m1")[:70], "m2": stack.scores("m2")[60:]}
     ids = {"m0": IDS, "m1": IDS[:70], "m2": IDS[60:]}
     labels = dict(zip(IDS, stack.labels.tolist(), strict=True))
-    partial = vf.LogitStack.from_arrays(z, ids=ids, labels=labels, missing="allow")
+    partial = vf.LogitStack.from_arrays(z, ids=ids, labels=labels, join="outer")
     trial = open_trial(partial, folds=4)
     one = trial.select(["m1"])
     np.testing.assert_array_equal(one.scored.ids, IDS[:70])

@@ -293,7 +293,7 @@ def named(missing_from=None, n=60):
     ids = [f"v{i}" for i in range(n)]
     stop = n if missing_from is None else missing_from
     return LogitStack.from_arrays(
-        {"a": X[:, 0], "b": X[:stop, 1]}, ids={"a": ids, "b": ids[:stop]}, missing="allow",
+        {"a": X[:, 0], "b": X[:stop, 1]}, ids={"a": ids, "b": ids[:stop]}, join="outer",
         labels=dict(zip(ids, y.tolist(), strict=True)),
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ def test_a_stack_that_lacks_scores_is_refused_with_advice_that_holds():
     arrays, y = members()
     ids = [f"v{i}" for i in range(80)]
     stack = LogitStack.from_arrays(
-        {"a": arrays["a"], "b": arrays["b"][:60]}, ids={"a": ids, "b": ids[:60]}, missing="allow", join="outer",
+        {"a": arrays["a"], "b": arrays["b"][:60]}, ids={"a": ids, "b": ids[:60]}, join="outer",
         labels=dict(zip(ids, y.tolist(), strict=True)),
     )  # fmt: skip
     with pytest.raises(AlignmentError, match=r"20 of 80 videos without some; keep those that all members have"):

@@ -35,7 +35,7 @@ def stack_of(arrays, y, present):
     return LogitStack.from_arrays(
         {name: z[has] for (name, z), has in zip(arrays.items(), present.T, strict=True)},
         ids={name: ids[has] for name, has in zip(arrays, present.T, strict=True)},
-        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), missing="allow", join="outer",
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), join="outer",
     )  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def incomplete():
     arrays = {"a": p[:, 0], "b": p[:30, 1], "c": p[:, 2]}
     stack = LogitStack.from_arrays(
         arrays, kind="probabilities", ids={"a": ids, "b": ids[:30], "c": ids},
-        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), missing="allow", join="outer",
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), join="outer",
     )  # fmt: skip
     return stack, p, y
 

@@ -92,7 +92,7 @@ def test_videos_that_lack_a_member_are_refused_unless_the_rule_says_otherwise(ru
     partial = LogitStack.from_arrays(
         {name: stack.scores(name)[few:] for name, few in (("b", 0), ("a", 5), ("c", 0))},
         ids={"b": ids, "a": ids[5:], "c": ids},
-        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), missing="allow", join="outer",
+        labels=dict(zip(ids.tolist(), y.tolist(), strict=True)), join="outer",
     )  # fmt: skip
     rule.fit(stack)
     assert rule.missing in (None, "error")

@@ -116,7 +116,6 @@ def test_absent_members_do_not_vote_where_that_is_asked_for():
     stack = LogitStack.from_arrays(
         {"a": z[:, 0], "b": z[:5, 1], "c": z[:, 2]},
         ids={"a": ids, "b": ids[:5], "c": ids},
-        missing="allow",
         join="outer",
     )
     for rule in (MajorityVote, BordaCount):
@@ -151,14 +150,14 @@ def test_members_first_keeps_kinds_ids_and_absent_members():
     q = rng.dirichlet(np.ones(4), size=(20, 5)).astype(np.float32)
     ids = [f"v{i}" for i in range(30)]
     stack = LogitStack.from_arrays(
-        {"a": p, "b": q}, ids={"a": ids, "b": ids[:20]}, kind="probabilities", missing="allow",
+        {"a": p, "b": q}, ids={"a": ids, "b": ids[:20]}, kind="probabilities", join="outer",
         labels={name: i % 4 for i, name in enumerate(ids)},
     )  # fmt: skip
     rule = Calibrated(LogLinearPool("uniform", missing="renormalise"), where="members").fit(reduce_views(stack))
     found = members_first(rule, stack, "mean-probability")
     views = [
         LogitStack.from_arrays({"a": p[:, v], "b": q[:, v]}, ids={"a": ids, "b": ids[:20]}, kind="probabilities",
-                               missing="allow")
+                               join="outer")
         for v in range(5)
     ]  # fmt: skip
     expected = np.mean([rule.predict_proba(view) for view in views], axis=0)

@@ -170,7 +170,7 @@ def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
     ids = {name: full.ids[: 120 - 20 * number].tolist() for number, name in enumerate(full.members)}
     arrays = {name: full.scores(name)[: len(ids[name])] for name in full.members}
     labels = dict(zip(full.ids.tolist(), full.labels.tolist(), strict=True))
-    stack = vf.LogitStack.from_arrays(arrays, ids=ids, labels=labels, missing="allow")
+    stack = vf.LogitStack.from_arrays(arrays, ids=ids, labels=labels, join="outer")
     text, _ = page_of(tmp_path, stack)
     assert "The fusion of 3 members gets" in text
     assert "Contributions" not in headings(text)

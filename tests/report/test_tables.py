@@ -146,9 +146,7 @@ def test_a_member_that_lacks_videos_is_scored_on_those_it_has():
     rng = np.random.default_rng(5)
     y = rng.integers(0, 3, size=100)
     z = {name: rng.normal(size=(len(rows), 3)) + 2 * np.eye(3)[y[: len(rows)]] for name, rows in ids.items()}
-    stack = vf.LogitStack.from_arrays(
-        z, ids=ids, labels=dict(zip(ids["swin"], y.tolist(), strict=True)), missing="allow"
-    )
+    stack = vf.LogitStack.from_arrays(z, ids=ids, labels=dict(zip(ids["swin"], y.tolist(), strict=True)), join="outer")
     rules = {"uniform": vf.LogLinearPool(weights="uniform", missing="renormalise")}
     board = vf.leaderboard(stack, rules=rules)
     assert (board.entry("x3d").score.n, board.entry("swin").score.n) == (80, 100)

@@ -20,7 +20,7 @@ def incomplete():
     rows = {"a": slice(None), "b": slice(40), "c": slice(20, None)}
     return vf.LogitStack.from_arrays(
         {name: z[part, m] for m, (name, part) in enumerate(rows.items())},
-        ids={name: ids[part] for name, part in rows.items()}, missing="allow", join="outer",
+        ids={name: ids[part] for name, part in rows.items()}, join="outer",
         labels=dict(zip(ids.tolist(), y.tolist(), strict=True)),
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_diversity_is_of_the_videos_that_all_members_have():
     y[:20] = 0  # what an absent member does not get right
     ids = np.array([f"v{i:02d}" for i in range(60)])
     stack = vf.LogitStack.from_arrays(
-        {"a": z[20:, 0], "b": z[:, 1]}, ids={"a": ids[20:], "b": ids}, missing="allow", join="outer",
+        {"a": z[20:, 0], "b": z[:, 1]}, ids={"a": ids[20:], "b": ids}, join="outer",
         labels=dict(zip(ids.tolist(), y.tolist(), strict=True)),
     )  # fmt: skip
     found, expected = vf.diversity(stack), vf.diversity(z[20:, :2], y[20:])

@@ -83,7 +83,7 @@ def test_leave_one_out_is_of_the_videos_that_all_members_have():
     z, y = ensemble(7, n=60, m=2)
     ids = [f"v{i:02d}" for i in range(60)]
     stack = vf.LogitStack.from_arrays(
-        {"a": z[:, 0], "b": z[:40, 1]}, labels=y, ids={"a": ids, "b": ids[:40]}, missing="allow"
+        {"a": z[:, 0], "b": z[:40, 1]}, labels=y, ids={"a": ids, "b": ids[:40]}, join="outer"
     )
     pool = vf.LogLinearPool(weights="uniform", missing="renormalise")
     assert vf.leave_one_out(stack, rule=pool) == vf.leave_one_out(stack[stack.present.all(axis=1)], rule=pool)

@@ -91,7 +91,7 @@ def test_videos_that_some_member_lacks_are_refused():
     z, y = ensemble(3, m=3)
     ids = np.array([f"v{i:02d}" for i in range(60)])
     stack = vf.LogitStack.from_arrays(
-        {"a": z[5:, 0], "b": z[:, 1]}, ids={"a": ids[5:], "b": ids}, missing="allow", join="outer",
+        {"a": z[5:, 0], "b": z[:, 1]}, ids={"a": ids[5:], "b": ids}, join="outer",
         labels=dict(zip(ids.tolist(), y.tolist(), strict=True)),
     )  # fmt: skip
     with pytest.raises(AlignmentError, match="5 of 60 videos without some; keep those that all members have"):

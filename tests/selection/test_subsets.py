@@ -254,7 +254,7 @@ def test_missing_predictions_go_through_the_pool():
         {"a": z[:, 0], "b": z[:30, 1], "c": z[:, 2]},
         labels=y,
         ids={"a": ids, "b": ids[:30], "c": ids},
-        missing="allow",
+        join="outer",
     )
     assert stack.present is not None
     whole = stack[stack.present.all(axis=1)]

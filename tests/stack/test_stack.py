@@ -194,10 +194,10 @@ def test_saving_and_loading_keeps_everything(tmp_path):
         ids=ids,
         labels=LABELS,
         kind={"swin": "logits", "x3d": "probabilities"},
-        missing="allow",
+        join="outer",
     )
     mixed.save(tmp_path)
-    again = load_stack(tmp_path, missing="allow")
+    again = load_stack(tmp_path, join="outer")
     assert again.kinds == mixed.kinds and again.members == mixed.members
     np.testing.assert_array_equal(again.present, mixed.present)
     np.testing.assert_array_equal(again.labels, mixed.labels)

@@ -26,7 +26,7 @@ from vidfuse.cache.reader import open_cache
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.formats.annotations import Annotations, read_annotations
 from vidfuse.formats.dump import read_dump
-from vidfuse.stack.align import Join, Missing
+from vidfuse.stack.align import Join
 from vidfuse.stack.frames import Dump
 from vidfuse.stack.reduce import reduce_array
 from vidfuse.stack.stack import LogitStack
@@ -57,7 +57,6 @@ def read_predictions(
     classes: Sequence[str] | None = None,
     head: str | Mapping[str, str] | None = None,
     join: Join = "exact",
-    missing: Missing = "error",
 ) -> LogitStack:
     r"""Read other tools' dumps as one stack, aligned by id.
 
@@ -77,8 +76,8 @@ def read_predictions(
             none; anything else as in `LogitStack.from_arrays`.
         classes: The classes' names.
         head: Which scores to take where videos have several, by name, or {member: name}.
-        join: "exact" demands the same videos of all members, "inner" keeps the common ones.
-        missing: "allow" keeps every video of any member.
+        join: "exact" demands the same videos of all members, "inner" keeps the common ones, "outer" keeps every
+            video of any member.
 
     Raises:
         InputError: A file is damaged, is not understood, or needs more than arrays; or its numbers are not of `kind`.
@@ -123,7 +122,6 @@ def read_predictions(
         classes=own_classes if classes is None else classes,
         kind={name: member.kind for name, member in members.items()},
         join=join,
-        missing=missing,
     )
 
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from vidfuse._checks import Rows, as_array, check_classes, check_ids, check_labels, first_few, place
 from vidfuse.errors import AlignmentError, InputError
 
-__all__ = ["Alignment", "Join", "Missing", "align_ids", "align_labels", "check_layouts", "common_classes"]
+__all__ = ["Alignment", "Join", "align_ids", "align_labels", "check_layouts", "common_classes"]
 
 Join = Literal["exact", "inner", "outer"]
-Missing = Literal["error", "allow"]
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,20 @@ def align_ids(
     ids: Mapping[str, NDArray[np.str_]] | None,
     counts: Mapping[str, int],
     join: Join = "exact",
-    missing: Missing = "error",
 ) -> Alignment:
     """Find the common videos of all members; rows stand in the order of the first member.
 
     Args:
         ids: For each member, its unique ids; None matches rows by position.
         counts: For each member, its number of rows.
-        join: "exact" demands the same ids, "inner" keeps the common ones, "outer" keeps all.
-        missing: "allow" keeps videos that some members lack (an outer join) and notes who has which.
+        join: "exact" demands the same ids, "inner" keeps the common videos, "outer" keeps every video of any member and
+            notes who has which.
 
     Raises:
         AlignmentError: The members' ids, or without ids their numbers of rows, differ.
     """
     if join not in ("exact", "inner", "outer"):
         raise InputError(f"join: expected 'exact', 'inner' or 'outer', got {join!r}")
-    if missing not in ("error", "allow"):
-        raise InputError(f"missing: expected 'error' or 'allow', got {missing!r}")
     names = list(counts)
     first = names[0]
     if ids is None:
@@ -104,7 +100,7 @@ def align_ids(
         return Alignment(len(base), base, {name: slice(0, len(base), 1) for name in names})
     found = {name: _positions(ids[name], base) for name in names}
     extra = [ids[name][~np.isin(ids[name], base)] for name in names[1:]]
-    if missing == "allow" or join == "outer":
+    if join == "outer":
         base = np.concatenate([base, np.unique(np.concatenate(extra))])
         found = {name: _positions(ids[name], base) for name in names}
     elif join == "inner":
@@ -115,11 +111,9 @@ def align_ids(
                 f"no video is common to all members ({_listed(counts)}); compare how their ids are made"
             )
     present = np.stack([found[name] >= 0 for name in names], axis=1)
-    if not present.all() or (join == "exact" and missing == "error" and any(len(e) for e in extra)):
-        if missing != "allow":
-            raise _different_ids(ids, names, counts)
-        return Alignment(len(base), base, {name: found[name] for name in names}, present)
-    return Alignment(len(base), base, {name: found[name] for name in names})
+    if join == "exact" and not (present.all() and not any(map(len, extra))):
+        raise _different_ids(ids, names, counts)
+    return Alignment(len(base), base, {name: found[name] for name in names}, None if present.all() else present)
 
 
 def _same(left: NDArray[np.str_], right: NDArray[np.str_]) -> bool:
@@ -138,7 +132,7 @@ def _different_ids(
     shown = "; ".join(f"{name!r} lacks {len(gone)}: {first_few(gone)}" for name, gone in lacking.items() if len(gone))
     return AlignmentError(
         f"members have different videos ({_listed(counts)}): {shown}; "
-        'join="inner" keeps the common videos, missing="allow" keeps all'
+        'join="inner" keeps the common videos, join="outer" keeps all'
     )
 
 

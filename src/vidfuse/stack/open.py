@@ -10,7 +10,7 @@ from typing import Any
 from vidfuse._checks import check_member_names, first_few, per_member
 from vidfuse.cache.reader import find_caches, open_cache
 from vidfuse.errors import InputError
-from vidfuse.stack.align import Join, Missing, align_ids, align_labels, check_layouts, common_classes
+from vidfuse.stack.align import Join, align_ids, align_labels, check_layouts, common_classes
 from vidfuse.stack.reduce import reduce_source
 from vidfuse.stack.source import ArraySource
 from vidfuse.stack.stack import LogitStack, Member
@@ -26,7 +26,6 @@ def load_stack(
     verify: bool = True,
     *,
     join: Join = "exact",
-    missing: Missing = "error",
 ) -> LogitStack:
     """Load a folder of caches as one stack, aligned by id; scores are read where they are used.
 
@@ -35,11 +34,10 @@ def load_stack(
         members: Which members to take, in this order; by default all, by name.
         views: Reduce views while loading: "mean-log", "mean-probability", "vote", "max", or {member: rule}. By default
             they are kept.
-        partial: Accept caches that are not finished; only the videos that all members have are taken, unless `missing`
-            says otherwise.
+        partial: Accept caches that are not finished; only the videos that all members have are taken, unless `join` is
+            "outer".
         verify: Check each part's digest at its first use in this process.
-        join: "exact" demands the same ids of all members, "inner" keeps the common ones.
-        missing: "allow" keeps every video of any member.
+        join: "exact" demands the same ids of all members, "inner" keeps the common ones, "outer" keeps all.
 
     Raises:
         InputError: No cache, an unknown member, or members with different numbers of views.
@@ -66,9 +64,9 @@ def load_stack(
     shapes = {n: (len(c), c.meta.n_classes) if n in reduced else c.source.shape for n, c in caches.items()}
     n_classes, _ = check_layouts(shapes)
     counts = {name: len(cache) for name, cache in caches.items()}
-    if partial and join == "exact" and missing == "error":
+    if partial and join == "exact":
         join = "inner"
-    alignment = align_ids({name: cache.ids for name, cache in caches.items()}, counts, join, missing)
+    alignment = align_ids({name: cache.ids for name, cache in caches.items()}, counts, join)
     classes = common_classes({name: cache.classes for name, cache in caches.items()}, names, n_classes)
     labels: Any = {name: cache.labels for name, cache in caches.items()}
     stacked = []

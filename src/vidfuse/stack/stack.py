@@ -25,7 +25,7 @@ from vidfuse._threads import map_members
 from vidfuse.cache.writer import ROWS_PER_PART, CacheWriter
 from vidfuse.errors import InputError
 from vidfuse.likelihood import block_rows
-from vidfuse.stack.align import Join, Missing, align_ids, align_labels, check_layouts, common_classes, member_ids
+from vidfuse.stack.align import Join, align_ids, align_labels, check_layouts, common_classes, member_ids
 from vidfuse.stack.frames import frame_arrays
 from vidfuse.stack.inputs import name_arrays, warn_if_misordered
 from vidfuse.stack.reduce import reduce_array
@@ -121,7 +121,6 @@ class LogitStack:
         kind: Kind | Mapping[str, Kind] = "logits",
         members: Sequence[str] | None = None,
         join: Join = "exact",
-        missing: Missing = "error",
         views: str | Mapping[str, str] | None = None,
     ) -> Self:
         """Build a stack from arrays or tensors, checked once, without copying them.
@@ -135,8 +134,8 @@ class LogitStack:
             kind: What the numbers are: "logits", "log-likelihoods", "probabilities" or "sum" (of probabilities over
                 views); one for all, or {member: kind}. It is never guessed.
             members: Names for one array's members (default ``member0`` …), or which of a mapping to take.
-            join: "exact" demands the same ids, "inner" keeps the videos that all members have.
-            missing: "allow" keeps every video of any member, and `present` says who has which.
+            join: "exact" demands the same ids, "inner" keeps the videos that all members have, "outer" keeps every
+                video of any member, and `present` says who has which.
             views: How to reduce views ("mean-log", "mean-probability", "vote", "max"; or a mapping by member).
 
         Raises:
@@ -165,7 +164,7 @@ class LogitStack:
             for name in viewed:
                 named[name], kinds[name] = reduce_array(named[name], kinds[name], rules[name]), "log-likelihoods"
         n_classes, _ = check_layouts({name: array.shape for name, array in named.items()})
-        alignment = align_ids(own_ids, counts, join, missing)
+        alignment = align_ids(own_ids, counts, join)
         stack = cls(
             [Member(name, ArraySource(named[name]), alignment.rows[name], kinds[name]) for name in names],
             ids=alignment.ids,
