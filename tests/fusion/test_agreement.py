@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from vidfuse import LogitStack, LogLinearPool, MajorityVote
+from vidfuse import LogitStack, LogLinearPool, MajorityVote, members_first, reduce_views
 from vidfuse.errors import VidfuseWarning
 
 
@@ -58,3 +58,16 @@ def test_recipes_of_the_first_releases_hold_no_agreement():
     rule = LogLinearPool().fit(LogitStack.from_arrays(arrays), y)
     del rule.agreement_, rule.class_names_, rule.feature_names_in_
     assert (rule.predict(np.stack(list(arrays.values()), axis=1)) == y).mean() > 0.8
+
+
+def test_a_view_on_which_members_know_nothing_is_no_other_order():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 200)
+    views = rng.normal(size=(200, 3, 2, 5))
+    views[:, :, 0] += 4.0 * np.eye(5)[y][:, None]
+    stack = LogitStack.from_arrays(views)
+    rule = MajorityVote().fit(reduce_views(stack))
+    second = LogitStack.from_arrays(views[:, :, 1])
+    with pytest.warns(VidfuseWarning, match="agreed with the others on the videos of the fit"):
+        rule.predict(second)
+    assert members_first(rule, stack, "mean-log").shape == (200, 5)

@@ -15,6 +15,7 @@ from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
+from vidfuse.fusion.votes import MajorityVote
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 
@@ -394,3 +395,22 @@ def test_the_summary_is_that_of_the_inner_rule(where):
     np.testing.assert_allclose([found.lower, found.upper], [inner.lower, inner.upper])
     with pytest.raises(InputError, match=r"one weight a member.*got StackedPool"):
         Calibrated(StackedPool(), where=where).fit(X, y).summary()
+
+
+def test_the_rule_is_fitted_on_the_calibrated_members():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 150)
+    arrays = {name: s * (rng.normal(size=(150, 4)) + 1.5 * np.eye(4)[y]) for name, s in (("b", 9.0), ("a", 1.0))}
+    rule = Calibrated(LinearPool("inverse-nll"), where="members").fit(LogitStack.from_arrays(arrays), y)
+    own = {name: TemperatureScaling().fit(z, y).transform(z) for name, z in arrays.items()}
+    expected = LinearPool("inverse-nll").fit(LogitStack.from_arrays(own, kind="log-likelihoods"), y)
+    np.testing.assert_allclose(rule.rule_.weights_, expected.weights_, atol=1e-5)
+    raw = LinearPool("inverse-nll").fit(LogitStack.from_arrays(arrays), y)
+    assert np.abs(rule.rule_.weights_ - raw.weights_).max() > 0.05
+
+
+def test_members_with_views_are_calibrated_after_but_not_before_the_rule_fuses_them():
+    views, y = np.random.default_rng(0).normal(size=(40, 3, 2, 4)), np.arange(40) % 4
+    assert Calibrated(MajorityVote()).fit(views, y).predict(views).shape == (40,)
+    with pytest.raises(InputError, match=r"Calibrated takes \(N, M, K\), got views"):
+        Calibrated(MajorityVote(), where="members").fit(views, y)

@@ -263,3 +263,9 @@ def test_summary_of_given_weights_has_no_spread():
     summary = pool.summary(bootstrap=5)
     np.testing.assert_array_equal(summary.lower, summary.upper)
     assert pool.summary().lower is None
+
+
+def test_a_member_without_any_loss_gets_nearly_all_the_weight():
+    np.testing.assert_allclose(inverse_nll_weights([0.0, 1.0]), [1.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(inverse_nll_weights([np.inf, 1.0]), [0.0, 1.0])
+    np.testing.assert_allclose(inverse_nll_weights([0.0, 0.0]), [0.5, 0.5])
