@@ -115,14 +115,13 @@ class LogLinearPool(Pool):
         omega: NDArray[np.float64],
         floors: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], Refit]:
-        true = true_scores(stack, labels)
-        check_true_class(stack, true, floors)
+        check_true_class(stack, true_scores(stack, labels), floors)
         direction = np.full(len(stack.members), 1.0 / len(stack.members))
         if self.shrinkage not in (None, 0):
             direction = accuracy_weights(omega @ member_hits(stack, labels))
         strength = choose_shrinkage(self.shrinkage, stack, labels, omega, floors, direction, self.n_jobs)
         penalty = shrinkage_penalty(strength, direction) if strength > 0 else None
-        with Passes(stack, labels, omega, floors, self.n_jobs, true) as passes:
+        with Passes(stack, labels, omega, floors, self.n_jobs) as passes:
             fit = fit_log_linear(passes, penalty)
         if fit.at_bound:
             warnings.warn(
@@ -140,7 +139,7 @@ class LogLinearPool(Pool):
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
             )  # fmt: skip
             self.class_weights_ = classes.beta[[stack.members.index(name) for name in self.members_]]
-        again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
+        again = partial(Passes, stack, labels, omega, floors, self.n_jobs)
         return fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again)
 
     def needed_members(self) -> tuple[str, ...]:
