@@ -306,6 +306,22 @@ def test_vetoes_of_other_classes_enter_the_fit():
     assert pool.weights_[0] > 0
 
 
+def test_zeros_of_other_classes_enter_the_fit_as_ten_thousand_nats():
+    z, y = problem(n=60, members=3, seed=8)
+    p = np.exp(z - logsumexp(z, axis=2, keepdims=True))
+    p[np.arange(60), 0, (y + 1) % 5] = 0.0
+    p /= p.sum(axis=2, keepdims=True)
+    stack, beta = LogitStack.from_arrays(p, kind="probabilities"), np.array([1e-5, 0.5, 0.3])
+    with np.errstate(divide="ignore"):
+        relative = np.log(p) - np.log(p)[np.arange(60), :, y][:, :, None]
+    moments = Passes(stack, y, np.full(60, 1 / 60), np.zeros(3)).moments(beta)
+    assert moments.value == pytest.approx(brute(beta, np.maximum(relative, -1e4), y), rel=1e-5)
+    assert np.isfinite(moments.gradient).all()
+    assert np.isfinite(moments.hessian).all()
+    pool = LogLinearPool(shrinkage=None, floor=0.0).fit(stack, y)
+    assert pool.optimality_gap_ <= 1e-7
+
+
 def test_balanced_class_weight_equals_sample_weight():
     z, y = problem(n=120, seed=6)
     y = np.where(np.arange(120) < 90, 0, y)

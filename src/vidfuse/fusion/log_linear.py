@@ -124,14 +124,13 @@ class LogLinearPool(WeightedRule):
     def _learn(self, videos: FitVideos) -> None:
         """Set weights and temperature, and weights per class where they are asked for."""
         stack, labels, omega, floors = videos.stack, videos.labels, videos.omega, videos.floors
-        true = true_scores(stack, labels)
-        check_true_class(stack, true, floors)
+        check_true_class(stack, true_scores(stack, labels), floors)
         direction = np.full(len(stack.members), 1.0 / len(stack.members))
         if self.shrinkage not in (None, 0):
             direction = accuracy_weights(omega @ member_hits(stack, labels))
         strength = choose_shrinkage(self.shrinkage, stack, labels, omega, floors, direction, self.n_jobs)
         penalty = shrinkage_penalty(strength, direction) if strength > 0 else None
-        with Passes(stack, labels, omega, floors, self.n_jobs, true) as passes:
+        with Passes(stack, labels, omega, floors, self.n_jobs) as passes:
             fit = fit_log_linear(passes, penalty)
         if fit.at_bound:
             warnings.warn(
@@ -148,7 +147,7 @@ class LogLinearPool(WeightedRule):
                 stack, labels, omega, floors, fit.beta,
                 weight_precision=CLASS_PRECISION, bias_precision=None, non_negative=True,
             ).beta  # fmt: skip
-        again = partial(Passes, stack, labels, omega, floors, self.n_jobs, true)
+        again = partial(Passes, stack, labels, omega, floors, self.n_jobs)
         self._set_found(fit.beta / fit.beta.sum(), _OneStep(fit.beta, penalty, again), omega)
 
     def needed_members(self) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from vidfuse._threads import one_blas_thread
 from vidfuse.fusion._solver.moments import Moments, block_gradients, block_moments
-from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows, mix_floor
 from vidfuse.stack.source import compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack
@@ -34,8 +33,6 @@ __all__ = ["Passes"]
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
 _BLOCK: Final = 1 << 19  # numbers in a block: smaller ones cost more in calls than they gain in cache
-_FAR: Final = 32.0  # nats; where true classes score beyond this, they are taken off: rounding spares what differs
-_HUGE: Final = 1e8  # nats; a true class's score beyond this would round the others' differences away, and stays
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
 
@@ -45,10 +42,10 @@ class _Part:
 
     What its blocks hold, up to a constant for each video and member:
 
-    | members                      | blocks                                        | between passes            |
-    |------------------------------|-----------------------------------------------|---------------------------|
-    | logits, without floors       | the scores as they are stored, less `origin`  | nothing is kept           |
-    | probabilities, or with floor | log-likelihoods less the true class's         | `kept`, if `keep` says so |
+    | members                      | blocks                                | between passes            |
+    |------------------------------|---------------------------------------|---------------------------|
+    | logits, without floors       | the scores as they are stored         | nothing is kept           |
+    | probabilities, or with floor | log-likelihoods less the true class's | `kept`, if `keep` says so |
 
     A score of -inf becomes the true class's less 10,000 nats. Stored scores seldom hold it: the first pass looks, and
     later ones only if it found some.
@@ -60,7 +57,6 @@ class _Part:
     floors: NDArray[np.float64]
     step: int
     as_stored: bool
-    origin: NDArray[np.float64] | None
     keep: bool
     kept: list[NDArray[np.float32]] = field(default_factory=list)
     vetoes: bool | None = None
@@ -94,9 +90,8 @@ class _Part:
             if place < len(self.kept):  # from an earlier pass
                 block = self.kept[place].astype(dtype, copy=False)
             elif self.as_stored:
-                for column, member in enumerate(members):
-                    stored = member.source.take(compose_rows(member.rows, rows))
-                    _subtract(stored, None if self.origin is None else self.origin[column, rows], block[column])
+                for own, member in zip(block, members, strict=True):
+                    np.copyto(own, member.source.take(compose_rows(member.rows, rows)), casting="same_kind")
                 if self.vetoes is not False and block.min() == -np.inf:
                     met = True
                     true = np.take_along_axis(block, self.labels[None, rows, None], axis=2)
@@ -116,15 +111,6 @@ class _Part:
         self.vetoes = met
 
 
-def _subtract(scores: NDArray[Any], origin: NDArray[np.float64] | None, out: NDArray[Any]) -> None:
-    """Write scores (B, K) less each video's origin, in the wider precision of both: float16 would overflow."""
-    if origin is None:
-        np.copyto(out, scores)
-    else:
-        wide = np.promote_types(scores.dtype, out.dtype)
-        np.subtract(scores, origin[:, None].astype(wide), out=out, dtype=wide, casting="same_kind")
-
-
 class Passes:
     """Repeated passes over one stack, on joblib's workers; use it as a context.
 
@@ -134,7 +120,6 @@ class Passes:
         omega: the videos' weights (N,), which sum to 1.
         floors: each member's floor (M,).
         n_jobs: joblib's number of workers (threads, unless `joblib.parallel_config` says otherwise).
-        true: the members' scores of the true class as they are stored (M, N), where they are known.
 
     Attributes:
         numbers: N × M × K.
@@ -154,24 +139,18 @@ class Passes:
         omega: NDArray[np.float64],
         floors: NDArray[np.float64],
         n_jobs: int | None = None,
-        true: NDArray[np.float64] | None = None,
     ) -> None:
         self.stack, self.labels, self.omega, self.floors, self.n_jobs = stack, labels, omega, floors, n_jobs
         per_video = len(stack.members) * stack.n_classes
         self.numbers, self.count = per_video * len(stack), 0
         as_stored = not floors.any() and all(kind in ("logits", "log-likelihoods") for kind in stack.kinds)
-        origin = None
-        if as_stored:
-            true = true_scores(stack, labels) if true is None else true
-            origin = np.where(np.abs(true) < _HUGE, true, 0.0) if np.abs(true).max() > _FAR else None
         step = block_rows(per_video, _BLOCK)
         rows_of_part = step * max(1, round(_PART / (step * per_video)))
         self._parts = []
         for start in range(0, len(stack), rows_of_part):
             rows = slice(start, start + rows_of_part)
-            own = None if origin is None else origin[:, rows]
             keep = self.numbers <= _RESIDENT
-            self._parts.append(_Part(stack[rows], labels[rows], omega[rows], floors, step, as_stored, own, keep))
+            self._parts.append(_Part(stack[rows], labels[rows], omega[rows], floors, step, as_stored, keep))
         self._context = ExitStack()
         self._over: Callable[[Callable[[_Part], Moments], Sequence[_Part]], Iterable[Moments]] = map
 
