@@ -162,8 +162,8 @@ def test_the_order_of_the_videos_decides_nothing(seed):
     order = rng.permutation(200)
     one, other = DynamicPool().fit(z, y), DynamicPool().fit(z[order], y[order])
     assert one.fallback_ == other.fallback_
-    assert one.gain_ == pytest.approx(other.gain_, abs=1e-6)
-    np.testing.assert_allclose(one.predict_proba(z), other.predict_proba(z), atol=1e-5)
+    assert one.gain_ == pytest.approx(other.gain_, abs=1e-5)
+    np.testing.assert_allclose(one.predict_proba(z), other.predict_proba(z), atol=1e-4)  # float32 sums in another order
 
 
 def test_a_gain_that_chance_explains_is_not_taken():
