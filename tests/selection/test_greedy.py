@@ -65,15 +65,6 @@ def test_ties_go_to_the_cheaper_member_then_to_the_first_name(pool, objective, c
     assert greedy_search(reverse, objective, 12, pool=pool, costs=by_name).path == found.path
 
 
-def test_a_sorted_start_breaks_ties_by_cost_too():
-    z, y = ensemble(2, n=90, m=2, k=4)
-    stack = stack_of(z[:, [0, 1, 0, 1]], y, names=["a", "b", "c", "d"])
-    first = "ac" if (z[:, 0].argmax(1) == y).sum() > (z[:, 1].argmax(1) == y).sum() else "bd"
-    for costs, expected in ((None, first), ({"a": 2, "b": 2, "c": 1, "d": 1}, first[::-1])):
-        found = greedy_search(stack, "accuracy", 2, sorted_start=2, costs=costs)
-        assert [name for name, _ in found.path] == list(expected)
-
-
 def test_a_pool_takes_costs_and_a_recipe_keeps_them(tmp_path):
     z, y = ensemble(3, m=1)
     stack = stack_of(np.repeat(z, 3, axis=1), y, names=["a", "b", "c"])
@@ -105,15 +96,6 @@ def test_the_ensemble_is_the_best_prefix_and_its_weights_are_shares():
     assert found.weights == {name: names.count(name) / kept for name in found.weights}
     assert found.members == tuple(sorted(set(names)))
     assert "after 20 rounds" in repr(found)
-
-
-def test_sorted_start_begins_with_the_best_single_members():
-    z, y = ensemble(3, n=200, m=5, signal=2.5)
-    stack = stack_of(z, y)
-    singles = [vf.metrics.nll(y, stack.log_likelihoods()[:, j]) for j in range(5)]
-    found = greedy_search(stack, "nll", 6, sorted_start=3)
-    assert [name for name, _ in found.path[:3]] == [f"m{j}" for j in np.argsort(singles)[:3]]
-    assert len(found.path) == 6
 
 
 def test_bagging_averages_bags_and_is_reproducible():
@@ -187,14 +169,14 @@ def test_every_round_of_a_long_search_scores_as_the_pool(pool):
 
 def test_bags_start_over():
     z, y = ensemble(8, n=90, m=9, k=5)
-    found = greedy_search(stack_of(z, y), "accuracy", 12, bagging=3, sorted_start=2)
+    found = greedy_search(stack_of(z, y), "accuracy", 12, bagging=3)
     assert len(found.path) == 36 and sum(found.weights.values()) == pytest.approx(1)
 
 
 def test_a_thousand_members():
     z, y = ensemble(9, n=20, m=1000, k=4)
     stack = stack_of(z, y)
-    found = greedy_search(stack, "accuracy", 3, pool="log-linear", sorted_start=1)
+    found = greedy_search(stack, "accuracy", 3, pool="log-linear")
     pool = vf.LogLinearPool(weights={name: found.weights.get(name, 0.0) for name in stack.members})
     assert found.score == pytest.approx(pool.fit(stack).score(stack), abs=1e-12)
 

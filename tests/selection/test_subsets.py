@@ -181,7 +181,7 @@ def test_ties_go_to_fewer_members_then_cost_then_name():
     assert vf.search_subsets(stack, costs={"a": 3.0, "b": 2.0, "c": 2.0}).members == ("b",)
     assert vf.search_subsets(stack, "nll", costs=[1.0, 2.0, 2.0]).members == ("c",)
     ranked = [row.members for row in vf.search_subsets(stack).table.best(7)]
-    assert ranked == [("a",), ("b",), ("c",), ("a", "b"), ("c", "a"), ("c", "b"), ("c", "a", "b")]
+    assert ranked == [("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c")]
 
 
 def test_limits_of_size_and_cost():
@@ -341,7 +341,7 @@ def test_the_table_ranks_losses_and_prints():
         ("a", "b"), np.array([1, 2, 3], np.uint64), np.array([0.5, 0.4, np.inf]), np.ones(3), higher_is_better=False
     )
     assert [row.members for row in table.best(3)] == [("b",), ("a",), ("a", "b")]
-    assert table.to_dict(1) == {"members": [("b",)], "score": [0.4], "size": [1], "cost": [1.0]}
+    assert table.best(1) == [(("b",), 0.4, 1.0)]
     assert repr(table) == "SubsetTable(3 subsets of 2 members, best 0.4: b)"
 
 

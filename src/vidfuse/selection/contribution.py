@@ -73,16 +73,11 @@ class Diversity:
     oracle: float
 
     def pairs(self) -> list[dict[str, Any]]:
-        """Return one row a pair of members, for a data frame."""
+        """Return one row for each pair of members, for a data frame."""
+        what = ("disagreement", "prediction_disagreement", "q_statistic", "double_fault")
         return [
-            {
-                "first": self.members[i],
-                "second": self.members[j],
-                "disagreement": float(self.disagreement[i, j]),
-                "prediction_disagreement": float(self.prediction_disagreement[i, j]),
-                "q_statistic": float(self.q_statistic[i, j]),
-                "double_fault": float(self.double_fault[i, j]),
-            }
+            {"first": self.members[i], "second": self.members[j]}
+            | {name: float(getattr(self, name)[i, j]) for name in what}
             for i, j in zip(*np.triu_indices(len(self.members), 1), strict=True)
         ]
 
@@ -168,7 +163,7 @@ def shapley_values(
     size = np.bitwise_count(sets)
     share = np.array([1 / (n_members * comb(n_members - 1, s)) for s in range(n_members)])
     values = {}
-    for m, name in enumerate(problem.members):
+    for m, name in enumerate(problem.stack.members):
         without = sets[sets >> m & 1 == 0]
         values[name] = float(share[size[without]] @ (value[without | 1 << m] - value[without]))
     return Contributions("shapley", found.objective, values, float(sign * value[-1]), empty)
@@ -211,8 +206,9 @@ def leave_one_out(
 
     full, empty = score(list(problem.stack.members)), _empty_score(problem)
     values = {}
-    for name in problem.members:
-        others = [other for other in problem.stack.members if other != name]
+    names = problem.stack.members
+    for name in names:
+        others = [other for other in names if other != name]
         values[name] = problem.sign * (full - (score(others) if others else empty))
     return Contributions("leave-one-out", problem.name, values, full, empty)
 
@@ -246,11 +242,7 @@ def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:
         if not whole.any():
             raise InputError("diversity: expected videos that every member has, to compare the members on; got none")
         stack, y = stack[whole], y[whole]
-    predicted = np.empty(stack.shape[:2], np.int64)
-    for start in range(0, len(stack), 4096):
-        part = stack[start : start + 4096]
-        for column, member in enumerate(part.members):
-            predicted[start : start + len(part), column] = part.scores(member).argmax(axis=1)
+    predicted = np.stack([stack.scores(member).argmax(axis=1) for member in stack.members], axis=1)
     hits = predicted == y[:, None]
     return Diversity(
         members=stack.members,

@@ -193,7 +193,7 @@ def coordinate_search(
         weights, path = _climb(point, propose, settle)
         if _is_higher(path[-1], best_path[-1]):
             best_weights, best_path = weights, path
-    by_name = {name: float(best_weights[names.index(name)]) for name in problem.members}
+    by_name = dict(zip(names, best_weights.tolist(), strict=True))
     return CoordinateSearch(by_name, best_path[-1], problem.name, tuple(best_path))
 
 

@@ -21,8 +21,8 @@ from vidfuse.fusion.summary import PoolSummary, Refit, summarise
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import Objective
 from vidfuse.selection.hits import find_hits
-from vidfuse.selection.losses import log_linear_losses, relative_likelihoods, sum_logs
-from vidfuse.selection.masks import LOG_LINEAR_TIE, TIE, member_costs, tie_ranks
+from vidfuse.selection.losses import log_linear_losses, relative_likelihoods
+from vidfuse.selection.masks import LOG_LINEAR_TIE, TIE, member_costs
 from vidfuse.selection.problem import Problem, pose
 from vidfuse.stack.stack import LogitStack
 
@@ -32,7 +32,7 @@ PoolName = Literal["linear", "log-linear"]
 Gains = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 """From the counts so far (M,) and candidates (C,) to the score, higher is better, with each one more (C,).
 
-Once there are counts, that of a candidate which another one beats may be a lower bound.
+The score of a candidate that another one beats may be a lower bound.
 """
 
 
@@ -54,7 +54,7 @@ class GreedySearch:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The chosen members, in the stack's order."""
+        """The chosen members, sorted by name."""
         return tuple(self.weights)
 
     def __repr__(self) -> str:
@@ -69,7 +69,6 @@ def greedy_search(
     *,
     pool: PoolName = "linear",
     replacement: bool = True,
-    sorted_start: int = 0,
     bagging: int = 0,
     costs: Mapping[str, float] | Sequence[float] | None = None,
     floor: Floor = "auto",
@@ -90,7 +89,6 @@ def greedy_search(
         rounds: How many members are added; at most M without replacement.
         pool: "linear" averages probabilities (as published), "log-linear" log-likelihoods.
         replacement: Whether a member may be added again.
-        sorted_start: Begin with the so many best single members.
         bagging: Repeat on so many random halves of the members and average the weights; 0 searches once, with all.
         costs: {member: cost}, or numbers in the members' order, to break ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
@@ -104,7 +102,7 @@ def greedy_search(
 
     Source:
         Caruana, Niculescu-Mizil, Crew and Ksikes (2004), ICML, Ensemble selection from libraries of models, section 2:
-        selection with replacement (2.1), sorted initialisation (2.2), bagging (2.3).
+        selection with replacement (2.1), bagging (2.3).
 
     Example:
         >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
@@ -113,10 +111,9 @@ def greedy_search(
         GreedySearch(0.5 a + 0.5 b: in-sample nll 0.614645 after 2 rounds)
     """
     problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight)
-    if rounds < 1 or sorted_start < 0 or bagging < 0:
+    if rounds < 1 or bagging < 0:
         raise InputError(
-            "expected rounds of at least 1, sorted_start and bagging of at least 0, "
-            f"got rounds={rounds}, sorted_start={sorted_start}, bagging={bagging}"
+            f"expected rounds of at least 1 and bagging of at least 0, got rounds={rounds}, bagging={bagging}"
         )
     names, sign = problem.stack.members, problem.sign
     cost = member_costs(costs, problem.members)[problem.columns]
@@ -130,7 +127,7 @@ def greedy_search(
         if bagging:
             free = np.sort(rng.choice(free, size=max(1, round(len(free) / 2)), replace=False))
         with one_blas_thread():  # the products are too small to share
-            order, scores = _grow(gains, free, rounds, replacement, sorted_start, cost, tie)
+            order, scores = _grow(gains, free, rounds, replacement, cost, tie)
         kept = int(np.flatnonzero(scores >= scores.max() - tie)[0]) + 1
         shares += np.bincount(order[:kept], minlength=len(names)) / kept
         path += [(names[m], sign * score) for m, score in zip(order, scores.tolist(), strict=True)]
@@ -138,7 +135,7 @@ def greedy_search(
     shares /= shares.sum()
     if bagging > 1:
         score = pool_score(problem, pool, floor, shares)
-    weights = {name: float(shares[names.index(name)]) for name in problem.members if shares[names.index(name)] > 0}
+    weights = {name: share for name, share in zip(names, shares.tolist(), strict=True) if share > 0}
     return GreedySearch(weights, score, problem.name, tuple(path))
 
 
@@ -147,36 +144,22 @@ def _grow(
     free: NDArray[np.int64],
     rounds: int,
     replacement: bool,
-    sorted_start: int,
     cost: NDArray[np.float64],
     tie: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the members in the order in which they were added, and the score after each.
-
-    The candidates of a round are one member of the sorted start, while there are some, and then all that are free.
-    """
+    """Return the members in the order in which they were added, and the score after each."""
     counts = np.zeros(len(cost), np.int64)
     order: list[int] = []
     scores: list[float] = []
-    start = np.zeros(0, np.int64)
-    if sorted_start:
-        loss = -gains(counts, free)
-        ascending = np.argsort(loss, kind="stable")
-        start = free[ascending]
-        start = start[np.lexsort((start, cost[start], tie_ranks(loss[ascending], tie)))][:sorted_start]
-    for step in range(max(rounds, len(start))):
-        candidates = start[[step]] if step < len(start) else free
-        if not len(candidates):
-            break
-        with_one = gains(counts, candidates)
+    for _ in range(rounds if replacement else min(rounds, len(free))):
+        with_one = gains(counts, free)
         tied = np.flatnonzero(with_one >= with_one.max() - tie)
-        best = int(tied[np.argmin(cost[candidates[tied]])])
-        member = int(candidates[best])
-        order.append(member)
+        best = int(tied[np.argmin(cost[free[tied]])])
+        order.append(int(free[best]))
         scores.append(float(with_one[best]))
-        counts[member] += 1
+        counts[free[best]] += 1
         if not replacement:
-            free = free[free != member]
+            free = np.delete(free, best)
     return np.array(order), np.array(scores)
 
 
@@ -189,7 +172,7 @@ def _gains(problem: Problem, pool: PoolName, floor: Floor) -> Gains:
     "nll"          linear        the true class's column
                    log-linear    every class
     """
-    stack, labels = problem.stack, problem.labels
+    stack, labels, a = problem.stack, problem.labels, problem.video_weights
     floors = member_floors(stack, floor)
     if callable(problem.objective):
         return lambda counts, candidates: np.array(
@@ -198,14 +181,15 @@ def _gains(problem: Problem, pool: PoolName, floor: Floor) -> Gains:
     if problem.objective != "nll":
         return _hit_gains(problem, floors, pool == "linear")
     if pool == "log-linear":
-        return lambda counts, candidates: (
-            -log_linear_losses(stack, labels, floors, _with_one(counts, candidates), problem.weight)
-        )
-    relative, constant = relative_likelihoods(true_log_likelihoods(stack, labels, floors), problem.weight)
-    total = problem.video_weights.sum()
-    return lambda counts, candidates: (
-        constant + (sum_logs((counts @ relative + relative[candidates]) / (counts.sum() + 1), problem.weight) / total)
-    )
+        return lambda counts, candidates: -log_linear_losses(stack, labels, floors, _with_one(counts, candidates), a)
+    relative, constant = relative_likelihoods(true_log_likelihoods(stack, labels, floors), a)
+
+    def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+        with np.errstate(divide="ignore"):
+            log_pooled = np.log((counts @ relative + relative[candidates]) / (counts.sum() + 1))
+        return constant + log_pooled @ a / a.sum()
+
+    return gains
 
 
 def _with_one(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -235,7 +219,7 @@ def _hit_gains(problem: Problem, floors: NDArray[np.float64], linear: bool) -> G
         for first in range(0, len(candidates), 64):
             some = candidates[first : first + 64]
             sums, ensembles = base + live.margins[some], _with_one(counts, some)
-            scores[first : first + 64] = live.scores_of_sums(sums, ensembles, error, best_only=bool(counts.any()))
+            scores[first : first + 64] = live.scores_of_sums(sums, ensembles, error, best_only=True)
         return scores / a.sum()
 
     return gains
@@ -286,7 +270,6 @@ class GreedyPool(Rule):
         rounds: How many members are added.
         pool: "linear" averages probabilities, "log-linear" log-likelihoods.
         replacement: Whether a member may be added again.
-        sorted_start: Begin with the so many best single members.
         bagging: Repeat on so many random halves of the members and average the weights; 0 searches once, with all.
         costs: {member: cost}, or numbers in the members' order, to break ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
@@ -320,7 +303,6 @@ class GreedyPool(Rule):
         *,
         pool: PoolName = "linear",
         replacement: bool = True,
-        sorted_start: int = 0,
         bagging: int = 0,
         costs: Mapping[str, float] | Sequence[float] | None = None,
         floor: Floor = "auto",
@@ -330,7 +312,6 @@ class GreedyPool(Rule):
         self.rounds = rounds
         self.pool = pool
         self.replacement = replacement
-        self.sorted_start = sorted_start
         self.bagging = bagging
         self.costs = costs
         self.floor = floor

@@ -10,7 +10,7 @@ from vidfuse.likelihood import log_sum_exp
 from vidfuse.selection.masks import bits
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["linear_losses", "log_linear_losses", "relative_likelihoods", "sum_logs"]
+__all__ = ["linear_losses", "log_linear_losses", "relative_likelihoods"]
 
 _VETO = -1e30  # stands for log 0 in products with a weight of 0
 
@@ -19,7 +19,7 @@ def linear_losses(
     log_true: NDArray[np.float64],
     weights: NDArray[np.float64],
     masks: NDArray[np.uint64],
-    video_weights: NDArray[np.float64] | None = None,
+    video_weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return each subset's NLL in a linear pool, −Σ_n a_n log(Σ_{m∈S} w_m p_m(y_n) / Σ_{m∈S} w_m), shape (S,).
 
@@ -29,33 +29,35 @@ def linear_losses(
         log_true: Log-likelihoods of the true class, shape (N, M).
         weights: The members' weights on the whole stack, shape (M,).
         masks: Subsets as bit masks, shape (S,).
-        video_weights: What each video counts, shape (N,): a is its share. Equal by default.
+        video_weights: What each video counts, shape (N,): a is its share.
 
     Example:
-        >>> linear_losses(np.log([[0.9, 0.3], [0.5, 0.5]]), np.ones(2), np.array([1, 3], np.uint64)).round(4).tolist()
+        >>> log_true = np.log([[0.9, 0.3], [0.5, 0.5]])
+        >>> linear_losses(log_true, np.ones(2), np.array([1, 3], np.uint64), np.ones(2)).round(4).tolist()
         [0.3993, 0.602]
     """
     n, n_members = log_true.shape
     relative, constant = relative_likelihoods(log_true, video_weights)
     losses = np.empty(len(masks))
-    for first in range(0, len(masks), 128):
+    for first in range(0, len(masks), 128):  # pieces that stay in the second-level cache
         chosen = bits(masks[first : first + 128], n_members) * weights
         chosen /= chosen.sum(axis=1, keepdims=True)
         total = np.zeros(len(chosen))
         for start in range(0, n, 1024):
             part = slice(start, start + 1024)
-            total += sum_logs(chosen @ relative[:, part], None if video_weights is None else video_weights[part])
-        losses[first : first + 128] = -constant - total / (n if video_weights is None else video_weights.sum())
+            with np.errstate(divide="ignore"):
+                total += np.log(chosen @ relative[:, part]) @ video_weights[part]
+        losses[first : first + 128] = -constant - total / video_weights.sum()
     return losses
 
 
 def relative_likelihoods(
-    log_true: NDArray[np.float64], video_weights: NDArray[np.float64] | None = None
+    log_true: NDArray[np.float64], video_weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
     """Return the true class's likelihoods divided by each video's largest, (M, N), and the mean log of the largest.
 
     Example:
-        >>> relative, constant = relative_likelihoods(np.log([[0.8, 0.2]]))
+        >>> relative, constant = relative_likelihoods(np.log([[0.8, 0.2]]), np.ones(1))
         >>> relative.round(4).tolist(), round(constant, 4)
         ([[1.0], [0.25]], -0.2231)
     """
@@ -64,32 +66,12 @@ def relative_likelihoods(
     return relative, float(np.average(peak, weights=video_weights))
 
 
-def sum_logs(values: NDArray[np.float64], video_weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return Σ_n a_n log values[s, n], shape (S,): unweighted, the logarithms are of products of eight numbers.
-
-    Example:
-        >>> sum_logs(np.array([[0.5, 2.0, 4.0]])).round(4).tolist()
-        [1.3863]
-    """
-    with np.errstate(divide="ignore"):
-        if video_weights is not None:
-            return np.log(values) @ video_weights
-        whole = values.shape[1] // 8 * 8
-        product = values[:, :whole]
-        for _ in range(3):
-            half = product.shape[1] // 2
-            product = product[:, :half] * product[:, half:]
-        if product.size and product.min() < 1e-280:
-            return np.log(values).sum(axis=1)
-        return np.log(product).sum(axis=1) + np.log(values[:, whole:]).sum(axis=1)
-
-
 def log_linear_losses(
     stack: LogitStack,
     labels: NDArray[np.int64],
     floors: NDArray[np.float64],
     weights: NDArray[np.float64],
-    video_weights: NDArray[np.float64] | None = None,
+    video_weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return the NLL of log-linear pools of temperature 1, one for each row of weights, shape (S,).
 
@@ -101,14 +83,13 @@ def log_linear_losses(
         labels: True classes, shape (N,).
         floors: Each member's floor, shape (M,).
         weights: Rows of weights of at least 0 and a positive sum, shape (S, M).
-        video_weights: What each video counts, shape (N,): a is its share. Equal by default.
+        video_weights: What each video counts, shape (N,): a is its share.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.log([[[0.8, 0.2], [0.5, 0.5]]]))
-        >>> np.exp(-log_linear_losses(stack, np.array([0]), np.zeros(2), np.ones((1, 2)))).round(4)
+        >>> np.exp(-log_linear_losses(stack, np.array([0]), np.zeros(2), np.ones((1, 2)), np.ones(1))).round(4)
         array([0.6667])
     """
-    a = np.ones(len(stack)) if video_weights is None else video_weights
     n_members, n_classes = weights.shape[1], stack.n_classes
     chosen = weights / weights.sum(axis=1, keepdims=True)
     single = chosen.astype(np.float32)
@@ -128,5 +109,5 @@ def log_linear_losses(
             lost = ~(total < 1e30) & np.isfinite(losses[part, None])  # the truth is too unlikely for float32
             for subset, row in np.argwhere(lost):
                 log_total[subset, row] = log_sum_exp(chosen[first + subset] @ margins[row].astype(np.float64))
-            losses[part] += log_total @ a[rows]
-    return losses / a.sum()
+            losses[part] += log_total @ video_weights[rows]
+    return losses / video_weights.sum()

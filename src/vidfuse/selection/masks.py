@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Subset(NamedTuple):
     """One row of a table of subsets.
 
     Attributes:
-        members: The subset's members, in the stack's order.
+        members: The subset's members, in the order of the table's names.
         score: What the objective gives it.
         cost: The sum of its members' costs; their number where no costs were given.
     """
@@ -108,7 +108,10 @@ class SubsetTable:
         return float(self.scores[found[0]])
 
     def best(self, count: int = 10) -> list[Subset]:
-        """Return the best subsets, best first; ties by fewer members, then lower cost, then name."""
+        """Return the best subsets, best first; ties by fewer members, then lower cost, then name.
+
+        They are named tuples: `pandas.DataFrame(table.best())` has a column for each field.
+        """
         loss = -self.scores if self.higher_is_better else self.scores
         count = min(count, len(self))
         cut = np.partition(loss, count - 1)[count - 1]
@@ -127,16 +130,6 @@ class SubsetTable:
             absent = ~(self.masks[indices] >> np.uint64(member)) & np.uint64(1)
             keys |= absent << np.uint64(63 - place)
         return keys
-
-    def to_dict(self, count: int | None = None) -> dict[str, list[Any]]:
-        """Return the best subsets as columns (all by default), for a data frame: members, score, size, cost."""
-        rows = self.best(len(self) if count is None else count)
-        return {
-            "members": [row.members for row in rows],
-            "score": [row.score for row in rows],
-            "size": [len(row.members) for row in rows],
-            "cost": [row.cost for row in rows],
-        }
 
     def __repr__(self) -> str:
         best = self.best(1)[0]
@@ -230,8 +223,6 @@ def enumerate_masks(
     if max_members is not None and max_members < 1:
         raise InputError(f"max_members: expected at least 1, got {max_members}")
     limit = n_members if max_members is None else max_members
-    if budget is None and limit >= n_members and n_members <= 26:
-        return np.arange(1, 1 << n_members, dtype=np.uint64)
     masks, spent = np.zeros(1, np.uint64), np.zeros(1)
     allowed = np.inf if budget is None else budget + 1e-9 * abs(budget)
     for member, cost in enumerate(costs):
@@ -245,4 +236,4 @@ def enumerate_masks(
         spent = np.concatenate([spent, spent[room] + cost])
     if len(masks) == 1:
         raise InputError(f"budget: expected at least {costs.min():g}, the cheapest member's cost, got {budget}")
-    return np.sort(masks[1:])
+    return masks[1:]  # ascending: every bit is higher than all before it

@@ -22,7 +22,6 @@ What is kept of a video, with M = 2 members and the true class t:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,7 +39,6 @@ _HUGE = 1e4  # nats: a larger finite margin is a masked class, not an opinion
 _SLACK = 1e-4  # nats: dominance that is strict by more than any rounding of float32 log-likelihoods
 _VETO = np.float32(-1e30)  # stands for −inf, so that a veto outweighs every other term and no difference is NaN
 _NUMBERS = 1 << 20  # numbers a block: 4 MB of float32, which stay in the third-level cache between two looks
-_BLOCKS = 4  # blocks a task: what is left of them is small enough to stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,10 @@ def find_rivals(stack: LogitStack, labels: NDArray[np.int64], floors: NDArray[np
         ([2], [[-1.0, 1.0]])
     """
     step = block_rows(stack.shape[1] * stack.n_classes, _NUMBERS)
-    spans = [slice(first, first + _BLOCKS * step) for first in range(0, len(stack), _BLOCKS * step)]
+    spans = [slice(first, first + step) for first in range(0, len(stack), step)]
 
     def search(span: slice) -> Rivals:
-        blocks = _score_blocks(stack[span], floors, step, raw=not linear)
-        return _search_part(blocks, labels[span], stack.n_classes, linear)
+        return _search_block(_scores(stack[span], floors, raw=not linear), labels[span], linear)
 
     with ThreadPoolExecutor(min(len(spans), cpu_count())) as pool:
         parts = list(pool.map(search, spans))
@@ -109,56 +106,72 @@ def starts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero(np.diff(rows, prepend=-1))
 
 
-def _score_blocks(
-    stack: LogitStack, floors: NDArray[np.float64], step: int, *, raw: bool
-) -> Iterator[list[NDArray[np.float32]]]:
-    """Yield blocks as one array (B, K) a member: stored scores where the normalisers cancel."""
+def _scores(stack: LogitStack, floors: NDArray[np.float64], *, raw: bool) -> list[NDArray[np.float32]]:
+    """Return one array (B, K) for each member: stored scores where the normalisers cancel."""
     if raw and not floors.any() and set(stack.kinds) <= {"logits", "log-likelihoods"}:
-        scores = [np.ascontiguousarray(stack.scores(member), np.float32) for member in stack.members]
-        for start in range(0, len(stack), step):
-            yield [s[start : start + step] for s in scores]
-        return
-    for _, block in floored_blocks(stack, floors, step):
-        yield list(block.swapaxes(0, 1))
+        return [np.ascontiguousarray(stack.scores(member), np.float32) for member in stack.members]
+    ((_, block),) = floored_blocks(stack, floors, len(stack))
+    return list(block.swapaxes(0, 1))
 
 
-def _search_part(
-    blocks: Iterator[list[NDArray[np.float32]]], labels: NDArray[np.int64], n_classes: int, linear: bool
-) -> Rivals:
-    """Return the rivals of some videos, whose rows are counted from the first of them.
+def _search_block(block: list[NDArray[np.float32]], truth: NDArray[np.int64], linear: bool) -> Rivals:
+    """Return the rivals of some videos.
 
-    A rival is dropped that the true class or the strongest rival beats in every member; a video is lost, with all its
-    rivals, where one of them beats the true class in every member. What ties within the slack is kept where the order
-    of the classes lets it win.
+    1. Look at all numbers once: keep the classes that no mean of the true class and the strongest rival, that of the
+       largest sum, beats in every member. The mean leans to the true class where it leads: λ is chosen for few
+       survivors, and any would be exact.
+    2. Of these, drop those that the true class or the strongest rival alone beats in every member.
+    3. A video is lost where one of its rivals beats the true class in every member: drop all its rivals.
+
+    What ties within the slack is kept where the order of the classes lets it win.
+
+    Args:
+        block: Scores, one array (B, K) for each member. A place in it is row · K + class.
+        truth: True classes, shape (B,).
+        linear: A linear pool.
     """
-    start, looks = 0, []
-    for block in blocks:
-        looks.append(_look(block, labels[start : start + len(block[0])], start * n_classes))
-        start += len(block[0])
-    places, top = (np.concatenate([look[i] for look in looks]) for i in (0, 1))
-    scores, true_scores, strongest = (np.concatenate([look[i] for look in looks], axis=1) for i in (2, 3, 4))
+    size, n_classes = block[0].shape
+    flat = [scores.reshape(-1) for scores in block]
+    start = np.arange(size) * n_classes
+    total = block[0].copy()
+    for scores in block[1:]:
+        np.add(total, scores, out=total)
+    total.reshape(-1)[start + truth] = -np.inf
+    top = start + total.argmax(axis=1)
+
+    def look_up(places: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.maximum(np.stack([scores.take(places) for scores in flat]), _VETO)
+
+    true_scores, strongest = look_up(start + truth), look_up(top)
+    lead = true_scores - strongest
+    mean = lead.mean(axis=0)
+    share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + np.float32(1e-12)), 0, 1)
+    limits = strongest + share * lead
+    limits -= 1e-6 * (np.abs(strongest) + np.abs(lead)) + _SLACK
+    some = np.zeros((size, n_classes), bool)
+    for scores, limit in zip(block, limits, strict=True):
+        some |= scores >= limit[:, None]
+    some.reshape(-1)[start + truth] = False
+    places = np.flatnonzero(some)
     rows = places // n_classes
     classes = places - rows * n_classes
-    margins = np.empty_like(scores)
-    most, excess = np.full((2, len(rows)), _VETO)
-    for score, truth, rival, out in zip(scores, true_scores, strongest, margins, strict=True):
-        np.subtract(score, truth.take(rows), out=out)
-        np.maximum(most, out, out=most)
-        np.maximum(excess, score - rival.take(rows), out=excess)
+    found = look_up(places)
+    margins = found - true_scores.take(rows, axis=1)
+    most, least = margins.max(axis=0), margins.min(axis=0)
+    excess = (found - strongest.take(rows, axis=1)).max(axis=0)
     scale = float(most.max(initial=0.0, where=most < _HUGE))
-    least = margins.min(axis=0, initial=np.inf)
-    lower = classes < labels[rows]
-    lost = np.zeros(len(labels), bool)
-    lost[rows[(least > _SLACK) | ((least >= 0) & lower)]] = True
+    lower = classes < truth[rows]
     able = (most > 0) | ((most >= -_SLACK) & lower)
     able &= (excess > 0) | ((excess >= -_SLACK) & (places <= top[rows]))
+    lost = np.zeros(size, bool)
+    lost[rows[(least > _SLACK) | ((least >= 0) & lower)]] = True
     kept = np.flatnonzero(able & ~lost[rows])
     rows, classes, margins = rows[kept], classes[kept], margins.take(kept, axis=1)
     right = ~lost
     right[rows] = False
     if linear:
-        for score, truth, out in zip(scores, true_scores, margins, strict=True):
-            out[:] = np.exp(score[kept].astype(np.float64)) - np.exp(truth[rows].astype(np.float64))
+        likely = np.exp(found.take(kept, axis=1).astype(np.float64)) - np.exp(true_scores.astype(np.float64))[:, rows]
+        margins = likely.astype(np.float32)
     return Rivals(right, rows, classes, margins, _rounding(margins, scale, linear))
 
 
@@ -172,44 +185,3 @@ def _rounding(margins: NDArray[np.float32], scale: float, linear: bool) -> float
     largest = float(opinions.max(initial=0.0, where=opinions < _HUGE))
     inherited = 1e-3 if linear else 4 * (scale + 10)
     return 2.0**-23 * ((len(margins) + 4) * largest + inherited)
-
-
-def _look(
-    block: list[NDArray[np.float32]], truth: NDArray[np.int64], offset: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return the classes that no mean of the true class and the strongest rival beats in every member.
-
-    The strongest rival has the largest sum of scores. The mean leans to the true class where it leads: λ is chosen for
-    few survivors, any would be exact.
-
-    Args:
-        block: Scores, one array (B, K) a member.
-        truth: True classes, shape (B,).
-        offset: The place of the block's first score among all.
-
-    Returns:
-        The classes' places (R,), ascending, and the strongest rivals' (B,); the scores of the classes (M, R), of the
-        true ones and of the strongest rivals (M, B). A place is row · K + class.
-    """
-    size, n_classes = block[0].shape
-    flat = [scores.reshape(-1) for scores in block]
-    start = np.arange(size) * n_classes
-    total = block[0].copy()
-    for scores in block[1:]:
-        np.add(total, scores, out=total)
-    total.reshape(-1)[start + truth] = -np.inf
-    top = start + total.argmax(axis=1)
-    true_scores = np.maximum(np.stack([scores.take(start + truth) for scores in flat]), _VETO)
-    strongest = np.maximum(np.stack([scores.take(top) for scores in flat]), _VETO)
-    lead = true_scores - strongest
-    mean = lead.mean(axis=0)
-    share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + np.float32(1e-12)), 0, 1)
-    limits = strongest + share * lead
-    limits -= 1e-6 * (np.abs(strongest) + np.abs(lead)) + _SLACK
-    some = np.zeros((size, n_classes), bool)
-    for scores, limit in zip(block, limits, strict=True):
-        some |= scores >= limit[:, None]
-    some.reshape(-1)[start + truth] = False
-    places = np.flatnonzero(some)
-    found = np.maximum(np.stack([scores.take(places) for scores in flat]), _VETO)
-    return places + offset, top + offset, found, true_scores, strongest

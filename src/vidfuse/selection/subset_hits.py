@@ -11,7 +11,7 @@ leaves of a binary tree, and every node is a range of them, start … stop:
 
 At each node two kinds of videos are settled for all its subsets. A rival that no choice of the members below can lift
 above the true class is dropped, and a video without rivals is won. A video that a rival holds whatever they do is lost.
-A node of at most 128 subsets is a leaf: one matrix product, and a maximum over each video's rivals.
+A node of at most 256 subsets is a leaf: one matrix product, and a maximum over each video's rivals.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vidfuse.selection.rivals import starts
 
 __all__ = ["lay_out", "score_subsets"]
 
-_LEAF = 128  # masks that are evaluated together
+_LEAF = 256  # subsets that are evaluated together
 _DOUBTS = 1 << 19  # pairs (subset, video) that wait for the judge together
 _CHUNK = 512  # videos a piece of the matrix product: its buffers stay in the second-level cache
 

@@ -50,7 +50,7 @@ class SubsetSearch:
     """The result of an exhaustive search.
 
     Attributes:
-        members: The best subset, in the stack's order; ties went to fewer members, then lower cost, then name.
+        members: The best subset, sorted by name; ties went to fewer members, then lower cost, then name.
         score: What the objective gives it on the videos of the search: an in-sample number.
         objective: The objective's name.
         table: All subsets with their scores.
@@ -136,8 +136,8 @@ def search_subsets(
         with one_blas_thread():  # the products are too small to share
             scores = _score_fixed(problem, rule, masks)
     table = SubsetTable(
-        names=problem.members,
-        masks=_reorder(masks, problem.columns),
+        names=problem.stack.members,
+        masks=masks,
         scores=scores,
         costs=bits(masks, len(cost)) @ cost,
         higher_is_better=problem.sign > 0,
@@ -145,14 +145,6 @@ def search_subsets(
     )
     best = table.best(1)[0]
     return SubsetSearch(best.members, best.score, problem.name, table)
-
-
-def _reorder(masks: NDArray[np.uint64], columns: list[int]) -> NDArray[np.uint64]:
-    """Move bit i to bit columns[i]."""
-    moved = np.zeros_like(masks)
-    for bit, column in enumerate(columns):
-        moved |= (masks >> np.uint64(bit) & np.uint64(1)) << np.uint64(column)
-    return moved
 
 
 def _seconds_each(problem: Problem, rule: Rule) -> tuple[float, int]:
@@ -176,22 +168,15 @@ def _check_size(count: int, problem: Problem, rule: Rule, seconds: float, time_l
     """Refuse a search that would not finish."""
     if count <= most and seconds <= time_limit:
         return
-    why = ""
-    if most == MOST_REFITS:
-        what = "a callable objective" if callable(problem.objective) else f"{type(rule).__name__} with these parameters"
-        why = f", each fitted and scored for {what},"
+    what = "a callable objective" if callable(problem.objective) else f"{type(rule).__name__} with these parameters"
+    why = f", each fitted and scored for {what}," if most == MOST_REFITS else ""
+    units = {"years": 31557600.0, "days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 0.0}
+    unit = next(name for name, size in units.items() if seconds >= size)
     raise InputError(
         f"an exhaustive search of {count:,} subsets of {len(problem.members)} members{why} would take about "
-        f"{_duration(seconds)} (at most {most:,} subsets and time_limit={time_limit:g} seconds are allowed); use "
-        "greedy_search or GreedyPool, or lower max_members or budget"
+        f"{seconds / (units[unit] or 1.0):,.3g} {unit} (at most {most:,} subsets and time_limit={time_limit:g} seconds "
+        "are allowed); use greedy_search or GreedyPool, or lower max_members or budget"
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("years", 31557600.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:,.3g} {unit}"
-    return f"{seconds:.2g} seconds"
 
 
 def _score_fixed(problem: Problem, rule: Any, masks: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -210,11 +195,10 @@ def _score_fixed(problem: Problem, rule: Any, masks: NDArray[np.uint64]) -> NDAr
 
 def _scorer(problem: Problem, rule: Any) -> tuple[NDArray[np.float64], _Score]:
     """Return the members' weights on the whole stack, shape (M,), and what scores subsets with such weights."""
-    stack, labels = problem.stack, problem.labels
+    stack, labels, a = problem.stack, problem.labels, problem.video_weights
     linear, floors = isinstance(rule, LinearPool), member_floors(stack, rule.floor)
     score: _Score
     if problem.objective != "nll":
-        a = problem.video_weights
         hits = find_hits(stack, labels, floors, linear, a)
         score = lambda weights, masks: score_subsets(hits, weights, masks) / a.sum()  # noqa: E731
         by_accuracy = isinstance(rule.weights, str) and rule.weights == "accuracy" and rule.class_weight is None
@@ -225,10 +209,10 @@ def _scorer(problem: Problem, rule: Any) -> tuple[NDArray[np.float64], _Score]:
                 return alone**rule.power, score
     elif linear:
         log_true = true_log_likelihoods(stack, labels, floors)
-        score = lambda weights, masks: linear_losses(log_true, weights, masks, problem.weight)  # noqa: E731
+        score = lambda weights, masks: linear_losses(log_true, weights, masks, a)  # noqa: E731
     else:
         score = lambda weights, masks: log_linear_losses(  # noqa: E731
-            stack, labels, floors, bits(masks, len(weights)) * weights, problem.weight
+            stack, labels, floors, bits(masks, len(weights)) * weights, a
         )
     fitted = restricted(rule, problem.members, stack.members).fit(stack, labels, problem.weight)
     return fitted.weights_, score
