@@ -171,6 +171,10 @@ def test_random_large_stacks_keep_the_promise(monkeypatch, seed):
         monkeypatch.setattr(learned_log_linear, "_SMALL", small)
         with Passes(stack, y, omega, np.zeros(members)) as passes:
             fits.append(fit_log_linear(passes, penalty))
+            exact = passes.moments(fits[-1].beta)
+        exact = exact if penalty is None else penalty.add_to(exact, fits[-1].beta)
+        assert fits[-1].value == pytest.approx(exact.value, abs=1e-13)  # computed in float64
+        assert fits[-1].gap == pytest.approx(frank_wolfe_gap(fits[-1].beta, exact.gradient), abs=1e-11)
     assert max(fit.gap for fit in fits) <= 1e-7
     assert fits[0].value == pytest.approx(fits[1].value, abs=1e-7)
     assert fits[1].passes < 20
@@ -496,6 +500,17 @@ def test_a_member_of_huge_scores_hides_no_other_members_slope():
     assert pool.optimality_gap_ <= 1e-7
 
 
+def test_an_objective_of_almost_nothing_is_its_own_certificate():
+    """Slopes of huge scores stay above the target where the likelihood cannot fall by as much."""
+    rng = np.random.default_rng(1287)
+    z, y = problem(n=171, members=18, classes=9, seed=1287, skill=4.0)
+    z *= 10 ** rng.uniform(-2, 2, size=(18, 1))
+    with Passes(LogitStack.from_arrays(z), y, rng.dirichlet(np.full(171, 0.1)), np.zeros(18)) as passes:
+        fit = fit_log_linear(passes)
+    assert fit.gap <= fit.value <= 1e-7
+    assert fit.passes < 60
+
+
 @pytest.mark.parametrize("exponent", [3, 6])
 def test_videos_that_are_all_but_separated_take_few_passes(exponent):
     z, y = problem(n=170, members=6, classes=4, seed=2, skill=4.0)
@@ -537,6 +552,9 @@ def test_a_sample_is_of_videos_that_have_a_weight():
     np.testing.assert_array_equal(passes.sample(20).omega, [0.5, 0.5])
     with passes:
         assert fit_log_linear(passes).gap <= 1e-7
+    omega = np.arange(50) / np.arange(50).sum()
+    few = Passes(stack, np.zeros(50, dtype=np.int64), omega, np.zeros(4)).sample(3).omega
+    np.testing.assert_allclose(few, np.array([1, 25, 49]) / 75)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
@@ -599,6 +617,9 @@ def test_a_large_stack_whose_optimum_is_at_a_bound_or_flat(monkeypatch, case, sh
     monkeypatch.setattr(learned_log_linear, "_SMALL", 0)
     pool = LogLinearPool(shrinkage=shrinkage).fit(z, y)
     assert pool.optimality_gap_ <= 1e-7
+    with Passes(LogitStack.from_arrays(z), y, np.full(600, 1 / 600), np.zeros(z.shape[1])) as passes:
+        fit = fit_log_linear(passes)
+        assert fit.value == pytest.approx(passes.moments(fit.beta).value, abs=1e-13)  # certified in float64
     losses = [-np.take_along_axis(p.predict_log_proba(z), y[:, None], axis=1).mean() for p in (pool, expected)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-7 if shrinkage is None else 1e-4)  # a penalty is not in it
 
