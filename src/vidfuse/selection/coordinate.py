@@ -164,7 +164,7 @@ def coordinate_search(
         >>> coordinate_search(stack).score
         1.0
     """
-    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight)
+    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight, whole_only=True)
     if objective == "nll":
         raise InputError(
             "objective: expected 'accuracy', 'mean-class-accuracy' or a callable, got 'nll'; LogLinearPool() and "
@@ -186,7 +186,7 @@ def coordinate_search(
     else:
         a = problem.video_weights / problem.video_weights.sum()
         hits = find_hits(problem.stack, problem.labels, member_floors(problem.stack, floor), pool == "linear", a)
-        settle = partial(_accuracy, hits)
+        settle = lambda weights: float(hits.scores(weights[None])[0])  # noqa: E731
         propose = partial(_best_line, hits, hits.margins.astype(np.float64))
     best_weights, best_path = _climb(points[0], propose, settle)
     for point in points[1:]:
@@ -217,10 +217,6 @@ def _climb(weights: NDArray[np.float64], propose: _Propose, settle: _Settle) -> 
 def _is_higher(score: float, than: float) -> bool:
     """Say whether a score is higher by more than rounding; any is higher than −inf."""
     return score - than > 1e-9 * abs(score)
-
-
-def _accuracy(hits: Hits, weights: NDArray[np.float64]) -> float:
-    return float(hits.scores(weights[None])[0])
 
 
 def _best_line(
