@@ -92,8 +92,10 @@ def best_step(
     sums, slopes, rows = sums[binding], slopes[binding], rows[binding]
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = -sums / slopes
+    # Rivals: where each line is below 0. A falling line is from its crossing on, a rising one up to it.
     low = np.where(slopes < 0, crossing, np.where((slopes == 0) & (sums >= 0), np.inf, -np.inf))
     high = np.where(slopes > 0, crossing, np.inf)
+    # Videos: the stretch where all of its lines are, if there is one.
     begin = starts(rows)
     low = np.maximum.reduceat(low, begin)
     high = np.minimum.reduceat(high, begin)
@@ -103,11 +105,13 @@ def best_step(
     low = np.maximum(low, 0.0)
     alive = low < high
     low, high, a = low[alive], high[alive], own[alive]
+    # Sweep: how many stretches hold t, between one end and the next.
     ends = np.concatenate([[0.0], low, high[np.isfinite(high)]])
     change = np.concatenate([[0.0], a, -a[np.isfinite(high)]])
     at, inverse = np.unique(ends, return_inverse=True)
     level = np.cumsum(np.bincount(inverse, weights=change))
     best = np.flatnonzero(level >= level.max() - 1e-12)
+    # Choose: of the best stretches, the one with a point nearest to the weight as it is.
     left = at[best]
     right = np.append(at, np.inf)[best + 1]
     width = np.where(np.isfinite(right), right - left, 2 * np.maximum(1.0, left))

@@ -119,6 +119,7 @@ def pose(
     weight = check_sample_weight(sample_weight, len(stack))
     if callable(objective) and weight is not None:
         raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+    # Which videos? Those that every member has, where the rule can do without the others, and that count.
     used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
     if stack.present is not None and missing != "renormalise":
         advice = "keep those that all members have: stack[stack.present.all(axis=1)]"

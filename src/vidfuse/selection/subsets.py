@@ -134,15 +134,14 @@ def search_subsets(
     else:
         with one_blas_thread():  # the products are too small to share
             scores = _score_fixed(problem, masks)
+    coarse = most == MOST_SUBSETS and objective == "nll" and type(problem.rule) is LogLinearPool
     table = SubsetTable(
         names=problem.stack.members,
         masks=masks,
         scores=scores,
         costs=bits(masks, len(cost)) @ cost,
         higher_is_better=problem.sign > 0,
-        tie=LOG_LINEAR_TIE
-        if most == MOST_SUBSETS and objective == "nll" and type(problem.rule) is LogLinearPool
-        else TIE,
+        tie=LOG_LINEAR_TIE if coarse else TIE,
     )
     best = table.best(1)[0]
     return SubsetSearch(best.members, best.score, problem.name, table)
