@@ -130,14 +130,14 @@ def check_ties(m: int = 10, n: int = 1000) -> dict[str, Any]:
     z, y = simulate(n, 400, m)
     stack = vf.LogitStack.from_arrays(np.round(z - z.min(-1, keepdims=True)), labels=y)
     result = {}
-    for kind in (vf.LogLinearPool, vf.LinearPool):
-        pool = kind(weights="uniform")
+    for pool_class in (vf.LogLinearPool, vf.LinearPool):
+        pool = pool_class(weights="uniform")
 
         def own(chosen: list[int], pool: Any = pool) -> float:
             part = stack.select([stack.members[j] for j in chosen])
             return float(pool.fit(part).score(part))
 
-        result[kind.__name__] = check(vf.search_subsets(stack, "accuracy", pool), stack, own)
+        result[pool_class.__name__] = check(vf.search_subsets(stack, "accuracy", pool), stack, own)
     return result
 
 

@@ -98,10 +98,8 @@ def test_diversity_is_the_metrics_on_hits():
     np.testing.assert_array_equal(found.double_fault, vf.metrics.double_fault(hits))
     np.testing.assert_array_equal(found.q_statistic, vf.metrics.q_statistic(hits))
     assert found.oracle == hits.any(1).mean()
-    row = found.pairs()[1]
-    assert (row["first"], row["second"]) == ("m0", "m2")
-    assert row["disagreement"] == np.mean(hits[:, 0] != hits[:, 2])
-    assert row["prediction_disagreement"] == np.mean(z[:, 0].argmax(1) != z[:, 2].argmax(1))
+    assert found.disagreement[0, 2] == np.mean(hits[:, 0] != hits[:, 2])
+    assert found.prediction_disagreement[0, 2] == np.mean(z[:, 0].argmax(1) != z[:, 2].argmax(1))
 
 
 def test_bad_input():

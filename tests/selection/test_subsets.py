@@ -223,6 +223,18 @@ def test_a_callable_objective_sees_the_pools_predictions():
         vf.search_subsets(stack, lambda labels, log_proba: float("nan"))
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_numbers_may_be_given_in_the_members_order_or_by_name(pool):
+    z, y = ensemble(12, n=100, m=3)
+    stack = stack_of(z, y, names=["c", "a", "b"])
+    by_name = vf.search_subsets(stack, rule=POOLS[pool]({"a": 2.0, "b": 3.0, "c": 1.0})).table
+    for numbers in ([1, 2, 3], np.array([1.0, 2.0, 3.0])):
+        table = vf.search_subsets(stack, rule=POOLS[pool](numbers)).table
+        np.testing.assert_array_equal(table.scores, by_name.scores)
+    assert table.score_of("c") == (z[:, 0].argmax(1) == y).mean()
+    assert table.names == ("a", "b", "c")
+
+
 def test_a_pool_that_learns_is_refitted_on_each_subset():
     z, y = ensemble(12, n=100, m=3)
     stack = stack_of(z, y)

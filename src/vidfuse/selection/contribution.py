@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.metrics import diversity as pairwise
 from vidfuse.metrics.objectives import Objective, evaluate, labels_of
-from vidfuse.selection.problem import Problem, check_rule, pose, restricted
+from vidfuse.selection.problem import Problem, pose
 from vidfuse.selection.subsets import search_subsets
 
 __all__ = ["Contributions", "Diversity", "diversity", "leave_one_out", "shapley_values"]
@@ -72,15 +71,6 @@ class Diversity:
     double_fault: NDArray[np.float64]
     oracle: float
 
-    def pairs(self) -> list[dict[str, Any]]:
-        """Return one row for each pair of members, for a data frame."""
-        what = ("disagreement", "prediction_disagreement", "q_statistic", "double_fault")
-        return [
-            {"first": self.members[i], "second": self.members[j]}
-            | {name: float(getattr(self, name)[i, j]) for name in what}
-            for i, j in zip(*np.triu_indices(len(self.members), 1), strict=True)
-        ]
-
     def __repr__(self) -> str:
         upper = np.triu_indices(len(self.members), 1)
         mean = float(self.disagreement[upper].mean()) if len(upper[0]) else 0.0
@@ -88,14 +78,6 @@ class Diversity:
             f"Diversity({len(self.members)} members, best {self.accuracy.max():.4f}, oracle {self.oracle:.4f}, "
             f"mean disagreement {mean:.4f})"
         )
-
-
-def _pose(
-    stack: Any, objective: str | Objective, rule: Rule | None, labels: ArrayLike | None, task: str
-) -> tuple[Problem, Rule]:
-    rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
-    missing = getattr(rule, "missing", None)
-    return pose(stack, objective, rule, labels=labels, missing=missing, task=task), rule
 
 
 def _empty_score(problem: Problem) -> float:
@@ -142,14 +124,14 @@ def shapley_values(
         >>> shapley_values(stack)
         Contributions(shapley, accuracy 0.5 → 1: good +0.75, bad -0.25)
     """
-    problem, rule = _pose(stack, objective, rule, labels, "share the score of")
+    problem = pose(stack, objective, rule, labels=labels, task="share the score of")
     n_members = len(problem.members)
     if n_members > MOST_PLAYERS:
         raise InputError(
             f"exact Shapley values need all 2^{n_members} subsets: expected at most {MOST_PLAYERS} members, got "
             f"{n_members}; select some, or use leave_one_out"
         )
-    found = search_subsets(problem.stack.select(problem.members), objective, rule, labels=problem.labels)
+    found = search_subsets(problem.stack.select(problem.members), objective, problem.rule, labels=problem.labels)
     sign, empty = problem.sign, _empty_score(problem)
     value = np.empty(1 << n_members)
     value[0] = sign * empty
@@ -191,25 +173,20 @@ def leave_one_out(
         AlignmentError: Members lack videos, and the rule does not say what to do.
 
     Example:
+        >>> from vidfuse.fusion.log_linear import LogLinearPool
         >>> from vidfuse.stack.stack import LogitStack
         >>> z = np.array([[[2.0, 0], [0, 1]], [[2, 0], [0, 9]], [[0, 1], [5, 0]]], dtype=np.float32)
         >>> stack = LogitStack.from_arrays(z, labels=[0, 0, 1], members=["good", "bad"])
         >>> round(leave_one_out(stack, rule=LogLinearPool(weights="uniform"))["good"], 4)
         0.3333
     """
-    problem, rule = _pose(stack, objective, rule, labels, "leave members out of")
-
-    def score(members: list[str]) -> float:
-        part = problem.stack.select(members)
-        fitted = restricted(rule, problem.members, members).fit(part, problem.labels)
-        return problem.score(fitted.predict_log_proba(part), members)
-
-    full, empty = score(list(problem.stack.members)), _empty_score(problem)
+    problem = pose(stack, objective, rule, labels=labels, task="leave members out of")
+    full, empty = problem.refit(problem.stack.members), _empty_score(problem)
     values = {}
     names = problem.stack.members
     for name in names:
         others = [other for other in names if other != name]
-        values[name] = problem.sign * (full - (score(others) if others else empty))
+        values[name] = problem.sign * (full - (problem.refit(others) if others else empty))
     return Contributions("leave-one-out", problem.name, values, full, empty)
 
 

@@ -92,8 +92,10 @@ def best_step(
     sums, slopes, rows = sums[binding], slopes[binding], rows[binding]
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = -sums / slopes
+    # Rivals: where each line is below 0. A falling line is from its crossing on, a rising one up to it.
     low = np.where(slopes < 0, crossing, np.where((slopes == 0) & (sums >= 0), np.inf, -np.inf))
     high = np.where(slopes > 0, crossing, np.inf)
+    # Videos: the stretch where all of its lines are, if there is one.
     begin = starts(rows)
     low = np.maximum.reduceat(low, begin)
     high = np.minimum.reduceat(high, begin)
@@ -103,11 +105,13 @@ def best_step(
     low = np.maximum(low, 0.0)
     alive = low < high
     low, high, a = low[alive], high[alive], own[alive]
+    # Sweep: how many stretches hold t, between one end and the next.
     ends = np.concatenate([[0.0], low, high[np.isfinite(high)]])
     change = np.concatenate([[0.0], a, -a[np.isfinite(high)]])
     at, inverse = np.unique(ends, return_inverse=True)
     level = np.cumsum(np.bincount(inverse, weights=change))
     best = np.flatnonzero(level >= level.max() - 1e-12)
+    # Choose: of the best stretches, the one with a point nearest to the weight as it is.
     left = at[best]
     right = np.append(at, np.inf)[best + 1]
     width = np.where(np.isfinite(right), right - left, 2 * np.maximum(1.0, left))
@@ -164,7 +168,7 @@ def coordinate_search(
         >>> coordinate_search(stack).score
         1.0
     """
-    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight)
+    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight, whole_only=True)
     if objective == "nll":
         raise InputError(
             "objective: expected 'accuracy', 'mean-class-accuracy' or a callable, got 'nll'; LogLinearPool() and "
@@ -186,7 +190,7 @@ def coordinate_search(
     else:
         a = problem.video_weights / problem.video_weights.sum()
         hits = find_hits(problem.stack, problem.labels, member_floors(problem.stack, floor), pool == "linear", a)
-        settle = partial(_accuracy, hits)
+        settle = lambda weights: float(hits.scores(weights[None])[0])  # noqa: E731
         propose = partial(_best_line, hits, hits.margins.astype(np.float64))
     best_weights, best_path = _climb(points[0], propose, settle)
     for point in points[1:]:
@@ -217,10 +221,6 @@ def _climb(weights: NDArray[np.float64], propose: _Propose, settle: _Settle) -> 
 def _is_higher(score: float, than: float) -> bool:
     """Say whether a score is higher by more than rounding; any is higher than −inf."""
     return score - than > 1e-9 * abs(score)
-
-
-def _accuracy(hits: Hits, weights: NDArray[np.float64]) -> float:
-    return float(hits.scores(weights[None])[0])
 
 
 def _best_line(

@@ -110,7 +110,7 @@ def greedy_search(
         >>> greedy_search(stack, "nll", rounds=2)
         GreedySearch(0.5 a + 0.5 b: in-sample nll 0.614645 after 2 rounds)
     """
-    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight)
+    problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight, whole_only=True)
     if rounds < 1 or bagging < 0:
         raise InputError(
             f"expected rounds of at least 1 and bagging of at least 0, got rounds={rounds}, bagging={bagging}"
@@ -230,7 +230,7 @@ def pool_score(problem: Problem, pool: PoolName, floor: Floor, weights: NDArray[
 
     Example:
         >>> z = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.8, 0.2], [0.3, 0.7]]])
-        >>> problem = pose(z, "accuracy", LinearPool(), labels=np.array([0, 1]))
+        >>> problem = pose(z, "accuracy", None, labels=np.array([0, 1]))
         >>> pool_score(problem, "linear", 0.0, np.array([1.0, 0.0]))
         0.5
     """

@@ -19,8 +19,7 @@ from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Hits", "find_hits"]
 
-_HUGE = 1e4  # nats
-_AT_ONCE = 1 << 24  # numbers of float32 sums
+_HUGE = 1e4  # nats: a larger finite margin is a masked class, not an opinion
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sklearn.base import clone
 
 from vidfuse._checks import check_weights
 from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_layout, check_sample_weight
 from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
 from vidfuse.stack.stack import LogitStack
@@ -28,6 +29,7 @@ class Problem:
         members: The members in the order of the caller's stack.
         labels: True classes, shape (N,).
         objective: A name, or a callable `(labels, log_proba) -> float`.
+        rule: What fuses the members.
         weight: What the caller says that each video counts, shape (N,), or None.
     """
 
@@ -35,6 +37,7 @@ class Problem:
     members: tuple[str, ...]
     labels: NDArray[np.int64]
     objective: str | Objective
+    rule: Rule
     weight: NDArray[np.float64] | None
 
     @property
@@ -67,15 +70,21 @@ class Problem:
             values = log_proba.argmax(axis=1) == self.labels
         return float(np.average(values, weights=self.video_weights))
 
+    def refit(self, members: Sequence[str]) -> float:
+        """Fit the rule on some members, and return what the objective gives to its predictions."""
+        part = self.stack.select(members)
+        fitted = restricted(self.rule, self.members, members).fit(part, self.labels, self.weight)
+        return self.score(fitted.predict_log_proba(part), members)
+
 
 def pose(
     stack: Any,
     objective: str | Objective,
-    rule: Rule,
+    rule: Rule | None,
     *,
     labels: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
-    missing: str | None = None,
+    whole_only: bool = False,
     task: str = "search on",
 ) -> Problem:
     """Check what a search is given, and keep the videos that members are compared on.
@@ -85,29 +94,32 @@ def pose(
     Args:
         stack: A stack, or an array (N, M, K).
         objective: A name, or a callable.
-        rule: What fuses; it says whether it takes views.
+        rule: What fuses, and says whether it takes views and what it does about missing members; score-weighted
+            log-linear fusion by default.
         labels: True classes, shape (N,); the stack's own by default.
         sample_weight: One weight of at least 0 a video.
-        missing: What the rule does about missing members; None where nothing is done about them.
+        whole_only: Whether videos that lack members are refused whatever the rule says.
         task: What the stack is for, in the message where it has no labels.
 
     Raises:
         InputError: An unknown objective, labels or weights that do not fit, weights with a callable, or weights that
             leave no video.
-        AlignmentError: Some videos lack members and `missing` is not "renormalise", or no video has all members.
+        AlignmentError: Some videos lack members and the rule does not say "renormalise", or no video has all members.
 
     Example:
-        >>> from vidfuse.fusion.linear import LinearPool
-        >>> pose(np.zeros((5, 2, 3)), "nll", LinearPool(), labels=np.zeros(5, int)).sign
+        >>> pose(np.zeros((5, 2, 3)), "nll", None, labels=np.zeros(5, int)).sign
         -1.0
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where=f"the stack to {task}")
     higher_is_better(objective)
+    rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
+    missing = None if whole_only else rule.missing
     check_layout(rule, stack)
     weight = check_sample_weight(sample_weight, len(stack))
     if callable(objective) and weight is not None:
         raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+    # Which videos? Those that every member has, where the rule can do without the others, and that count.
     used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
     if stack.present is not None and missing != "renormalise":
         advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
@@ -131,7 +143,7 @@ def pose(
     members = stack.members
     if not used.all():
         stack, y, weight = stack[used], y[used], None if weight is None else weight[used]
-    return Problem(stack.select(sorted(members)), members, y, objective, weight)
+    return Problem(stack.select(sorted(members)), members, y, objective, rule, weight)
 
 
 def video_weights(

@@ -11,13 +11,14 @@ pool of log-likelihoods as in a pool of probabilities:
 
 About ten of 400 classes remain. Each member's normaliser cancels between two classes: logits need no softmax.
 
-What is kept of a video, with M = 2 members and the true class t:
+Of video 5, with two members and the true class 1, this is kept:
 
-    class        0     t     2     3          margins, member by row, rival by column:
-    member 0    1.0   3.0   2.0   0.0          rows     [5     5   | 6  ...   the video
-    member 1    0.0   1.0   2.0   0.5          classes  [2     3   | 0  ...   its rivals
-    class 0 is below t in both: dropped        margins  [-1.0  ...            score of the rival
-                                                        [ 1.0  ...            minus score of t
+    class         0     1     2     3        rows       5     5      the rivals' videos
+    member 0    1.0   3.0   2.0   2.9        classes    2     3
+    member 1    0.0   1.0   2.0   1.3        margins   -1.0  -0.1    score of the rival minus score of the true class,
+                                                        1.0   0.3    one row for each member
+
+Class 0 lies below class 1 in both members and is dropped. Each rival may win under some weights.
 """
 
 from __future__ import annotations

@@ -121,33 +121,34 @@ def search_subsets(
         >>> search_subsets(stack)
         SubsetSearch(good: in-sample accuracy 1, best of 3 subsets)
     """
-    rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
-    problem = pose(stack, objective, rule, labels=labels, sample_weight=sample_weight, missing=rule.missing)
+    problem = pose(stack, objective, rule, labels=labels, sample_weight=sample_weight)
     cost = member_costs(costs, problem.members)[problem.columns]
-    seconds, most = _seconds_each(problem, rule)
+    seconds, most = _seconds_each(problem)
     masks = enumerate_masks(cost, max_members, budget) if budget is not None else None
     count = count_subsets(len(cost), max_members) if masks is None else len(masks)
-    _check_size(count, problem, rule, seconds * count, time_limit, most)
+    _check_size(count, problem, seconds * count, time_limit, most)
     if masks is None:
         masks = enumerate_masks(cost, max_members)
     if most == MOST_REFITS:
-        scores = _refit_each(problem, rule, masks)
+        names = problem.stack.members
+        scores = np.array([problem.refit([names[m] for m in np.flatnonzero(own)]) for own in bits(masks, len(names))])
     else:
         with one_blas_thread():  # the products are too small to share
-            scores = _score_fixed(problem, rule, masks)
+            scores = _score_fixed(problem, masks)
+    coarse = most == MOST_SUBSETS and objective == "nll" and type(problem.rule) is LogLinearPool
     table = SubsetTable(
         names=problem.stack.members,
         masks=masks,
         scores=scores,
         costs=bits(masks, len(cost)) @ cost,
         higher_is_better=problem.sign > 0,
-        tie=LOG_LINEAR_TIE if most == MOST_SUBSETS and objective == "nll" and type(rule) is LogLinearPool else TIE,
+        tie=LOG_LINEAR_TIE if coarse else TIE,
     )
     best = table.best(1)[0]
     return SubsetSearch(best.members, best.score, problem.name, table)
 
 
-def _seconds_each(problem: Problem, rule: Rule) -> tuple[float, int]:
+def _seconds_each(problem: Problem) -> tuple[float, int]:
     """Return about how long one subset takes, and how many are allowed.
 
     rule                                       objective     what a subset takes
@@ -156,19 +157,24 @@ def _seconds_each(problem: Problem, rule: Rule) -> tuple[float, int]:
     any other, or                              a callable    a fit and a prediction
     """
     n, m, k = problem.stack.shape[:3]
-    fixed = type(rule) in (LinearPool, LogLinearPool) and getattr(rule, "weights", None) != "learned"
-    if not fixed or callable(problem.objective):
+    weights, kind = getattr(problem.rule, "weights", None), type(problem.rule)
+    learned = isinstance(weights, str) and weights == "learned"
+    if kind not in (LinearPool, LogLinearPool) or learned or callable(problem.objective):
         return 2e-3 + 4e-8 * n * m * k, MOST_REFITS
     if problem.objective != "nll":
         return n * 1.5e-8, MOST_SUBSETS
-    return n * (2e-9 + 2e-10 * m if type(rule) is LinearPool else k * (3e-9 + 1e-10 * m)), MOST_SUBSETS
+    return n * (2e-9 + 2e-10 * m if kind is LinearPool else k * (3e-9 + 1e-10 * m)), MOST_SUBSETS
 
 
-def _check_size(count: int, problem: Problem, rule: Rule, seconds: float, time_limit: float, most: int) -> None:
+def _check_size(count: int, problem: Problem, seconds: float, time_limit: float, most: int) -> None:
     """Refuse a search that would not finish."""
     if count <= most and seconds <= time_limit:
         return
-    what = "a callable objective" if callable(problem.objective) else f"{type(rule).__name__} with these parameters"
+    what = (
+        "a callable objective"
+        if callable(problem.objective)
+        else f"{type(problem.rule).__name__} with these parameters"
+    )
     why = f", each fitted and scored for {what}," if most == MOST_REFITS else ""
     units = {"years": 31557600.0, "days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 0.0}
     unit = next(name for name, size in units.items() if seconds >= size)
@@ -179,12 +185,12 @@ def _check_size(count: int, problem: Problem, rule: Rule, seconds: float, time_l
     )
 
 
-def _score_fixed(problem: Problem, rule: Any, masks: NDArray[np.uint64]) -> NDArray[np.float64]:
+def _score_fixed(problem: Problem, masks: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Return each subset's score, shape (S,), for a pool whose weights follow from the whole stack's.
 
     Where all members of a subset have weight 0, the pools weight them equally.
     """
-    weights, score = _scorer(problem, rule)
+    weights, score = _scorer(problem)
     idle = masks & np.uint64(sum(1 << m for m, weight in enumerate(weights) if weight > 0)) == 0
     scores = np.empty(len(masks))
     for part, own in ((~idle, weights), (idle, np.ones(len(weights)))):
@@ -193,9 +199,10 @@ def _score_fixed(problem: Problem, rule: Any, masks: NDArray[np.uint64]) -> NDAr
     return scores
 
 
-def _scorer(problem: Problem, rule: Any) -> tuple[NDArray[np.float64], _Score]:
+def _scorer(problem: Problem) -> tuple[NDArray[np.float64], _Score]:
     """Return the members' weights on the whole stack, shape (M,), and what scores subsets with such weights."""
     stack, labels, a = problem.stack, problem.labels, problem.video_weights
+    rule: Any = problem.rule
     linear, floors = isinstance(rule, LinearPool), member_floors(stack, rule.floor)
     score: _Score
     if problem.objective != "nll":
@@ -216,16 +223,6 @@ def _scorer(problem: Problem, rule: Any) -> tuple[NDArray[np.float64], _Score]:
         )
     fitted = restricted(rule, problem.members, stack.members).fit(stack, labels, problem.weight)
     return fitted.weights_, score
-
-
-def _refit_each(problem: Problem, rule: Rule, masks: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Return each subset's score, shape (S,): the rule is fitted on it, and its predictions are scored."""
-    scores = np.empty(len(masks))
-    for index, chosen in enumerate(bits(masks, len(problem.members))):
-        part = problem.stack.select([name for name, take in zip(problem.stack.members, chosen, strict=True) if take])
-        fitted = restricted(rule, problem.members, part.members).fit(part, problem.labels, problem.weight)
-        scores[index] = problem.score(fitted.predict_log_proba(part), part.members)
-    return scores
 
 
 class SubsetPool(Rule):
