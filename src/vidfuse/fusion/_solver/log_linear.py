@@ -29,7 +29,7 @@ _EQUAL: Final = 1e-6  # nats; slopes nearer than this may be equal
 _VALUE: Final = 1e-12  # nats; steps that are worth less are judged by the gap, as values in float64 do not tell
 _STEPS: Final = 200  # and halvings of steps
 _ROUGH: Final = 12  # steps in float32
-_SMALL: Final = 1 << 21  # numbers below which a fit is not worth a sample, and every pass is in float64
+_SMALL: Final = 1 << 21  # numbers up to which a fit takes plain Newton steps in float64, and a sample own Hessians
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def _descend(
     |-----------|-------------------------------|--------------------------------------------------------------|
     | precision | float32, unless `double`      | float64, once the gap is below `_FINE`                       |
     | Hessian   | of every point, while a step  | held, which takes half the time; corrected by what each step |
-    |           | is worth more than `_HELD`    | shows of it (`_corrected`); computed anew where that fails   |
+    |           | is worth more than `_HELD`;   | shows of it (`_corrected`); computed anew where that fails   |
+    |           | or the stack is small         |                                                              |
 
     A step leads to a point that is better if its value is less (but for rounding), or, where the step is worth too
     little for values to tell, if its gap is:
@@ -210,7 +211,8 @@ def _descend(
             continue
         if not np.isfinite(worth):
             raise np.linalg.LinAlgError("the curvature is no number")
-        far, tells, last = worth > _HELD * min(1.0, moments.value), worth > _VALUE, worth
+        far = worth > _HELD * min(1.0, moments.value) or passes.numbers <= _SMALL
+        tells, last = worth > _VALUE, worth
         beyond = np.maximum(beta + length * step, 0.0)
         trial = _Point(beyond, penalty.add_to(passes.moments(beyond, hessian=far, double=double), beyond))
         fall = moments.value - trial.moments.value
