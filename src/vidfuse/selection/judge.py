@@ -54,8 +54,7 @@ class Judge:
             part = slice(first, first + step)
             shares = weights[part, used] / weights[part, used].sum(axis=1, keepdims=True)
             own = scores[places[part]]
-            if self.linear:  # as if the others were not there: the pool scales by the largest of its members
-                own[shares == 0] = -np.inf
+            if self.linear:
                 fused = linear_pool(own, shares)
             else:
                 ids = None if self.stack.ids is None else self.stack.ids[rows[part]].tolist()

@@ -97,17 +97,19 @@ def log_linear_losses(
     for rows, block in floored_blocks(stack, floors, 32):
         true = np.take_along_axis(block, labels[rows, None, None], axis=2)
         losses[(chosen[:, np.isneginf(true).any(axis=(0, 2))] > 0).any(axis=1)] = np.inf
-        margins = np.maximum(block, np.float32(_VETO)) - np.maximum(true, np.float32(_VETO))
-        flat = margins.swapaxes(0, 1).reshape(n_members, -1)
+        margins = np.ascontiguousarray(block.swapaxes(0, 1))
+        np.maximum(margins, np.float32(_VETO), out=margins)
+        margins -= np.maximum(true, np.float32(_VETO)).swapaxes(0, 1)
+        flat = margins.reshape(n_members, -1)
         step = max(1, (1 << 18) // flat.shape[1])
         for first in range(0, len(chosen), step):
             part = slice(first, first + step)
             fused = single[part] @ flat
             with np.errstate(over="ignore"):
-                total = np.exp(fused, out=fused).reshape(len(fused), -1, n_classes).sum(axis=2, dtype=np.float64)
+                total = np.exp(fused, out=fused).reshape(len(fused), -1, n_classes).sum(axis=2).astype(np.float64)
             log_total = np.log(total)
             lost = ~(total < 1e30) & np.isfinite(losses[part, None])  # the truth is too unlikely for float32
             for subset, row in np.argwhere(lost):
-                log_total[subset, row] = log_sum_exp(chosen[first + subset] @ margins[row].astype(np.float64))
+                log_total[subset, row] = log_sum_exp(chosen[first + subset] @ margins[:, row].astype(np.float64))
             losses[part] += log_total @ video_weights[rows]
     return losses / video_weights.sum()
