@@ -1,5 +1,8 @@
 """Decoded frames against a sequential decode of the whole file, on real and on awkward videos."""
 
+import errno
+import os
+import resource
 import struct
 import sys
 
@@ -282,3 +285,19 @@ def test_without_pyav_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtraError, match=r"vidfuse\[video\]"):
         probe("a.mp4")
+
+
+def test_a_system_without_file_handles_is_no_unreadable_video(small_videos):
+    """The video must not be listed as broken: nothing is wrong with it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))  # no handle is left
+    try:
+        with pytest.raises(OSError, match="ulimit -n") as caught:
+            probe(small_videos[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.errno == errno.EMFILE and not isinstance(caught.value, InputError)
+    assert caught.value.filename == str(small_videos[0])
+    assert probe(small_videos[0]).n_frames > 0

@@ -8,12 +8,14 @@ frames faster, and falls back to it where a seek cannot be trusted.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +29,8 @@ __all__ = ["VideoInfo", "check_videos", "checked_indices", "decode", "frame_size
 _ONE_FRAME_A_PACKET = frozenset({"h264", "hevc", "av1", "libdav1d", "vp9", "mjpeg", "ffv1", "prores", "dnxhd"})
 # Decoding so many frames costs about as much as a seek: nearer keyframes are reached by decoding on.
 _SEEK_GAIN = 8
+
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True)
@@ -259,11 +263,20 @@ def _import_av() -> Any:
 
 @contextmanager
 def _open(name: str) -> Iterator[tuple[Any, Any]]:
-    """Open a file and its first video stream, with one decoding thread; turn FFmpeg's errors into ours."""
+    """Open a file and its first video stream, with one decoding thread; turn FFmpeg's errors into ours.
+
+    Raises:
+        InputError: The file is no readable video.
+        OSError: The system ran out of file handles or memory.
+    """
     av = _import_av()
     try:
         container = av.open(name)
     except (av.FFmpegError, OSError, ValueError) as error:
+        code = getattr(error, "errno", None) or 0
+        if code in _SCARCE:  # says nothing about the file: good videos must not be left out
+            advice = "raise the limit on open files (ulimit -n), use fewer workers, or free memory"
+            raise OSError(code, f"{os.strerror(code)}; {advice}", name) from error
         raise InputError(
             f"expected a readable video, got {name}: {getattr(error, 'strerror', None) or error}; "
             "check the path, or leave the file out"
