@@ -28,7 +28,8 @@ def save_and_halt(path, content):
         signal.pause()
 
 
-state.save_checkpoint = save_and_halt
+if __name__ in ("__main__", "__mp_main__"):  # the script and its workers, not what merely imports it
+    state.save_checkpoint = save_and_halt
 
 if __name__ == "__main__":
     with redirect_stdout(sys.stderr):
