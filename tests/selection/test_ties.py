@@ -57,6 +57,44 @@ def test_hard_labels_are_a_vote_in_whole_numbers(seed, pool, weighted):
         assert value == by_votes(votes, counts, y, 4)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("seed", range(3))
+def test_hard_labels_deep_in_the_tree_of_subsets(pool, seed):
+    stack, votes = stack_with_ties("hard labels", seed, n=60, m=10, k=5)
+    table = vf.search_subsets(stack, rule=POOLS[pool]("uniform")).table
+    for subset in all_subsets(10):
+        expected = by_votes(votes[:, list(subset)], np.ones(len(subset), np.int64), stack.labels, 5)
+        assert table.score_of([stack.members[i] for i in subset]) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_members_that_hardly_have_an_opinion(seed):
+    # Their log-likelihoods are rounded when they are normalised, by more than what some classes differ in.
+    rng = np.random.default_rng(seed)
+    z = (1e-5 * rng.normal(size=(3000, 2, 50))).astype(np.float32)
+    stack = vf.LogitStack.from_arrays(z, labels=rng.permutation(3000) % 50)
+    rule = vf.LogLinearPool("uniform")
+    table = vf.search_subsets(stack, rule=rule).table
+    for subset in all_subsets(2):
+        part = stack.select([stack.members[i] for i in subset])
+        assert table.score_of(part.members) == rule.fit(part).score(part)
+
+
+@pytest.mark.filterwarnings("ignore::vidfuse.errors.VidfuseWarning")  # the member that masks the truth is noticed
+def test_masks_of_the_truth_and_of_its_rival_that_cancel():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(80, 3, 2)).astype(np.float32)
+    y = rng.integers(0, 2, 80)
+    z[np.arange(80), 0, y] = z[np.arange(80), 1, 1 - y] = -1e9  # one member masks the truth, one its only rival
+    stack = vf.LogitStack.from_arrays(z, labels=y)
+    rule = vf.LogLinearPool("uniform")
+    table = vf.search_subsets(stack, rule=rule).table
+    for subset in all_subsets(3):
+        part = stack.select([stack.members[i] for i in subset])
+        assert table.score_of(part.members) == rule.fit(part).score(part)
+    assert 0.2 < table.score_of(stack.members) < 0.8
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(CASES),
