@@ -34,6 +34,17 @@ def test_the_line_search_finds_the_optimum_of_a_fine_grid(seed, n, current):
     assert value == pytest.approx(max(reached(sums, slopes, rows, a, x) for x in grid))
 
 
+def test_the_line_search_moves_a_weight_no_further_than_it_must():
+    # Videos 0 and 1 are right below 1, videos 2 and 3 above 5: two stretches are as good.
+    sums, slopes = np.array([-1.0, -1.0, 5.0, 5.0]), np.array([1.0, 1.0, -1.0, -1.0])
+    rows, a = np.arange(4), np.ones(4)
+    for current, low, high in ((0.4, 0.0, 1.0), (0.9, 0.0, 1.0), (9.0, 5.0, np.inf), (4.5, 5.0, np.inf)):
+        t, value = best_step(sums, slopes, rows, a, current)
+        assert low < t < high and value == 2.0
+    assert best_step(sums, slopes, rows, a, 0.0) == (0.0, 2.0)  # a weight of 0 stays 0 where nothing is gained
+    assert best_step(-np.ones(2), -np.ones(2), np.arange(2), np.ones(2), 0.3) == (0.3, 2.0)  # nothing to decide
+
+
 @pytest.mark.parametrize("pool", ["linear", "log-linear"])
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy"])
 def test_the_score_is_that_of_the_weights_and_at_least_every_starts(pool, objective):

@@ -98,6 +98,13 @@ def test_the_ensemble_is_the_best_prefix_and_its_weights_are_shares():
     assert "after 20 rounds" in repr(found)
 
 
+def test_of_equal_prefixes_the_shorter_is_kept():
+    z, y = ensemble(2, n=90, m=1, k=4)
+    stack = stack_of(np.repeat(z, 3, axis=1), y, names=["a", "b", "c"])
+    for objective in ("accuracy", "nll"):
+        assert greedy_search(stack, objective, 3, replacement=False).weights == {"a": 1.0}
+
+
 def test_bagging_averages_bags_and_is_reproducible():
     z, y = ensemble(4, n=120, m=6)
     stack = stack_of(z, y)
@@ -168,9 +175,16 @@ def test_every_round_of_a_long_search_scores_as_the_pool(pool):
 
 
 def test_bags_start_over():
-    z, y = ensemble(8, n=90, m=9, k=5)
-    found = greedy_search(stack_of(z, y), "accuracy", 12, bagging=3)
+    stack = stack_of(*ensemble(8, n=90, m=9, k=5))
+    found = greedy_search(stack, "accuracy", 12, bagging=3)
     assert len(found.path) == 36 and sum(found.weights.values()) == pytest.approx(1)
+    for first in (0, 12, 24):
+        names = [name for name, _ in found.path[first : first + 12]]
+        assert len(set(names)) <= 4  # half of nine
+        for rounds in range(1, 13):
+            counts = {name: float(names[:rounds].count(name)) for name in stack.members}
+            own = vf.LinearPool(weights=counts).fit(stack).score(stack)
+            assert found.path[first + rounds - 1][1] == pytest.approx(own, abs=1e-12)
 
 
 def test_a_thousand_members():

@@ -182,6 +182,8 @@ def test_ties_go_to_fewer_members_then_cost_then_name():
     assert vf.search_subsets(stack, "nll", costs=[1.0, 2.0, 2.0]).members == ("c",)
     ranked = [row.members for row in vf.search_subsets(stack).table.best(7)]
     assert ranked == [("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c")]
+    dear = vf.search_subsets(stack, costs={"a": 5.0, "b": 1.0, "c": 1.0}).table.best(7)
+    assert [row.members for row in dear][:5] == [("b",), ("c",), ("a",), ("b", "c"), ("a", "b")]
 
 
 def test_limits_of_size_and_cost():
@@ -233,6 +235,33 @@ def test_numbers_may_be_given_in_the_members_order_or_by_name(pool):
         np.testing.assert_array_equal(table.scores, by_name.scores)
     assert table.score_of("c") == (z[:, 0].argmax(1) == y).mean()
     assert table.names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("options", [{"power": 4.0}, {"class_weight": "balanced"}, {"floor": 0.2}])
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_makes_weights_of_accuracies_is_the_rules_own(pool, options):
+    z, y = ensemble(18, n=400, m=4, k=3, signal=2.0)
+    some = np.flatnonzero((y != 0) | (np.arange(400) % 8 == 0))  # one class is rare
+    z, y = z[some], y[some]
+    z[y == 0, 0, 0] += 4.0  # and known to one member alone
+    stack, rule = stack_of(z, y), POOLS[pool]("accuracy", **options)
+    for objective in ("accuracy", "mean-class-accuracy"):
+        table = vf.search_subsets(stack, objective, rule).table
+        for subset in all_subsets(4):
+            part = stack.select([stack.members[i] for i in subset])
+            expected = score(rule.fit(part).predict_log_proba(part), y, objective)
+            assert table.score_of(part.members) == pytest.approx(expected, abs=1e-12)
+
+
+def test_members_of_weight_0_alone_are_weighted_equally():
+    z, y = ensemble(11, n=90, m=3)
+    stack = stack_of(z, y)
+    rule = vf.LinearPool({"m0": 1.0, "m1": 0.0, "m2": 0.0})
+    own = vf.LinearPool("uniform").fit(stack.select(["m1", "m2"])).score(stack.select(["m1", "m2"]))
+    for objective in ("accuracy", vf.metrics.top_k_accuracy):
+        table = vf.search_subsets(stack, objective, rule).table
+        assert table.score_of(["m1", "m2"]) == pytest.approx(own, abs=1e-12)
+        assert table.score_of(["m0", "m2"]) == pytest.approx((z[:, 0].argmax(1) == y).mean(), abs=1e-12)
 
 
 def test_a_pool_that_learns_is_refitted_on_each_subset():

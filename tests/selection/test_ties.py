@@ -57,6 +57,52 @@ def test_hard_labels_are_a_vote_in_whole_numbers(seed, pool, weighted):
         assert value == by_votes(votes, counts, y, 4)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_hard_labels_deep_in_the_tree_of_subsets(pool, weighted, seed):
+    stack, votes = stack_with_ties("hard labels", seed, n=20, m=11, k=3)
+    ballots = (votes == stack.labels[:, None]).sum(axis=0) if weighted else np.ones(11, np.int64)
+    table = vf.search_subsets(stack, rule=POOLS[pool]("accuracy" if weighted else "uniform")).table
+    for subset in all_subsets(11):
+        chosen = list(subset)
+        expected = by_votes(votes[:, chosen], ballots[chosen], stack.labels, 3)
+        assert table.score_of([stack.members[i] for i in chosen]) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_members_that_hardly_have_an_opinion(seed):
+    # Their log-likelihoods are rounded when they are normalised, by more than what some classes differ in.
+    rng = np.random.default_rng(seed)
+    z = (1e-5 * rng.normal(size=(3000, 2, 50))).astype(np.float32)
+    stack = vf.LogitStack.from_arrays(z, labels=rng.permutation(3000) % 50)
+    rule = vf.LogLinearPool("uniform")
+    table = vf.search_subsets(stack, rule=rule).table
+    for subset in all_subsets(2):
+        part = stack.select([stack.members[i] for i in subset])
+        assert table.score_of(part.members) == rule.fit(part).score(part)
+
+
+@pytest.mark.filterwarnings("ignore::vidfuse.errors.VidfuseWarning")  # the member that masks the truth is noticed
+def test_masks_of_the_truth_and_of_its_rival_that_cancel():
+    # float32 has no room for an opinion beside a mask: 1e9 + 0.5 is 1e9.
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(80, 3, 3)).astype(np.float32)
+    y = rng.integers(0, 2, 80)
+    z[np.arange(80), 0, y] = z[np.arange(80), 1, 1 - y] = -1e9  # one member masks the truth, one its rival
+    z[:, 2, 2] = -2e9  # and one the third class, more than that
+    stack = vf.LogitStack.from_arrays(z, labels=y)
+    rule = vf.LogLinearPool("uniform")
+    table = vf.search_subsets(stack, rule=rule).table
+    for subset in all_subsets(3):
+        part = stack.select([stack.members[i] for i in subset])
+        assert table.score_of(part.members) == rule.fit(part).score(part)
+    grown = vf.greedy_search(stack, rounds=3, pool="log-linear", replacement=False)
+    assert grown.path[-1][1] == pytest.approx(rule.fit(stack).score(stack), abs=1e-12)
+    moved = vf.coordinate_search(stack, start=dict.fromkeys(stack.members, 1.0))
+    assert moved.path[0] == pytest.approx(rule.fit(stack).score(stack), abs=1e-12)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(CASES),
