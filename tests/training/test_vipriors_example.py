@@ -214,11 +214,11 @@ def test_a_folder_of_other_videos_is_refused(example, whole):
 
 
 def test_a_data_set_on_disk_is_used_as_it_is(example, whole, tmp_path):
-    """The challenge's own layout, without test labels: scored on the validation videos, and said to be in-sample."""
+    """The challenge's own layout, without test labels: cross-fitted on the validation videos, and called so."""
     assert example.main(["--out", str(tmp_path), "--data-root", str(whole / "data"), *SMALL]) == 0
     assert not (tmp_path / "data").exists()
     (outcome,) = json.loads((tmp_path / "outcomes.json").read_text())
-    assert outcome["scored_on"] == "validation (in-sample)"
+    assert outcome["scored_on"] == "validation (cross-fitted)"
     assert (tmp_path / "seed0/submission.txt").read_bytes() == (whole / "seed0/submission.txt").read_bytes()
 
 
@@ -247,7 +247,7 @@ def test_a_network_that_fuses_members_inside_is_a_member_like_any_other(example,
     stack = vf.load_stack(tmp_path / "seed0/caches/val")
     assert stack.members == ("fused", "r2plus1d", "timesformer") and stack.shape == (5, 3, 2, 3)
     assert (tmp_path / "seed0/train/fused/stages.csv").read_text().count("\n") == 2
-    assert vf.load_recipe(tmp_path / "seed0/ensemble.json").members == ("r2plus1d", "timesformer", "fused")
+    assert vf.load_recipe(tmp_path / "seed0/ensemble.json").members == ("fused", "r2plus1d", "timesformer")
     before = computed(tmp_path)
     assert example.main(["--out", str(tmp_path), *root, *SMALL, "r2plus1d", "timesformer"]) == 0
     assert computed(tmp_path) == before
