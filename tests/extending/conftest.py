@@ -54,7 +54,8 @@ class PackageCopy:
 
     def run(self, *arguments: str) -> str:
         """Run `python -m` with these arguments in the copy, on the copy; return its output if it ends with 0."""
-        environment = {**os.environ, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join(map(str, (self.root / "src", ROOT / "tests" / "support")))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.root,
