@@ -313,7 +313,8 @@ def test_a_frame_cannot_hide_opcodes():
     first, content = b"\x8c\x20" + b"a" * 32, b"N" * 8 + b"\x82\xf0" + b"N" * 30
     frame = b"\x95" + struct.pack("<Q", 12)  # the first text's head and ten of its letters
     data = b"\x80\x04" + frame + first + b"C" + bytes([len(content)]) + content + b"."
-    with pytest.raises(ValueError, match="unregistered extension code 240"):
+    # Newer Pythons notice that the frame ends early.
+    with pytest.raises((ValueError, pickle.UnpicklingError), match="extension code 240|exhausted before end of frame"):
         pickle.Unpickler(io.BytesIO(data)).load()
     assert loads(data) == content
 
