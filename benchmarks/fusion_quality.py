@@ -1,10 +1,12 @@
 """Which rule fuses best? Held-out NLL and accuracy on real predictions, with ranks and what loses.
 
     python benchmarks/fusion_quality.py --aeon FOLDER [--autogluon PYTHON] [--repeats 5] [--out FILE]
+    python benchmarks/fusion_quality.py --dumps FOLDER [--seeds 7 107 207] [--autogluon PYTHON] [--out FILE]
 
 For every data set, repetition and validation size each rule is fitted on the validation items and judged on items
-that neither it nor the members saw. All rules get the same members, floored at 1e-4. Ranks are averaged over the
-cases; their intervals come from a bootstrap over data sets.
+that neither it nor the members saw. All rules get the same members: classifiers of scikit-learn, floored at 1e-4, or
+the published predictions of video models as they are, with whole sources on one side of each split. Ranks are averaged
+over the cases; their intervals come from a bootstrap over data sets, those that share models or labels counted as one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +25,14 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
 import vidfuse as vf
-from quality_data import CLASSIFIERS, SETS, predictions
+from quality_data import SETS, predictions
+from quality_dumps import Case, dump_cases, family
 from vidfuse.errors import VidfuseWarning
 
 Array = NDArray[np.float64]
 Rule = Callable[[Array, NDArray[np.int64], Array], Array]
+DEFAULT = "vidfuse default"
+GROUPED = "vidfuse default, groups given"
 
 AUTOGLUON = """
 import sys, numpy as np
@@ -56,6 +61,14 @@ def _vidfuse(build: Callable[[], vf.LogLinearPool]) -> Rule:
     return rule
 
 
+def _grouped(case: Case) -> Array:
+    """Fit the default with what each video was cut from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VidfuseWarning)
+        pool = vf.LogLinearPool().fit(case.fit, case.labels, groups=case.groups)
+        return pool.predict_log_proba(case.test)
+
+
 def _best_single(log_p: Array, y: NDArray[np.int64], test: Array) -> Array:
     return test[:, log_p[np.arange(len(y)), :, y].mean(axis=0).argmax()]
 
@@ -66,7 +79,7 @@ def _caruana(log_p: Array, y: NDArray[np.int64], test: Array, rounds: int = 50) 
     for _ in range(rounds):
         best = np.log(total[:, None] + true).mean(axis=0).argmax()
         total, counts[best] = total + true[:, best], counts[best] + 1
-    return np.log(np.einsum("nmk,m->nk", np.exp(test), counts / rounds))
+    return _weighted(test, counts)
 
 
 def _sklearn_stacking(log_p: Array, y: NDArray[np.int64], test: Array) -> Array:
@@ -80,11 +93,12 @@ def _sklearn_stacking(log_p: Array, y: NDArray[np.int64], test: Array) -> Array:
 
 
 def _weighted(log_p: Array, weights: Array) -> Array:
-    return np.log(np.einsum("nmk,m->nk", np.exp(log_p), weights / weights.sum()))
+    return np.log(np.maximum(np.einsum("nmk,m->nk", np.exp(log_p), weights / weights.sum()), 1e-44))
 
 
 RULES: dict[str, Rule] = {
-    "vidfuse default": _vidfuse(vf.LogLinearPool),
+    DEFAULT: _vidfuse(vf.LogLinearPool),
+    "vidfuse shared weights": _vidfuse(lambda: vf.LogLinearPool(per_class=False)),
     "vidfuse shrinkage=cv": _vidfuse(lambda: vf.LogLinearPool(shrinkage="cv")),
     "vidfuse unshrunk": _vidfuse(lambda: vf.LogLinearPool(shrinkage=None)),
     "vidfuse per class": _vidfuse(lambda: vf.LogLinearPool(per_class=True)),
@@ -103,7 +117,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-OWN = tuple(rule for rule in RULES if rule.startswith("vidfuse ") and rule != "vidfuse default")
+OWN = tuple(rule for rule in RULES if rule.startswith("vidfuse ") and rule != DEFAULT)
 """Other options of vidfuse, which the default is ranked without, too."""
 
 UNIFORM = ("uniform log-linear", "uniform linear (scikit-learn's soft voting)")
@@ -113,13 +127,39 @@ def main() -> None:
     """Run every rule on every case and print mean ranks, means, and the comparison with uniform."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--aeon", type=Path, help="unpacked aeon wheel (the folder that holds datasets/data)")
+    parser.add_argument("--dumps", type=Path, help="folder of published predictions, with splits.py, instead")
     parser.add_argument("--autogluon", type=Path, help="a Python that has autogluon.core")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[7, 107, 207], help="of the splits of dumps")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vidfuse-quality")
     parser.add_argument("--sets", nargs="*", default=list(SETS))
+    parser.add_argument("--rules", nargs="*", help="only these besides the default, to be quick")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    cases = []
+    cases = list(dump_cases(options.dumps, options.seeds) if options.dumps else _classifier_cases(options))
+    gluon = _autogluon(options.autogluon, cases) if options.autogluon else {}
+    rules = {name: rule for name, rule in RULES.items() if options.rules is None or name in (DEFAULT, *options.rules)}
+    names = [*rules, *([GROUPED] if options.dumps else []), *(["AutoGluon, 25 rounds"] if gluon else [])]
+    loss, hits, spread = np.empty((len(cases), len(names))), np.empty((len(cases), len(names))), np.empty(len(cases))
+    for row, case in enumerate(cases):
+        each = []
+        for column, name in enumerate(names):
+            if name in rules:
+                log_q = rules[name](case.fit, case.labels, case.test)
+            elif name == GROUPED:
+                log_q = _grouped(case)
+            else:
+                log_q = _weighted(case.test, gluon[_key(case)])
+            each.append(-log_q[np.arange(len(case.truth)), case.truth])
+            loss[row, column], hits[row, column] = each[-1].mean(), (log_q.argmax(axis=1) == case.truth).mean()
+        shared = [names.index(rule) for rule in UNIFORM if rule in names]
+        uniform = min(shared, key=lambda column: loss[row, column]) if shared else 0
+        spread[row] = (each[0] - each[uniform]).std() / np.sqrt(len(case.truth))
+    _report(cases, names, loss, hits, spread, options)
+
+
+def _classifier_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Yield every repetition and size of every set of scikit-learn's classifiers."""
     for name in options.sets:
         for seed in range(options.repeats):
             try:
@@ -127,30 +167,23 @@ def main() -> None:
             except FileNotFoundError as error:
                 print(f"left out {name}: {error}")
                 break
-            cases += [(name, seed, size, given) for size in SETS[name][2]]
-    gluon = _autogluon(options.autogluon, cases) if options.autogluon else {}
-    names = [*RULES, *(["AutoGluon, 25 rounds"] if gluon else [])]
-    loss, hits, spread = np.empty((len(cases), len(names))), np.empty((len(cases), len(names))), np.empty(len(cases))
-    for row, (name, seed, size, given) in enumerate(cases):
-        fit, test = given.log_p[:size], given.log_p[size:]
-        y, truth = given.labels[:size], given.labels[size:]
-        each = []
-        for column, rule in enumerate(names):
-            log_q = _weighted(test, gluon[f"{name}-{seed}-{size}"]) if rule not in RULES else RULES[rule](fit, y, test)
-            each.append(-log_q[np.arange(len(truth)), truth])
-            loss[row, column], hits[row, column] = each[-1].mean(), (log_q.argmax(axis=1) == truth).mean()
-        uniform = min((names.index(rule) for rule in UNIFORM), key=lambda column: loss[row, column])
-        spread[row] = (each[0] - each[uniform]).std() / np.sqrt(len(truth))
-    _report(cases, names, loss, hits, spread, options)
+            for size in SETS[name][2]:
+                yield Case(
+                    name, seed, size, given.log_p[:size], given.labels[:size], None,
+                    given.log_p[size:], given.labels[size:],
+                )  # fmt: skip
 
 
-def _autogluon(python: Path, cases: list) -> dict[str, Array]:
+def _key(case: Case) -> str:
+    return f"{case.name}-{case.seed}-{case.size}"
+
+
+def _autogluon(python: Path, cases: list[Case]) -> dict[str, Array]:
     with tempfile.TemporaryDirectory() as folder:
         arrays = {}
-        for name, seed, size, given in cases:
-            key = f"{name}-{seed}-{size}"
-            arrays[f"{key}:p"] = np.exp(given.log_p[:size]).swapaxes(0, 1)
-            arrays[f"{key}:y"], arrays[f"{key}:k"] = given.labels[:size], given.log_p.shape[2]
+        for case in cases:
+            arrays[f"{_key(case)}:p"] = np.exp(case.fit).swapaxes(0, 1)
+            arrays[f"{_key(case)}:y"], arrays[f"{_key(case)}:k"] = case.labels, case.fit.shape[2]
         np.savez(f"{folder}/in.npz", **arrays)
         Path(f"{folder}/run.py").write_text(AUTOGLUON)
         subprocess.run([python, f"{folder}/run.py", f"{folder}/in.npz", f"{folder}/out.npz"], check=True)
@@ -158,39 +191,46 @@ def _autogluon(python: Path, cases: list) -> dict[str, Array]:
 
 
 def _report(
-    cases: list, names: list[str], loss: Array, hits: Array, spread: Array, options: argparse.Namespace
+    cases: list[Case], names: list[str], loss: Array, hits: Array, spread: Array, options: argparse.Namespace
 ) -> None:
-    sets = np.array([case[0] for case in cases])
-    unique = np.unique(sets)
-    print(f"{len(cases)} cases, {len(unique)} data sets, {len(CLASSIFIERS)} classifiers")
+    unique = np.unique([case.name for case in cases])
+    print(f"{len(cases)} cases, {len(unique)} data sets of {len({family(name) for name in unique})} families")
     others = [column for column, name in enumerate(names) if name not in OWN]
     print("\nThe default among rules from elsewhere")
     peers = _table([names[column] for column in others], loss[:, others], hits[:, others], cases)
     print("\nWith vidfuse's other options")
     everything = _table(names, loss, hits, cases)
+    each = [
+        {"set": case.name, "seed": case.seed, "size": case.size,
+         **{name: [round(float(a), 5), round(float(b), 5)] for name, a, b in zip(names, *pair, strict=True)}}
+        for case, pair in zip(cases, zip(loss, hits, strict=True), strict=True)
+    ]  # fmt: skip
+    if not set(UNIFORM) <= set(names):
+        return
     worse = loss[:, 0] - np.minimum(*(loss[:, names.index(rule)] for rule in UNIFORM))
     print(f"\nThe default is worse than the better uniform pool in {int((worse > 0).sum())} of {len(cases)} cases, "
           f"by more than one standard error in {int((worse > spread).sum())}.")  # fmt: skip
     by_case = {}
-    for set_name, size in dict.fromkeys((case[0], case[2]) for case in cases):
-        part = worse[[case[0] == set_name and case[2] == size for case in cases]]
+    for set_name, size in dict.fromkeys((case.name, case.size) for case in cases):
+        part = worse[[case.name == set_name and case.size == size for case in cases]]
         error = float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None
         by_case[f"{set_name} at {size}"] = {"default - uniform": float(part.mean()), "standard error": error}
         print(f"  {set_name + ' at ' + str(size):<26} {part.mean():+.4f} nats" + (f" ± {error:.4f}" if error else ""))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         content = {"cases": len(cases), "sets": unique.tolist(), "among rules from elsewhere": peers,
-                   "with own options": everything, "against the better uniform pool": by_case}  # fmt: skip
+                   "with own options": everything, "against the better uniform pool": by_case,
+                   "each case: NLL, accuracy": each}  # fmt: skip
         options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _table(names: list[str], loss: Array, hits: Array, cases: list) -> list[dict[str, object]]:
+def _table(names: list[str], loss: Array, hits: Array, cases: list[Case]) -> list[dict[str, object]]:
     """Print and return mean ranks with intervals (a bootstrap over data sets) and mean scores, best first."""
-    sets = np.array([case[0] for case in cases])
+    sets = np.array([family(case.name) for case in cases])
     rng, unique, rows = np.random.default_rng(0), np.unique(sets), []
     draws = [np.concatenate([np.flatnonzero(sets == s) for s in rng.choice(unique, len(unique))]) for _ in range(1000)]
     ranks = {"NLL": rankdata(loss.round(9), axis=1), "accuracy": rankdata(-hits.round(9), axis=1)}
-    sizes = sorted({case[2] for case in cases})
+    sizes = list(dict.fromkeys(case.size for case in cases))
     for column, name in enumerate(names):
         row: dict[str, object] = {"rule": name}
         for what, rank in ranks.items():
@@ -198,7 +238,8 @@ def _table(names: list[str], loss: Array, hits: Array, cases: list) -> list[dict
             means = [rank[draw, column].mean() for draw in draws]
             row[f"{what} rank interval"] = [float(v) for v in np.percentile(means, [2.5, 97.5])]
         for size in sizes:
-            row[f"NLL at {size}"] = float(loss[[case[2] == size for case in cases], column].mean())
+            row[f"NLL at {size}"] = float(loss[[case.size == size for case in cases], column].mean())
+            row[f"accuracy at {size}"] = float(hits[[case.size == size for case in cases], column].mean())
         rows.append({**row, "accuracy": float(hits[:, column].mean())})
     rows.sort(key=lambda row: row["NLL rank"])
     head = "".join(f"{'NLL at ' + str(size):>13}" for size in sizes)

@@ -139,10 +139,10 @@ def test_stacking_against_scipy(structure, shrinkage):
     X[::10, 1, 3] = -np.inf
     X, y[::10] = log_softmax(X), y[::10] % 3
     pool = StackedPool(structure, shrinkage=shrinkage, floor=0.0).fit(X, y)
-    static = LogLinearPool(floor=0.0).fit(X, y)
+    static = LogLinearPool(floor=0.0, per_class=False).fit(X, y)
     shared = static.weights_ / static.temperature_
     columns = 4 if structure == "diagonal" else 1
-    log_p = np.maximum(X, -100.0)
+    log_p = np.maximum(log_softmax(X * static.scale_[:, None]), -100.0)
 
     def logits(x):
         beta = x[: 2 * columns].reshape(2, columns)

@@ -20,6 +20,8 @@ from vidfuse.fusion._solver.log_linear import fit_log_linear, frank_wolfe_gap, s
 from vidfuse.fusion._solver.moments import block_moments
 from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
+from vidfuse.fusion._solver.scales import smoothing_penalty
+from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion._solver.shrinkage import choose_shrinkage
 from vidfuse.fusion.crossfit import split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -45,8 +47,21 @@ def brute(beta, z, y, omega=None):
 
 
 def brute_penalised(beta, z, y, strength, s):
-    away = beta - beta.sum() * s
-    return brute(beta, z, y) + 0.5 * strength * away @ away + 0.5 * strength**2 * (beta.sum() - 1) ** 2
+    """The shrunk objective: half a video in N + 1 counts as if the uniform pool's best wrong class were true."""
+    away, videos = beta - beta.sum() * s, np.arange(len(y))
+    log_p = z - logsumexp(z, axis=2, keepdims=True)
+    wrong = log_p.sum(axis=1)
+    wrong[videos, y] = -np.inf
+    margins = log_p[videos, :, y] - log_p[videos, :, wrong.argmax(axis=1)]
+    smoothing = 0.5 / (len(y) + 1) * margins.mean(axis=0) @ beta
+    return brute(beta, z, y) + smoothing + 0.5 * strength * away @ away + 0.5 * strength**2 * (beta.sum() - 1) ** 2
+
+
+def calibrated(z, pool, floor=0.0):
+    """The members in the units of a fit, with its floor."""
+    scaled = z * pool.scale_[:, None]
+    log_p = scaled - logsumexp(scaled, axis=2, keepdims=True)
+    return np.log((1 - floor) * np.exp(log_p) + floor / z.shape[2])
 
 
 def slsqp(function, members):
@@ -74,20 +89,19 @@ def test_shrunk_fit_against_slsqp(strength):
     z, y = problem(seed=7)
     accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
     s = accuracy / accuracy.sum()
-    pool = LogLinearPool(shrinkage=strength, floor=0.0).fit(z, y)
-    beta = pool.weights_ / pool.temperature_
+    pool = LogLinearPool(shrinkage=strength, floor=0.0, per_class=False).fit(z, y)
+    beta, z = pool.weights_ / pool.temperature_, calibrated(z, pool)
     _, value = slsqp(lambda b: brute_penalised(b, z, y, strength, s), 4)
     assert brute_penalised(beta, z, y, strength, s) == pytest.approx(value, abs=1e-9)
     assert pool.shrinkage_ == strength
 
 
-def test_auto_is_one_over_root_n_at_a_floor_of_one_percent():
+def test_auto_is_one_over_root_n_at_a_floor_of_a_thousandth_of_calibrated_members():
     z, y = problem(n=400, seed=3)
-    pool = LogLinearPool().fit(z, y)
+    pool = LogLinearPool(per_class=False).fit(z, y)
     assert pool.shrinkage_ == pytest.approx(0.05)
-    assert pool.floor_.tolist() == [0.01] * 4
-    p = np.exp(z - logsumexp(z, axis=2, keepdims=True))
-    floored = np.log(0.99 * p + 0.01 / 5)
+    assert pool.floor_.tolist() == [0.001] * 4
+    floored = calibrated(z, pool, 0.001)
     accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
     function = lambda b: brute_penalised(b, floored, y, 0.05, accuracy / accuracy.sum())  # noqa: E731
     beta = pool.weights_ / pool.temperature_
@@ -356,54 +370,55 @@ def test_cross_validated_shrinkage_loses_least_on_the_folds(n, noise, seed):
     z, y = problem(n=n, seed=seed)
     z[:, 3] += noise * np.random.default_rng(seed).normal(size=(n, 5))
     omega = np.random.default_rng(seed).dirichlet(np.full(n, 0.5))
-    s = np.array([0.1, 0.2, 0.3, 0.4])
+    hits = z.argmax(axis=2) == y[:, None]
     grid = np.array([0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
     losses = np.zeros(7)
     for inside, outside in split_folds(y, 5):
         share = omega[inside] / omega[inside].sum()
+        s = share @ hits[inside] / (share @ hits[inside]).sum()
+        slopes = smoothing_penalty(LogitStack.from_arrays(z[inside]), y[inside], share, np.zeros(4), np.ones(4))
         for index, strength in enumerate(grid * np.sqrt(share @ share)):
             penalty = shrinkage_penalty(strength, s)
 
-            def objective(b, share=share, inside=inside, penalty=penalty):
-                pull = 0.5 * b @ penalty.quadratic @ b - penalty.linear @ b + penalty.constant
+            def objective(b, share=share, inside=inside, penalty=penalty, slopes=slopes):
+                pull = 0.5 * b @ penalty.quadratic @ b - (penalty.linear - slopes) @ b + penalty.constant
                 return brute(b, z[inside], y[inside], share) + pull
 
             losses[index] += brute(slsqp(objective, 4)[0], z[outside], y[outside], omega[outside])
-    chosen = choose_shrinkage("cv", LogitStack.from_arrays(z), y, omega, np.zeros(4), s)
+    chosen = choose_shrinkage("cv", FitVideos(LogitStack.from_arrays(z), y, omega, np.zeros(4)))
     assert np.sort(losses)[1] - losses.min() > 1e-7  # the choice is clear
     assert chosen == pytest.approx(grid[losses.argmin()] * np.sqrt(omega @ omega))
 
 
 def test_shrinkage_is_refused_or_falls_back_as_documented():
     z, y = problem(n=9)
-    arguments = (LogitStack.from_arrays(z), y, np.full(9, 1 / 9), np.zeros(4), np.full(4, 0.25))
-    assert choose_shrinkage("cv", *arguments) == pytest.approx(1 / 3)  # too few videos for five folds
-    assert choose_shrinkage("auto", *arguments) == pytest.approx(1 / 3)
-    assert choose_shrinkage(None, *arguments) == 0.0
-    assert choose_shrinkage(0.7, *arguments) == 0.7
+    videos = FitVideos(LogitStack.from_arrays(z), y, np.full(9, 1 / 9), np.zeros(4))
+    assert choose_shrinkage("cv", videos) == pytest.approx(1 / 3)  # too few videos for five folds
+    assert choose_shrinkage("auto", videos) == pytest.approx(1 / 3)
+    assert choose_shrinkage(None, videos) == 0.0
+    assert choose_shrinkage(0.7, videos) == 0.7
     for wrong in ("cross", -1.0, np.nan):
         with pytest.raises(InputError, match="shrinkage"):
-            choose_shrinkage(wrong, *arguments)
+            choose_shrinkage(wrong, videos)
 
 
-@pytest.mark.parametrize(("seed", "n", "multiple"), [(4, 100, 10.0), (1, 100, 0.3), (5, 100, 1.0)])
+@pytest.mark.parametrize(("seed", "n", "multiple"), [(4, 100, 3.0), (0, 100, 0.3), (9, 100, 1.0)])
 def test_cross_validated_shrinkage_is_what_a_plain_search_over_five_folds_takes(seed, n, multiple):
     z, y = problem(n=n, members=3, classes=4, seed=seed)
-    accuracy = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
-    s = accuracy / accuracy.sum()
+    pool = LogLinearPool(shrinkage="cv", floor=0.0, per_class=False).fit(z, y)
+    units, hits = calibrated(z, pool), z.argmax(axis=2) == y[:, None]
     losses = {}
     for strength in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
         held_out = []
         for inside, outside in split_folds(y, 5):
-            z_in, y_in, z_out, y_out = z[inside], y[inside], z[outside], y[outside]
-            own = strength / np.sqrt(len(y_in))
-            beta, _ = slsqp(lambda b, z=z_in, y=y_in, own=own: brute_penalised(b, z, y, own, s), 3)
+            z_in, y_in, z_out, y_out = units[inside], y[inside], units[outside], y[outside]
+            own, s = strength / np.sqrt(len(y_in)), hits[inside].mean(axis=0) / hits[inside].mean(axis=0).sum()
+            beta, _ = slsqp(lambda b, z=z_in, y=y_in, own=own, s=s: brute_penalised(b, z, y, own, s), 3)
             held_out.append(brute(beta, z_out, y_out) * len(y_out))
         losses[strength] = sum(held_out)
     assert min(losses, key=losses.get) == multiple
-    pool = LogLinearPool(shrinkage="cv", floor=0.0).fit(z, y)
     assert pool.shrinkage_ == pytest.approx(multiple / np.sqrt(n))
-    given = LogLinearPool(shrinkage=multiple / np.sqrt(n), floor=0.0).fit(z, y)
+    given = LogLinearPool(shrinkage=multiple / np.sqrt(n), floor=0.0, per_class=False).fit(z, y)
     np.testing.assert_allclose(pool.weights_, given.weights_, atol=1e-9)
 
 
@@ -413,9 +428,9 @@ def test_weights_per_class_follow_a_member_that_knows_one_class():
     z = rng.normal(size=(600, 2, 3)) * 2
     z[np.arange(600), 0, y] += np.where(y == 0, 5.0, 0.0)
     z[np.arange(600), 1, y] += np.where(y == 0, 0.0, 4.0)
-    shared, own = LogLinearPool().fit(z, y), LogLinearPool(per_class=True).fit(z, y)
+    shared, own = LogLinearPool(per_class=False).fit(z, y), LogLinearPool(per_class=True).fit(z, y)
     assert own.class_weights_.shape == (2, 3)
-    assert (own.class_weights_ >= 0).all()
+    assert own.class_weights_[0, 0] > own.class_weights_[0, 1:].max()
     own_loss = -own.predict_log_proba(z)[np.arange(600), y].mean()
     assert own_loss < -shared.predict_log_proba(z)[np.arange(600), y].mean()
     with pytest.raises(InputError, match="per_class"):
@@ -423,24 +438,31 @@ def test_weights_per_class_follow_a_member_that_knows_one_class():
 
 
 def test_weights_per_class_are_shrunk_with_the_precision_of_a_hundred_videos():
-    """Oracle: SciPy on NLL + ½·(100/N)·Σ(β_mc - β_m)², over β ≥ 0, around the fit's own shared weights."""
+    """Oracle: SciPy on NLL + ½·(100/N)·(Σ(β_mc - β_m)² + Σ b_c²/10), around the fit's own shared weights."""
     z, y = problem(n=400, members=2, classes=3, seed=4, skill=1.5)
+    y = np.arange(400) % 3  # as frequent as each other: no correction for frequencies
+    z[np.arange(400), :, y] += 2.0
     z[:, 0, 0] += 2 * (y == 0)  # the first member knows the first class
     pool = LogLinearPool(per_class=True, floor=0.0).fit(z, y)
-    shared = pool.weights_ / pool.temperature_
-    log_p = z - logsumexp(z, axis=2, keepdims=True)
+    shared, log_p = pool.weights_ / pool.temperature_, calibrated(z, pool)
+    frequencies = np.log(np.bincount(y))
 
     def objective(x):
-        beta = x.reshape(2, 3)
-        pooled = (log_p * beta).sum(axis=1)
+        beta, bias = x[:6].reshape(2, 3), x[6:]
+        pooled = (log_p * beta).sum(axis=1) + bias + frequencies
         loss = logsumexp(pooled, axis=1) - pooled[np.arange(400), y]
-        return loss.mean() + 0.5 * 100 / 400 * np.sum((beta - shared[:, None]) ** 2)
+        away = np.sum((beta - shared[:, None]) ** 2)
+        return loss.mean() + 0.5 * 100 / 400 * (away + 0.1 * np.sum(bias**2))
 
     found = minimize(
-        objective, np.repeat(shared, 3), method="L-BFGS-B", bounds=[(0, None)] * 6, options={"ftol": 1e-14}
+        objective, np.append(np.repeat(shared, 3), np.zeros(3)), method="L-BFGS-B", options={"ftol": 1e-14}
     )
-    assert np.abs(found.x.reshape(2, 3) - shared[:, None]).max() > 0.05  # there is something to shrink
-    np.testing.assert_allclose(pool.class_weights_, found.x.reshape(2, 3), atol=2e-3)
+    assert np.abs(found.x[:6].reshape(2, 3) - shared[:, None]).max() > 0.05  # there is something to shrink
+    np.testing.assert_allclose(pool.class_weights_, found.x[:6].reshape(2, 3), atol=2e-3)
+    np.testing.assert_allclose(pool.class_bias_, found.x[6:], atol=2e-3)
+    assert (
+        objective(np.append(pool.class_weights_.ravel(), pool.class_bias_)) <= found.fun + pool.optimality_gap_ + 1e-8
+    )
 
 
 def test_vetoes_enter_weights_per_class_as_a_hundred_nats():

@@ -225,7 +225,7 @@ def test_weights_per_class_hold_for_the_videos_that_have_all_members_and_shared_
     arrays, y = scores(skills=(2.5, 2.0, 1.5))
     fitted = LogLinearPool(per_class=True, shrinkage=None, missing="renormalise").fit(LogitStack.from_arrays(arrays), y)
     fitted.weights_, fitted.temperature_ = np.array([0.5, 0.3, 0.2]), 0.8
-    fitted.class_weights_ = 1.0 + np.arange(15.0).reshape(3, 5) / 10
+    fitted.class_weights_, fitted.class_bias_ = 1.0 + np.arange(15.0).reshape(3, 5) / 10, np.arange(5.0) / 5
     present = np.ones((200, 3), bool)
     present[:20, 0] = present[10:30, 1] = False
     partial = stack_of(arrays, y, present)
@@ -234,7 +234,8 @@ def test_weights_per_class_hold_for_the_videos_that_have_all_members_and_shared_
     shared = shared / shared.sum(axis=1, keepdims=True) / 0.8
     mixed = np.where(
         present.all(axis=1)[:, None],
-        np.einsum("mnk,mk->nk", log_p, fitted.class_weights_), np.einsum("mnk,nm->nk", log_p, shared),
+        np.einsum("mnk,mk->nk", log_p, fitted.class_weights_) + fitted.class_bias_,
+        np.einsum("mnk,nm->nk", log_p, shared),
     )  # fmt: skip
     order = [int(name[1:]) for name in partial.ids]
     expected = log_softmax(mixed, axis=1)[order]

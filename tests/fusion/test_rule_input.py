@@ -89,7 +89,7 @@ def test_weights_of_one_are_none(name, weight):
 
 
 # Shrinkage and priors count weighted videos by their effective number, neighbours and folds every video once.
-COUNTING = {"default", "cv", "per-class", "balanced", "linear-log-odds", "stacked", "stacked-diagonal"}
+COUNTING = {"default", "shared", "cv", "per-class", "balanced", "linear-log-odds", "stacked", "stacked-diagonal"}
 COUNTING |= {"dynamic", "dynamic-per-class", "dynamic-given"} | {
     "subset-learned",
     "subset-stacked",

@@ -12,8 +12,9 @@ from vidfuse import LogitStack, LogLinearPool, StackedPool
 from vidfuse.errors import InputError
 
 
-def floored(arrays, floor):
-    log_p = log_softmax(np.stack([arrays[name] for name in sorted(arrays)], axis=1), axis=2)
+def floored(arrays, floor, scales):
+    scores = np.stack([scale * arrays[name] for name, scale in zip(sorted(arrays), scales, strict=True)], axis=1)
+    log_p = log_softmax(scores, axis=2)
     return np.logaddexp(np.log1p(-floor) + log_p, np.log(floor / K))
 
 
@@ -26,9 +27,9 @@ def test_it_minimises_the_loss_and_its_priors(structure, shrinkage, weighted):
     weight = 1.0 + np.arange(60) % 3 if weighted else np.ones(60)
     stack = LogitStack.from_arrays(arrays, labels=y)
     pool = StackedPool(structure, shrinkage=shrinkage).fit(stack, sample_weight=weight)
-    static = LogLinearPool().fit(stack, sample_weight=weight)
+    static = LogLinearPool(per_class=False).fit(stack, sample_weight=weight)
     centre = np.repeat((static.weights_ / static.temperature_)[:, None], K, axis=1)
-    log_p, omega = floored(arrays, 0.01), weight / weight.sum()
+    log_p, omega = floored(arrays, 0.001, static.scale_), weight / weight.sum()
     precision = 10 * shrinkage if structure == "diagonal" else shrinkage
 
     def unpack(x):

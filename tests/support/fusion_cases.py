@@ -25,6 +25,7 @@ VARIANTS = {
         "default": LogLinearPool(),
         "unshrunk": LogLinearPool(shrinkage=None),
         "cv": LogLinearPool(shrinkage="cv"),
+        "shared": LogLinearPool(per_class=False),
         "per-class": LogLinearPool(per_class=True),
         "balanced": LogLinearPool(class_weight="balanced"),
         "log-linear-accuracy": LogLinearPool(weights="accuracy", power=2.0),
@@ -46,7 +47,7 @@ VARIANTS = {
         "calibrated-members-given": Calibrated(LinearPool(weights=[1.0, 0.0, 3.0]), where="members"),
     },
     "DynamicPool": {
-        "dynamic": DynamicPool(neighbours=5),
+        "dynamic": DynamicPool(LogLinearPool(shrinkage=30.0, per_class=False), neighbours=5),
         "dynamic-per-class": DynamicPool(LogLinearPool(per_class=True), features="confidence"),
         "dynamic-given": DynamicPool(LogLinearPool(weights=[1.0, 0.5, 3.0]), features="competence"),
     },

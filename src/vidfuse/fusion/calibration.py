@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import Kind, Rows, as_array, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion._solver.classes import LOWEST, fit_classes
+from vidfuse.fusion._solver.classes import fit_classes
+from vidfuse.fusion._solver.deviations import LOWEST
 from vidfuse.fusion._solver.log_linear import fit_log_linear
 from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion.crossfit import out_of_fold, split_folds
 from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.rule import Missing, Rule
 from vidfuse.fusion.summary import PoolSummary
@@ -28,6 +30,7 @@ from vidfuse.stack.stack import LogitStack, Member
 __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which calibrated members are kept
+_FOLDS: Final = 5
 
 
 def _checked(log_p: ArrayLike, ids: NDArray[np.str_] | None = None) -> NDArray[Any]:
@@ -239,7 +242,9 @@ class Calibrated(Rule):
     Args:
         rule: the rule; a copy of it is fitted.
         calibrator: `TemperatureScaling()` (where None) or `VectorScaling()`; copies of it are fitted.
-        where: "after" calibrates what the rule predicts; "members" calibrates each member before the rule is fitted.
+        where: "after" calibrates what the rule predicts for videos that it was not fitted on (five folds, groups kept
+            together; too few videos for that: those of the fit); "members" calibrates each member before the rule is
+            fitted.
 
     Attributes:
         rule_: the fitted rule.
@@ -280,7 +285,7 @@ class Calibrated(Rule):
         omega = _shares(weight, len(stack))
         if self.where == "after":
             self.rule_ = clone(self.rule).fit(self._as_listed(stack), labels, weight)
-            fused = _alone(_checked(self.rule_.predict_log_proba(stack), stack.ids), stack.ids)
+            fused = _alone(_checked(self._held_out(stack, labels, weight), stack.ids), stack.ids)
             _check_true_class(fused, labels, omega, "set floor=1e-4 or more in the rule")
             self.calibrators_ = [_fitted(base, fused, labels, omega)]
             return
@@ -296,6 +301,21 @@ class Calibrated(Rule):
             _check_true_class(one, labels, omega, advice, name)
             self.calibrators_.append(_fitted(base, one, labels, omega))
         self.rule_ = clone(self.rule).fit(self._as_listed(self._calibrate(stack)), labels, weight)
+
+    def _held_out(
+        self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Return the rule's log-likelihoods (N, K) of the fit's videos, each by a copy that was fitted on other folds.
+
+        The fitted rule's own ones where it learns nothing from labels, or where a fold would leave no video to fit on.
+        """
+        units = len(stack) if stack.groups is None else len(np.unique(stack.groups))
+        if not self.rule.needs_labels or units < 2 * _FOLDS:
+            return self.rule_.predict_log_proba(stack)
+        splits = split_folds(labels, _FOLDS, groups=stack.groups, keys=_keys(stack))
+        if weight is not None and not all(weight[inside].any() for inside, _ in splits):
+            return self.rule_.predict_log_proba(stack)
+        return out_of_fold(self.rule, self._as_listed(stack), labels, splits, weight)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         if self.where == "members":
@@ -337,7 +357,25 @@ class Calibrated(Rule):
                     kept[block] = source.take(compose_rows(rows, block))
                 source, rows = ArraySource(kept), slice(0, len(stack), 1)
             members.append(Member(own.name, source, rows, "log-likelihoods"))
-        return LogitStack(members, ids=stack.ids, labels=stack.labels, classes=stack.classes, present=stack.present)
+        return LogitStack(
+            members,
+            ids=stack.ids,
+            labels=stack.labels,
+            classes=stack.classes,
+            present=stack.present,
+            groups=stack.groups,
+        )
+
+
+def _keys(stack: LogitStack) -> NDArray[Any]:
+    """Return what tells videos apart whatever their order (N,): ids, or the rank of each one's scores."""
+    if stack.ids is not None:
+        return stack.ids
+    first = np.concatenate([block[:, 0, :8] for _, block in stack.iter_blocks()])
+    order = np.lexsort(first.T)
+    ranks = np.empty(len(stack), dtype=np.int64)
+    ranks[order] = np.arange(len(stack))
+    return ranks
 
 
 def _fitted(base: Any, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Any:

@@ -142,7 +142,9 @@ def fit_copies(
     A rule that needs no labels (equal or given weights, plain votes) is fitted once, on all videos, and sees no labels.
     """
     if not get_tags(rule).target_tags.required:
-        bare = LogitStack(stack.sources(), ids=stack.ids, classes=stack.classes, present=stack.present)
+        bare = LogitStack(
+            stack.sources(), ids=stack.ids, classes=stack.classes, present=stack.present, groups=stack.groups
+        )
         return [clone(rule).fit(bare, None, sample_weight)] * len(splits)
     weights = [None if sample_weight is None else sample_weight[fit_rows] for fit_rows, _ in splits]
     return [

@@ -28,10 +28,10 @@ _FEATURES: Final = {"confidence": 2, "competence": 1, "both": 3}
 
 
 class DynamicPool(Rule):
-    """Fuse members with weights per video, ``w_imc ∝ w_mc · exp(Σ_f a_f · x_imf)``, around a static log-linear pool.
+    """Fuse members with weights per video, ``w_im ∝ w_m · exp(Σ_f a_f · x_imf)``, around a static log-linear pool.
 
-    w_mc are the static pool's weights, which all classes share unless it is fitted with `per_class`; on every video
-    their sum over the members stays what it was.
+    w_m are the static pool's weights, their mean over the classes where it has weights per class; on every video their
+    sum over the members stays what it was, and so does what sets a class's weights apart.
 
     The features x of member m on video i, each centred over the members: its *confidence* (one minus its entropy over
     log K) and the *agreement* of the others (their mean probability of its most probable class); and its *local
@@ -100,19 +100,20 @@ class DynamicPool(Rule):
         videos, truth = stack[chosen], labels[chosen]
         share = np.ones(len(chosen)) if weight is None else weight[chosen]
         share = share / share.sum()
-        log_p = np.concatenate([block.astype(np.float32) for _, block in floored_blocks(videos, static.floors)])
+        blocks = floored_blocks(videos, static.floors, scales=static.scales)
+        log_p = np.concatenate([block.astype(np.float32) for _, block in blocks])
         root = np.exp(0.5 * self.pool_.predict_log_proba(videos))
         self.reference_root_ = root.astype(np.float32)
         self.reference_log_true_ = log_p[np.arange(len(truth)), :, truth].astype(np.float64)
         x = self._describe(log_p, root, own=True)
 
-        gains = _held_out_gains(log_p, truth, static.weights, x, share)
+        gains = _held_out_gains(log_p, truth, static, x, share)
         self.gain_ = float(share @ gains)
         error = float(np.sqrt(share**2 @ (gains - self.gain_) ** 2))
         self.fallback_ = bool(not self.gain_ > error or len(static.members) < 2)
         self.strengths_ = np.zeros(x.shape[2])
         if not self.fallback_:
-            self.strengths_ = _fit_strengths(log_p, truth, static.weights, x, share)
+            self.strengths_ = _fit_strengths(log_p, truth, static, x, share)
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of the static pool."""
@@ -131,9 +132,9 @@ class DynamicPool(Rule):
             return log_p_static
         static = _static(self.pool_)
         out = np.empty_like(log_p_static)
-        for rows, block in floored_blocks(stack.select(static.members), static.floors):
+        for rows, block in floored_blocks(stack.select(static.members), static.floors, scales=static.scales):
             x = self._describe(block, np.exp(0.5 * log_p_static[rows]), own=False)
-            out[rows] = _pooled(block, static.weights, x, self.strengths_)
+            out[rows] = _pooled(block, static, x, self.strengths_)
         return out
 
     def _describe(self, log_p: NDArray[np.float32], root: NDArray[np.float64], *, own: bool) -> NDArray[np.float64]:
@@ -170,27 +171,33 @@ def _static(pool: Rule) -> WeightedSum:
         raise InputError(f"pool: expected a rule that is a log-linear pool, such as LogLinearPool(), got {pool!r}")
     order = sorted(range(len(found.members)), key=found.members.__getitem__)  # recipes of the first releases: as listed
     members = tuple(found.members[m] for m in order)
-    return WeightedSum(found.kind, members, found.weights[order], found.floors[order])
+    scales = None if found.scales is None else found.scales[order]
+    return WeightedSum(found.kind, members, found.weights[order], found.floors[order], scales, found.bias)
 
 
 def _pooled(
-    log_p: NDArray[np.float32], beta: NDArray[np.float64], x: NDArray[np.float64], strengths: NDArray[np.float64]
+    log_p: NDArray[np.float32], static: WeightedSum, x: NDArray[np.float64], strengths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the pool (N, K) of log-likelihoods (N, M, K) with weights per video.
 
-    The weights of video i are ``β_mc·e_im`` with ``e_im = exp(x_im · a)``, scaled so that over the members they sum to
-    ``Σ_m β_mc``; β is (M, 1) or (M, K). Where all strengths a are 0, they are the static pool's own.
+    With ``e_im = exp(x_im · a)``, scaled so that ``Σ_m β̄_m·e_im = Σ_m β̄_m``, the weights of video i are
+    ``β_mc + β̄_m·(e_im - 1)``: those of a class keep their sum. β is (M, 1) or (M, K), β̄ its mean over classes, at
+    least 0. Where all strengths a are 0, they are the static pool's own.
     """
+    beta = static.weights
     lift = np.exp(np.clip(x @ strengths, -20.0, 20.0))
-    lifted = lift @ beta
-    scale = np.divide(beta.sum(axis=0), lifted, out=np.zeros_like(lifted), where=lifted > 0)
+    mean = np.maximum(beta.mean(axis=1), 0.0)
+    lifted = lift @ mean
+    lift *= np.divide(mean.sum(), lifted, out=np.zeros_like(lifted), where=lifted > 0)[:, None]
     total = np.zeros((len(log_p), log_p.shape[2]))
+    if static.bias is not None:
+        total += static.bias
     for m in range(len(beta)):
-        weights = scale * lift[:, m, None] * beta[m]
+        weights = beta[m] + mean[m] * (lift[:, m, None] - 1)
         if weights.all():
             total += weights * log_p[:, m]
         else:  # no weight, no veto: 0 · -inf is left out
-            used = np.broadcast_to(weights > 0, total.shape)
+            used = np.broadcast_to(weights != 0, total.shape)
             total += np.multiply(weights, log_p[:, m], out=np.zeros_like(total), where=used)
     return log_softmax(total, out=total)
 
@@ -198,18 +205,18 @@ def _pooled(
 def _losses(
     log_p: NDArray[np.float32],
     truth: NDArray[np.int64],
-    beta: NDArray[np.float64],
+    static: WeightedSum,
     x: NDArray[np.float64],
     strengths: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return each video's negative log-likelihood (N,)."""
-    return -_pooled(log_p, beta, x, strengths)[np.arange(len(truth)), truth]
+    return -_pooled(log_p, static, x, strengths)[np.arange(len(truth)), truth]
 
 
 def _fit_strengths(
     log_p: NDArray[np.float32],
     truth: NDArray[np.int64],
-    beta: NDArray[np.float64],
+    static: WeightedSum,
     x: NDArray[np.float64],
     omega: NDArray[np.float64],
 ) -> NDArray[np.float64]:
@@ -217,7 +224,7 @@ def _fit_strengths(
     share = omega / omega.sum()
 
     def objective(a: NDArray[np.float64]) -> float:
-        return float(share @ _losses(log_p, truth, beta, x, a)) + 0.5 * float(a @ a) / len(truth)
+        return float(share @ _losses(log_p, truth, static, x, a)) + 0.5 * float(a @ a) / len(truth)
 
     bounds = [(-10.0, 10.0)] * x.shape[2]
     start = np.zeros(x.shape[2])
@@ -233,9 +240,9 @@ def _even_choice(stack: LogitStack, labels: NDArray[np.int64], static: WeightedS
     """
     own = np.empty((len(stack), len(stack.members)))
     loss = np.empty(len(stack))
-    for rows, block in floored_blocks(stack, static.floors):
+    for rows, block in floored_blocks(stack, static.floors, scales=static.scales):
         own[rows] = block[np.arange(len(block)), :, labels[rows]]
-        loss[rows] = _losses(block, labels[rows], static.weights, np.zeros((*block.shape[:2], 0)), np.zeros(0))
+        loss[rows] = _losses(block, labels[rows], static, np.zeros((*block.shape[:2], 0)), np.zeros(0))
     order = np.lexsort((*own.T, loss))
     places = np.linspace(0, len(order) - 1, min(len(order), _REFERENCES))
     return order[np.unique(places.round().astype(np.int64))]
@@ -244,7 +251,7 @@ def _even_choice(stack: LogitStack, labels: NDArray[np.int64], static: WeightedS
 def _held_out_gains(
     log_p: NDArray[np.float32],
     truth: NDArray[np.int64],
-    beta: NDArray[np.float64],
+    static: WeightedSum,
     x: NDArray[np.float64],
     share: NDArray[np.float64],
 ) -> NDArray[np.float64]:
@@ -256,13 +263,13 @@ def _held_out_gains(
         fold    0  1  2  3  4  0  1  2 …
     """
     fold = np.arange(len(truth)) % _FOLDS
-    gains = _losses(log_p, truth, beta, x, np.zeros(x.shape[2]))
+    gains = _losses(log_p, truth, static, x, np.zeros(x.shape[2]))
     for held in np.unique(fold):
         fitted, judged = fold != held, fold == held
         if not fitted.any():
             return np.zeros(len(truth))
-        strengths = _fit_strengths(log_p[fitted], truth[fitted], beta, x[fitted], share[fitted])
-        gains[judged] -= _losses(log_p[judged], truth[judged], beta, x[judged], strengths)
+        strengths = _fit_strengths(log_p[fitted], truth[fitted], static, x[fitted], share[fitted])
+        gains[judged] -= _losses(log_p[judged], truth[judged], static, x[judged], strengths)
     return gains
 
 

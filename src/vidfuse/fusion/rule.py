@@ -34,20 +34,24 @@ Missing = Literal["error", "renormalise"]
 class WeightedSum:
     """A fitted rule as one sum over its members, for whoever computes it elsewhere: with gradients, or per video.
 
-    ``log p(c) ∝ Σ_m w_mc · log p_m(c)`` where `kind` is "log-linear", ``p(c) = Σ_m w_mc · p_m(c)`` where it is
-    "linear"; p_m has its floor mixed in.
+    ``log p(c) ∝ b_c + Σ_m w_mc · log p_m(c)`` where `kind` is "log-linear", ``p(c) = Σ_m w_mc · p_m(c)`` where it is
+    "linear"; p_m is the softmax of the member's log-likelihoods times its scale, with its floor mixed in.
 
     Attributes:
         kind: "log-linear" or "linear".
         members: the members' names.
         weights: w, (M, 1) where all classes share them, else (M, K); the temperature is divided in.
         floors: each member's floor (M,).
+        scales: what each member's log-likelihoods are multiplied by (M,); None stands for 1.
+        bias: b (K,); None stands for 0.
     """
 
     kind: Literal["log-linear", "linear"]
     members: tuple[str, ...]
     weights: NDArray[np.float64]
     floors: NDArray[np.float64]
+    scales: NDArray[np.float64] | None = None
+    bias: NDArray[np.float64] | None = None
 
 
 class Rule(ClassifierMixin, BaseEstimator, ABC):
@@ -116,13 +120,20 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         check_is_fitted(self, "members_")
         return None
 
-    def fit(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        groups: Any = None,
+    ) -> Self:
         """Fit the rule on videos whose labels are known.
 
         Args:
             X: a stack, or an array (N, M, K) of logits or log-likelihoods.
             y: labels (N,) in 0 … K − 1; left out where the stack has them.
             sample_weight: one weight of at least 0 a video; only their ratios matter.
+            groups: what each video comes from, as in `LogitStack.with_groups`; left out where the stack has them.
 
         Raises:
             InputError: labels are missing or differ from the stack's, or a weight is negative.
@@ -130,6 +141,7 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         """
         stack = as_stack(X)
         check_layout(self, stack)
+        stack = stack if groups is None else stack.with_groups(groups)
         labels = _labels(self, stack, y)
         weight = check_sample_weight(sample_weight, len(stack))
         if self.missing not in (None, "error", "renormalise"):

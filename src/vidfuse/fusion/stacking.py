@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion._solver.classes import LOWEST, fit_classes
-from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
-from vidfuse.fusion.log_linear import SHRUNK_FLOOR, LogLinearPool
+from vidfuse.fusion._solver.classes import fit_classes
+from vidfuse.fusion._solver.deviations import LOWEST
+from vidfuse.fusion.floors import Floor, floored_blocks
+from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
@@ -21,22 +22,24 @@ __all__ = ["StackedPool"]
 class StackedPool(Rule):
     """Fuse members by a multinomial model on their log-likelihoods, with weights that classes share.
 
-    ``log p(c) ∝ Σ_m β_mc · log p_m(c) + b_c``. A plain multinomial has K·(M·K + 1) parameters and overfits; here a
-    class's score uses only what the members say about that class, and weights may be negative. "shared": one weight
-    a member and one bias a class (M + K parameters). "diagonal": a weight for each member and class, shrunk to the
-    shared ones. Both are centred on the learned log-linear pool: with few videos they are close to it.
+    ``log p(c) ∝ Σ_m β_mc · log q_m(c) + b_c``, q_m a member as `LogLinearPool` calibrates and floors it. A plain
+    multinomial has K·(M·K + 1) parameters and overfits; here a class's score uses only what the members say about that
+    class, and weights may be negative. "shared": one weight a member and one bias a class (M + K parameters).
+    "diagonal": a weight for each member and class, shrunk to the shared ones. Both are centred on the learned pool of
+    shared weights: with few videos they are close to it.
 
     Args:
         structure: "shared" or "diagonal".
         shrinkage: the precision of the priors on shared weights and biases, ten times that on weights of a class;
             larger is nearer to the log-linear pool.
-        floor: the uniform distribution's share in every member; "auto" is 0.01.
+        floor: the uniform distribution's share in every member; "auto" is 0.001.
         n_jobs: joblib's workers for the learned pool.
 
     Attributes:
         coef_: β (M, K).
         intercept_: b (K,).
         floor_: each member's floor (M,).
+        scale_: what each member's log-likelihoods are multiplied by to be calibrated (M,).
 
     Source:
         Wolpert 1992, Stacked generalization; Ting and Witten 1999, Issues in stacked generalization, section 3
@@ -54,6 +57,7 @@ class StackedPool(Rule):
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
     floor_: NDArray[np.float64]
+    scale_: NDArray[np.float64]
 
     def __init__(
         self,
@@ -73,8 +77,8 @@ class StackedPool(Rule):
             raise InputError(f'structure: expected "shared" or "diagonal", got {self.structure!r}')
         if not (np.isfinite(self.shrinkage) and self.shrinkage > 0):
             raise InputError(f"shrinkage: expected a positive number, got {self.shrinkage!r}")
-        self.floor_ = member_floors(stack, self.floor, SHRUNK_FLOOR)
-        static = LogLinearPool(floor=self.floor, n_jobs=self.n_jobs).fit(stack, labels, weight)
+        static = LogLinearPool(floor=self.floor, per_class=False, n_jobs=self.n_jobs).fit(stack, labels, weight)
+        self.floor_, self.scale_ = static.floor_, static.scale_
         omega = np.ones(len(labels)) if weight is None else weight
         fit = fit_classes(
             stack,
@@ -86,12 +90,14 @@ class StackedPool(Rule):
             bias_precision=self.shrinkage,
             non_negative=False,
             shared_precision=self.shrinkage,
+            scales=self.scale_,
         )
         self.coef_, self.intercept_ = fit.beta, fit.bias
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         out = np.empty((len(stack), stack.n_classes))
-        for rows, block in floored_blocks(stack, self.floor_):
+        scales = getattr(self, "scale_", None)  # recipes of the first releases have none
+        for rows, block in floored_blocks(stack, self.floor_, scales=scales):
             total = np.tile(self.intercept_, (len(block), 1))
             for member, coef in enumerate(self.coef_):
                 total += coef * np.maximum(block[:, member], LOWEST)

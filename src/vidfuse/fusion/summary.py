@@ -29,6 +29,8 @@ class PoolSummary:
         temperature: the pool's temperature.
         confidence: the intervals' level.
         replicates: the number of bootstrap replicates.
+        strengths: (precision of the prior in videos, share) of each fit of weights per class in an average; empty
+            where all classes share their weights.
     """
 
     members: tuple[str, ...]
@@ -38,6 +40,7 @@ class PoolSummary:
     temperature: float
     confidence: float
     replicates: int
+    strengths: tuple[tuple[float, float], ...] = ()
 
     def rows(self) -> list[dict[str, str | float]]:
         """Return one dictionary a member, in falling order of weight."""
@@ -56,7 +59,14 @@ class PoolSummary:
         for row in self.rows():
             ends = f"  {row['lower']:.4f} to {row['upper']:.4f}" if "lower" in row else ""
             lines.append(f"{row['member']:<{width}}  {row['weight']:.4f}{ends}")
-        return "\n".join([*lines, f"temperature {self.temperature:.4g}"])
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        notes = [f"temperature {self.temperature:.4g}"]
+        if self.strengths:
+            shares = ", ".join(f"{share:.2f} at {videos:g}" for videos, share in self.strengths if share > 0)
+            notes.append(f"weights per class, by the prior's precision in videos (inf: shared): {shares}")
+        return notes
 
     def _repr_html_(self) -> str:
         rows = self.rows()
@@ -67,7 +77,7 @@ class PoolSummary:
             + "</tr>"
             for row in rows
         )
-        return f"<table><tr>{head}</tr>{body}</table><p>temperature {self.temperature:.4g}</p>"
+        return f"<table><tr>{head}</tr>{body}</table><p>{'<br>'.join(self._notes())}</p>"
 
 
 def summarise(

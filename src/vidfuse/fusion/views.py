@@ -80,6 +80,7 @@ def reduce_views(
         labels=stack.labels,
         classes=stack.classes,
         present=stack.present,
+        groups=stack.groups,
     )
 
 

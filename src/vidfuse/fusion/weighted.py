@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import check_weights, place
 from vidfuse.errors import AlignmentError, InputError
+from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
 from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.summary import PoolSummary, Refit, summarise
@@ -21,7 +21,6 @@ from vidfuse.fusion.weights import SCORE_WEIGHTS, check_power, member_hits, scor
 from vidfuse.stack.stack import LogitStack
 
 __all__ = [
-    "FitVideos",
     "WeightedRule",
     "Weights",
     "check_true_class",
@@ -31,23 +30,6 @@ __all__ = [
 ]
 
 Weights = str | Sequence[float] | Mapping[str, float] | NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class FitVideos:
-    """What weights are found on: the videos that every member has and whose weight is not 0.
-
-    Attributes:
-        stack: these videos.
-        labels: their true classes (N,).
-        omega: their weights (N,), which sum to 1.
-        floors: each member's floor (M,).
-    """
-
-    stack: LogitStack
-    labels: NDArray[np.int64]
-    omega: NDArray[np.float64]
-    floors: NDArray[np.float64]
 
 
 class WeightedRule(Rule):
@@ -199,6 +181,7 @@ def pool_blocks(
     weights: NDArray[np.float64],
     floors: NDArray[np.float64],
     total: float = 1.0,
+    scales: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Pool a stack block by block, the weights of a video's absent members shared among the others.
 
@@ -209,6 +192,7 @@ def pool_blocks(
         weights: their weights (M,).
         floors: each member's floor (M,).
         total: what the weights of each video sum to.
+        scales: what each member's log-likelihoods are multiplied by before its floor is mixed in (M,); None is 1.
 
     Example:
         >>> from vidfuse.likelihood import linear_pool
@@ -221,7 +205,7 @@ def pool_blocks(
         weights = stack.present * weights
     shares = weights / weights.sum(axis=-1, keepdims=True) * total
     out = np.empty((len(stack), stack.n_classes))
-    for rows, block in floored_blocks(stack, floors):
+    for rows, block in floored_blocks(stack, floors, scales=scales):
         ids = None if stack.ids is None else stack.ids[rows]
         out[rows] = combine(block, shares if shares.ndim == 1 else shares[rows], ids)
     return out

@@ -217,7 +217,9 @@ def _weights_section(data: _Data) -> str:
         f"The weights of “{data.board.headline_rule}”, fitted on {len(data.trial.fit_stack):,} videos; they sum to 1."
     )
     if temperature is not None:
-        text += f" The pool's temperature is {float(temperature):.3g}: below 1 it sharpens the probabilities."
+        text += f" The pool's temperature is {float(temperature):.3g}: below 1 it is surer than the members' average."
+    if getattr(data.rule, "class_weights_", None) is not None:
+        text += " Around them each class has weights and a bias of its own, shrunk to what the picture shows."
     return _section("Weights", text, drawing)
 
 

@@ -101,12 +101,16 @@ def _scores(model: nn.Module, clips: Tensor) -> Tensor:
 def _fused(form: WeightedSum, scores: Mapping[str, Tensor]) -> Tensor:
     """Fuse scores (N, [V,] K) as the pool does: views averaged, floors mixed in, members summed up, normalised."""
     terms, weights = [], []
-    for name, weight, floor in zip(form.members, form.weights, form.floors.tolist(), strict=True):
+    scales = np.ones(len(form.members)) if form.scales is None else form.scales
+    rows = zip(form.members, form.weights, form.floors.tolist(), scales.tolist(), strict=True)
+    for name, weight, floor, scale in rows:
         if not weight.any():
             continue
         log_p = scores[name].double().log_softmax(-1)
         if log_p.ndim == 3:
             log_p = log_p.mean(1).log_softmax(-1)
+        if scale != 1:
+            log_p = (log_p * scale).log_softmax(-1)
         if floor > 0:
             uniform = torch.full_like(log_p, math.log(floor / log_p.shape[-1]))
             log_p = torch.logaddexp(log_p + math.log1p(-floor), uniform)
@@ -116,4 +120,7 @@ def _fused(form: WeightedSum, scores: Mapping[str, Tensor]) -> Tensor:
     share = torch.as_tensor(np.array(weights), device=stacked.device)[:, None]  # (M, 1, 1), or (M, 1, K) per class
     if form.kind == "linear":
         return torch.logsumexp(stacked + share.log(), 0).log_softmax(-1).float()
-    return (stacked * share).sum(0).log_softmax(-1).float()
+    total = (stacked * share).sum(0)
+    if form.bias is not None:
+        total = total + torch.as_tensor(form.bias, device=total.device)
+    return total.log_softmax(-1).float()

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._checks import Rows, as_array, check_classes, check_ids, check_labels, first_few, place
 from vidfuse.errors import AlignmentError, InputError
 
-__all__ = ["Alignment", "Join", "align_ids", "align_labels", "check_layouts", "common_classes"]
+__all__ = [
+    "Alignment",
+    "Join",
+    "align_ids",
+    "align_labels",
+    "check_layouts",
+    "common_classes",
+    "group_names",
+    "member_ids",
+]
 
 Join = Literal["exact", "inner", "outer"]
 
@@ -238,3 +247,34 @@ def member_ids(ids: Any, names: Sequence[str], counts: Mapping[str, int]) -> dic
         )
     common = check_ids(listed, n)
     return dict.fromkeys(names, common)
+
+
+def group_names(
+    groups: ArrayLike | Mapping[str, Any] | Callable[[str], Any], ids: NDArray[np.str_] | None, n: int
+) -> NDArray[np.str_]:
+    """Return the name of each video's group (N,), from one name for each video, {id: name} or a function of the id.
+
+    Raises:
+        InputError: not one name for each video, an empty one, or names by id where there are no ids.
+
+    Example:
+        >>> group_names(lambda id: id[0], np.array(["a1", "a2", "b1"]), 3).tolist()
+        ['a', 'a', 'b']
+    """
+    if callable(groups) or isinstance(groups, Mapping):
+        if ids is None:
+            raise InputError("groups: names by id need ids, and this stack has none; pass one name for each video")
+        if not callable(groups):
+            lacking = [name for name in ids.tolist() if name not in groups]
+            if lacking:
+                raise InputError(f"groups: no group is named for {len(lacking)} of {n} videos: {first_few(lacking)}")
+        listed = [groups(name) if callable(groups) else groups[name] for name in ids.tolist()]
+    else:
+        array = as_array(groups, "groups")
+        if array.shape != (n,):
+            raise InputError(f"groups: expected one name for each of {n} videos, got shape {array.shape}")
+        listed = array.tolist()
+    for row, name in enumerate(listed):
+        if name is None or name == "" or name != name:  # NaN is unlike itself
+            raise InputError(f"groups: expected a name for each video, got {name!r} for {place(row, ids)}")
+    return np.array([str(name) for name in listed])

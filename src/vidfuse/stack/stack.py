@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,15 @@ from vidfuse._threads import map_members
 from vidfuse.cache.writer import ROWS_PER_PART, CacheWriter
 from vidfuse.errors import InputError
 from vidfuse.likelihood import block_rows
-from vidfuse.stack.align import Join, align_ids, align_labels, check_layouts, common_classes, member_ids
+from vidfuse.stack.align import (
+    Join,
+    align_ids,
+    align_labels,
+    check_layouts,
+    common_classes,
+    group_names,
+    member_ids,
+)
 from vidfuse.stack.frames import frame_arrays
 from vidfuse.stack.inputs import name_arrays, warn_if_misordered
 from vidfuse.stack.reduce import reduce_array
@@ -67,6 +75,7 @@ class LogitStack:
         kinds: What each member's numbers are.
         present: Which member has which video (N, M), or None where every member has every video. Where a member
             lacks a video, its log-likelihoods read as uniform, −log K.
+        groups: What each video comes from (N,), or None: videos of one name are not independent; see `with_groups`.
 
     Example:
         >>> z = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=np.float32)
@@ -77,7 +86,7 @@ class LogitStack:
         LogitStack(2 videos x 2 members x 3 classes, labels, members: swin, x3d)
     """
 
-    __slots__ = ("_members", "classes", "ids", "labels", "members", "present")
+    __slots__ = ("_members", "classes", "groups", "ids", "labels", "members", "present")
 
     _members: tuple[Member, ...]
     ids: NDArray[np.str_] | None
@@ -85,6 +94,7 @@ class LogitStack:
     classes: tuple[str, ...] | None
     members: tuple[str, ...]
     present: NDArray[np.bool_] | None
+    groups: NDArray[np.str_] | None
 
     def __init__(
         self,
@@ -94,13 +104,14 @@ class LogitStack:
         labels: NDArray[np.int64] | None = None,
         classes: tuple[str, ...] | None = None,
         present: NDArray[np.bool_] | None = None,
+        groups: NDArray[np.str_] | None = None,
     ) -> None:
         check_layouts({member.name: member.source.shape for member in members})
         if not members or not _count(members[0].rows):
             raise InputError("expected at least one member and one video, got none; was every video filtered out?")
         if present is not None and present.all():
             present = None
-        values = {"ids": ids, "labels": labels, "classes": classes, "present": present}
+        values = {"ids": ids, "labels": labels, "classes": classes, "present": present, "groups": groups}
         for name, value in {**values, "_members": tuple(members), "members": tuple(m.name for m in members)}.items():
             if isinstance(value, np.ndarray):
                 value = value.view()
@@ -240,6 +251,7 @@ class LogitStack:
             labels=None if self.labels is None else self.labels[rows],
             classes=self.classes,
             present=None if self.present is None else self.present[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def select(self, members: Iterable[str]) -> Self:
@@ -258,6 +270,34 @@ class LogitStack:
             labels=self.labels,
             classes=self.classes,
             present=present,
+            groups=self.groups,
+        )
+
+    def with_groups(self, groups: ArrayLike | Mapping[str, Any] | Callable[[str], Any] | None) -> Self:
+        """Return this stack with what each video comes from: clips of one source video, one signer, one film.
+
+        Videos of one group are not independent. Folds keep them together, and a fit that chooses its own strength
+        counts groups where it would count videos.
+
+        Args:
+            groups: One name for each video (N,), {id: name}, a function of the id, or None for no groups.
+
+        Raises:
+            InputError: Not one name for each video, or names by id where the stack has no ids.
+
+        Example:
+            >>> z = np.zeros((3, 1, 2))
+            >>> stack = LogitStack.from_arrays(z, ids=["run_g01_c01", "run_g01_c02", "run_g02_c01"])
+            >>> stack.with_groups(lambda id: id.rsplit("_", 1)[0]).groups.tolist()
+            ['run_g01', 'run_g01', 'run_g02']
+        """
+        return type(self)(
+            self._members,
+            ids=self.ids,
+            labels=self.labels,
+            classes=self.classes,
+            present=self.present,
+            groups=None if groups is None else group_names(groups, self.ids, len(self)),
         )
 
     def sources(self) -> tuple[Member, ...]:
@@ -369,6 +409,7 @@ class LogitStack:
             "labels": self.labels,
             "classes": self.classes,
             "present": self.present,
+            "groups": self.groups,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -382,6 +423,8 @@ class LogitStack:
         notes = ["labels" if self.labels is not None else "no labels"]
         if self.ids is None:
             notes.append("order unchecked")
+        if self.groups is not None:
+            notes.append(f"{len(np.unique(self.groups))} groups")
         if self.present is not None:
             notes.append(f"{int((~self.present).sum())} predictions missing")
         sizes = f"{len(self)} videos x {len(self.members)} members{views} x {self.n_classes} classes"

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from vidfuse.fusion._solver.deviations import LOWEST
 from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["LOWEST", "ClassFit", "fit_classes"]
-
-LOWEST: Final = -100.0
-"""What a log-likelihood of -inf enters a fit as, in nats."""
+__all__ = ["ClassFit", "fit_classes"]
 
 _RESIDENT: Final = 1 << 27  # numbers that are kept between passes
 
@@ -48,6 +46,7 @@ def fit_classes(
     bias_precision: float | None,
     non_negative: bool,
     shared_precision: float = 0.0,
+    scales: NDArray[np.float64] | None = None,
 ) -> ClassFit:
     """Fit ``log p(c) ∝ Σ_m β_mc · log p_m(c) + b_c`` by penalised maximum likelihood.
 
@@ -68,6 +67,7 @@ def fit_classes(
         bias_precision: λ_b; None has no biases.
         non_negative: whether weights are bounded at 0.
         shared_precision: the precision of the prior on weights that all classes share, around `shared`.
+        scales: what each member's log-likelihoods are multiplied by before its floor is mixed in (M,); None is 1.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.log([[[0.6, 0.4]], [[0.4, 0.6]], [[0.6, 0.4]]]))
@@ -83,7 +83,7 @@ def fit_classes(
     lambda_b = unit * (bias_precision or 0.0)
     size = members * classes if per_class else members
     centre = np.repeat(shared[:, None], classes, axis=1).ravel() if per_class else shared
-    blocks = _Blocks(stack, floors)
+    blocks = _Blocks(stack, floors, scales)
 
     def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         beta = x[:size].reshape(members, -1)
@@ -121,13 +121,13 @@ def fit_classes(
 class _Blocks:
     """Blocks (M, B, K) of floored log-likelihoods: kept where they are few, computed anew where they are many."""
 
-    def __init__(self, stack: LogitStack, floors: NDArray[np.float64]) -> None:
-        self._stack, self._floors = stack, floors
+    def __init__(self, stack: LogitStack, floors: NDArray[np.float64], scales: NDArray[np.float64] | None) -> None:
+        self._stack, self._floors, self._scales = stack, floors, scales
         small = int(np.prod(stack.shape)) <= _RESIDENT
         self._kept = [(rows, block.copy()) for rows, block in self._fresh()] if small else None
 
     def _fresh(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        for rows, block in floored_blocks(self._stack, self._floors):
+        for rows, block in floored_blocks(self._stack, self._floors, scales=self._scales):
             yield rows, np.maximum(block.swapaxes(0, 1), np.float32(LOWEST))
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:

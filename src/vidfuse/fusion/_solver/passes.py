@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from vidfuse._threads import one_blas_thread
 from vidfuse.fusion._solver.moments import Moments, block_gradients, block_moments
-from vidfuse.likelihood import block_rows, mix_floor
+from vidfuse.fusion.floors import scale_and_floor
+from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack
 
@@ -44,7 +45,7 @@ class _Part:
 
     | members                      | blocks                                | between passes            |
     |------------------------------|---------------------------------------|---------------------------|
-    | logits, without floors       | the scores as they are stored         | nothing is kept           |
+    | logits, without floors       | the scores as stored, times the scale | nothing is kept           |
     | probabilities, or with floor | log-likelihoods less the true class's | `kept`, if `keep` says so |
 
     A score of -inf becomes the true class's less 10,000 nats. Stored scores seldom hold it: the first pass looks, and
@@ -55,6 +56,7 @@ class _Part:
     labels: NDArray[np.int64]
     omega: NDArray[np.float64]
     floors: NDArray[np.float64]
+    scales: NDArray[np.float64]
     step: int
     as_stored: bool
     keep: bool
@@ -90,18 +92,21 @@ class _Part:
             if place < len(self.kept):  # from an earlier pass
                 block = self.kept[place].astype(dtype, copy=False)
             elif self.as_stored:
-                for own, member in zip(block, members, strict=True):
-                    np.copyto(own, member.source.take(compose_rows(member.rows, rows)), casting="same_kind")
+                for own, member, scale in zip(block, members, self.scales.tolist(), strict=True):
+                    scores = member.source.take(compose_rows(member.rows, rows))
+                    if scale == 1:
+                        np.copyto(own, scores, casting="same_kind")
+                    else:
+                        np.multiply(scores, scale, out=own, dtype=own.dtype, casting="same_kind")
                 if self.vetoes is not False and block.min() == -np.inf:
                     met = True
                     true = np.take_along_axis(block, self.labels[None, rows, None], axis=2)
                     np.copyto(block, true + dtype(_VETO), where=np.isneginf(block))
             else:
                 logs = np.empty(shape, dtype=np.float32)
-                for own, member, floor in zip(logs, members, self.floors, strict=True):
+                for own, member, floor, scale in zip(logs, members, self.floors, self.scales, strict=True):
                     fill_log_likelihoods(member.source.take(compose_rows(member.rows, rows)), member.kind, own)
-                    if floor > 0:
-                        mix_floor(own, float(floor), out=own)
+                    scale_and_floor(own, float(scale), float(floor))
                 logs -= np.take_along_axis(logs, self.labels[None, rows, None], axis=2)
                 np.maximum(logs, _VETO, out=logs)
                 if self.keep:
@@ -120,6 +125,7 @@ class Passes:
         omega: the videos' weights (N,), which sum to 1.
         floors: each member's floor (M,).
         n_jobs: joblib's number of workers (threads, unless `joblib.parallel_config` says otherwise).
+        scales: what each member's scores are multiplied by before its floor is mixed in (M,); by default 1.
 
     Attributes:
         numbers: N × M × K.
@@ -139,8 +145,10 @@ class Passes:
         omega: NDArray[np.float64],
         floors: NDArray[np.float64],
         n_jobs: int | None = None,
+        scales: NDArray[np.float64] | None = None,
     ) -> None:
         self.stack, self.labels, self.omega, self.floors, self.n_jobs = stack, labels, omega, floors, n_jobs
+        self.scales = np.ones(len(stack.members)) if scales is None else scales
         per_video = len(stack.members) * stack.n_classes
         self.numbers, self.count = per_video * len(stack), 0
         as_stored = not floors.any() and all(kind in ("logits", "log-likelihoods") for kind in stack.kinds)
@@ -150,7 +158,9 @@ class Passes:
         for start in range(0, len(stack), rows_of_part):
             rows = slice(start, start + rows_of_part)
             keep = self.numbers <= _RESIDENT
-            self._parts.append(_Part(stack[rows], labels[rows], omega[rows], floors, step, as_stored, keep))
+            self._parts.append(
+                _Part(stack[rows], labels[rows], omega[rows], floors, self.scales, step, as_stored, keep)
+            )
         self._context = ExitStack()
         self._over: Callable[[Callable[[_Part], Moments], Sequence[_Part]], Iterable[Moments]] = map
 
@@ -179,7 +189,7 @@ class Passes:
         weighted = np.flatnonzero(self.omega > 0)
         chosen = weighted[np.unique(np.linspace(0, len(weighted) - 1, rows).round().astype(np.int64))]
         omega = self.omega[chosen]
-        return Passes(self.stack[chosen], self.labels[chosen], omega / omega.sum(), self.floors, 1)
+        return Passes(self.stack[chosen], self.labels[chosen], omega / omega.sum(), self.floors, 1, self.scales)
 
     def moments(self, beta: NDArray[np.float64], *, hessian: bool = True, double: bool = True) -> Moments:
         """Return value, gradient and (on request) Hessian at β, in float64 arithmetic or in float32."""

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion._solver.log_linear import fit_log_linear, shrinkage_penalty
-from vidfuse.fusion._solver.passes import Passes
-from vidfuse.fusion.crossfit import Splits, split_folds
+from vidfuse.fusion._solver.log_linear import fit_log_linear
+from vidfuse.fusion._solver.shared import FitVideos, shared_penalty
+from vidfuse.fusion.crossfit import split_folds
 from vidfuse.fusion.floors import is_number
-from vidfuse.stack.stack import LogitStack
+from vidfuse.stack.stack import LogitStack  # noqa: F401  (the example's)
 
 __all__ = ["Shrinkage", "check_shrinkage", "choose_shrinkage"]
 
@@ -34,15 +34,7 @@ def check_shrinkage(shrinkage: Shrinkage) -> None:
         raise InputError(f'shrinkage: expected "auto", "cv", None or a number of at least 0, got {shrinkage!r}')
 
 
-def choose_shrinkage(
-    shrinkage: Shrinkage,
-    stack: LogitStack,
-    labels: NDArray[np.int64],
-    omega: NDArray[np.float64],
-    floors: NDArray[np.float64],
-    direction: NDArray[np.float64],
-    n_jobs: int | None = None,
-) -> float:
+def choose_shrinkage(shrinkage: Shrinkage, videos: FitVideos) -> float:
     """Return the strength λ of `shrinkage_penalty`.
 
     "auto" is ``N^(-1/2)``, N the effective number of videos ``1/Σω²``; "cv" takes the multiple of it that has the
@@ -50,62 +42,38 @@ def choose_shrinkage(
 
     Args:
         shrinkage: "auto", "cv", None (0) or λ itself.
-        stack: the members.
-        labels: true classes (N,).
-        omega: the videos' weights (N,), which sum to 1.
-        floors: each member's floor (M,).
-        direction: the weights to shrink to (M,), on the simplex.
-        n_jobs: joblib's number of workers.
+        videos: the videos of the fit; their groups, if they have such, are kept together in folds.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.zeros((4, 2, 3)))
-        >>> y, omega, direction = np.array([0, 1, 2, 0]), np.full(4, 0.25), np.full(2, 0.5)
-        >>> choose_shrinkage("auto", stack, y, omega, np.zeros(2), direction)
+        >>> choose_shrinkage("auto", FitVideos(stack, np.array([0, 1, 2, 0]), np.full(4, 0.25), np.zeros(2)))
         0.5
     """
     check_shrinkage(shrinkage)
     if shrinkage is None:
         return 0.0
-    auto = float(np.sqrt(omega @ omega))
+    auto = float(np.sqrt(1.0 / videos.independent))
     if shrinkage == "auto":
         return auto
     if shrinkage != "cv":
         return float(shrinkage)
-    if np.count_nonzero(omega) < 2 * _FOLDS:
+    groups = videos.stack.groups
+    folds = _FOLDS if groups is None else min(_FOLDS, len(np.unique(groups)))
+    if len(videos.labels) < 2 * _FOLDS or folds < 2:
         return auto
-    losses = _held_out_losses(
-        split_folds(labels, _FOLDS, keys=stack.ids), stack, labels, omega, floors, direction, n_jobs
-    )
+    losses = np.zeros(len(_GRID))
+    for inside, outside in split_folds(videos.labels, folds, groups=groups, keys=videos.stack.ids):
+        losses += videos.omega[outside].sum() * _held_out_losses(videos[inside], videos[outside])
     return _GRID[int(losses.argmin())] * auto
 
 
-def _held_out_losses(
-    splits: Splits,
-    stack: LogitStack,
-    labels: NDArray[np.int64],
-    omega: NDArray[np.float64],
-    floors: NDArray[np.float64],
-    direction: NDArray[np.float64],
-    n_jobs: int | None,
-) -> NDArray[np.float64]:
-    """Return what each strength in `_GRID` loses on videos held out: the weighted negative log-likelihood of all folds.
-
-    Each strength is in units of ``N^(-1/2)`` of the videos fitted on. A fold without weight, inside or outside, is left
-    out.
-    """
-    losses = np.zeros(len(_GRID))
-    for inside, outside in splits:
-        if not (omega[inside].any() and omega[outside].any()):
-            continue
-        share = omega[inside] / omega[inside].sum()
-        unit = float(np.sqrt(share @ share))
-        with (
-            Passes(stack[inside], labels[inside], share, floors, n_jobs) as train,
-            Passes(stack[outside], labels[outside], omega[outside], floors, n_jobs) as test,
-        ):
-            beta = None
-            # From the strongest pull; each fit begins where the last one ended.
-            for index in reversed(range(len(_GRID))):
-                beta = fit_log_linear(train, shrinkage_penalty(_GRID[index] * unit, direction), beta).beta
-                losses[index] += test.moments(beta, hessian=False).value
+def _held_out_losses(train: FitVideos, test: FitVideos) -> NDArray[np.float64]:
+    """Return the mean loss of each strength in `_GRID`, in units of ``N^(-1/2)`` of the videos fitted on."""
+    losses, beta = np.zeros(len(_GRID)), None
+    unit = float(np.sqrt(1.0 / train.independent))
+    with train.passes() as inner, test.passes() as outer:
+        # From the strongest pull; each fit begins where the last one ended.
+        for index in reversed(range(len(_GRID))):
+            beta = fit_log_linear(inner, shared_penalty(train, _GRID[index] * unit), beta).beta
+            losses[index] = outer.moments(beta, hessian=False).value
     return losses

@@ -1,0 +1,251 @@
+"""Deviations of a class's weights and its bias from shared weights: second order, streaming, with a certificate.
+
+The pool is ``log p(c) ∝ z_c = Σ_m (β_m + δ_mc)·a_mc + b_c`` with a the members' log-likelihoods and β given. Since z_c
+depends on the parameters of class c alone, the Hessian's blocks on the diagonal, one for each class, hold most of it.
+A block of videos lies in memory as one matrix a class:
+
+    class 0   │ a_0  a_1  …  a_M-1   1   Σβ·a │   B rows, one a video; times (δ_00 … δ_M-1,0, b_0, 1): z_0
+    class 1   │ a_0  a_1  …  a_M-1   1   Σβ·a │   B rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+from joblib import effective_n_jobs
+from numpy.typing import NDArray
+
+from vidfuse._threads import one_blas_thread
+from vidfuse.fusion.floors import floored_blocks
+from vidfuse.likelihood import block_rows
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["LOWEST", "ClassVideos", "Deviations", "fit_deviations"]
+
+LOWEST: Final = -100.0
+"""What a log-likelihood of -inf enters weights per class as, in nats."""
+
+_RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which blocks are kept between passes
+_BLOCK: Final = 1 << 20  # numbers in a block
+_MEMORY: Final = 10  # steps that L-BFGS remembers
+_STEPS: Final = 100
+_HALVINGS: Final = 20
+
+
+class _Moments(NamedTuple):
+    """The mean negative log-likelihood, its gradient (K, M + 1), and its Hessian's blocks (K, M + 1, M + 1)."""
+
+    value: float
+    gradient: NDArray[np.float64]
+    blocks: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """What a fit found.
+
+    Attributes:
+        parameters: (K, M + 1): a class's deviations δ_mc, and its bias b_c in the last column.
+        gap: how much lower the objective could be, at most, in nats.
+    """
+
+    parameters: NDArray[np.float64]
+    gap: float
+
+
+class ClassVideos:
+    """The videos of a fit, laid out by class; use it as a context.
+
+    Blocks are kept where they are few, and computed anew in every pass where they are many.
+
+    Args:
+        stack: the members, of which every one has every video.
+        labels: true classes (N,).
+        omega: the videos' weights (N,), which sum to 1.
+        floors: each member's floor (M,).
+        scales: what each member's log-likelihoods are multiplied by (M,).
+        shared: β (M,).
+        offsets: what is added to each class's score (K,); -inf leaves a class out. None adds nothing.
+        n_jobs: joblib's number of workers; these are threads.
+    """
+
+    def __init__(
+        self,
+        stack: LogitStack,
+        labels: NDArray[np.int64],
+        omega: NDArray[np.float64],
+        floors: NDArray[np.float64],
+        scales: NDArray[np.float64],
+        shared: NDArray[np.float64],
+        offsets: NDArray[np.float64] | None = None,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.labels, self.omega, self.shared, self.offsets = labels, omega, shared, offsets
+        self._stack, self._floors, self._scales, self._n_jobs = stack, floors, scales, n_jobs
+        columns = len(stack.members) + 2
+        self.shape = (stack.n_classes, columns - 1)
+        step = block_rows(columns * stack.n_classes, _BLOCK)
+        self._rows = [slice(start, min(start + step, len(stack)), 1) for start in range(0, len(stack), step)]
+        self._kept: list[NDArray[np.float32]] | None = None
+        self._over: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map
+        self._context = ExitStack()
+
+    def __enter__(self) -> Self:
+        workers = effective_n_jobs(self._n_jobs)
+        with ExitStack() as context:
+            context.enter_context(one_blas_thread())
+            if len(self._rows) > 1 and workers > 1:
+                self._over = context.enter_context(ThreadPoolExecutor(workers)).map
+            self._context = context.pop_all()
+        if len(self.labels) * self.shape[0] * (self.shape[1] + 1) <= _RESIDENT:
+            self._kept = list(self._over(self._block, self._rows))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.close()
+        self._over, self._kept = map, None
+
+    def moments(self, x: NDArray[np.float64], *, blocks: bool = False, double: bool = False) -> _Moments:
+        """Return value, gradient and (on request) the Hessian's blocks at parameters (K, M + 1)."""
+        run = partial(self._moments, x=x, blocks=blocks, double=double)
+        shares = list(self._over(run, range(len(self._rows))))
+        total = None if not blocks else np.sum([share.blocks for share in shares], axis=0)
+        return _Moments(sum(s.value for s in shares), np.sum([s.gradient for s in shares], axis=0), total)
+
+    def log_true(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return each video's log-likelihood of its true class (N,) at parameters (K, M + 1)."""
+
+        def of(index: int) -> NDArray[np.float64]:
+            z, truth = self._scores(index, x, double=False)
+            peak = z.max(axis=0)
+            return np.asarray(z[truth, np.arange(z.shape[1])] - peak - np.log(np.exp(z - peak).sum(axis=0)))
+
+        return np.concatenate(list(self._over(of, range(len(self._rows)))))
+
+    def _block(self, rows: slice) -> NDArray[np.float32]:
+        """Return the columns of these videos (K, B, M + 2)."""
+        classes, columns = self.shape
+        block = np.ones((classes, rows.stop - rows.start, columns + 1), dtype=np.float32)
+        for part, log_p in floored_blocks(self._stack[rows], self._floors, scales=self._scales):
+            np.maximum(log_p, np.float32(LOWEST), out=log_p)
+            block[:, part, :-2] = log_p.transpose(2, 0, 1)
+        np.matmul(block[:, :, :-2], self.shared.astype(np.float32), out=block[:, :, -1])
+        if self.offsets is not None:
+            block[:, :, -1] += np.maximum(self.offsets, -1e4)[:, None].astype(np.float32)
+        return block
+
+    def _get(self, index: int, double: bool) -> NDArray[Any]:
+        block = self._block(self._rows[index]) if self._kept is None else self._kept[index]
+        return block.astype(np.float64) if double else block
+
+    def _scores(self, index: int, x: NDArray[np.float64], double: bool) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        block = self._get(index, double)
+        full = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(block.dtype)
+        with np.errstate(invalid="ignore"):  # matrix products of odd sizes raise the flag for numbers beyond their end
+            return np.matmul(block, full[:, :, None])[:, :, 0], self.labels[self._rows[index]]
+
+    def _moments(self, index: int, x: NDArray[np.float64], blocks: bool, double: bool) -> _Moments:
+        block, omega = self._get(index, double), self.omega[self._rows[index]]
+        z, truth = self._scores(index, x, double)
+        here = np.arange(z.shape[1])
+        peak = z.max(axis=0)
+        height = (peak - z[truth, here]).astype(np.float64)
+        z -= peak
+        np.exp(z, out=z)
+        total = z.sum(axis=0)
+        value = float(omega @ (np.log(total.astype(np.float64)) + height))
+        z /= total
+        own = None
+        if blocks:  # Σ_i ω_i p_ic (1 - p_ic) a_i a_iᵀ of each class
+            curvature = z * (1 - z) * omega.astype(z.dtype)
+            inner = block[:, :, :-1]
+            with np.errstate(invalid="ignore"):
+                own = np.matmul((inner * curvature[:, :, None]).swapaxes(1, 2), inner).astype(np.float64)
+        z[truth, here] -= 1
+        z *= omega.astype(z.dtype)
+        with np.errstate(invalid="ignore"):
+            gradient = np.matmul(z[:, None, :], block[:, :, :-1])[:, 0].astype(np.float64)
+        return _Moments(value, gradient, own)
+
+
+def fit_deviations(
+    videos: ClassVideos,
+    precision: NDArray[np.float64],
+    start: NDArray[np.float64] | None = None,
+    target: float = 5e-8,
+) -> Deviations:
+    """Minimise ``NLL + ½·Σ_c (Σ_m π_m·δ_mc² + π_M·b_c²)``, π the precisions of the priors.
+
+    L-BFGS (Nocedal and Wright 2006, "Numerical optimization", algorithm 7.4) whose first matrix is the inverse of the
+    Hessian's blocks at the start: some ten passes. The objective F is strongly convex with modulus π, so that
+    ``F(x) - min F ≤ ½·Σ g²/π`` with g its gradient at x (Boyd and Vandenberghe 2004, "Convex optimization", section
+    9.1.2, in the norm of π): the certificate, computed in float64.
+
+    Args:
+        videos: the videos, within their context.
+        precision: π (M + 1,), above 0; the last one is the biases'.
+        start: the first parameters (K, M + 1); 0 without them.
+        target: the gap at which the fit ends, in nats.
+    """
+    x = np.zeros(videos.shape) if start is None else start
+    moments = _penalised(videos.moments(x, blocks=True), x, precision)
+    if moments.blocks is None:
+        raise TypeError("expected moments with blocks")
+    inverse = np.asarray(np.linalg.inv(moments.blocks + np.diag(precision)), dtype=np.float64)
+    value, gradient = moments.value, moments.gradient
+    steps: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for _ in range(_STEPS):
+        if _gap(gradient, precision) <= 0.5 * target:
+            break
+        direction = -_two_loops(gradient, inverse, steps)
+        slope, length = float((direction * gradient).sum()), 1.0
+        noise = 2e-7 * (1 + abs(value))  # of values in float32
+        for _ in range(_HALVINGS):
+            beyond = x + length * direction
+            trial = _penalised(videos.moments(beyond), beyond, precision)
+            if trial.value <= value + 1e-4 * length * slope + noise:
+                break
+            length *= 0.5
+        change = trial.gradient - gradient
+        if float((change * (beyond - x)).sum()) > 0:
+            steps = [*steps, (beyond - x, change)][-_MEMORY:]
+        if -slope <= 1e-9 and _gap(trial.gradient, precision) >= _gap(gradient, precision):
+            break  # rounding in float32 is all that is left
+        x, value, gradient = beyond, trial.value, trial.gradient
+    exact = _penalised(videos.moments(x, double=True), x, precision)
+    return Deviations(x, _gap(exact.gradient, precision))
+
+
+def _penalised(moments: _Moments, x: NDArray[np.float64], precision: NDArray[np.float64]) -> _Moments:
+    value = moments.value + 0.5 * float((precision * x * x).sum())
+    return moments._replace(value=value, gradient=moments.gradient + precision * x)
+
+
+def _gap(gradient: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
+    return 0.5 * float((gradient * gradient / precision).sum())
+
+
+def _two_loops(
+    gradient: NDArray[np.float64],
+    inverse: NDArray[np.float64],
+    steps: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> NDArray[np.float64]:
+    """Return the inverse Hessian times the gradient, as L-BFGS knows it: blocks, corrected by the last steps."""
+    q, shares = gradient, []
+    for step, change in reversed(steps):
+        share = float((step * q).sum()) / float((step * change).sum())
+        shares.append(share)
+        q = q - share * change
+    q = np.matmul(inverse, q[:, :, None])[:, :, 0]
+    for (step, change), share in zip(steps, reversed(shares), strict=True):
+        q = q + (share - float((change * q).sum()) / float((step * change).sum())) * step
+    return q

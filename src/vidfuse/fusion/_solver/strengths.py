@@ -1,0 +1,196 @@
+"""How far weights per class may stray from the shared ones: an average over strengths, weighed on groups held out.
+
+A strength is the precision of the prior on a class's deviations, in videos: at ∞ all classes share their weights, at 1
+one video moves them. Nobody knows the right one, and the likelihood of the fit's own videos cannot tell. So all of them
+are fitted and their parameters averaged, which is again one pool of the same form:
+
+    strength         ∞     1000    300    100     30     10      3      1
+    share       │  0.31 │  0.30 │ 0.22 │ 0.11 │ 0.05 │ 0.01 │  0   │  0   │     for instance
+
+With groups, the shares follow from the loss on groups that each strength was not fitted on. Without groups, or with
+fewer than ten, nothing can tell dependent clips from new ones, and the five strongest have the same share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse.fusion._solver.deviations import ClassVideos, fit_deviations
+from vidfuse.fusion._solver.shared import FitVideos, fit_shared
+from vidfuse.fusion.crossfit import split_folds
+
+__all__ = ["STRENGTHS", "ClassFit", "fit_class_weights", "strength_shares"]
+
+STRENGTHS: Final = (np.inf, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+"""The precisions of the priors on weights per class, in videos."""
+
+_CAUTIOUS: Final = 5  # strengths that are averaged where nothing tells dependent clips apart
+_BIAS: Final = 0.1  # a bias's precision, as a share of a weight's: log-likelihoods differ by several nats
+_FOLDS: Final = 5
+_TEMPERATURE: Final = 8.0  # of the shares: losses are those of a fit on fewer groups, which favours strong priors
+_BOUND: Final = 1e-3  # the share of the uniform distribution in held-out losses: no single video decides
+_SAY: Final = 1e-3  # strengths with a smaller share are left out
+_CHOICE: Final = 1 << 21  # numbers that the choice is made on, at most: as many whole groups as they hold
+_RESIDENT: Final = 1 << 27  # numbers that weights per class are fitted on, at most
+_ENOUGH: Final = 1e-5  # nats; the gap of the choice's own fits
+
+
+@dataclass(frozen=True)
+class ClassFit:
+    """Weights per class, averaged over strengths.
+
+    Attributes:
+        deviations: from the shared weights (M, K).
+        bias: (K,).
+        gap: how much lower the objective of any strength in the average could be, at most, in nats.
+    """
+
+    deviations: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    gap: float
+
+
+def strength_shares(videos: FitVideos, groups: NDArray[np.str_] | None, shrinkage: float) -> NDArray[np.float64]:
+    """Return the share of each of `STRENGTHS` (S,), which sum to 1.
+
+    With G groups, a strength's share is proportional to ``exp(-G·L/8)``, L its mean loss on groups that it was not
+    fitted on: exponential weights (Dalalyan and Tsybakov 2008, "Aggregation by exponential weighting, sharp
+    PAC-Bayesian bounds and sparsity"), groups counted where videos would be if they were independent.
+
+    Args:
+        videos: the videos of the fit.
+        groups: what each comes from (N,), or None.
+        shrinkage: λ of the shared weights for as many videos.
+    """
+    count = len(STRENGTHS)
+    if groups is None or len(np.unique(groups)) < 2 * _FOLDS:
+        return np.where(np.arange(count) < _CAUTIOUS, 1.0 / _CAUTIOUS, 0.0)
+    total = len(np.unique(groups))
+    rows = _some_groups(groups, _CHOICE // int(np.prod(videos.stack.shape[1:])))
+    chosen, groups = videos[rows], groups[rows]
+    losses = np.zeros(count)
+    folds = min(_FOLDS, len(np.unique(groups)))
+    for inside, outside in split_folds(chosen.labels, folds, groups=groups):
+        fitted = chosen[inside].calibrated()
+        strength = shrinkage * np.sqrt(videos.independent / fitted.independent)
+        beta = fit_shared(fitted, strength).fit.beta
+        active = _active(beta)
+        held = replace(chosen[outside], scales=fitted.scales)
+        weight = chosen.omega[outside]
+        with (
+            _class_videos(fitted, beta, active, _class_offsets(fitted)) as inner,
+            _class_videos(held, beta, active) as outer,
+        ):
+            x = np.zeros(inner.shape)
+            for index, precision in enumerate(STRENGTHS):
+                if np.isfinite(precision):
+                    x = fit_deviations(inner, _prior(precision, fitted, active), x, _ENOUGH).parameters
+                p = np.exp(outer.log_true(_completed(x, fitted)))
+                losses[index] -= weight @ np.log((1 - _BOUND) * p + _BOUND / videos.stack.n_classes)
+    shares = np.exp(-total / _TEMPERATURE * (losses - losses.min()))
+    shares[shares < _SAY * shares.sum()] = 0.0
+    return np.asarray(shares / shares.sum())
+
+
+def fit_class_weights(
+    videos: FitVideos, beta: NDArray[np.float64], precisions: NDArray[np.float64], shares: NDArray[np.float64]
+) -> ClassFit:
+    """Fit deviations from shared weights at each precision, from the strongest prior on, and average them.
+
+    Members without a shared weight get none per class. Of a stack beyond 2^27 numbers, evenly many videos are used.
+
+    Args:
+        videos: the videos, with scales.
+        beta: the shared weights (M,).
+        precisions: of the priors (S,), in videos, descending; ∞ stands for no deviation.
+        shares: the average's weights (S,), which sum to 1.
+    """
+    most = max(1, _RESIDENT // int(np.prod(videos.stack.shape[1:])))
+    if len(videos.labels) > most:
+        videos = videos[np.unique(np.linspace(0, len(videos.labels) - 1, most).round().astype(np.int64))]
+    active, gap = _active(beta), 0.0
+    mean = np.zeros((videos.stack.n_classes, len(active) + 1))
+    x = mean
+    with _class_videos(videos, beta, active, _class_offsets(videos)) as laid_out:
+        for precision, share in zip(precisions, shares, strict=True):
+            if share > 0 and np.isfinite(precision):
+                found = fit_deviations(laid_out, _prior(precision, videos, active), x)
+                x, gap = found.parameters, max(gap, found.gap)
+                mean = mean + share * _completed(x, videos)
+    deviations = np.zeros((len(beta), videos.stack.n_classes))
+    deviations[active] = mean[:, :-1].T
+    return ClassFit(deviations, mean[:, -1], gap)
+
+
+def _some_groups(groups: NDArray[np.str_], rows: int) -> NDArray[np.int64]:
+    """Return the rows, ascending, of as many groups as hold at most this many videos, and of two at least."""
+    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    kept = order[: max(2, int(np.searchsorted(np.cumsum(sizes[order]), rows, side="right")))]
+    return np.flatnonzero(np.isin(group, kept))
+
+
+def _active(beta: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.flatnonzero(beta > 0)
+
+
+def _prior(precision: float, videos: FitVideos, active: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the precision of each parameter of a class (M + 1,), for a mean over the videos."""
+    return np.append(np.ones(len(active)), _BIAS) * precision / videos.effective
+
+
+def _completed(x: NDArray[np.float64], videos: FitVideos) -> NDArray[np.float64]:
+    """Return parameters (K, M + 1) in which classes without a video have the mean of the others'.
+
+    What all classes of the fit have in common, such as sharper scores, then sets none of them apart from the rest.
+    """
+    seen = np.bincount(videos.labels, minlength=len(x)) > 0
+    return np.where(seen[:, None], x, x[seen].mean(axis=0))
+
+
+def _class_videos(
+    videos: FitVideos,
+    beta: NDArray[np.float64],
+    active: NDArray[np.int64],
+    offsets: NDArray[np.float64] | None = None,
+) -> ClassVideos:
+    scales = np.ones(len(beta)) if videos.scales is None else videos.scales
+    return ClassVideos(
+        videos.stack.select([videos.stack.members[m] for m in active]),
+        videos.labels,
+        videos.omega,
+        videos.floors[active],
+        scales[active],
+        beta[active],
+        offsets,
+        videos.n_jobs,
+    )
+
+
+def _class_offsets(videos: FitVideos) -> NDArray[np.float64]:
+    """Return what the fit adds to each class's score (K,), so that chance in the classes' frequencies teaches nothing.
+
+    Members know how frequent classes are. Of how frequent a class is among the fit's videos, n_c, a part is chance,
+    the more so where clips come in groups; a bias that learned it would be wrong on new videos. So the pool is fitted
+    as that of a sample in which class c is ``n_c/(n_c + α)`` times as frequent as elsewhere (King and Zeng 2001,
+    "Logistic regression in rare events data", section 4.1, the correction of the intercept), with α the prior counts
+    of a class by the moments of a gamma-Poisson distribution, ``m²/(v - m)``, m and v mean and variance of the n_c:
+    infinite where the counts vary no more than chance would make them, near 0 where classes are truly rare. A class
+    without a video takes no part.
+    """
+    classes = videos.stack.n_classes
+    counts = np.bincount(videos.labels, weights=videos.omega, minlength=classes) * videos.effective
+    draws = counts
+    if videos.stack.groups is not None:
+        group = np.unique(videos.stack.groups, return_inverse=True)[1]
+        draws = np.bincount(np.unique(group * classes + videos.labels) % classes, minlength=classes).astype(np.float64)
+    mean, variance = draws.mean(), draws.var(ddof=1)
+    with np.errstate(divide="ignore"):
+        offsets = np.log(counts)
+    if variance > mean:
+        offsets -= np.log(draws + mean**2 / (variance - mean))
+    return np.asarray(offsets - offsets.max())
