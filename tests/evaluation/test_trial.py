@@ -67,7 +67,8 @@ def test_groups_are_kept_whole_and_said():
     assert "none of 12 groups split" in str(vf.leaderboard(stack, groups=groups))
     found = vf.leaderboard(stack, groups=groups).to_dict()
     assert (found["protocol"], found["n_groups"], found["folds"], found["n_shared"]) == ("cross-fitted", 12, 5, 0)
-    with pytest.raises(InputError, match="groups: expected one for each of 120 videos"):
+    assert vf.leaderboard(stack.with_groups(groups)).to_dict() == found
+    with pytest.raises(InputError, match="groups: expected one name for each of 120 videos"):
         vf.leaderboard(stack, groups=[1, 2])
 
 

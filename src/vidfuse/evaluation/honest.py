@@ -120,7 +120,7 @@ def honest_score(
     stack: Any,
     folds: int = 5,
     repeats: int = 10,
-    groups: ArrayLike | None = None,
+    groups: Any = None,
     random_state: int | None = 0,
     *,
     objective: str | Objective = "accuracy",
@@ -140,7 +140,8 @@ def honest_score(
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
         folds: Folds of a repeat, at least 2.
         repeats: How often the videos are split anew.
-        groups: One name for each video, shape (N,): no fold splits videos of one name (clips of one source, …).
+        groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a
+            group.
         random_state: Seed of splits and bootstrap; the same seed gives the same result.
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
@@ -163,7 +164,7 @@ def honest_score(
         >>> honest_score(LogLinearPool(weights="uniform"), stack, folds=3, repeats=2).optimism
         0.0
     """
-    stack = as_stack(stack)
+    stack = as_stack(stack) if groups is None else as_stack(stack).with_groups(groups)
     y = labels_of(stack, labels, where="the stack to score on")
     check_presence(stack, None)  # single members are scored on the same videos
     metric = resolve_objective(objective)
@@ -172,7 +173,7 @@ def honest_score(
         raise InputError(f"repeats: expected at least 1, got {repeats}")
     more = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats - 1)
     seeds = [random_state, *map(int, more)]  # the first folds are those of `compare` and `leaderboard`
-    rounds = [split_folds(y, folds, groups, seed, stack.ids) for seed in seeds]
+    rounds = [split_folds(y, folds, stack.groups, seed, stack.ids) for seed in seeds]
     predictions = {
         "rule": [out_of_fold(rule, stack, y, splits) for splits in rounds],
         "uniform": [out_of_fold(LogLinearPool(weights="uniform"), stack, y, splits) for splits in rounds],
@@ -207,7 +208,7 @@ def compare(
     objective: str | Objective = "accuracy",
     labels: ArrayLike | None = None,
     folds: int = 5,
-    groups: ArrayLike | None = None,
+    groups: Any = None,
     confidence: float = 0.95,
     n_resamples: int = 2000,
 ) -> Comparison:
@@ -223,7 +224,8 @@ def compare(
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
         folds: The number of folds, at least 2.
-        groups: One name for each video, shape (N,): no fold splits videos of one name.
+        groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a
+            group.
         confidence: The intervals' nominal coverage.
         n_resamples: Bootstrap resamples.
 
@@ -243,7 +245,7 @@ def compare(
         >>> found.scores["sure"], found.pairs[0].difference.difference > 0
         (1.0, True)
     """
-    stack = as_stack(stack)
+    stack = as_stack(stack) if groups is None else as_stack(stack).with_groups(groups)
     y = labels_of(stack, labels, where="the stack to compare on")
     if len(rules) < 2:
         raise InputError(f"compare: expected at least two rules, got {len(rules)}")
@@ -252,7 +254,7 @@ def compare(
     predictions: dict[str, list[NDArray[np.float64]]] = {}
     for name, rule in rules.items():
         if hasattr(rule, "predict_log_proba"):
-            splits = splits or split_folds(y, folds, groups, random_state, stack.ids)
+            splits = splits or split_folds(y, folds, stack.groups, random_state, stack.ids)
             predictions[name] = [out_of_fold(cast(Rule, rule), stack, y, splits)]
             continue
         log_proba = as_array(rule, f"rule {name!r}").astype(np.float64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from vidfuse.evaluation.scores import require_labels
 from vidfuse.fusion.crossfit import Splits, fit_copies, predict_by_copies, split_folds
@@ -139,7 +139,7 @@ def open_trial(
     test: LogitStack | None = None,
     *,
     folds: int = 5,
-    groups: ArrayLike | None = None,
+    groups: Any = None,
     random_state: int | None = 0,
     what: str = "a trial",
 ) -> Trial:
@@ -153,7 +153,8 @@ def open_trial(
         stack: Labelled stack that rules are fitted on.
         test: Labelled stack, with the members of `stack`, that they are scored on.
         folds: The number of folds without `test`; 0 for in-sample scores.
-        groups: One name for each video of `stack`: no fold splits videos of one name.
+        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
+            fold splits a group.
         random_state: Seed of the folds.
         what: What needs the labels, for the error.
 
@@ -167,12 +168,13 @@ def open_trial(
         >>> open_trial(stack[:4], stack[2:]).protocol.name
         'partly in-sample'
     """
+    stack = stack if groups is None else stack.with_groups(groups)
     fit_labels = require_labels(stack, what, "the stack" if test is None else "the stack of the fit")
     splits: Splits = [(slice(None), slice(None))]
     n_groups = None
     if test is None and folds:
-        splits = split_folds(fit_labels, folds, groups, random_state, stack.ids)
-        n_groups = None if groups is None else len(np.unique(np.asarray(groups).astype(str)))
+        splits = split_folds(fit_labels, folds, stack.groups, random_state, stack.ids)
+        n_groups = None if stack.groups is None else len(np.unique(stack.groups))
     scored = stack if test is None else test.select(stack.members)
     labels = fit_labels if test is None else require_labels(scored, what, "the test stack")
     cross_fitted = test is None and bool(folds)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.scores import Score, require_labels, score
@@ -88,7 +88,7 @@ def combination_table(
     *,
     combinations: Sequence[Sequence[str]] | None = None,
     folds: int = 5,
-    groups: ArrayLike | None = None,
+    groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
     random_state: int | None = 0,
 ) -> Combinations:
@@ -105,7 +105,8 @@ def combination_table(
         combinations: Tuples of member names; by default each member, then from the two that are the most accurate on
             `stack` up to all, one more at a time.
         folds: The number of folds without `test`; 0 for in-sample scores.
-        groups: One name for each video of `stack`, shape (N,): no fold splits videos of one name.
+        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
+            fold splits a group.
         views: How a member's views become one prediction before the members are fused.
         random_state: Seed of the folds.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
@@ -80,7 +80,7 @@ def write_report(
     test: LogitStack | None = None,
     rules: Mapping[str, Any] | None = None,
     folds: int = 5,
-    groups: ArrayLike | None = None,
+    groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
     title: str = "Fusion report",
     thumbnails: Mapping[str, bytes] | None = None,
@@ -98,7 +98,8 @@ def write_report(
         test: Labelled stack that rules are scored on; without it they are cross-fitted on `stack`.
         rules: Name → unfitted rule, the headline rule first; see `leaderboard`.
         folds: The number of folds without `test`; 0 for in-sample scores, which the page then says.
-        groups: One name for each video of `stack`, shape (N,): no fold splits videos of one name (clips of one source).
+        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
+            fold splits a group.
         views: How views are reduced where the stack has them.
         title: The page's title.
         thumbnails: Video id → a PNG, JPEG, GIF or WebP image, shown with the mistakes.

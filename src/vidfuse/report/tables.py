@@ -212,7 +212,7 @@ def leaderboard(
     *,
     rules: Mapping[str, Any] | None = None,
     folds: int = 5,
-    groups: ArrayLike | None = None,
+    groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
     random_state: int | None = 0,
 ) -> Leaderboard:
@@ -230,7 +230,8 @@ def leaderboard(
         rules: Name → unfitted rule, the headline rule first; by default the learned log-linear pool, score-weighted
             and uniform log-likelihoods, the average of probabilities, and the majority vote of the members.
         folds: The number of folds without `test`; 0 for in-sample scores.
-        groups: One name for each video of `stack`, shape (N,): no fold splits videos of one name (clips of one source).
+        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
+            fold splits a group.
         views: How views are reduced where the stack has them.
         random_state: Seed of the folds.
 

@@ -13,7 +13,7 @@ fewer than ten, nothing can tell dependent clips from new ones, and the five str
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -36,7 +36,7 @@ _BOUND: Final = 1e-3  # the share of the uniform distribution in held-out losses
 _SAY: Final = 1e-3  # strengths with a smaller share are left out
 _CHOICE: Final = 1 << 21  # numbers that the choice is made on, at most: as many whole groups as they hold
 _RESIDENT: Final = 1 << 27  # numbers that weights per class are fitted on, at most
-_ENOUGH: Final = 1e-5  # nats; the gap of the choice's own fits
+_ENOUGH: Final = 1e-4  # nats; the gap of the choice's own fits
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,14 @@ def strength_shares(videos: FitVideos, groups: NDArray[np.str_] | None, shrinkag
     losses = np.zeros(count)
     folds = min(_FOLDS, len(np.unique(groups)))
     for inside, outside in split_folds(chosen.labels, folds, groups=groups):
-        fitted = chosen[inside].calibrated()
+        fitted = chosen[inside]
         strength = shrinkage * np.sqrt(videos.independent / fitted.independent)
         beta = fit_shared(fitted, strength).fit.beta
         active = _active(beta)
-        held = replace(chosen[outside], scales=fitted.scales)
         weight = chosen.omega[outside]
         with (
             _class_videos(fitted, beta, active, _class_offsets(fitted)) as inner,
-            _class_videos(held, beta, active) as outer,
+            _class_videos(chosen[outside], beta, active) as outer,
         ):
             x = np.zeros(inner.shape)
             for index, precision in enumerate(STRENGTHS):
