@@ -138,10 +138,12 @@ def test_a_member_that_knows_one_class_is_found_with_groups():
 
 def test_without_groups_the_five_strongest_priors_have_the_same_share():
     z, y, _ = clips()
-    videos = FitVideos(vf.LogitStack.from_arrays(z), y, np.full(len(y), 1 / len(y)), np.zeros(3))
-    assert strength_shares(videos, None, 0.1).tolist() == [0.2] * 5 + [0.0] * 3
+    stack, omega, even = vf.LogitStack.from_arrays(z), np.full(len(y), 1 / len(y)), np.full(3, 1 / 3)
+    videos = FitVideos(stack, y, omega, np.zeros(3), np.ones(3))
+    assert strength_shares(videos, 0.1, even).tolist() == [0.2] * 5 + [0.0] * 3
     few = np.array([f"s{k % 9}" for k in range(len(y))])  # nine sources tell as little
-    assert strength_shares(videos, few, 0.1).tolist() == [0.2] * 5 + [0.0] * 3
+    videos = FitVideos(stack.with_groups(few), y, omega, np.zeros(3), np.ones(3))
+    assert strength_shares(videos, 0.1, even).tolist() == [0.2] * 5 + [0.0] * 3
     pool = vf.LogLinearPool().fit(z, y)
     np.testing.assert_array_equal(pool.class_shares_, [STRENGTHS, [0.2] * 5 + [0.0] * 3])
 

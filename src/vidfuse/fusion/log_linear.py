@@ -173,7 +173,7 @@ class LogLinearPool(WeightedRule):
             active = np.count_nonzero(beta)
             if not shrunk or videos.stack.n_classes * (active + 1) ** 2 > _MATRICES:
                 return None
-            return np.array(STRENGTHS), strength_shares(videos, videos.stack.groups, self.shrinkage_ or 0.0)
+            return np.array(STRENGTHS), strength_shares(videos, self.shrinkage_ or 0.0, beta)
         if self.per_class is False:
             return None
         return np.array([CLASS_PRECISION if self.per_class is True else float(self.per_class)]), np.ones(1)

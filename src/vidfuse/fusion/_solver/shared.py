@@ -83,8 +83,14 @@ def shared_penalty(videos: FitVideos, strength: float) -> Penalty:
     return replace(penalty, linear=penalty.linear - slopes)
 
 
-def fit_shared(videos: FitVideos, strength: float) -> SharedFit:
-    """Fit one weight a member by penalised likelihood; a strength of 0 is the plain maximum likelihood."""
+def fit_shared(videos: FitVideos, strength: float, start: NDArray[np.float64] | None = None) -> SharedFit:
+    """Fit one weight a member by penalised likelihood; a strength of 0 is the plain maximum likelihood.
+
+    Args:
+        videos: the videos of the fit.
+        strength: λ of `shrinkage_penalty`.
+        start: the first β, if one is known.
+    """
     penalty = shared_penalty(videos, strength) if strength > 0 else None
     with videos.passes() as passes:
-        return SharedFit(fit_log_linear(passes, penalty), penalty)
+        return SharedFit(fit_log_linear(passes, penalty, start), penalty)

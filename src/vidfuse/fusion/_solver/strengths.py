@@ -54,7 +54,7 @@ class ClassFit:
     gap: float
 
 
-def strength_shares(videos: FitVideos, groups: NDArray[np.str_] | None, shrinkage: float) -> NDArray[np.float64]:
+def strength_shares(videos: FitVideos, shrinkage: float, beta: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of each of `STRENGTHS` (S,), which sum to 1.
 
     With G groups, a strength's share is proportional to ``exp(-G·L/8)``, L its mean loss on groups that it was not
@@ -62,27 +62,26 @@ def strength_shares(videos: FitVideos, groups: NDArray[np.str_] | None, shrinkag
     PAC-Bayesian bounds and sparsity"), groups counted where videos would be if they were independent.
 
     Args:
-        videos: the videos of the fit.
-        groups: what each comes from (N,), or None.
-        shrinkage: λ of the shared weights for as many videos.
+        videos: the videos of the fit, with scales; their stack says what each comes from, if that is known.
+        shrinkage: λ of the shared weights.
+        beta: the shared weights (M,): where a fold's fit of them starts.
     """
-    count = len(STRENGTHS)
+    count, groups = len(STRENGTHS), videos.stack.groups
     if groups is None or len(np.unique(groups)) < 2 * _FOLDS:
         return np.where(np.arange(count) < _CAUTIOUS, 1.0 / _CAUTIOUS, 0.0)
     total = len(np.unique(groups))
     rows = _some_groups(groups, _CHOICE // int(np.prod(videos.stack.shape[1:])))
     chosen, groups = videos[rows], groups[rows]
     losses = np.zeros(count)
-    folds = min(_FOLDS, len(np.unique(groups)))
-    for inside, outside in split_folds(chosen.labels, folds, groups=groups):
+    for inside, outside in split_folds(chosen.labels, _FOLDS, groups=groups):
         fitted = chosen[inside]
         strength = shrinkage * np.sqrt(videos.independent / fitted.independent)
-        beta = fit_shared(fitted, strength).fit.beta
-        active = _active(beta)
+        own = fit_shared(fitted, strength, beta).fit.beta
+        active = _active(own)
         weight = chosen.omega[outside]
         with (
-            _class_videos(fitted, beta, active, _class_offsets(fitted)) as inner,
-            _class_videos(chosen[outside], beta, active) as outer,
+            _class_videos(fitted, own, active, _class_offsets(fitted)) as inner,
+            _class_videos(chosen[outside], own, active) as outer,
         ):
             x = np.zeros(inner.shape)
             for index, precision in enumerate(STRENGTHS):
@@ -108,9 +107,9 @@ def fit_class_weights(
         precisions: of the priors (S,), in videos, descending; ∞ stands for no deviation.
         shares: the average's weights (S,), which sum to 1.
     """
-    most = max(1, _RESIDENT // int(np.prod(videos.stack.shape[1:])))
+    most = _RESIDENT // int(np.prod(videos.stack.shape[1:]))
     if len(videos.labels) > most:
-        videos = videos[np.unique(np.linspace(0, len(videos.labels) - 1, most).round().astype(np.int64))]
+        videos = videos[_spread(np.arange(len(videos.labels)), most)]
     active, gap = _active(beta), 0.0
     mean = np.zeros((videos.stack.n_classes, len(active) + 1))
     x = mean
@@ -126,11 +125,16 @@ def fit_class_weights(
 
 
 def _some_groups(groups: NDArray[np.str_], rows: int) -> NDArray[np.int64]:
-    """Return the rows, ascending, of as many groups as hold at most this many videos, and of two at least."""
+    """Return at most this many rows, ascending: those of as many whole groups as they hold, and of ten at least."""
     names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(names))
-    kept = order[: max(2, int(np.searchsorted(np.cumsum(sizes[order]), rows, side="right")))]
-    return np.flatnonzero(np.isin(group, kept))
+    count = int(np.searchsorted(np.cumsum(sizes[order]), rows, side="right"))
+    return _spread(np.flatnonzero(np.isin(group, order[: max(2 * _FOLDS, count)])), rows)
+
+
+def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return at most this many of the rows, spread evenly."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, max(1, min(most, len(rows)))).round().astype(np.int64))]
 
 
 def _active(beta: NDArray[np.float64]) -> NDArray[np.int64]:
