@@ -190,6 +190,21 @@ def test_select_finds_the_subset_that_the_library_finds(caches):
     assert "in-sample" in run("select", caches / "val").stdout
 
 
+def test_groups_are_read_from_ids_and_kept_whole(caches):
+    path = caches / "grouped.json"
+    run("fit", caches / "val", "--groups", r"^video-.*?(\d)$", "--out", path)
+    stack = vf.load_stack(caches / "val")
+    pool = vf.LogLinearPool().fit(stack, groups=[name[-1] for name in stack.ids.tolist()])
+    np.testing.assert_array_equal(vf.load_recipe(path).rule.class_weights_, pool.class_weights_)
+    run("report", caches / "val", "--groups", r"\d$", "--out", caches / "own.html")
+    assert "none of 10 groups split" in (caches / "own.html").read_text()
+
+
+@pytest.mark.parametrize(("pattern", "what"), [("[", "no regular expression"), ("_g", "finds nothing in 60 of 60 ids")])
+def test_a_pattern_that_tells_no_groups_is_refused(caches, pattern, what):
+    assert what in run("fit", caches / "val", "--groups", pattern, status=2).stderr
+
+
 def test_report_writes_a_page_and_its_configuration(caches):
     page = caches / "out" / "report.html"
     run("report", caches / "val", "--test", caches / "test", "--title", "Trial", "--out", page)
@@ -208,6 +223,7 @@ def test_report_writes_a_page_and_its_configuration(caches):
             "partial": False,
             "test": str(caches / "test"),
             "views": "mean-log",
+            "groups": None,
             "title": "Trial",
             "out": str(page),
         },

@@ -56,6 +56,7 @@ def _unfitted(rule: str, weights: tuple[str, ...], objective: str = "nll") -> An
 @_rule
 @_weights
 @options.views
+@options.groups
 @options.out("ensemble.json", "The recipe to write.")
 @options.as_json
 @click.pass_context
@@ -66,11 +67,12 @@ def fit(
     rule: str,
     weights: tuple[str, ...],
     views: str,
+    groups: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
     """Fit a fusion rule on the labelled caches in SOURCE, and write it as a recipe."""
-    stack = vf.load_stack(source, views=views, partial=partial)
+    stack = options.grouped(vf.load_stack(source, views=views, partial=partial), groups)
     fitted = _unfitted(rule, weights).fit(stack)
     recipe = vf.Recipe.from_fitted(fitted, stack, views=views)
     recipe.save(out)
@@ -159,14 +161,22 @@ def select(
     help="Labelled caches to score on; SOURCE then only fits. Without it, scores are cross-fitted.",
 )
 @options.views
+@options.groups
 @click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
 @options.out("report.html", "The page to write.")
 @click.pass_context
 def report(
-    context: click.Context, source: Path, partial: bool, test: Path | None, views: str, title: str, out: Path
+    context: click.Context,
+    source: Path,
+    partial: bool,
+    test: Path | None,
+    views: str,
+    groups: str | None,
+    title: str,
+    out: Path,
 ) -> None:
     """Compare members and fusion rules on the caches in SOURCE, as one self-contained HTML page."""
-    stack = vf.load_stack(source, views=views, partial=partial)
+    stack = options.grouped(vf.load_stack(source, views=views, partial=partial), groups)
     held_out = None if test is None else vf.load_stack(test, views=views, partial=partial)
     vf.write_report(stack, out, test=held_out, title=title)
     options.save_config(context, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,22 @@ from typing import Any
 import click
 
 from vidfuse import __version__
+from vidfuse._checks import first_few
 from vidfuse._files import replace
 
-__all__ = ["as_json", "emit", "named_values", "out", "pairs", "partial", "save_config", "source", "views"]
+__all__ = [
+    "as_json",
+    "emit",
+    "grouped",
+    "groups",
+    "named_values",
+    "out",
+    "pairs",
+    "partial",
+    "save_config",
+    "source",
+    "views",
+]
 
 source = click.argument("source", type=click.Path(exists=True, path_type=Path))
 views = click.option(
@@ -23,6 +37,12 @@ views = click.option(
 )
 partial = click.option(
     "--partial", is_flag=True, help="Take the videos that all members have, where some could not be decoded."
+)
+groups = click.option(
+    "--groups",
+    metavar="PATTERN",
+    help="A regular expression: clips with the same match in their ids (its first group, if it has one) are of one "
+    "source, and not independent; for v_Run_g01_c02, '^(.*)_c'.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -69,6 +89,36 @@ def named_values(values: tuple[str, ...], what: str) -> str | dict[str, str] | N
     if len(values) == 1 and "=" not in values[0]:
         return values[0]
     return pairs(values, what)
+
+
+def grouped(stack: Any, pattern: str | None) -> Any:
+    """Return a stack with what each video comes from: what the pattern finds in its id.
+
+    Example:
+        >>> import numpy as np
+        >>> import vidfuse as vf
+        >>> stack = vf.LogitStack.from_arrays(np.zeros((3, 1, 2)), ids=["run_g01_c1", "run_g01_c2", "run_g02_c1"])
+        >>> grouped(stack, "^(.*)_c").groups.tolist()
+        ['run_g01', 'run_g01', 'run_g02']
+
+    Raises:
+        click.BadParameter: the pattern is none, finds nothing in some id, or there are no ids.
+    """
+    if pattern is None:
+        return stack
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise click.BadParameter(f"--groups: {pattern!r} is no regular expression: {error}") from error
+    if stack.ids is None:
+        raise click.BadParameter("--groups: it reads ids, and these caches have none; import them with ids")
+    found = {name: compiled.search(name) for name in stack.ids.tolist()}
+    lost = [name for name, match in found.items() if match is None or not match[min(1, compiled.groups)]]
+    if lost:
+        raise click.BadParameter(
+            f"--groups: {pattern!r} finds nothing in {len(lost)} of {len(found)} ids: {first_few(lost)}"
+        )
+    return stack.with_groups({name: match[min(1, compiled.groups)] for name, match in found.items() if match})
 
 
 def emit(result: Mapping[str, Any], text: str, as_json: bool) -> None:
