@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.fusion.crossfit import fit_copies, out_of_fold, split_folds
+from vidfuse.fusion.crossfit import even_folds, fit_copies, out_of_fold, split_folds
 
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 
@@ -164,3 +164,15 @@ def test_shrinkage_by_cross_validation_does_not_depend_on_the_order_of_rows():
     pool = vf.LogLinearPool(shrinkage="cv")
     assert len({pool.fit(stack_of(z[rows], y[rows], ids=ids[rows])).shrinkage_ for rows in draws}) == 1
     assert len({pool.fit(stack_of(z[rows], y[rows])).shrinkage_ for rows in draws}) > 1
+
+
+def test_even_folds_keep_groups_whole_and_follow_from_the_losses_alone():
+    rng = np.random.default_rng(0)
+    loss, groups, rows = rng.random(100), rng.integers(0, 23, 100), rng.permutation(100)
+    fold = even_folds(loss, 5, groups)
+    assert all(len(set(fold[groups == name])) == 1 for name in groups)
+    assert sorted(np.bincount([fold[groups == name][0] for name in np.unique(groups)])) == [4, 4, 5, 5, 5]
+    np.testing.assert_array_equal(even_folds(loss[rows], 5, groups[rows]), fold[rows])
+    alone = even_folds(loss, 5)
+    assert (np.bincount(alone) == 20).all()
+    assert np.ptp([loss[alone == k].mean() for k in range(5)]) < 0.05

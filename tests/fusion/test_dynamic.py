@@ -72,18 +72,19 @@ def test_features_are_the_same_in_blocks_of_any_size_and_take_the_memory_of_a_bl
     assert peak < 500 * 30 * (2 * 8 + 8)  # the two results, and less than a quarter of the members' probabilities
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_competence_is_the_mean_over_the_nearest_videos(own, monkeypatch):
+@pytest.mark.parametrize("each", [None, 1, 4])
+def test_competence_is_the_mean_over_the_nearest_videos_of_other_groups(each, monkeypatch):
     arrays, y = members()
     stack = LogitStack.from_arrays(arrays, labels=y)
     pool = DynamicPool(features="competence", neighbours=5).fit(stack)
     root = np.sqrt(pool.pool_.predict_proba(stack))
     monkeypatch.setattr(dynamic, "_LIKENESS", 400)  # five videos at once
-    found = pool._competence(root, own)
+    groups = None if each is None else np.arange(80) // each
+    found = pool._competence(root, groups)
     for i in range(80):
         distance = ((root[i] - pool.reference_root_.astype(np.float64)) ** 2).sum(axis=1)
-        if own:
-            distance[i] = np.inf
+        if each is not None:
+            distance[groups == groups[i]] = np.inf
         nearest = distance.argsort()[:5]
         np.testing.assert_allclose(found[i], pool.reference_log_true_[nearest].mean(axis=0), rtol=1e-9)
 
@@ -99,6 +100,17 @@ def test_a_zero_at_the_true_class_without_a_floor_is_refused():
     weight[7] = 0
     assert np.isfinite(without.fit(stack, sample_weight=weight).gain_)
     assert np.isfinite(DynamicPool().fit(stack).gain_)
+
+
+def test_groups_judge_the_gain_and_clips_of_a_source_are_no_neighbours():
+    """Simulated: the clips of a source are alike, and a neighbour of the same source tells what no new video has."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(rng.integers(0, 4, 40), 6)
+    z = 0.3 * rng.normal(size=(240, 3, 4)) + np.repeat(rng.normal(size=(40, 3, 4)), 6, axis=0)
+    z[np.arange(240), :, y] += np.repeat(rng.normal(1.0, 1.5, size=(40, 3)), 6, axis=0)
+    by_clip = DynamicPool(features="competence", neighbours=5).fit(z, y)
+    by_source = DynamicPool(features="competence", neighbours=5).fit(z, y, groups=np.arange(240) // 6)
+    assert by_source.gain_ < by_clip.gain_ - 0.05
 
 
 def test_one_video_of_positive_weight_gives_the_static_pool():

@@ -93,6 +93,7 @@ COUNTING = {"default", "shared", "cv", "per-class", "balanced", "linear-log-odds
 COUNTING |= {"dynamic", "dynamic-per-class", "dynamic-given"} | {
     "subset-learned",
     "subset-stacked",
+    "calibrated",
     "calibrated-members",
     "vector",
 }

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from vidfuse import __version__
-from vidfuse._checks import first_few
 from vidfuse._files import replace
 
 __all__ = [
@@ -104,6 +103,8 @@ def grouped(stack: Any, pattern: str | None) -> Any:
     Raises:
         click.BadParameter: the pattern is none, finds nothing in some id, or there are no ids.
     """
+    from vidfuse._checks import first_few
+
     if pattern is None:
         return stack
     try:

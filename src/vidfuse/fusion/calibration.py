@@ -18,7 +18,7 @@ from vidfuse.fusion._solver.classes import fit_classes
 from vidfuse.fusion._solver.deviations import LOWEST
 from vidfuse.fusion._solver.log_linear import fit_log_linear
 from vidfuse.fusion._solver.passes import Passes
-from vidfuse.fusion.crossfit import out_of_fold, split_folds
+from vidfuse.fusion.crossfit import even_folds, out_of_fold
 from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.rule import Missing, Rule
 from vidfuse.fusion.summary import PoolSummary
@@ -309,12 +309,14 @@ class Calibrated(Rule):
 
         The fitted rule's own ones where it learns nothing from labels, or where a fold would leave no video to fit on.
         """
+        own = _checked(self.rule_.predict_log_proba(stack), stack.ids)
         units = len(stack) if stack.groups is None else len(np.unique(stack.groups))
         if not self.rule.needs_labels or units < 2 * _FOLDS:
-            return self.rule_.predict_log_proba(stack)
-        splits = split_folds(labels, _FOLDS, groups=stack.groups, keys=_keys(stack))
+            return own
+        fold = even_folds(-own[np.arange(len(own)), labels], _FOLDS, stack.groups)
+        splits = [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(_FOLDS)]
         if weight is not None and not all(weight[inside].any() for inside, _ in splits):
-            return self.rule_.predict_log_proba(stack)
+            return own
         return out_of_fold(self.rule, self._as_listed(stack), labels, splits, weight)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
@@ -365,17 +367,6 @@ class Calibrated(Rule):
             present=stack.present,
             groups=stack.groups,
         )
-
-
-def _keys(stack: LogitStack) -> NDArray[Any]:
-    """Return what tells videos apart whatever their order (N,): ids, or the rank of each one's scores."""
-    if stack.ids is not None:
-        return stack.ids
-    first = np.concatenate([block[:, 0, :8] for _, block in stack.iter_blocks()])
-    order = np.lexsort(first.T)
-    ranks = np.empty(len(stack), dtype=np.int64)
-    ranks[order] = np.arange(len(stack))
-    return ranks
 
 
 def _fitted(base: Any, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Any:

@@ -19,7 +19,7 @@ from vidfuse._checks import as_array
 from vidfuse.errors import InputError
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Splits", "fit_copies", "out_of_fold", "predict_by_copies", "split_folds"]
+__all__ = ["Splits", "even_folds", "fit_copies", "out_of_fold", "predict_by_copies", "split_folds"]
 
 Splits = Sequence[tuple[Any, Any]]
 """(fit rows, score rows) of each fold; together the score rows cover every scored video once."""
@@ -103,6 +103,29 @@ def _placed(labels: NDArray[np.int64], folds: int, rng: np.random.Generator, gro
         fold_of[index] = np.lexsort((held.sum(axis=1), load))[0]
         np.add.at(held[fold_of[index]], classes[index], 1)
     return fold_of[group]
+
+
+def even_folds(loss: NDArray[np.float64], folds: int, groups: NDArray[Any] | None = None) -> NDArray[np.int64]:
+    """Return each video's fold (N,): videos, or groups by their mean loss, are dealt in turn from easy to hard.
+
+        video   0  1  2  3  4  5  6  7 …     in rising order of loss
+        fold    0  1  2  3  4  0  1  2 …
+
+    The folds have equally many hard videos, and follow from the losses alone: not from ids, the order of the rows or
+    the numbers of the classes. They serve a rule that folds within its own fit.
+
+    Example:
+        >>> even_folds(np.array([0.3, 0.1, 0.2, 0.4]), 2).tolist()
+        [0, 0, 1, 1]
+    """
+    if groups is None:
+        group = np.arange(len(loss))
+    else:
+        group = np.unique(groups, return_inverse=True)[1]
+    mean = np.bincount(group, weights=loss) / np.bincount(group)
+    fold = np.empty(len(mean), dtype=np.int64)
+    fold[np.argsort(mean, kind="stable")] = np.arange(len(mean)) % folds
+    return fold[group]
 
 
 def out_of_fold(

@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from vidfuse.errors import InputError
+from vidfuse.fusion.crossfit import even_folds
 from vidfuse.fusion.floors import floored_blocks
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, WeightedSum
@@ -36,10 +37,11 @@ class DynamicPool(Rule):
     The features x of member m on video i, each centred over the members: its *confidence* (one minus its entropy over
     log K) and the *agreement* of the others (their mean probability of its most probable class); and its *local
     competence*, its mean log-likelihood of the true class on the nearest videos of the fit, in the space of the static
-    pool's probabilities (Hellinger distance). The strengths a are fitted with shrinkage to 0. Each fifth of the videos
-    judges strengths that were fitted on the other four: unless the gain in log-likelihood exceeds one standard error,
-    all strengths are 0 and the static pool is used as it is. Which fifth a video is in follows from how hard it is for
-    the static pool, not from its place in the stack.
+    pool's probabilities (Hellinger distance); of the fit's own videos, on those of other groups. The strengths a are
+    fitted with shrinkage to 0. Each fifth of the videos, or of the groups, judges strengths that were fitted on the
+    other four: unless the gain in log-likelihood exceeds one standard error, all strengths are 0 and the static pool is
+    used as it is. Which fifth a video is in follows from how hard it is for the static pool, not from its place in the
+    stack.
 
     Args:
         pool: the static pool (a copy is fitted): `LogLinearPool()` where None, or another rule that is a log-linear
@@ -105,11 +107,13 @@ class DynamicPool(Rule):
         root = np.exp(0.5 * self.pool_.predict_log_proba(videos))
         self.reference_root_ = root.astype(np.float32)
         self.reference_log_true_ = log_p[np.arange(len(truth)), :, truth].astype(np.float64)
-        x = self._describe(log_p, root, own=True)
+        groups = np.arange(len(chosen)) if videos.groups is None else np.unique(videos.groups, return_inverse=True)[1]
+        x = self._describe(log_p, root, groups)
 
-        gains = _held_out_gains(log_p, truth, static, x, share)
+        gains = _held_out_gains(log_p, truth, static, x, share, groups)
         self.gain_ = float(share @ gains)
-        error = float(np.sqrt(share**2 @ (gains - self.gain_) ** 2))
+        spread = np.bincount(groups, weights=share * (gains - self.gain_))  # videos of a group are not independent
+        error = float(np.sqrt(spread @ spread))
         self.fallback_ = bool(not self.gain_ > error or len(static.members) < 2)
         self.strengths_ = np.zeros(x.shape[2])
         if not self.fallback_:
@@ -133,23 +137,28 @@ class DynamicPool(Rule):
         static = _static(self.pool_)
         out = np.empty_like(log_p_static)
         for rows, block in floored_blocks(stack.select(static.members), static.floors, scales=static.scales):
-            x = self._describe(block, np.exp(0.5 * log_p_static[rows]), own=False)
+            x = self._describe(block, np.exp(0.5 * log_p_static[rows]))
             out[rows] = _pooled(block, static, x, self.strengths_)
         return out
 
-    def _describe(self, log_p: NDArray[np.float32], root: NDArray[np.float64], *, own: bool) -> NDArray[np.float64]:
-        """Return features (N, M, F), centred over members; `own` leaves a video out of its own neighbours."""
+    def _describe(
+        self, log_p: NDArray[np.float32], root: NDArray[np.float64], groups: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Return features (N, M, F), centred over members.
+
+        With groups, these are the reference videos themselves: none has a neighbour of its own group.
+        """
         parts = []
         if self.features != "competence":
             parts += _confidence(log_p)
         if self.features != "confidence":
-            parts.append(self._competence(root, own))
+            parts.append(self._competence(root, groups))
         x = np.stack(parts, axis=2)
         return np.asarray(x - x.mean(axis=1, keepdims=True))
 
-    def _competence(self, root: NDArray[np.float64], own: bool) -> NDArray[np.float64]:
+    def _competence(self, root: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
         n = len(self.reference_root_)
-        count = min(self.neighbours, n - 1 if own else n)
+        count = min(self.neighbours, n if groups is None else n - int(np.bincount(groups).max()))
         if count < 1:
             return np.zeros((len(root), self.reference_log_true_.shape[1]))
         out = np.empty((len(root), self.reference_log_true_.shape[1]))
@@ -157,8 +166,8 @@ class DynamicPool(Rule):
         for start in range(0, len(root), step):
             rows = slice(start, min(start + step, len(root)))
             likeness = root[rows].astype(np.float32) @ self.reference_root_.T  # the Bhattacharyya coefficient
-            if own:
-                likeness[np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)] = -1.0
+            if groups is not None:
+                likeness[groups[rows, None] == groups] = -1.0
             nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
             out[rows] = self.reference_log_true_[nearest].mean(axis=1)
         return out
@@ -254,16 +263,11 @@ def _held_out_gains(
     static: WeightedSum,
     x: NDArray[np.float64],
     share: NDArray[np.float64],
+    groups: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Return each video's gain over the static pool (N,), by strengths that were fitted on the other folds.
-
-    The videos come from easy to hard, and are dealt in turn:
-
-        video   0  1  2  3  4  5  6  7 …
-        fold    0  1  2  3  4  0  1  2 …
-    """
-    fold = np.arange(len(truth)) % _FOLDS
+    """Return each video's gain over the static pool (N,), by strengths that were fitted on the other folds."""
     gains = _losses(log_p, truth, static, x, np.zeros(x.shape[2]))
+    fold = even_folds(gains, _FOLDS, groups)
     for held in np.unique(fold):
         fitted, judged = fold != held, fold == held
         if not fitted.any():
