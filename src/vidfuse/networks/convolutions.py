@@ -52,9 +52,10 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
         )  # fmt: skip
         return rearrange(y, "(n t) c h w -> n c t h w", t=frames)
     if kernel[1:] == stride[1:] == (1, 1) and conv.padding[1:] == (0, 0):
+        # Channels last before positions are joined: the other way round, one clip has strides that do not say so.
+        rows = rearrange(x, "n c t h w -> n t (h w) c").permute(0, 3, 1, 2)
         y = functional.conv2d(
-            rearrange(x, "n c t h w -> n c t (h w)"), conv.weight.squeeze(-1), conv.bias, (stride[0], 1),
-            (conv.padding[0], 0), groups=conv.groups,
+            rows, conv.weight.squeeze(-1), conv.bias, (stride[0], 1), (conv.padding[0], 0), groups=conv.groups,
         )  # fmt: skip
         return rearrange(y, "n c t (h w) -> n c t h w", h=height)
     trained = eager and conv.bias is None and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
