@@ -35,6 +35,7 @@ class Moments(NamedTuple):
         return Moments(self.value + other.value, self.gradient + other.gradient, hessian)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # matrix products raise the flag for numbers beyond their end
 def block_moments(
     scores: NDArray[Any],
     labels: NDArray[np.int64],
@@ -117,6 +118,7 @@ def _square(rows: NDArray[Any]) -> NDArray[np.float64]:
     return total
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def block_gradients(
     scores: NDArray[np.float64], labels: NDArray[np.int64], beta: NDArray[np.float64]
 ) -> NDArray[np.float64]:
