@@ -6,6 +6,7 @@ came, where, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
@@ -30,6 +31,7 @@ __all__ = [
     "check_same_labels",
     "check_scores",
     "check_weights",
+    "did_you_mean",
     "first_few",
     "per_member",
     "place",
@@ -65,6 +67,17 @@ def first_few(values: Iterable[object], count: int = 5) -> str:
     listed = [v.item() if isinstance(v, np.generic) else v for v in values]
     shown = ", ".join(repr(v) for v in listed[:count])
     return shown if len(listed) <= count else f"{shown} and {len(listed) - count} more"
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return the end of an error's sentence: the known names that a mistyped one is close to, or nothing.
+
+    Example:
+        >>> did_you_mean("slowfst", ["swin", "slowfast"]), did_you_mean("mvit", ["swin", "slowfast"])
+        ("; did you mean 'slowfast'?", '')
+    """
+    near = difflib.get_close_matches(str(name), [str(one) for one in known], n=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def as_array(values: Any, what: str = "the array") -> NDArray[Any]:
