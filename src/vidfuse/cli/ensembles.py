@@ -258,7 +258,11 @@ def report(
     metavar="PT,TL,TD",
     help="With epic: the levels of supervision (pretraining, training labels, training data) that the models had.",
 )
-@options.out("submission.txt", "The file to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write.  [default: submission.txt, or .csv, or .zip, by the format]",
+)
 @click.pass_context
 def submit(
     context: click.Context,
@@ -269,7 +273,7 @@ def submit(
     sample: Path | None,
     nouns: Path | None,
     supervision: str | None,
-    out: Path,
+    out: Path | None,
 ) -> None:
     """Fuse predictions by RECIPE, and write a submission.
 
@@ -281,6 +285,7 @@ def submit(
             f"a submission names videos, and these predictions have no ids; pass {option('annotations')}, the list of "
             "videos in the rows' order"
         )
+    out = out or Path("submission").with_suffix({"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}[layout])
     fused = loaded.predict_log_proba(stack)
     if layout == "epic":
         fused = {"verb": fused, "noun": _fused_nouns(nouns, stack.ids)}
@@ -320,6 +325,16 @@ def _levels(text: str) -> tuple[int, ...]:
 
 
 def _load(recipe: Path, source: tuple[str, ...], reading: Reading) -> tuple[Any, Any]:
-    """Load a recipe, and the members that it names."""
+    """Load a recipe, and the members that it names.
+
+    Raises:
+        click.UsageError: Dumps were given, and not those of the recipe's members.
+    """
     loaded = vf.load_recipe(recipe)
+    given = [word.partition("=")[0] for word in source if "=" in word]
+    if given and (absent := [name for name in loaded.members if name not in given]):
+        raise click.UsageError(
+            f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
+            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
+        )
     return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._checks import Rows, as_array, check_ids, check_labels, first_few, place
+from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import AlignmentError, InputError, option
 
 __all__ = [
@@ -166,6 +168,11 @@ def _same(left: NDArray[np.str_], right: NDArray[np.str_]) -> bool:
 def _different_ids(
     ids: Mapping[str, NDArray[np.str_]], names: Sequence[str], counts: Mapping[str, int]
 ) -> AlignmentError:
+    alike = _alike(ids, names)
+    if alike is not None:
+        return AlignmentError(
+            f"members have the same videos under different ids ({_listed(counts)}): {alike}; make the ids equal"
+        )
     union = np.unique(np.concatenate([ids[name] for name in names]))
     lacking = {name: union[~np.isin(union, ids[name])] for name in names}
     shown = "; ".join(f"{name!r} lacks {len(gone)}: {first_few(gone)}" for name, gone in lacking.items() if len(gone))
@@ -173,6 +180,27 @@ def _different_ids(
         f"members have different videos ({_listed(counts)}): {shown}; "
         f"{option('join', 'inner')} keeps the common videos, {option('join', 'outer')} keeps all"
     )
+
+
+def _alike(ids: Mapping[str, NDArray[np.str_]], names: Sequence[str]) -> str | None:
+    """Say how ids differ that look the same: in their Unicode form, in a video's suffix, in folders; None otherwise."""
+    forms: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("in their Unicode form", lambda text: unicodedata.normalize("NFC", text)),
+        ("in the suffix of a file", lambda text: unicodedata.normalize("NFC", _without_suffix(text))),
+        ("in folders or the suffix of a file", lambda text: _without_suffix(text).rsplit("/", 1)[-1]),
+    )
+    first = set(ids[names[0]].tolist())
+    for how, form in forms:
+        made = {name: {form(text): text for text in ids[name].tolist()} for name in names}
+        if all(made[name].keys() == made[names[0]].keys() and len(made[name]) == len(ids[name]) for name in names):
+            name, key = next((n, k) for n in names[1:] for k, text in made[n].items() if text not in first)
+            return f"they differ only {how}, such as {made[names[0]][key]!r} and {made[name][key]!r} ({name})"
+    return None
+
+
+def _without_suffix(text: str) -> str:
+    stem, dot, suffix = text.rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in VIDEO_SUFFIXES else text
 
 
 def _positions(ids: NDArray[np.str_], wanted: NDArray[np.str_]) -> NDArray[np.int64]:

@@ -108,7 +108,10 @@ def without_blanks(
 
 
 def _blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.bool_]:
-    """Return which rows of (N, [V,] K) hold nothing; zero logits count where most of many rows are others."""
+    """Return which rows of (N, [V,] K) hold nothing.
+
+    Zero logits could be meant. They count as nothing where most of many rows are others, without a single zero.
+    """
     blank = np.zeros(len(scores), dtype=bool)
     step = max(1, _BLOCK_NUMBERS // max(1, int(np.prod(scores.shape[1:]))))
     for start in range(0, len(scores), step):
@@ -117,6 +120,7 @@ def _blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.boo
         suspects = np.flatnonzero(np.isnan(first) | (first == 0))
         some = block[suspects]
         blank[start + suspects] = np.isnan(some).all(axis=1) | ((some == 0).all(axis=1) & (kind != "log-likelihoods"))
-    if kind == "logits" and not np.isnan(scores[blank]).any() and (len(blank) < _MANY or blank.mean() > 0.5):
-        blank[:] = False
+    if kind == "logits" and blank.any() and not np.isnan(scores[blank]).any():
+        meant = len(blank) < _MANY or blank.mean() > 0.5 or bool((scores[~blank] == 0).any())
+        blank[:] = blank & (not meant)
     return blank

@@ -54,8 +54,8 @@ def check_order(
     predicted = dict(
         zip(names, map_members(lambda m: scores[m].argmax(axis=1), names, n * k * len(names)), strict=True)
     )
-    excess, uncompared = {}, []
-    for name in names:
+    excess, uncompared, mutual = {}, [], labels is None and len(names) == 2
+    for name in sorted(names, key=lambda name: name not in unnamed):
         truth = labels if labels is not None else _most_predicted([p for m, p in predicted.items() if m != name], k)
         excess[name] = _excess(predicted[name], truth, k)
         columns = _class_order(predicted[name], truth, k) if k <= _MOST_CLASSES else None
@@ -64,14 +64,16 @@ def check_order(
             if name in unnamed:
                 raise AlignmentError(message)
             _warn(message)
+            if mutual:
+                break
         elif name in unnamed and excess[name] < 5:
             uncompared.append(name)
         elif moved := _moved_rows(predicted[name], truth, k):
-            _warn(_rows_message(name, moved, ids, labels is None and len(names) == 2, names))
-            if labels is None and len(names) == 2:
+            _warn(_rows_message(name, moved, ids, mutual, names))
+            if mutual:
                 break
     _warn_uncompared(uncompared)
-    suspects = sorted(name for name in names if excess[name] < 2)
+    suspects = sorted(name for name in names if excess.get(name, 2) < 2)
     if labels is not None and suspects and max(excess.values()) > 8:
         _warn(
             f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
@@ -199,10 +201,16 @@ def _moved_rows(predicted: NDArray[np.int64], truth: NDArray[np.int64], k: int) 
     classes = 1 / float(np.square(np.bincount(truth[inside], minlength=k) / m).sum())  # as many as equal ones would be
     if not (lost > 8 and at_chance and fit >= 0.8 * rate and classes >= 4):
         return None
-    starts = np.flatnonzero(np.diff(np.concatenate([[False], low, [False]]).astype(np.int8)))
-    runs = tuple((int(edges[a]), int(edges[b])) for a, b in starts.reshape(-1, 2))
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], low, [False]]).astype(np.int8)))
+    runs: list[tuple[int, int]] = []
+    for start, stop in ends.reshape(-1, 2).tolist():
+        if runs and start - runs[-1][1] <= 2:  # a block or two that were right by luck
+            runs[-1] = (runs[-1][0], stop)
+        else:
+            runs.append((start, stop))
+    runs = [(int(edges[start]), int(edges[stop])) for start, stop in runs]
     swapped = _swap(predicted, truth, runs, wanted)
-    return _Moved(runs, swapped) if swapped or _unrelated(predicted[inside], truth[inside], k) else None
+    return _Moved(tuple(runs), swapped) if swapped or _unrelated(predicted[inside], truth[inside], k) else None
 
 
 def _unrelated(predicted: NDArray[np.int64], truth: NDArray[np.int64], k: int) -> bool:
