@@ -48,6 +48,7 @@ class _Listed:
 
     names: list[str] | None
     labels: list[Any] | None = None
+    note: str | None = None
 
 
 def read_annotations(
@@ -87,6 +88,8 @@ def read_annotations(
             raise InputError(
                 f"expected a list of videos, got {describe(content)}; known are: {'; '.join(n for _, _, n in _LAYOUTS)}"
             )
+        if listed.note is not None:
+            warnings.warn(f"{path}: {listed.note}", VidfuseWarning, stacklevel=2)
         names = None if listed.labels is None else sorted_classes(classes, listed.labels)
         labels = None if listed.labels is None else label_indices(listed.labels, names)
         found = None if listed.names is None else check_ids(name_ids(listed.names, ids))
@@ -161,16 +164,13 @@ def _from_columns(columns: Mapping[str, Any]) -> _Listed:
             f"expected a column with the videos' ids, called {', '.join(ID_NAMES[:6])} …; got {first_few(columns)}"
         )
     rest = [c for c in columns if c not in (name, label) and c.lower() not in (*NOTE_NAMES, *ID_NAMES, *LABEL_NAMES)]
+    note = None
     if label is None and rest:
-        warnings.warn(
-            f"columns {first_few(rest)} are not understood: no labels were found, in a column called "
-            f"{', '.join(LABEL_NAMES[:4])} …",
-            VidfuseWarning,
-            stacklevel=2,
-        )
+        note = f"no labels: columns {first_few(rest)} are none of {', '.join(LABEL_NAMES[:4])} …"
     return _Listed(
         None if name is None else [str(value) for value in _listed(columns[name])],
         None if label is None else _listed(columns[label]),
+        note,
     )
 
 

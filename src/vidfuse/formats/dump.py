@@ -70,11 +70,14 @@ def read_dump(
                 dump = read_parquet(content.stream, classes=classes, columns=columns, id=id_column)
             else:
                 dump = read_layout(content, Ask(stored.size, head, id_column))
-        return _checked(dump, to_ids if id_column != NO_IDS else None, classes)
+        dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes)
     except MemoryError as error:
         raise InputError(f"{file}: it asks for more memory than there is") from error
     except InputError as error:
         raise error if str(file) in str(error) else InputError(f"{file}: {error}") from error
+    for note in dump.notes:
+        warnings.warn(f"{file}: {note}", VidfuseWarning, stacklevel=2)
+    return dump
 
 
 def _read_folder(folder: Path) -> Dump:
@@ -123,19 +126,21 @@ def without_repeats(dump: Dump) -> Dump:
     same = [row for row in again.tolist() if _same_scores(dump, row, int(first[inverse[row]]))]
     if not same or len(same) < len(again):
         return dump
-    warnings.warn(
+    note = (
         f"{len(same)} of {len(dump.ids)} rows repeat the id and the scores of another row, as a distributed sampler "
-        f"makes them; left out: {first_few(dump.ids[same])}",
-        VidfuseWarning,
-        stacklevel=2,
+        f"makes them; left out: {first_few(dump.ids[same])}"
     )
     kept = np.ones(len(dump.ids), dtype=bool)
     kept[same] = False
-    return _rows(dump, np.flatnonzero(kept))
+    return replace(_rows(dump, np.flatnonzero(kept)), notes=(*dump.notes, note))
 
 
 def cut_padding(dump: Dump, n: int) -> Dump:
-    """Leave out the rows beyond N of a dump without ids if they repeat its first rows, as a sampler's padding does."""
+    """Leave out the rows beyond N of a dump without ids if they repeat its first rows, as a sampler's padding does.
+
+    Warns:
+        VidfuseWarning: It had such rows.
+    """
     extra = len(dump.scores) - n
     if not 0 < extra <= n or not all(_same_scores(dump, n + row, row) for row in range(extra)):
         return dump

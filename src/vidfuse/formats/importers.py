@@ -169,7 +169,7 @@ def _read_member(
         )
     kind = _kind(asked.kind, dump.kind, path)
     if asked.annotations is not None:
-        listed = read_annotations(asked.annotations, dump.classes if classes is None else classes, ids=ids)
+        listed = read_annotations(asked.annotations, dump.classes or classes, ids=ids)
         dump = _with_annotations(dump, listed, path)
     if isinstance(labels, str) and labels == "dump":
         _check_not_placeholders(dump.labels, path)
@@ -295,8 +295,8 @@ def _check_not_one_based(dump: Dump, path: Path) -> None:
     if labels.min() >= 1 and (labels.max() == k or lower > right + 3 * np.sqrt(right + lower + 1)):
         raise InputError(
             f"{path}: its labels run from {labels.min()} to {labels.max()} for {k} classes, and predictions are right "
-            f"for {lower} of {len(labels)} videos if they count from 1, for {right} as they stand: write labels from 0, "
-            f'or name the classes "1" … "{k}" with {option("classes")}'
+            f"for {lower} of {len(labels)} videos if they count from 1, for {right} as they stand: write labels from "
+            f'0, or name the classes "1" … "{k}" with {option("classes")}'
         )
 
 

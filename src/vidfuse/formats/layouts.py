@@ -6,7 +6,6 @@ taken. Roles are told by names, by position where a tool always writes the same 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
-from vidfuse.errors import InputError, VidfuseWarning, option
+from vidfuse.errors import InputError, option
 from vidfuse.formats.containers import SPARE_BYTES
 from vidfuse.stack.frames import ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, Dump, called
 
@@ -68,6 +67,11 @@ def read_layout(content: Any, ask: Ask) -> Dump:
     """
     layout = next((layout for layout in LAYOUTS if layout.fits(content)), None)
     if layout is None:
+        listed = isinstance(content, list) and len(content) == 2 and as_names(content[0]) is not None
+        if listed or as_names(content) is not None:
+            raise InputError(
+                f"expected predictions, got a list of videos, without scores; pass it with {option('annotations')}"
+            )
         raise InputError(
             f"expected predictions, got {describe(content)}; known are: {'; '.join(known.name for known in LAYOUTS)}"
         )
@@ -268,8 +272,8 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     if "classes" in content and content["classes"] is not None:
         dump = replace(dump, classes=tuple(_some_names(content["classes"], "classes")))
     kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
-    _name_the_rest(content, used, n, dump.ids is None and ask.id_column is None)
-    return replace(dump, kind=kind[0] if kind else None)
+    notes = _rest(content, used, n, dump.ids is None and ask.id_column is None)
+    return replace(dump, kind=kind[0] if kind else None, notes=(*dump.notes, *notes))
 
 
 def _score_key(content: Mapping[str, Any], ask: Ask) -> str:
@@ -318,8 +322,8 @@ def _some_names(value: Any, key: str) -> list[str]:
     return names
 
 
-def _name_the_rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool) -> None:
-    """Refuse texts that can only be the ids nobody recognised; name everything else that is left out."""
+def _rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool) -> list[str]:
+    """Refuse texts that can only be the ids nobody recognised; note everything else that is left out."""
     rest = [k for k in content if k not in used and k.lower() not in NOTE_NAMES and k.lower() not in SCORE_NAMES]
     ids = [key for key in rest if (names := as_names(content[key])) and len(names) == n == len(set(names)) and n > 1]
     if ids and without_ids:
@@ -328,9 +332,8 @@ def _name_the_rest(content: Mapping[str, Any], used: set[str], n: int, without_i
             f"{option('id_column', NO_IDS)} if they are not"
         )
     rest = [key for key in rest if content[key] is not None]
-    if rest:
-        what = ", ".join(f"{key!r} ({describe(content[key])})" for key in rest[:5])
-        warnings.warn(f"not understood, and left out: {what}", VidfuseWarning, stacklevel=2)
+    what = ", ".join(f"{key!r} ({describe(content[key])})" for key in rest[:5])
+    return [f"not understood, and left out: {what}{', …' if len(rest) > 5 else ''}"] if rest else []
 
 
 def _is_by_id(content: Any) -> bool:

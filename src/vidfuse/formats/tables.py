@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, Final
 
 import numpy as np
@@ -68,7 +68,8 @@ def read_csv(
     rows, lines = split_rows(text)
     if not rows:
         raise InputError("expected rows of predictions, got none")
-    if _has_header(rows[0]):
+    named = _has_header(rows)
+    if named:
         header = rows.pop(0)
         del lines[0]
     else:
@@ -82,20 +83,23 @@ def read_csv(
     table = dict(zip(header, np.array(rows, dtype=object).T, strict=True))  # the strings themselves, not copies
     if len(table) != width:
         raise InputError(f"expected unique column names, got {first_few(sorted(set(_repeated(header))))} twice")
+    if not named and columns is None:
+        _check_scores_alone({name: cells for name, cells in table.items() if name != id_column})
     return read_frame(table, id=id_column, columns=columns, classes=classes, text=True)
 
 
-def _has_header(first: Sequence[str]) -> bool:
+def _has_header(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first line holds names: something that is no number, or classes numbered one after the other.
 
     ==========================  ==================================================
     ``id,0,1,2``                names: a usual name of ids
-    ``0,1,2`` and ``,0,1,2``    names: consecutive whole numbers
+    ``0,1,2`` and ``,0,1,2``    names: consecutive whole numbers, with fractions in the next line
     ``a,0.1,0.9``               no names: numbers after an id
     ``0.3,0.1,0.6``             no names
     ``a,3``                     no names: a label after an id
     ==========================  ==================================================
     """
+    first = rows[0]
     if first[0].lower() in ID_NAMES:
         return True
     numbers = [cell for cell in (first if _is_number(first[0]) else first[1:]) if _is_number(cell)]
@@ -103,7 +107,22 @@ def _has_header(first: Sequence[str]) -> bool:
         return True
     whole = all(cell.isascii() and cell.isdigit() and len(cell) < 10 for cell in numbers)
     start = int(numbers[0]) if whole else 0
-    return whole and len(numbers) > 1 and [int(cell) for cell in numbers] == list(range(start, start + len(numbers)))
+    consecutive = whole and [int(cell) for cell in numbers] == list(range(start, start + len(numbers)))
+    return consecutive and len(rows) > 1 and any(_is_number(cell) and not cell.isdigit() for cell in rows[1][1:])
+
+
+def _check_scores_alone(table: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a column of whole numbers beside scores, which no name explains: a label, or a count."""
+    whole = [
+        number
+        for number, cells in enumerate(table.values(), start=1)
+        if all(cell.lstrip("-").isdigit() for cell in cells) and not set(cells) <= {"0", "1"}
+    ]
+    if whole and len(whole) < len(table):
+        raise InputError(
+            f"there is no line with the columns' names, and score column {whole[0]} holds whole numbers where others "
+            "hold fractions: a label? Give the file a first line such as id,label,p0,p1"
+        )
 
 
 def _numbered_header(rows: Sequence[Sequence[str]], id_column: str | None) -> tuple[str, list[str]]:

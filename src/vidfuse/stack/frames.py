@@ -92,6 +92,7 @@ class Dump:
         classes: The dump's own class names, or None.
         kind: What the dump itself says that its numbers are, or None.
         chunks: The views are the pieces of one test, of which the tool that wrote them keeps the mean alone.
+        notes: What was left out or put in order while it was read, for a warning.
     """
 
     scores: NDArray[Any] | list[NDArray[Any]]
@@ -100,6 +101,7 @@ class Dump:
     classes: tuple[str, ...] | None = None
     kind: str | None = None
     chunks: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def reordered(dump: Dump, classes: Sequence[str]) -> Dump:
@@ -111,8 +113,9 @@ def reordered(dump: Dump, classes: Sequence[str]) -> Dump:
         InputError: The dump's own classes are others.
 
     Example:
-        >>> reordered(Dump(np.array([[1.0, 2.0]]), np.array([0]), None, ("b", "a")), ["a", "b"])
-        Dump(scores=array([[2., 1.]]), labels=array([1]), ids=None, classes=('a', 'b'), kind=None, chunks=False)
+        >>> dump = reordered(Dump(np.array([[1.0, 2.0]]), np.array([0]), None, ("b", "a")), ["a", "b"])
+        >>> dump.scores.tolist(), dump.labels.tolist(), dump.classes
+        ([[2.0, 1.0]], [1], ('a', 'b'))
     """
     own, wanted = dump.classes, tuple(classes)
     if own is None or own == wanted:
@@ -164,7 +167,7 @@ def read_frame(
     listed = frame if isinstance(frame, Mapping) else getattr(frame, "column_names", getattr(frame, "columns", None))
     if listed is None:
         raise InputError(f"expected a pandas, polars or pyarrow table, got {type(frame).__name__}")
-    table = _Table(frame, [str(name) for name in listed], text)
+    table = _Table(frame, list(listed), text)
     chosen_id = _id_column(table, id)
     ids = None if chosen_id is None else table.ids(chosen_id)
     rest = [name for name in table.names if name != chosen_id]
@@ -174,28 +177,33 @@ def read_frame(
     chosen_label = _label_column(table, rest, label)
     rest = [name for name in rest if name != chosen_label]
     votes = called(rest, _VOTES)
-    if columns is None and (votes if votes and len(rest) == 1 else not rest and chosen_label):
+    others = [
+        n for n in rest if n != votes and n.lower() not in (*NOTE_NAMES, *ID_NAMES) and not _INDEX.match(n.lower())
+    ]
+    if columns is None and not others and (votes or chosen_label):
         return _votes(table, votes, chosen_label, ids, classes)
-    chosen, named = _score_columns(table, rest, columns, chosen_id, id)
+    chosen, named, notes = _score_columns(table, rest, columns, chosen_id, id)
     own = tuple(chosen) if named else None
     if own is not None and columns is not None and not isinstance(classes, str | None) and set(own) != set(classes):
         own = None  # columns in class order, called otherwise
     names = sorted_classes(classes, own or (None if chosen_label is None else table.texts(chosen_label)))
     scores = np.stack([table.floats(name) for name in chosen], axis=1)
     labels = None if chosen_label is None else label_indices(table.texts(chosen_label), own or names)
-    dump = Dump(scores, labels, ids, own)
+    dump = Dump(scores, labels, ids, own, notes=tuple(notes))
     return dump if names is None else reordered(dump, names)
 
 
 class _Table:
     """A table's columns by name, as numbers and as texts."""
 
-    def __init__(self, frame: Any, names: list[str], text: bool) -> None:
-        self.frame, self.names, self.text = frame, names, text
+    def __init__(self, frame: Any, names: Sequence[Any], text: bool) -> None:
+        self.frame, self.text = frame, text
+        self.keys = {str(name): name for name in names}  # pandas' columns may be called by numbers
+        self.names = list(self.keys)
         self._numbers: dict[str, NDArray[Any] | None] = {}
 
     def values(self, name: str) -> NDArray[Any]:
-        column = self.frame[name]
+        column = self.frame[self.keys[name]]
         return as_array(column.to_numpy() if hasattr(column, "to_numpy") else column, f"column {name!r}")
 
     def texts(self, name: str) -> list[str]:
@@ -293,22 +301,22 @@ def _long_columns(rest: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _score_columns(
-    table: _Table, rest: list[str], given: Sequence[str] | str | None, id: str | None, said: str | None
-) -> tuple[list[str], bool]:
-    """Choose the columns of the scores, in class order, and say whether their names are the classes'.
+    table: _Table, rest: list[str], given: Sequence[str] | str | None, id: str | None, asked: str | None
+) -> tuple[list[str], bool, list[str]]:
+    """Choose the columns of the scores, in class order; say whether their names are the classes', and what to note.
 
     ========================  =================================================================================
     given                     those, in the order given; a pattern's in the order of their numbers
-    one numbered set          those, in the order of their numbers. Others are left out with a warning if they
-                              hold texts or whole numbers, without one if their name says that they are notes,
-                              and refused if they could be scores, or ids where none were found
+    one numbered set          those, in the order of their numbers. Others are left out with a note if they hold
+                              texts or whole numbers, without one if their name says what they are, and refused
+                              if they could be scores, or ids where none were found
     several numbered sets     refused: which?
     none                      all, as classes by name; refused if some hold texts, or whole numbers beside
                               fractions
     ========================  =================================================================================
     """
     if given is not None:
-        return _given_columns(table.names, given)
+        return (*_given_columns(table.names, given), [])
     index = [name for name in rest if _INDEX.match(name.lower())]
     rest = [name for name in rest if name not in index]
     runs = _numbered_sets(rest)
@@ -328,7 +336,7 @@ def _score_columns(
     if could_be:
         what = f"beside {first_few(chosen, 2)}" if runs else "among columns called by their classes"
         raise InputError(f"columns {first_few(could_be)} {what}: scores or not? If not, {advice}")
-    if id is None and said is None:
+    if id is None and asked is None:
         distinct = [name for name in odd if table.is_distinct(name)]
         if distinct:
             raise InputError(
@@ -336,8 +344,7 @@ def _score_columns(
                 f"{first_few(distinct)}? Say {option('id_column', distinct[0])}, or {option('id_column', NO_IDS)} if "
                 "there is none"
             )
-    if odd:
-        warnings.warn(f"columns {first_few(odd, 10)} are no scores, and left out", VidfuseWarning, stacklevel=2)
+    said = [f"columns {first_few(odd, 10)} are no scores, and left out"] if odd else []
     chosen = [name for name in chosen if name not in notes]
     if len(chosen) < 2:
         raise InputError(
@@ -346,12 +353,9 @@ def _score_columns(
         )
     ordered = _by_number(chosen)
     if ordered != [name for name in rest if name in chosen]:
-        warnings.warn(
-            f"columns {first_few([n for n in rest if n in chosen], 4)} are taken in the order of their numbers",
-            VidfuseWarning,
-            stacklevel=2,
-        )
-    return ordered, not runs
+        before = first_few([name for name in rest if name in chosen], 4)
+        said.append(f"columns {before} are taken in the order of their numbers")
+    return ordered, not runs, said
 
 
 def _cannot_be_scores(table: _Table, name: str, fractions: bool) -> bool:
@@ -520,8 +524,12 @@ def frame_arrays(
     for name, frame in frames.items():
         try:
             dumps[name] = read_frame(frame, id=id, label=label, columns=columns)
+            if np.ndim(dumps[name].scores) == 1:
+                raise InputError("expected at least two columns of scores, got predicted classes alone")
         except InputError as error:
             raise InputError(f"member {name!r}: {error}") from error
+        for note in dumps[name].notes:
+            warnings.warn(f"member {name!r}: {note}", VidfuseWarning, stacklevel=3)
     labelled = {name: dump.labels for name, dump in dumps.items() if dump.labels is not None and label is not None}
     return {
         "arrays": {name: dump.scores for name, dump in dumps.items()},
