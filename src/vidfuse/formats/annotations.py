@@ -16,9 +16,10 @@ from vidfuse._checks import check_ids, first_few
 from vidfuse._paths import IdRule, name_ids
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
-from vidfuse.formats.layouts import as_labels, as_names, describe
 from vidfuse.formats.tables import read_parquet_columns, split_rows
-from vidfuse.stack.frames import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, label_indices, sorted_classes
+from vidfuse.formats.values import as_labels, as_names, describe
+from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called
+from vidfuse.stack.frames import label_indices, sorted_classes
 
 __all__ = ["Annotations", "read_annotations"]
 

@@ -23,7 +23,8 @@ from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import Ask, read_layout
 from vidfuse.formats.ranks import is_rank_text, rank_files, read_ranks
 from vidfuse.formats.tables import read_csv, read_parquet
-from vidfuse.stack.frames import NO_IDS, Dump, reordered
+from vidfuse.stack.columns import NO_IDS
+from vidfuse.stack.frames import Dump, reordered
 
 __all__ = ["cut_padding", "read_dump"]
 

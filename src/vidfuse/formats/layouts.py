@@ -6,7 +6,7 @@ taken. Roles are told by names, by position where a tool always writes the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -15,10 +15,22 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
 from vidfuse.errors import InputError, option
-from vidfuse.formats.containers import SPARE_BYTES
-from vidfuse.stack.frames import ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, Dump, called
+from vidfuse.formats.values import (
+    as_labels,
+    as_names,
+    describe,
+    is_cells,
+    is_matrix,
+    is_row,
+    is_video,
+    label_values,
+    stack_videos,
+    whole,
+)
+from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
+from vidfuse.stack.frames import Dump
 
-__all__ = ["LAYOUTS", "Ask", "Layout", "as_labels", "as_names", "describe", "read_layout"]
+__all__ = ["LAYOUTS", "Ask", "Layout", "read_layout"]
 
 SCORE_NAMES: Final = (
     *("scores", "logits", "preds", "pred_scores", "probabilities", "pred_score", "score", "probs", "prob", "logit"),
@@ -78,169 +90,22 @@ def read_layout(content: Any, ask: Ask) -> Dump:
     return layout.read(content, ask)
 
 
-# What a value can be, by its type.
-
-
-def as_names(value: Any) -> list[str] | None:
-    """A list of texts, if that is what the value is."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "USO" or value.size != len(np.atleast_1d(value)):
-            return None
-        value = value.reshape(-1).tolist()
-    if not isinstance(value, list) or not value or not all(isinstance(item, str | bytes) for item in value):
-        return None
-    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in value]
-
-
-def as_labels(value: Any) -> NDArray[np.int64] | None:
-    """Integers (N,), if that is what the value is: an array, a column, or a list of numbers or one-element arrays."""
-    if isinstance(value, list) and value and all(isinstance(item, int | np.ndarray) for item in value):
-        if not all(isinstance(item, int) or (item.size == 1 and item.dtype.kind in "iu") for item in value):
-            return None
-        value = np.array([item if isinstance(item, int) else int(item.reshape(-1)[0]) for item in value])
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim not in (1, 2):
-        return None
-    return value.reshape(-1).astype(np.int64) if value.size == len(value) else None
-
-
-def _label_values(value: Any, n: int) -> NDArray[Any] | None:
-    """Labels under a name that says so: integers, or whole numbers as floats (3.0 is 3)."""
-    found = as_labels(value)
-    if found is not None:
-        return found
-    if as_names(value):
-        raise InputError(f"expected labels as class indices, got names; pass {option('annotations')}")
-    array = np.array(value) if isinstance(value, list) and _is_numbers(value) else value
-    if isinstance(array, np.ndarray) and array.dtype == object:
-        array = np.array([_whole(cell) for cell in array.reshape(-1).tolist()])
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise InputError(f"expected one label for each video, got {describe(value)}")
-    if array.dtype.kind == "f" and array.size == len(np.atleast_1d(array)) and (array == np.floor(array)).all():
-        return array.reshape(-1).astype(np.int64)
-    if array.shape[:1] != (n,) or array.size != n:
-        raise InputError(
-            f"expected one label for each of {n} videos, got shape {array.shape}; vidfuse fuses single-label "
-            "classification only"
-        )
-    raise InputError(f"expected integer labels, got dtype {array.dtype}")
-
-
-def _whole(value: Any) -> int:
-    flat = isinstance(value, int | float | np.ndarray) or _is_numbers(value)
-    array = np.asarray(value) if flat else None
-    if array is None:
-        raise InputError(f"expected one label for each video, got {describe(value)}")
-    if array.size != 1:
-        raise InputError(
-            f"expected one label for each video, got {array.size}; vidfuse fuses single-label classification only"
-        )
-    number = array.reshape(-1)[0]
-    if array.dtype.kind not in "iuf" or number != int(number):
-        raise InputError(f"expected integer labels, got dtype {array.dtype}")
-    return int(number)
-
-
-def _is_numbers(value: Any) -> bool:
-    """Whether this is a flat list of numbers."""
-    return isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
-
-
-def _is_video(value: Any) -> bool:
-    """Whether these can be the scores of one video: (K,), (V, K) or (segments, crops, K), as an array or as lists."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind == "f" and value.ndim in (1, 2, 3) and value.shape[-1] > 1
-    if _is_numbers(value):
-        return len(value) > 1 and any(isinstance(item, float) for item in value)
-    return isinstance(value, list) and bool(value) and all(_is_numbers(view) and _is_video(view) for view in value)
-
-
-def _is_matrix(value: Any) -> bool:
-    """Whether these can be the scores of all videos: (N, K) or (N, V, K), or one array a video."""
-    if isinstance(value, np.ndarray):
-        return value.ndim in (2, 3) and value.dtype.kind == "f"
-    return isinstance(value, list) and len(value) > 0 and all(_is_video(video) for video in value)
-
-
-def _is_cells(value: Any) -> bool:
-    """Whether this is an array of objects, as TSN's toolkit writes one."""
-    return isinstance(value, np.ndarray) and value.dtype == object and value.ndim > 0 and value.size > 0
-
-
-def _is_row(value: Any) -> bool:
-    """Whether this is one video as a row of two or three cells, one of them its scores."""
-    return (
-        isinstance(value, list)
-        and len(value) in (2, 3)
-        and [_is_video(cell) for cell in value].count(True) == 1
-        and all(_is_video(cell) or _is_mark(cell) for cell in value)
-    )
-
-
-def _is_mark(value: Any) -> bool:
-    """Whether this is a name, an index or a label."""
-    return isinstance(value, str | int) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu")
-
-
-def _stacked(videos: Iterable[Any], ask: Ask) -> NDArray[Any] | list[NDArray[Any]]:
-    """Stack each video's scores, (K,), (V, K) or (segments, crops, K); videos with different V stay a list."""
-    flat: list[NDArray[Any]] = []
-    left = SPARE_BYTES + 8 * ask.size
-    for row, video in enumerate(videos):
-        left -= video.nbytes if isinstance(video, np.ndarray) else 8 * _length(video)
-        if left < 0:  # a pickle may name one array a thousand times
-            raise InputError("its videos repeat the same numbers far beyond the file's size; a damaged file?")
-        array = video if isinstance(video, np.ndarray) else _from_lists(video, row)
-        if array.dtype.kind != "f" or array.ndim not in (1, 2, 3) or not array.size:
-            raise InputError(
-                f"row {row}: expected floating-point scores (K,), (V, K) or (segments, crops, K), got dtype "
-                f"{array.dtype}, shape {array.shape}"
-            )
-        flat.append(array if array.ndim < 3 else array.reshape(-1, array.shape[-1]))
-    widths = {array.shape[-1] for array in flat}
-    if len(widths) > 1 or len({array.ndim for array in flat}) > 1:
-        raise InputError(f"videos have different numbers of classes or axes: {first_few(sorted(widths))} classes")
-    if not flat:
-        raise InputError("expected predictions of at least one video, got none")
-    if flat[0].ndim == 2 and all(len(array) == 1 for array in flat):
-        flat = [array[0] for array in flat]  # (1, K) is (K,): one view of every video is no axis
-    if len({array.shape for array in flat}) == 1:
-        return np.stack(flat)
-    return flat
-
-
-def _length(video: Any) -> int:
-    return sum(len(view) if isinstance(view, list) else 1 for view in video) if isinstance(video, list) else 1
-
-
-def _from_lists(video: Any, row: int) -> NDArray[Any]:
-    if _is_numbers(video):
-        return np.array(video, dtype=np.float64)
-    if isinstance(video, list) and all(_is_numbers(view) and len(view) == len(video[0]) for view in video):
-        return np.array(video, dtype=np.float64)
-    raise InputError(
-        f"row {row}: expected the scores of one video, got {describe(video)}; re-save them as NumPy arrays"
-    )
-
-
-# The layouts.
-
-
 def _is_named(content: Any) -> bool:
     """Whether a dict names arrays: it has scores by a usual name, or arrays of all videos beside other things."""
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         return False
     if called(content, SCORE_NAMES) and any(_holds_scores(v) for k, v in content.items() if k.lower() in SCORE_NAMES):
         return True
-    matrices = [value for value in content.values() if _is_matrix(value)]
+    matrices = [value for value in content.values() if is_matrix(value)]
     if len(matrices) < len(content):
-        return len(matrices) == 1 or (bool(matrices) and not all(map(_is_video, content.values())))
+        return len(matrices) == 1 or (bool(matrices) and not all(map(is_video, content.values())))
     return len(matrices) == 1 or min(map(len, matrices)) > len(matrices)  # views of two videos, or two heads?
 
 
 def _holds_scores(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], list | dict | np.ndarray) and as_labels(value) is None
-    return _is_matrix(value) or _is_cells(value) or (isinstance(value, dict) and bool(value))
+    return is_matrix(value) or is_cells(value) or (isinstance(value, dict) and bool(value))
 
 
 def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
@@ -251,7 +116,7 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     key = _score_key(content, ask)
     value = content[key]
     used = {key}
-    if isinstance(value, np.ndarray) and not _is_cells(value):
+    if isinstance(value, np.ndarray) and not is_cells(value):
         dump = Dump(value)
     else:
         dump = read_layout(value, replace(ask, id_column=None))
@@ -262,7 +127,7 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
         given = content[label_key]
         if isinstance(given, dict) and dump.ids is not None:
             given = [given.get(name) for name in dump.ids.tolist()]
-        labels = _label_values(given, n)
+        labels = label_values(given, n)
         # TSN's rows carry their own labels; those beside them may be a placeholder of another length.
         dump = replace(dump, labels=labels if dump.labels is None or len(labels) == n else dump.labels)  # type: ignore[arg-type]
     id_key = _id_key(content, ask)
@@ -272,13 +137,15 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     if "classes" in content and content["classes"] is not None:
         dump = replace(dump, classes=tuple(_some_names(content["classes"], "classes")))
     kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
+    if ask.head is not None:  # what belongs to the other heads is known, and not wanted
+        used |= {name for name, other in content.items() if is_matrix(other) or name.endswith(_HEAD_LABELS)}
     notes = _rest(content, used, n, dump.ids is None and ask.id_column is None)
     return replace(dump, kind=kind[0] if kind else None, notes=(*dump.notes, *notes))
 
 
 def _score_key(content: Mapping[str, Any], ask: Ask) -> str:
     usual = [k for k in content if k.lower() in SCORE_NAMES and _holds_scores(content[k])]
-    matrices = [key for key, value in content.items() if _is_matrix(value) or _is_cells(value)]
+    matrices = [key for key, value in content.items() if is_matrix(value) or is_cells(value)]
     choices = usual if len(usual) == 1 or not matrices else [k for k in content if k in usual or k in matrices]
     if ask.head is not None and (len(choices) != 1 or ask.head in content):
         return _head(choices or list(content), ask.head)
@@ -337,11 +204,11 @@ def _rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool)
 
 
 def _is_by_id(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content) and all(_is_video(value) for value in content.values())
+    return isinstance(content, dict) and bool(content) and all(is_video(value) for value in content.values())
 
 
 def _read_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
-    return Dump(_stacked(content.values(), ask), ids=_keys(content))
+    return Dump(stack_videos(content.values(), ask.size), ids=_keys(content))
 
 
 def _keys(content: Mapping[Any, Any]) -> NDArray[np.str_]:
@@ -353,7 +220,7 @@ def _is_rows_by_id(content: Any) -> bool:
         isinstance(content, dict)
         and bool(content)
         and all(
-            _is_row(value) or (isinstance(value, dict) and _score_of(value) is not None) for value in content.values()
+            is_row(value) or (isinstance(value, dict) and _score_of(value) is not None) for value in content.values()
         )
     )
 
@@ -391,7 +258,7 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
         found, key = _score_of(sample), ""
         heads = found if isinstance(found, dict) else None
         if found is None:
-            heads = {key: value for key, value in sample.items() if isinstance(key, str) and _is_video(value)}
+            heads = {key: value for key, value in sample.items() if isinstance(key, str) and is_video(value)}
         if heads is not None:
             if not heads:
                 raise InputError(f"row {row}: expected a dict with pred_score, got {first_few(sample)}")
@@ -405,9 +272,9 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
         if isinstance(label, dict):
             label = label.get(key, next(iter(label.values()), None))
         if label is not None:
-            labels.append(_whole(label))
+            labels.append(whole(label))
     return Dump(
-        _stacked(scores, ask),
+        stack_videos(scores, ask.size),
         np.array(labels, dtype=np.int64) if len(labels) == len(samples) else None,
         np.array([str(name) for name in ids]) if len(ids) == len(samples) else None,
     )
@@ -423,7 +290,7 @@ def _parts(content: Any) -> dict[str, Any] | None:
             return None
         role = (
             "ids" if as_names(part) is not None
-            else "scores" if _is_matrix(part)
+            else "scores" if is_matrix(part)
             else "labels" if as_labels(part) is not None
             else None
         )  # fmt: skip
@@ -437,7 +304,7 @@ def _read_parts(content: Sequence[Any], ask: Ask) -> Dump:
     found = _parts(content) or {}
     scores = found["scores"]
     return Dump(
-        scores if isinstance(scores, np.ndarray) else _stacked(scores, ask),
+        scores if isinstance(scores, np.ndarray) else stack_videos(scores, ask.size),
         as_labels(found["labels"]) if "labels" in found else None,
         np.array(as_names(found["ids"])) if "ids" in found else None,
     )
@@ -448,12 +315,12 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask) -> Dump:
 
     A text is the id wherever it stands. Positions 0 … N − 1 in any order put the rows in that order.
     """
-    at = next(place for place, cell in enumerate(rows[0]) if _is_video(cell))
+    at = next(place for place, cell in enumerate(rows[0]) if is_video(cell))
     before, after = [row[:at] for row in rows], [row[at + 1 :] for row in rows]
-    scores = _stacked((row[at] for row in rows), ask)
+    scores = stack_videos((row[at] for row in rows), ask.size)
     ids = [next((cell for cell in row if isinstance(cell, str)), None) for row in rows]
-    labels = [[_whole(cell) for cell in row if not isinstance(cell, str)] for row in after]
-    positions = [[_whole(cell) for cell in row if not isinstance(cell, str)] for row in before]
+    labels = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in after]
+    positions = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in before]
     if any(len(found) != len(labels[0]) for found in labels) or len(labels[0]) > 1:
         raise InputError(f"expected rows of scores and one label, got rows like {describe(rows[0])}")
     dump = Dump(
@@ -474,12 +341,12 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask) -> Dump:
 def _read_cells(cells: NDArray[Any], ask: Ask) -> Dump:
     """TSN's toolkit and its forks: an object array of arrays (segments, crops, K), or of rows (array, label)."""
     rows = cells.reshape(len(cells), -1).tolist()
-    if all(_is_row(row) for row in rows):
+    if all(is_row(row) for row in rows):
         return _read_rows(rows, ask)
     if cells.ndim == 1:
         return read_layout(cells.tolist(), ask)
     # One object array of numbers, or of arrays, for each video.
-    return Dump(_stacked([_joined(row) for row in rows], ask))
+    return Dump(stack_videos([_joined(row) for row in rows], ask.size))
 
 
 def _joined(row: list[Any]) -> Any:
@@ -488,8 +355,8 @@ def _joined(row: list[Any]) -> Any:
 
 def _read_votes(content: Any, ask: Ask) -> Dump:
     if isinstance(content, dict):
-        return Dump(_label_values(list(content.values()), len(content)), ids=_keys(content))  # type: ignore[arg-type]
-    return Dump(_label_values(content, len(content)))  # type: ignore[arg-type]
+        return Dump(label_values(list(content.values()), len(content)), ids=_keys(content))  # type: ignore[arg-type]
+    return Dump(label_values(content, len(content)))  # type: ignore[arg-type]
 
 
 LAYOUTS: Final = (
@@ -499,40 +366,12 @@ LAYOUTS: Final = (
     Layout("{id: label}, as votes", _is_labels_by_id, _read_votes),
     Layout("an array (N, K) or (N, V, K)", lambda c: isinstance(c, np.ndarray) and c.dtype.kind == "f" and c.ndim > 1,
            lambda c, ask: Dump(c)),
-    Layout("an array of objects, one for each video", _is_cells, _read_cells),
+    Layout("an array of objects, one for each video", is_cells, _read_cells),
     Layout("MMAction2's list of dicts", _is_dicts, _read_dicts),
     Layout("PySlowFast's [scores, labels], or [ids, scores, labels]", lambda c: _parts(c) is not None, _read_parts),
-    Layout("a list of [scores, label]", lambda c: isinstance(c, list) and bool(c) and all(map(_is_row, c)), _read_rows),
+    Layout("a list of [scores, label]", lambda c: isinstance(c, list) and bool(c) and all(map(is_row, c)), _read_rows),
     Layout("a list of one array, or list of numbers, for each video",
-           lambda c: isinstance(c, list) and bool(c) and all(_is_video(v) or isinstance(v, np.ndarray) for v in c),
-           lambda c, ask: Dump(_stacked(c, ask))),
+           lambda c: isinstance(c, list) and bool(c) and all(is_video(v) or isinstance(v, np.ndarray) for v in c),
+           lambda c, ask: Dump(stack_videos(c, ask.size))),
     Layout("a list of labels, as votes", lambda c: as_labels(c) is not None, _read_votes),
 )  # fmt: skip
-
-
-def describe(content: Any) -> str:
-    """Say in a few words what a content looks like.
-
-    Example:
-        >>> describe({"a": np.zeros((2, 3)), "b": [1, 2]})
-        "a dict of 2: 'a' (an array (2, 3) of float64), 'b' (a list of 2, the first a int)"
-    """
-    if isinstance(content, np.ndarray):
-        return f"an array {content.shape} of {content.dtype}"
-    if isinstance(content, dict):
-        if not content:
-            return "an empty dict"
-        if len(content) > 8 and len({v.shape for v in content.values() if isinstance(v, np.ndarray)}) > 4:
-            return f"a dict of {len(content)} arrays of many shapes: the weights of a network?"
-        shown = ", ".join(
-            f"{key!r} ({describe(value) if not isinstance(value, dict) else 'a dict'})"
-            for key, value in list(content.items())[:3]
-        )
-        return f"a dict of {len(content)}: {shown}{', …' if len(content) > 3 else ''}"
-    if isinstance(content, list):
-        if not content:
-            return "an empty list"
-        first = content[0]
-        what = describe(first) if isinstance(first, np.ndarray) else f"a {type(first).__name__}"
-        return f"a list of {len(content)}, the first {what}"
-    return f"{type(content).__name__} {str(content)[:40]!r}"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
 from vidfuse.errors import InputError, MissingExtraError, option
-from vidfuse.stack.frames import ID_NAMES, NO_IDS, Dump, read_frame
+from vidfuse.stack.columns import ID_NAMES, NO_IDS
+from vidfuse.stack.frames import Dump, read_frame
 
 __all__ = ["read_csv", "read_parquet", "read_parquet_columns", "split_rows"]
 
