@@ -19,6 +19,9 @@ HOW_READ = {  # the options that say how predictions are read, where none is giv
     "annotations": [],
     "no_labels": False,
     "head": [],
+    "columns": [],
+    "id_column": [],
+    "ids": "path",
     "classes": None,
     "class_map": [],
     "repeats": None,
@@ -90,7 +93,7 @@ def test_import_reads_what_other_tools_dump(tmp_path):
 
 def test_import_needs_the_kind_and_names(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros((3, 2)))
-    assert "say --kind logits, it is never guessed" in run("import", f"a={tmp_path}/b.npy", status=2).stderr
+    assert "say --kind logits, for one member or all" in run("import", f"a={tmp_path}/b.npy", status=2).stderr
     assert f"NAME={tmp_path}/b.npy" in run("import", tmp_path / "b.npy", "--kind", "logits", status=2).stderr
 
 

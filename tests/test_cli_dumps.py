@@ -167,7 +167,7 @@ def test_a_coarse_member_and_named_classes(folder):
     ("arguments", "message"),
     [
         (["reprot"], "Did you mean 'report'"),
-        (["fit", *DUMPS, "--knid", "logits"], "Did you mean '--kind'"),
+        (["fit", *DUMPS, "--knid", "logits"], "'--kind'"),
         (["fit", *DUMPS, "--weights", "swn=1", "--weights", "x3d=1"], "'swn'"),
         (["submit", "ensemble.json", "swin=swin.npy", "--kind", "probabilities"], "x3d is missing"),
         (["fit", "swin=swn.npy", "--kind", "logits"], "expected a file"),

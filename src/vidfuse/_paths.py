@@ -1,21 +1,53 @@
-"""How a video's file becomes its id: the same in lists, tables and folders."""
+"""How a video's file or name becomes its id: the same in lists, tables, dumps and folders."""
 
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, Literal, get_args
 
 from vidfuse.errors import InputError
 
-__all__ = ["VIDEO_SUFFIXES", "path_ids"]
+__all__ = ["VIDEO_SUFFIXES", "IdRule", "name_ids", "path_ids"]
 
-VIDEO_SUFFIXES: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+VIDEO_SUFFIXES: Final = frozenset(
+    {
+        *(".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe"),
+        *(".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
+    }
+)
+IdRule = Literal["path", "stem", "exact"]
+
+
+def name_ids(names: Sequence[str], rule: IdRule = "path") -> list[str]:
+    """Return the ids of videos that a file calls by these names.
+
+    Args:
+        names: Paths, file names or ids.
+        rule: "path": the path without a video's suffix, see `path_ids`; "stem": the file's name without its folders and
+            without a video's suffix; "exact": the names as they stand.
+
+    Raises:
+        InputError: An unknown rule, or a path that leads out of the data's folder.
+
+    Example:
+        >>> [name_ids(["val/run/a.mp4"], rule)[0] for rule in ("path", "stem", "exact")]
+        ['val/run/a', 'a', 'val/run/a.mp4']
+    """
+    if rule not in get_args(IdRule):
+        raise InputError(f"ids: expected one of {', '.join(map(repr, get_args(IdRule)))}, got {rule!r}")
+    if rule == "exact":
+        return list(names)
+    ids = path_ids(names)
+    return ids if rule == "path" else [name.rpartition("/")[2] for name in ids]
 
 
 def path_ids(paths: Sequence[str]) -> list[str]:
     r"""Return files' ids: their paths with slashes, without a video's suffix; absolute ones from a common folder on.
+
+    Letters that can be written in two ways in Unicode are composed (NFC): file systems differ in which they give.
 
     Raises:
         InputError: A path leads out of the data's folder.
@@ -26,7 +58,9 @@ def path_ids(paths: Sequence[str]) -> list[str]:
         >>> path_ids(["/data/val/a.mp4", "/data/val/x/b.mp4"])
         ['a', 'x/b']
     """
-    pure = [PurePosixPath(path.replace("\\", "/")) for path in paths]
+    if not any("/" in path or "\\" in path or "." in path for path in paths):  # plain ids: nothing to take apart
+        return [unicodedata.normalize("NFC", path) for path in paths]
+    pure = [PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")) for path in paths]
     absolute = [path.is_absolute() or str(path)[1:3] == ":/" for path in pure]  # C:/data too
     folders = [path.parent.parts for path, whole in zip(pure, absolute, strict=True) if whole]
     common = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))

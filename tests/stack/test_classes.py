@@ -61,7 +61,7 @@ def test_caches_of_another_class_order_are_aligned_by_name(tmp_path):
 
 def test_other_names_are_refused_with_both_sides():
     _, a, b = sample(30)
-    with pytest.raises(AlignmentError, match=r"member 'b': .* lacks 'class 0', and has 'zero'; .* class_map="):
+    with pytest.raises(AlignmentError, match=r"member 'b': .* lacks 'class 0', and has 'zero' besides; .* class_map="):
         vf.LogitStack.from_arrays({"a": a, "b": b}, classes={"a": NAMES, "b": ["zero", *NAMES[1:]]})
 
 

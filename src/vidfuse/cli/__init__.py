@@ -90,7 +90,7 @@ class _Commands(click.Group):
 
 # What users of Python say otherwise than by an option of the same name.
 _OTHERWISE: dict[tuple[Any, ...], str] = {
-    ("ids",): "--annotations",
+    ("ids",): "--annotations",  # a list of the videos; its values say how names become ids
     ("labels",): "--annotations",
     ("labels", None): "--no-labels",
     ("missing", "keep"): "--missing renormalise",

@@ -33,9 +33,30 @@ _OPTIONS = (
     click.option("--no-labels", is_flag=True, help="Take no labels from dumps: they are placeholders."),
     click.option("--head", multiple=True, metavar="[MEMBER=]HEAD", help="Which scores, where a dump has several."),
     click.option(
+        "--columns",
+        multiple=True,
+        metavar="[MEMBER=]PATTERN",
+        help="Which columns of a table are scores: a pattern such as 'p*', or their names with commas between.",
+    ),
+    click.option(
+        "--id-column",
+        multiple=True,
+        metavar="[MEMBER=]NAME",
+        help="The column, or array, of the ids; 'none' where there is none.",
+    ),
+    click.option(
+        "--ids",
+        type=click.Choice(["path", "stem", "exact"]),
+        default="path",
+        show_default=True,
+        help="How names become ids, in dumps and lists alike: the path without a video's suffix, the file's name alone "
+        "(stem), or as they stand (exact).",
+    ),
+    click.option(
         "--classes",
-        metavar="FILE|NAME,NAME,...",
-        help="The classes' names in order: a file with one a line, or the names themselves.",
+        metavar="FILE|NAME,NAME,...|sorted",
+        help="The classes' names in order: a file with one a line, or the names themselves; 'sorted' sorts those that "
+        "are found.",
     ),
     click.option(
         "--class-map",
@@ -68,7 +89,7 @@ _OPTIONS = (
 )
 
 
-_OF_DUMPS = ("kind", "annotations", "no_labels", "head", "classes", "class_map", "repeats")
+_OF_DUMPS = ("kind", "annotations", "no_labels", "head", "columns", "id_column", "classes", "class_map", "repeats")
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,9 @@ class Reading:
     annotations: tuple[str, ...]
     no_labels: bool
     head: tuple[str, ...]
+    columns: tuple[str, ...]
+    id_column: tuple[str, ...]
+    ids: Any
     classes: str | None
     class_map: tuple[str, ...]
     repeats: str | None
@@ -127,6 +151,9 @@ class Reading:
             classes=None if self.classes is None else _names(self.classes),
             class_map=_class_maps(self.class_map),
             head=options.named_values(self.head, "MEMBER=HEAD"),
+            columns=_columns(self.columns),
+            id_column=options.named_values(self.id_column, "MEMBER=NAME"),
+            ids=self.ids,
             repeats=self.repeats,
             join=self.join,
             missing={"error": "error", "leave-out": "leave-out", "renormalise": "keep"}[self.missing],
@@ -162,14 +189,29 @@ def _files(text: str) -> list[str]:
     return [text] if Path(text).exists() else [part for part in text.split(",") if part]
 
 
-def _names(text: str) -> list[str]:
-    """Return class names: the lines of a file, or the words between commas.
+def _columns(values: tuple[str, ...]) -> Any:
+    """Return which columns are scores, one value for all or by member: a pattern, or names.
 
     Example:
-        >>> _names("walk,run")
-        ['walk', 'run']
+        >>> _columns(("p*",)), _columns(("swin=walk,run", "x3d=p*"))
+        ('p*', {'swin': ['walk', 'run'], 'x3d': 'p*'})
     """
-    from vidfuse.formats.annotations import read_text
+    named = options.named_values(values, "MEMBER=PATTERN")
+    if isinstance(named, dict):
+        return {name: text.split(",") if "," in text else text for name, text in named.items()}
+    return named.split(",") if named is not None and "," in named else named
+
+
+def _names(text: str) -> list[str] | str:
+    """Return class names: the lines of a file, or the words between commas; "sorted" as it is.
+
+    Example:
+        >>> _names("walk,run"), _names("sorted")
+        (['walk', 'run'], 'sorted')
+    """
+    if text == "sorted":
+        return text
+    from vidfuse.formats.containers import read_text
 
     if Path(text).is_file():
         return [line.strip() for line in read_text(Path(text)).splitlines() if line.strip()]
@@ -182,7 +224,7 @@ def _class_maps(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]] | No
     """Read {member: {its class: classes}} from `MEMBER=FILE` options; a class may stand in several lines."""
     import csv
 
-    from vidfuse.formats.annotations import read_text
+    from vidfuse.formats.containers import read_text
 
     maps: dict[str, dict[str, list[str]]] = {}
     for member, name in options.pairs(values, "MEMBER=FILE").items():

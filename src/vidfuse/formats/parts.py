@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import did_you_mean, first_few
 from vidfuse.errors import AlignmentError, InputError, option
-from vidfuse.stack.classes import name_order
-from vidfuse.stack.frames import Dump
+from vidfuse.stack.frames import Dump, reordered
 from vidfuse.stack.join import joined_ids
 
-__all__ = ["find_files", "in_class_order", "join_dumps"]
+__all__ = ["find_files", "join_dumps"]
 
 _DIGITS: Final = re.compile(r"(\d+)")
 
@@ -61,22 +60,6 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
 
 
-def in_class_order(dump: Dump, classes: Sequence[str] | None, whose: str) -> Dump:
-    """Return a dump whose class names are those given, in another order, with its scores and labels in that order.
-
-    Raises:
-        AlignmentError: Its classes have other names.
-    """
-    if classes is None or dump.classes is None:
-        return dump
-    order = name_order(dump.classes, classes, whose)
-    if order is None:
-        return dump
-    scores = [video[..., order] for video in dump.scores] if isinstance(dump.scores, list) else dump.scores[..., order]
-    labels = None if dump.labels is None else np.argsort(order)[np.asarray(dump.labels)]
-    return Dump(scores, labels, dump.ids, tuple(classes))
-
-
 def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str_] | None, repeats: str | None) -> Dump:
     """Return the rows of several files, one after another, as one dump.
 
@@ -102,7 +85,8 @@ def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise InputError(f"expected files of the same classes and views, got videos of shape {shown}")
     first = next(iter(dumps.values()))
-    dumps = {name: in_class_order(dump, first.classes, name) for name, dump in dumps.items()}
+    if first.classes is not None:
+        dumps = {name: reordered(dump, first.classes) for name, dump in dumps.items()}
     lengths = [len(dump.scores) for dump in dumps.values()]
     ids = joined_ids({name: dump.ids for name, dump in dumps.items()}, repeats)
     if ids is None and repeats is not None:
@@ -130,4 +114,5 @@ def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str
         None if any(own is None for own in labels) else np.concatenate([np.asarray(own) for own in labels]),
         ids,
         first.classes,
+        first.kind,
     )

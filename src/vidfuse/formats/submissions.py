@@ -25,7 +25,7 @@ from vidfuse._checks import check_classes, did_you_mean, first_few
 from vidfuse._files import replace
 from vidfuse._paths import path_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
-from vidfuse.formats.annotations import read_text
+from vidfuse.formats.containers import read_text
 from vidfuse.likelihood import log_softmax
 
 __all__ = [

@@ -44,11 +44,12 @@ def name_order(own: Sequence[str], wanted: Sequence[str], whose: str) -> NDArray
         return None
     column = {name: k for k, name in enumerate(own)}
     absent = [name for name in wanted if name not in column]
-    if absent:
+    if absent or len(own) != len(wanted):
         strange = [name for name in own if name not in set(wanted)]
         raise AlignmentError(
-            f"{whose}: its classes are others: it lacks {first_few(absent)}, and has {first_few(strange)}; rename "
-            f"them, or say what belongs to what with {option('class_map')}"
+            f"{whose}: its classes are others: it lacks {first_few(absent) or 'none'}, and has "
+            f"{first_few(strange) or 'none'} besides; rename them, or say what belongs to what with "
+            f"{option('class_map')}"
         )
     return np.array([column[name] for name in wanted], dtype=np.int64)
 
