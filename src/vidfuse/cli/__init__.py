@@ -113,6 +113,8 @@ def _words_of(ctx: click.Context) -> Callable[..., str]:
             listed = [f"{key}={inner}" for key, inner in given.items()] if isinstance(given, dict) else [str(given)]
             said = " ".join(f"{said} {word}" for word in listed)
         switch = said.split()[0]
+        if (name, *value) == ("missing", "renormalise") and ctx.invoked_subcommand not in ("fit", "select"):
+            return "`vidfuse fit --missing renormalise`"  # of the rule, which the recipe holds
         for command in _commands_from(ctx):
             if any(switch in parameter.opts for parameter in command.params):
                 here = command.name == ctx.invoked_subcommand

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse._checks import check_weights
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_layout, check_sample_weight
 from vidfuse.metrics.objectives import (
@@ -133,9 +133,9 @@ def pose(
     # Which videos? Those that every member has, where the rule can do without the others, and that count.
     used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
     if stack.present is not None and missing != "renormalise":
-        advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
+        advice = f"keep those that all members have, with {option('join', 'inner')} while loading"
         if missing is not None:
-            advice += ', or give the rule missing="renormalise", which does so while it compares members'
+            advice += f", or give the rule {option('missing', 'renormalise')}, which does so while it compares members"
         raise AlignmentError(
             f"expected every member's scores of every video, got {int((~used).sum())} of {len(stack)} videos without "
             f"some; {advice}"

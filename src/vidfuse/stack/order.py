@@ -58,7 +58,9 @@ def check_order(
     for name in sorted(names, key=lambda name: name not in unnamed):
         truth = labels if labels is not None else _most_predicted([p for m, p in predicted.items() if m != name], k)
         excess[name] = _excess(predicted[name], truth, k)
-        columns = _class_order(predicted[name], truth, k) if k <= _MOST_CLASSES else None
+        columns = None
+        if k <= _MOST_CLASSES and (labels is not None or name in unnamed):  # members may differ, labels are not wrong
+            columns = _class_order(predicted[name], truth, k, least=0.0 if labels is not None else 0.5)
         if columns is not None:
             message = _class_message(name, columns, "the labels" if labels is not None else "the other members")
             if name in unnamed:
@@ -114,10 +116,13 @@ def _excess(predicted: NDArray[np.int64], truth: NDArray[np.int64], k: int) -> f
     return float((predicted == truth).sum() - n * chance) / spread
 
 
-def _class_order(predicted: NDArray[np.int64], truth: NDArray[np.int64], k: int) -> NDArray[np.int64] | None:
+def _class_order(
+    predicted: NDArray[np.int64], truth: NDArray[np.int64], k: int, least: float = 0.0
+) -> NDArray[np.int64] | None:
     """Return which class each column seems to hold (K,); None where columns hold their own, or that cannot be told.
 
-    The best assignment of columns to classes is found on every other video, and judged on those between.
+    In that order the member must be right for a share of at least `least`. The best assignment of columns to classes
+    is found on every other video, and judged on those between.
     """
     hits = (predicted == truth)[1::2]
     if hits.mean() > 2 / 3:
@@ -131,7 +136,7 @@ def _class_order(predicted: NDArray[np.int64], truth: NDArray[np.int64], k: int)
     order[columns[seen]] = found[seen]
     assigned = (order[predicted] == truth)[1::2]
     gain, spread = float(assigned.mean() - hits.mean()), np.sqrt(assigned.mean() / len(hits))
-    if gain <= max(0.1, 6 * spread) or assigned.mean() <= 1.5 * hits.mean():
+    if gain <= max(0.1, 6 * spread) or assigned.mean() <= max(least, 1.5 * hits.mean()):
         return None
     # A member that takes some classes for others is right about them now and then. One whose columns stand for other
     # classes is right about those by chance only, and about all classes alike once they are put in order.
