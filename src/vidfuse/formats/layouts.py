@@ -92,7 +92,7 @@ def read_layout(content: Any, ask: Ask) -> Dump:
 
 def _is_named(content: Any) -> bool:
     """Whether a dict names arrays: it has scores by a usual name, or arrays of all videos beside other things."""
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         return False
     if called(content, SCORE_NAMES) and any(_holds_scores(v) for k, v in content.items() if k.lower() in SCORE_NAMES):
         return True
