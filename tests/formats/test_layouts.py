@@ -251,12 +251,12 @@ def test_safetensors_with_halves_of_floats(tmp_path):
     np.testing.assert_array_equal(read_dump(tmp_path / "x.safetensors").scores, expected)
 
 
+@pytest.mark.parametrize("as_archive", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_torchs_archives_are_what_torch_loads(dtype, tmp_path):
+def test_torchs_files_are_what_torch_loads(dtype, as_archive, tmp_path):
     whole = torch.tensor(Z, dtype=dtype)
-    torch.save(
-        [{"pred_score": whole[row], "gt_label": torch.tensor([int(LABELS[row])])} for row in range(N)], tmp_path / "x"
-    )
+    rows = [{"pred_score": whole[row], "gt_label": torch.tensor([int(LABELS[row])])} for row in range(N)]
+    torch.save(rows, tmp_path / "x", _use_new_zipfile_serialization=as_archive)
     dump = read_dump(tmp_path / "x")
     np.testing.assert_array_equal(dump.scores, whole.double().numpy())
     assert dump.labels.tolist() == LABELS.tolist()

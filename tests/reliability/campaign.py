@@ -287,6 +287,7 @@ def sample_files(folder: Path) -> list[Path]:
 
         torch.save({"preds": torch.tensor(scores), "labels": torch.tensor(labels), "ids": ids}, folder / "torch.pt")
         torch.save([torch.tensor(values).bfloat16() for values in scores], folder / "list_of.pt")
+        torch.save([torch.tensor(values) for values in scores], folder / "old.pt", _use_new_zipfile_serialization=False)
     from vidfuse.formats.export import write_predictions
 
     write_predictions(scores, folder / "mmaction2.pkl", ids=ids, labels=labels)
