@@ -160,6 +160,22 @@ def test_an_id_that_counts_the_rows_gives_way_to_a_name():
     assert_read(read_csv(text(table.drop(columns="filename"), index=False)), [str(row) for row in range(N)])
 
 
+def test_classes_called_like_ids_labels_or_an_index_are_scores():
+    letters = [chr(65 + k) for k in range(26)]  # Y is the 25th
+    scores = RNG.random(size=(3, 26)).round(4)
+    dump = read_csv(lines([["id", *letters], *([i, *z] for i, z in zip("abc", scores, strict=True))]))
+    np.testing.assert_array_equal(dump.scores, scores)
+    assert dump.classes == tuple(letters) and dump.labels is None
+    dump = read_csv("clip_id,label,target,index,file\na,2,0.5,0.25,0.25\nb,0,0.5,0.5,0.0\n")
+    assert (
+        dump.classes == ("target", "index", "file")
+        and dump.labels.tolist() == [2, 0]
+        and dump.ids.tolist() == ["a", "b"]
+    )
+    dump = read_csv("id,y,x\na,1,0\nb,0,1\n", columns=["x", "y"])  # one-hot: nothing but columns= can tell
+    assert dump.scores.tolist() == [[0, 1], [1, 0]] and dump.labels is None
+
+
 def test_one_hot_scores_are_scores():
     named = "id,run,jump\na,1,0\nb,0,1\n"
     assert read_csv(named).scores.tolist() == [[1, 0], [0, 1]] and read_csv(named).classes == ("run", "jump")
@@ -220,7 +236,7 @@ def test_frames_and_parquet_are_held_to_the_same_rules(make, tmp_path):
     with pytest.raises(InputError, match="columns 'background' beside"):
         vf.read_predictions({"m": tmp_path / "x.parquet"}, kind="logits")
     with pytest.raises(InputError, match="column 'id': expected strings or integers as ids, got float64"):
-        read_frame(make({**columns, "id": Z[:, 0]}))
+        read_frame(make({**columns, "id": np.arange(N) + 0.0}))
 
 
 def test_a_frame_whose_columns_are_called_by_numbers():
