@@ -251,12 +251,12 @@ def test_safetensors_with_halves_of_floats(tmp_path):
     np.testing.assert_array_equal(read_dump(tmp_path / "x.safetensors").scores, expected)
 
 
+@pytest.mark.parametrize("as_archive", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_torchs_archives_are_what_torch_loads(dtype, tmp_path):
+def test_torchs_files_are_what_torch_loads(dtype, as_archive, tmp_path):
     whole = torch.tensor(Z, dtype=dtype)
-    torch.save(
-        [{"pred_score": whole[row], "gt_label": torch.tensor([int(LABELS[row])])} for row in range(N)], tmp_path / "x"
-    )
+    rows = [{"pred_score": whole[row], "gt_label": torch.tensor([int(LABELS[row])])} for row in range(N)]
+    torch.save(rows, tmp_path / "x", _use_new_zipfile_serialization=as_archive)
     dump = read_dump(tmp_path / "x")
     np.testing.assert_array_equal(dump.scores, whole.double().numpy())
     assert dump.labels.tolist() == LABELS.tolist()
@@ -308,6 +308,9 @@ def test_several_scores_must_be_chosen_from(tmp_path):
     dump = read_dump(rows, head="verb")
     assert dump.ids.tolist() == IDS and set(dump.labels.tolist()) == {3}
     np.testing.assert_array_equal(dump.scores, Z)
+    by_id = dumped(tmp_path / "by_id.pkl", {i: {"rgb": z, "flow": -z} for i, z in zip(IDS, Z, strict=True)})
+    assert read_dump(by_id, head="flow").ids.tolist() == IDS
+    np.testing.assert_array_equal(read_dump(by_id, head="flow").scores, -Z)
     with pytest.raises(InputError, match="got 'adverb'"):
         read_dump(rows, head="adverb")
 
@@ -463,6 +466,15 @@ def test_labels_from_one_are_noticed(tmp_path):
             pickle.dumps({f"w{k}": np.zeros((k, 3, 3, 3), np.float32) for k in range(1, 12)}),
             "the weights of a net",
         ),
+        ("x.pkl", pickle.dumps({"scores": Z[:, 0]}), r"got a dict of 1: 'scores' \(an array \(40,\) of float32\)"),
+        (
+            "x.pkl",
+            pickle.dumps({"scores": Z.astype(int)}),
+            r"got a dict of 1: 'scores' \(an array \(40, 12\) of int64\)",
+        ),
+        ("x.pkl", pickle.dumps([Z, -Z]), "a list of 2 arrays, the first of 40 rows: heads, or videos"),
+        ("x.pkl", pickle.dumps({"a": [Z[0], 1], "b": {"score": Z[0]}}), "expected predictions, got a dict of 2"),
+        ("x.pkl", pickle.dumps([[Z[0], float("nan")], [Z[1], 1]]), "expected predictions, got a list of 2"),
         ("x.json", b'{"a": ', "damaged json"),
         ("x.json", b"[" * 100_000, "damaged json"),
         ("x.gz", b"\x1f\x8b\x08\0\0", "damaged .gz"),
@@ -549,6 +561,31 @@ def test_labels_by_name_are_sorted_or_in_a_given_order(tmp_path):
     np.save(tmp_path / "z.npy", Z[:3])
     with pytest.raises(InputError, match=r"the annotations name 2 classes, .* has 12; name all of them with classes="):
         read(tmp_path / "z.npy", annotations=tmp_path / "val.csv", classes="sorted")
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "labels"),
+    [
+        ("video one.mp4 1\nvideo two.mp4 0\n", ["video one", "video two"], [1, 0]),
+        ("a, b.mp4,1\nc, d.mp4,0\n", ["a, b", "c, d"], [1, 0]),
+        ("label\n1\n0\n", None, [1, 0]),
+        ("id\nlabel\n", ["label"], None),
+        ("label\nid\n", ["label", "id"], None),
+        ('"a b.mp4",1\n"c,d.mp4",0\n', ["a b", "c,d"], [1, 0]),
+        ("label,youtube_id,time_start,split\n1,abc,0,val\n0,def,3,val\n", ["abc", "def"], [1, 0]),
+    ],
+)
+def test_lists_whose_first_line_may_be_a_header(text, ids, labels, tmp_path):
+    (tmp_path / "val.txt").write_text(text)
+    found = read_annotations(tmp_path / "val.txt")
+    assert found.ids is None if ids is None else found.ids.tolist() == ids, found
+    assert found.labels is None if labels is None else found.labels.tolist() == labels, found
+
+
+def test_a_video_without_a_label_is_named(tmp_path):
+    (tmp_path / "val.csv").write_text("id,label\na,1\nb,\n")
+    with pytest.raises(InputError, match="expected a label for each video, got none for 1: 'b'"):
+        read_annotations(tmp_path / "val.csv")
 
 
 def test_labels_that_nobody_recognised_are_named(tmp_path):

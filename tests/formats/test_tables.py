@@ -141,6 +141,8 @@ def test_without_a_header_the_first_column_is_ids_only_where_it_holds_texts():
     numbered = lines([row + 7, *z] for row, z in enumerate(Z))
     assert_read(read_csv(numbered, id_column="1"), [str(row + 7) for row in range(N)])
     assert_read(read_csv(lines([*z, i] for i, z in zip(IDS, Z, strict=True)), id_column=str(K + 1)))
+    with pytest.raises(InputError, match="score column 13 holds whole numbers"):
+        read_csv(lines([i, *z, row % 2] for row, (i, z) in enumerate(zip(IDS, Z, strict=True))))
     with pytest.raises(InputError, match="score column 1 holds whole numbers where others hold fractions"):
         read_csv(lines([i, y, *z] for i, y, z in zip(IDS, LABELS, Z, strict=True)))
     stream = io.StringIO()
@@ -148,6 +150,37 @@ def test_without_a_header_the_first_column_is_ids_only_where_it_holds_texts():
     with pytest.raises(InputError, match="the first line is numbers"):
         read_csv(stream.getvalue())
     assert_read(read_csv(stream.getvalue(), id_column="none"), None)
+
+
+def test_an_id_that_counts_the_rows_gives_way_to_a_name():
+    table = frame().rename(columns={"id": "filename"})
+    table.insert(0, "id", range(N))
+    assert_read(read_csv(text(table, index=False)))
+    assert_read(read_csv(text(table, index=False), id_column="id"), [str(row) for row in range(N)])
+    assert_read(read_csv(text(table.drop(columns="filename"), index=False)), [str(row) for row in range(N)])
+
+
+def test_classes_called_like_ids_labels_or_an_index_are_scores():
+    letters = [chr(65 + k) for k in range(26)]  # Y is the 25th
+    scores = RNG.random(size=(3, 26)).round(4)
+    dump = read_csv(lines([["id", *letters], *([i, *z] for i, z in zip("abc", scores, strict=True))]))
+    np.testing.assert_array_equal(dump.scores, scores)
+    assert dump.classes == tuple(letters) and dump.labels is None
+    dump = read_csv("clip_id,label,target,index,file\na,2,0.5,0.25,0.25\nb,0,0.5,0.5,0.0\n")
+    assert (
+        dump.classes == ("target", "index", "file")
+        and dump.labels.tolist() == [2, 0]
+        and dump.ids.tolist() == ["a", "b"]
+    )
+    dump = read_csv("id,y,x\na,1,0\nb,0,1\n", columns=["x", "y"])  # one-hot: nothing but columns= can tell
+    assert dump.scores.tolist() == [[0, 1], [1, 0]] and dump.labels is None
+
+
+def test_one_hot_scores_are_scores():
+    named = "id,run,jump\na,1,0\nb,0,1\n"
+    assert read_csv(named).scores.tolist() == [[1, 0], [0, 1]] and read_csv(named).classes == ("run", "jump")
+    with pytest.raises(InputError, match="columns 'half' among columns called by their classes"):
+        read_csv("id,run,jump,half\na,0.9,0.1,0\nb,0.2,0.8,1\n")
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", " "])
@@ -203,7 +236,7 @@ def test_frames_and_parquet_are_held_to_the_same_rules(make, tmp_path):
     with pytest.raises(InputError, match="columns 'background' beside"):
         vf.read_predictions({"m": tmp_path / "x.parquet"}, kind="logits")
     with pytest.raises(InputError, match="column 'id': expected strings or integers as ids, got float64"):
-        read_frame(make({**columns, "id": Z[:, 0]}))
+        read_frame(make({**columns, "id": np.arange(N) + 0.0}))
 
 
 def test_a_frame_whose_columns_are_called_by_numbers():

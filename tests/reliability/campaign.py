@@ -229,14 +229,16 @@ def sample_files(folder: Path) -> list[Path]:
         "dict.pkl": pickle.dumps({"scores": scores, "ids": ids, "labels": labels.tolist()}, protocol=2),
         "by_id.pkl": pickle.dumps(dict(zip(ids, scores, strict=True))),
         "by_number.pkl": pickle.dumps({np.int32(row): [list(map(float, values))] for row, values in enumerate(scores)}),
-        "rows.pkl": pickle.dumps([(name, values, 1) for name, values in zip(ids, scores, strict=True)]),
+        "rows.pkl": pickle.dumps([(name, values, int(name[-1]) % 4) for name, values in zip(ids, scores, strict=True)]),
         "heads.pkl": pickle.dumps({"verb_output": scores, "noun_output": -scores, "narration_id": ids}),
         "packed.pkl.gz": gzip.compress(pickle.dumps([scores, labels])),
         "result.json": json.dumps(scores.tolist()).encode(),
         "by_id.json": json.dumps(dict(zip(ids, scores.tolist(), strict=True))).encode(),
         "0.txt": (
             "81.5, 90.0\n"
-            + "".join(f"{n} {s.tolist()} 1 {c} 0\n" for n, s in zip(ids, scores, strict=True) for c in range(2))
+            + "".join(
+                f"{n} {s.tolist()} {int(n[-1]) % 4} {c} 0\n" for n, s in zip(ids, scores, strict=True) for c in range(2)
+            )
         ).encode(),
         "index.csv": (
             ",video,p0,p1,fold\n" + "".join(f"{i},{n},0.5,1e-3,{i % 3}\n" for i, n in enumerate(ids))
@@ -285,6 +287,7 @@ def sample_files(folder: Path) -> list[Path]:
 
         torch.save({"preds": torch.tensor(scores), "labels": torch.tensor(labels), "ids": ids}, folder / "torch.pt")
         torch.save([torch.tensor(values).bfloat16() for values in scores], folder / "list_of.pt")
+        torch.save([torch.tensor(values) for values in scores], folder / "old.pt", _use_new_zipfile_serialization=False)
     from vidfuse.formats.export import write_predictions
 
     write_predictions(scores, folder / "mmaction2.pkl", ids=ids, labels=labels)

@@ -91,6 +91,10 @@ def read_annotations(
             )
         if listed.note is not None:
             warnings.warn(f"{path}: {listed.note}", VidfuseWarning, stacklevel=2)
+        empty = [at for at, label in enumerate(listed.labels or ()) if label in ("", None)]
+        if empty:
+            shown = [f"row {at}" if listed.names is None else listed.names[at] for at in empty]
+            raise InputError(f"expected a label for each video, got none for {len(empty)}: {first_few(shown)}")
         names = None if listed.labels is None else sorted_classes(classes, listed.labels)
         labels = None if listed.labels is None else label_indices(listed.labels, names)
         found = None if listed.names is None else check_ids(name_ids(listed.names, ids))
@@ -107,7 +111,8 @@ def _from_text(text: str) -> _Listed:
         raise InputError("expected a list of videos, got no rows")
     rows, numbers = split_rows("\n".join(stripped))
     header = rows[0]
-    if called(header, ID_NAMES) is not None or (len(header) > 1 and called(header, LABEL_NAMES) is not None):
+    named = called(header, (*ID_NAMES, *LABEL_NAMES)) is not None and not any(map(_is_label, header))
+    if named and (len(header) > 1 or called(header, ID_NAMES) or all(_is_label(row[0]) for row in rows[1:])):
         width = len(header)
         if len(rows) < 2:
             raise InputError("expected rows below the header, got none")

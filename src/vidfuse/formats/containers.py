@@ -37,7 +37,6 @@ _NPY_HEADER: Final = re.compile(
 _TENSORS: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
 _TENSORS.update({"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"})
 _PICKLES: Final = (".pkl", ".pickle", ".p", ".pk", ".pt", ".pth", ".bin", ".npy", ".npz")
-_OLD_TORCH: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of torch's magic number
 _TEXTS: Final = (".csv", ".tsv", ".txt", ".lst", ".list", ".dat", ".log")
 
 
@@ -343,7 +342,6 @@ _CONTAINERS: Final[tuple[tuple[Callable[[Stored], bool], Callable[[Stored], Any]
 )
 _STARTS: Final = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (_OLD_TORCH, "a file of torch before 1.6; write it again with torch.save(torch.load(path), path)"),
     (b"<!DOCTYPE", "a web page; was the download answered by a login?"),
     (b"<html", "a web page; was the download answered by a login?"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file; save its arrays as .npz"),

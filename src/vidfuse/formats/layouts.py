@@ -92,7 +92,7 @@ def read_layout(content: Any, ask: Ask) -> Dump:
 
 def _is_named(content: Any) -> bool:
     """Whether a dict names arrays: it has scores by a usual name, or arrays of all videos beside other things."""
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         return False
     if called(content, SCORE_NAMES) and any(_holds_scores(v) for k, v in content.items() if k.lower() in SCORE_NAMES):
         return True
@@ -204,7 +204,9 @@ def _rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool)
 
 
 def _is_by_id(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content) and all(is_video(value) for value in content.values())
+    if not isinstance(content, dict) or not content or called([str(key) for key in content], SCORE_NAMES):
+        return False
+    return all(is_video(value) for value in content.values())
 
 
 def _read_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
@@ -216,13 +218,16 @@ def _keys(content: Mapping[Any, Any]) -> NDArray[np.str_]:
 
 
 def _is_rows_by_id(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(
-            is_row(value) or (isinstance(value, dict) and _score_of(value) is not None) for value in content.values()
-        )
-    )
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(map(is_row, content.values())) or all(map(_is_sample, content.values()))
+
+
+def _is_sample(value: Any) -> bool:
+    """Whether this is one video as a dict: with scores by a usual name, or by head."""
+    if not isinstance(value, dict):
+        return False
+    return _score_of(value) is not None or any(is_video(head) and np.ndim(head[0]) == 0 for head in value.values())
 
 
 def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
@@ -353,6 +358,16 @@ def _joined(row: list[Any]) -> Any:
     return np.concatenate([np.atleast_2d(v) for v in row]) if all(isinstance(v, np.ndarray) for v in row) else row
 
 
+def _read_list(videos: list[Any], ask: Ask) -> Dump:
+    dump = Dump(stack_videos(videos, ask.size))
+    if min(map(len, videos)) > len(videos) and (isinstance(dump.scores, list) or dump.scores.ndim == 3):
+        raise InputError(
+            f"a list of {len(videos)} arrays, the first of {len(videos[0])} rows: heads, or videos with so many views? "
+            "Save heads as a dict, or views as one array (N, V, K)"
+        )
+    return dump
+
+
 def _read_votes(content: Any, ask: Ask) -> Dump:
     if isinstance(content, dict):
         return Dump(label_values(list(content.values()), len(content)), ids=_keys(content))  # type: ignore[arg-type]
@@ -372,6 +387,6 @@ LAYOUTS: Final = (
     Layout("a list of [scores, label]", lambda c: isinstance(c, list) and bool(c) and all(map(is_row, c)), _read_rows),
     Layout("a list of one array, or list of numbers, for each video",
            lambda c: isinstance(c, list) and bool(c) and all(is_video(v) or isinstance(v, np.ndarray) for v in c),
-           lambda c, ask: Dump(stack_videos(c, ask.size))),
+           _read_list),
     Layout("a list of labels, as votes", lambda c: as_labels(c) is not None, _read_votes),
 )  # fmt: skip

@@ -11,7 +11,7 @@ get hold of are numbers, texts, bytes, lists, tuples, dicts and objects of this 
 be changed. Time and memory stay within a small multiple of the file's size.
 
 Tensors follow torch's stream of `torch.save` in its legacy form, which is what a plain pickle of a tensor contains, or
-name storages that lie beside the pickle in an archive, as `torch.save` writes them now.
+name storages that lie beside the pickle in an archive, as `torch.save` writes them now, or follow it, as it did before.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _STORAGES: Final[dict[str, str]] = {
     "torch.BoolStorage": "?",
 }
 _DTYPE_CODES: Final = frozenset({"b1", "O8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+_OLD_TORCH: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as it pickles it
 _TORCH_HEAD: Final = [0x1950A86A20F9469CFC6C, 1001]  # its magic number and protocol
 
 
@@ -75,6 +76,8 @@ def loads(data: bytes, storage: Callable[[str], bytes] | None = None, size: int 
         vidfuse.errors.InputError: expected a pickle of arrays, tensors and plain containers, but it needs ...
     """
     try:
+        if data.startswith(_OLD_TORCH):
+            return _finish(_load_old_torch(data))
         account = _Account(max(len(data), size), storage=storage)
         return _finish(_Unpickler(_scan(data, 0, size)[0], account).load())
     except _RefusedError as error:
@@ -181,6 +184,7 @@ class _Account:
     def __init__(self, size: int, *, nested: bool = False, storage: Callable[[str], bytes] | None = None) -> None:
         self.bytes_left, self.nested, self.storage = 64 * _SPARE + 4 * size, nested, storage
         self.storages: dict[str, _Storage] = {}
+        self.awaited: dict[str, str] | None = None  # storages by key, with their kinds, whose numbers come later
         self.torch_head = b"\0"  # the pickles that begin every tensor's stream alike, once they were read
 
     def charge(self, size: int) -> None:
@@ -296,8 +300,11 @@ class _Unpickler(pickle.Unpickler):
         """Make a dict (see `_scan`), read a storage, or leave its description, in a stream of torch, as it is."""
         if isinstance(pid, list) or (isinstance(pid, tuple) and not pid):
             return _dict(self.account, zip(pid[::2], pid[1::2], strict=True), len(pid))
-        if self.account.storage is not None and isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
-            return _storage_beside(self.account, *pid[1:])
+        if isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage":
+            if self.account.storage is not None and len(pid) == 5:
+                return _storage_beside(self.account, *pid[1:])
+            if self.account.awaited is not None and len(pid) == 6 and pid[5] is None:
+                return _storage_later(self.account, *pid[1:5])
         if not self.account.nested or not isinstance(pid, tuple) or len(pid) != 6 or pid[0] != "storage":
             raise _RefusedError("a persistent object")
         return pid
@@ -379,6 +386,51 @@ def _storage_beside(account: _Account, kind: Any, key: Any, _: Any, count: Any) 
     if account.storage is not None and key not in account.storages:
         account.storages[key] = _numbers(account, account.storage(key), kind.value, count)
     return account.storages[key]
+
+
+def _storage_later(account: _Account, kind: Any, key: Any, _: Any, count: Any) -> _Storage:
+    """Make room for a storage whose numbers follow the pickle; tensors are views of it."""
+    if (
+        not isinstance(kind, _Name)
+        or kind.value not in _STORAGES
+        or not isinstance(key, str)
+        or account.awaited is None
+    ):
+        raise _RefusedError("a storage of an unknown kind")
+    if key not in account.storages:
+        dtype = np.dtype("<f4" if kind.value == "torch.BFloat16Storage" else _STORAGES[kind.value])
+        if type(count) is not int or count < 0:
+            raise ValueError("an impossible storage")
+        account.charge(count * dtype.itemsize)
+        account.storages[key] = _Storage(np.zeros(count, dtype))
+        account.awaited[key] = kind.value
+    return account.storages[key]
+
+
+def _load_old_torch(data: bytes) -> Any:
+    """Read a file of torch before 1.6: three pickles about torch, the content, the keys, and each storage's numbers.
+
+    A storage is its count (8 bytes) and the numbers, in the order of the keys.
+    """
+    ((magic, protocol, system), at) = _load_several(data, 0, 3)
+    if [magic, protocol] != _TORCH_HEAD or system.get("little_endian") is not True:
+        raise ValueError("not a little-endian file of torch")
+    account = _Account(len(data))
+    account.awaited = {}
+    piece, at = _scan(data, at)
+    content = _Unpickler(piece, account).load()
+    ((keys,), at) = _load_several(data, at, 1)
+    if not isinstance(keys, list) or sorted(keys) != sorted(account.awaited):
+        raise ValueError("storages that nothing names, or that are not there")
+    for key in keys:
+        values = account.storages[key].value
+        kind = account.awaited[key]
+        end = at + 8 + len(values) * np.dtype(_STORAGES[kind]).itemsize
+        if int.from_bytes(data[at : at + 8], "little") != len(values) or end > len(data):
+            raise ValueError(f"a storage of {len(values)} numbers has others")
+        values[...] = _numbers(account, memoryview(data)[at + 8 : end], kind, len(values)).value
+        at = end
+    return content
 
 
 def _numbers(account: _Account, data: bytes | memoryview, kind: str, count: int) -> _Storage:

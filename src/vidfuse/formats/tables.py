@@ -117,7 +117,7 @@ def _check_scores_alone(table: Mapping[str, NDArray[Any]]) -> None:
     whole = [
         number
         for number, cells in enumerate(table.values(), start=1)
-        if all(cell.lstrip("-").isdigit() for cell in cells) and not set(cells) <= {"0", "1"}
+        if all(cell.lstrip("-").isdigit() for cell in cells)
     ]
     if whole and len(whole) < len(table):
         raise InputError(

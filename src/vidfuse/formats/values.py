@@ -82,7 +82,7 @@ def whole(value: Any) -> int:
             f"expected one label for each video, got {array.size}; vidfuse fuses single-label classification only"
         )
     number = array.reshape(-1)[0]
-    if array.dtype.kind not in "iuf" or number != int(number):
+    if array.dtype.kind not in "iuf" or not float(number).is_integer():
         raise InputError(f"expected integer labels, got dtype {array.dtype}")
     return int(number)
 

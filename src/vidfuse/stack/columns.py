@@ -126,14 +126,24 @@ class Table:
         return found if found is not None and found.dtype.kind == "f" else floats_of(self.values(name), name, self.text)
 
     def is_whole(self, name: str) -> bool:
-        """Whether the column holds whole numbers other than 0 and 1: counts, folds, classes, but hardly scores."""
+        """Whether the column holds whole numbers, and is no scores that happen to be 0 or 1: counts, folds, classes."""
         found = self.numbers(name)
         if found is None:
             return False
         if self.text and any("." in str(value) for value in self.values(name)[:100]) and name.lower() not in NOTE_NAMES:
             return False  # 2.0, 3.0: written as a score is
         finite = found[np.isfinite(found)]
-        return bool(finite.size and (finite == np.floor(finite)).all() and not np.isin(finite, (0, 1)).all())
+        if not finite.size or not (finite == np.floor(finite)).all():
+            return False
+        written_so = found.dtype.kind in "iu" or (
+            self.text and all(str(value).lstrip("-").isdigit() for value in self.values(name))
+        )
+        return written_so or not np.isin(finite, (0, 1)).all()
+
+    def is_fractions(self, name: str) -> bool:
+        """Whether the column holds numbers that are not whole."""
+        found = self.numbers(name)
+        return found is not None and bool((found[np.isfinite(found)] % 1 != 0).any())
 
     def is_distinct(self, name: str) -> bool:
         """Whether no two rows of a column are the same."""
@@ -160,9 +170,10 @@ def id_column(table: Table, given: str | None) -> str | None:
         if given not in table.names:
             raise InputError(f"expected a column {given!r} for the ids, the table has {first_few(table.names)}")
         return given
-    found = called(table.names, ID_NAMES)
-    if found is not None:
-        return found
+    usual = [name for name in table.names if name.lower() in ID_NAMES and not table.is_fractions(name)]
+    usual.sort(key=lambda name: ID_NAMES.index(name.lower()))
+    if usual:  # an id that counts the rows says less than another name of the video
+        return next((name for name in usual if not _counts_rows(table.numbers(name))), usual[0])
     index = next((name for name in table.names if is_index(name)), None)
     if index is None or _counts_rows(table.numbers(index)):
         return None
@@ -174,12 +185,15 @@ def _counts_rows(numbers: NDArray[Any] | None) -> bool:
 
 
 def label_column(table: Table, rest: Sequence[str], given: str | None) -> str | None:
-    """Choose the column of the true classes: the given one, or the first with a usual name."""
+    """Choose the column of the true classes: the given one, or the first with a usual name.
+
+    A letter of a sign language may be called Y, and a class target; fractions are neither labels nor ids.
+    """
     if given is not None:
         if given not in table.names:
             raise InputError(f"expected a column {given!r} for the label, the table has {first_few(table.names)}")
         return given
-    return called(rest, LABEL_NAMES)
+    return called([name for name in rest if not table.is_fractions(name)], LABEL_NAMES)
 
 
 def long_columns(rest: Sequence[str]) -> tuple[str, str] | None:
@@ -208,7 +222,7 @@ def score_columns(
     """
     if given is not None:
         return (*_given_columns(table.names, given), [])
-    index = [name for name in rest if is_index(name)]
+    index = [name for name in rest if is_index(name) and not table.is_fractions(name)]
     rest = [name for name in rest if name not in index]
     runs = _numbered_sets(rest)
     advice = f"say which columns are scores by their names, or by a pattern: {option('columns', 'p*')}"

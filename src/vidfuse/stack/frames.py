@@ -121,7 +121,8 @@ def read_frame(
     long = long_columns(rest)
     if long and columns is None and ids is not None:
         return _long(ids, table.values(long[0]), table.values(long[1]), classes, text)
-    chosen_label = label_column(table, rest, label)
+    given = [] if columns is None or isinstance(columns, str) else columns
+    chosen_label = label_column(table, [name for name in rest if name not in given], label)
     rest = [name for name in rest if name != chosen_label]
     votes = called(rest, VOTE_NAMES)
     known = {name for name in rest if name.lower() in (*NOTE_NAMES, *ID_NAMES) or is_index(name)}

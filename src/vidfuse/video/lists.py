@@ -216,7 +216,7 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
             with them by name, and may lack some.
 
     Returns:
-        The videos in sorted order; ids are `class/name`.
+        The videos in sorted order; ids are `class/name`. Files with another suffix than a video's are in `unlisted`.
 
     Raises:
         InputError: no such folder, no video in it, or a folder that is none of the classes.
@@ -225,15 +225,20 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
     if not base.is_dir():
         raise InputError(f"expected a folder of class folders, found none at {base}")
     found = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    files = [(label, file) for label, name in enumerate(found) for file in sorted((base / name).iterdir())]
     items = tuple(
-        VideoItem(path_ids([f"{name}/{file.name}"])[0], str(file), label)
-        for label, name in enumerate(found)
-        for file in sorted((base / name).iterdir())
+        VideoItem(path_ids([f"{found[label]}/{file.name}"])[0], str(file), label)
+        for label, file in files
         if file.suffix.lower() in VIDEO_SUFFIXES
+    )
+    others = tuple(
+        str(file)
+        for _, file in files
+        if file.suffix.lower() not in VIDEO_SUFFIXES and file.is_file() and not file.name.startswith(".")
     )
     if not items:
         raise InputError(f"expected videos at {base}/<class>/*, found none among {len(found)} folders")
-    videos = VideoList(items, found)
+    videos = VideoList(items, found, unlisted=others)
     try:
         return videos if classes is None else videos.relabelled(classes)
     except InputError as error:
