@@ -40,7 +40,7 @@ def test_deviations_against_scipy(precision):
     log_p = log_softmax(z * scales[:, None], axis=2)
     prior = np.array([precision, precision, precision, 0.1 * precision])
     stack = vf.LogitStack.from_arrays(z)
-    with ClassVideos(stack, y, omega, np.zeros(3), scales, shared, offsets) as videos:
+    with ClassVideos(FitVideos(stack, y, omega, np.zeros(3), scales), shared, offsets) as videos:
         found = fit_deviations(videos, prior)
         true = videos.log_true(found.parameters)
 
@@ -64,7 +64,7 @@ def test_the_gap_bounds_what_is_left_everywhere():
     z, y, _ = clips(seed=2)
     prior, omega = np.array([0.02, 0.02, 0.02, 0.002]), np.full(len(y), 1 / len(y))
     stack = vf.LogitStack.from_arrays(z)
-    with ClassVideos(stack, y, omega, np.zeros(3), np.ones(3), np.full(3, 0.4)) as videos:
+    with ClassVideos(FitVideos(stack, y, omega, np.zeros(3)), np.full(3, 0.4)) as videos:
         best = fit_deviations(videos, prior).parameters
 
         def objective(x):

@@ -14,10 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import Kind, Rows, as_array, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion._solver.deviations import LOWEST
+from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
 from vidfuse.fusion._solver.log_linear import fit_log_linear
 from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.crossfit import even_folds, out_of_fold
 from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.rule import Missing, Rule
@@ -31,6 +31,7 @@ __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which calibrated members are kept
 _FOLDS: Final = 5
+_WEAKEST: Final = 1e-6  # the weakest prior of vector scaling, in videos: without any, its optimum may be infinite
 
 
 def _checked(log_p: ArrayLike, ids: NDArray[np.str_] | None = None) -> NDArray[Any]:
@@ -148,10 +149,11 @@ class VectorScaling(_Scaling):
     temperature scaling: with few videos a class it stays near temperature scaling.
 
     Args:
-        shrinkage: λ, the precision of the prior on each scale and bias.
+        shrinkage: λ, the precision of the prior on each scale and bias; at least 1e-6 is used, as an optimum without
+            any may be infinite.
 
     Attributes:
-        scale_: a (K,).
+        scale_: a (K,); below 0 where that is what the videos say.
         bias_: b (K,).
 
     Source:
@@ -175,17 +177,11 @@ class VectorScaling(_Scaling):
         if not (np.isfinite(self.shrinkage) and self.shrinkage >= 0):
             raise InputError(f"shrinkage: expected a finite number of at least 0, got {self.shrinkage!r}")
         centre = 1.0 / TemperatureScaling()._fit_one(one, labels, omega).temperature_
-        fit = fit_classes(
-            one,
-            labels,
-            omega,
-            floors,
-            np.array([centre]),
-            weight_precision=self.shrinkage,
-            bias_precision=self.shrinkage,
-            non_negative=True,
-        )
-        self.scale_, self.bias_ = fit.beta[0], fit.bias
+        videos = FitVideos(one, labels, omega, floors)
+        precision = np.full(2, max(self.shrinkage, _WEAKEST) / videos.effective)
+        with ClassVideos(videos, np.array([centre])) as laid_out:
+            scale, self.bias_ = fit_deviations(laid_out, precision).parameters.T
+        self.scale_ = centre + scale
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated log-likelihoods (N, K)."""

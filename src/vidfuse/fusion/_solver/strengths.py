@@ -80,8 +80,8 @@ def strength_shares(videos: FitVideos, shrinkage: float, beta: NDArray[np.float6
         active = _active(own)
         weight = chosen.omega[outside]
         with (
-            _class_videos(fitted, own, active, _class_offsets(fitted)) as inner,
-            _class_videos(chosen[outside], own, active) as outer,
+            ClassVideos(fitted.select(active), own[active], _class_offsets(fitted)) as inner,
+            ClassVideos(chosen[outside].select(active), own[active]) as outer,
         ):
             x = np.zeros(inner.shape)
             for index, precision in enumerate(STRENGTHS):
@@ -113,7 +113,7 @@ def fit_class_weights(
     active, gap = _active(beta), 0.0
     mean = np.zeros((videos.stack.n_classes, len(active) + 1))
     x = mean
-    with _class_videos(videos, beta, active, _class_offsets(videos)) as laid_out:
+    with ClassVideos(videos.select(active), beta[active], _class_offsets(videos)) as laid_out:
         for precision, share in zip(precisions, shares, strict=True):
             if share > 0 and np.isfinite(precision):
                 found = fit_deviations(laid_out, _prior(precision, videos, active), x)
@@ -153,25 +153,6 @@ def _completed(x: NDArray[np.float64], videos: FitVideos) -> NDArray[np.float64]
     """
     seen = np.bincount(videos.labels, minlength=len(x)) > 0
     return np.where(seen[:, None], x, x[seen].mean(axis=0))
-
-
-def _class_videos(
-    videos: FitVideos,
-    beta: NDArray[np.float64],
-    active: NDArray[np.int64],
-    offsets: NDArray[np.float64] | None = None,
-) -> ClassVideos:
-    scales = np.ones(len(beta)) if videos.scales is None else videos.scales
-    return ClassVideos(
-        videos.stack.select([videos.stack.members[m] for m in active]),
-        videos.labels,
-        videos.omega,
-        videos.floors[active],
-        scales[active],
-        beta[active],
-        offsets,
-        videos.n_jobs,
-    )
 
 
 def _class_offsets(videos: FitVideos) -> NDArray[np.float64]:
