@@ -234,3 +234,26 @@ def test_calibration_after_learns_from_videos_that_the_rule_did_not_see():
         loss["held out"].append(nll(after.predict_log_proba(z[60:]), y[60:]))
         loss["own"].append(nll(own.transform(rule.predict_log_proba(z[60:])), y[60:]))
     assert np.mean(loss["held out"]) < np.mean(loss["own"]) - 0.02
+
+
+def test_what_was_chosen_is_told_wherever_a_fit_is_shown(tmp_path):
+    z, y, groups = clips()
+    stack = vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{k}" for k in range(len(y))])
+    cautious, judged = vf.LogLinearPool().fit(stack), vf.LogLinearPool().fit(stack, groups=groups)
+    assert vf.LogLinearPool().choices() == vf.LogLinearPool(weights="uniform").fit(stack).choices() == ()
+    assert "without ten groups" in cautious.choices()[1]
+    assert "1,000 (20 %)" in cautious.choices()[1]
+    assert "groups held out" in judged.choices()[1]
+    for percent in 100 * judged.class_shares_[1]:
+        assert f"({percent:.0f} %)" in judged.choices()[1].replace("all classes alike, ", "(")
+    recipe = vf.Recipe.from_fitted(judged, stack)
+    loaded = vf.load_recipe(recipe.save(tmp_path / "r.json"))
+    assert recipe.describe()["choices"] == loaded.describe()["choices"] == list(judged.choices())
+    for shown in (repr(judged), str(judged.summary()), judged.summary()._repr_html_(), str(recipe)):
+        assert all(choice in shown for choice in judged.choices())
+    given = vf.LogLinearPool(per_class=30.0, shrinkage=0.5).fit(stack).choices()
+    assert given[0].endswith("0.5, as given")
+    assert "30 videos, as given" in given[1]
+    inner = vf.LogLinearPool(per_class=False)
+    for rule in (vf.Calibrated(inner), vf.DynamicPool(inner), vf.SubsetPool(inner, objective="nll")):
+        assert any("one over the root of the videos" in choice for choice in rule.fit(stack).choices())

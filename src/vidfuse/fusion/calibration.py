@@ -328,6 +328,10 @@ class Calibrated(Rule):
         check_is_fitted(self, "rule_")
         return self.rule_.needed_members()
 
+    def choices(self) -> tuple[str, ...]:
+        """Return what the inner rule chose."""
+        return self.rule_.choices() if hasattr(self, "rule_") else ()
+
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each member's weight in the inner rule; intervals take the calibration as given.
 

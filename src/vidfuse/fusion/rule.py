@@ -68,8 +68,8 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
 
     Both methods see the members in one order, that of `members_`: sorted by name, so that nothing depends on the order
     in which somebody listed them. A rule that can do with videos that lack members has a parameter `missing`. It may
-    also override `needed_members` and `weighted_sum`. `X` is a `LogitStack`, or an array (N, M, K) of logits or
-    log-likelihoods; `y` may be left out where the stack has labels.
+    also override `needed_members`, `weighted_sum` and `choices`. `X` is a `LogitStack`, or an array (N, M, K) of logits
+    or log-likelihoods; `y` may be left out where the stack has labels.
 
     Attributes:
         members_: the members' names, sorted; attributes with a number for each member follow this order.
@@ -119,6 +119,13 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         """Return the fitted rule as a weighted sum over members; None where it is none."""
         check_is_fitted(self, "members_")
         return None
+
+    def choices(self) -> tuple[str, ...]:
+        """Return what the fit chose, and among what, a phrase each; empty where it chose nothing or was not run."""
+        return ()
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        return "; ".join([super().__repr__(N_CHAR_MAX), *self.choices()])
 
     def fit(
         self,
