@@ -103,9 +103,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-OWN = tuple(rule for rule in RULES if rule.startswith("vidfuse ") and rule != DEFAULT)
-"""Other options of vidfuse, which the default is ranked without, too."""
-
 UNIFORM = ("uniform log-linear", "uniform linear (scikit-learn's soft voting)")
 
 
@@ -185,7 +182,7 @@ def _report(
 ) -> None:
     unique = np.unique([case.name for case in cases])
     print(f"{len(cases)} cases, {len(unique)} data sets of {len({family(name) for name in unique})} families")
-    others = [column for column, name in enumerate(names) if name not in OWN]
+    others = [column for column, name in enumerate(names) if name in (DEFAULT, GROUPED) or "vidfuse" not in name]
     print("\nThe default among rules from elsewhere")
     peers = _table([names[column] for column in others], loss[:, others], hits[:, others], cases)
     print("\nWith vidfuse's other options")

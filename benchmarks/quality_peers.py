@@ -145,7 +145,7 @@ PEERS: dict[str, dict[str, Predict]] = {
         "average, then probmetrics' logistic": _calibrated("logistic", each=False),
         "members by probmetrics' ts-mix, then average": _calibrated("ts-mix", each=True),
     },
-    "vidfuse": {"default of the other vidfuse": _other_vidfuse},
+    "vidfuse": {"vidfuse of another version": _other_vidfuse},
 }
 
 

@@ -313,7 +313,7 @@ class Calibrated(Rule):
         splits = [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(_FOLDS)]
         if weight is not None and not all(weight[inside].any() for inside, _ in splits):
             return own
-        return out_of_fold(self.rule, self._as_listed(stack), labels, splits, weight)
+        return out_of_fold(self.rule, self._as_listed(stack), labels, splits, weight, self.rule_)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         if self.where == "members":

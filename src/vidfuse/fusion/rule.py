@@ -63,6 +63,7 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
                                       arrays, so that a recipe can hold them
         _fuse(stack)                  returns the normalised log-likelihoods (N, K)
         needs_labels = True           whether it learns from labels; False: they may be absent
+        refits = False                whether `refitted` gives what a fit on fewer videos would
         takes_views = False           whether it takes stacks with views (N, M, V, K); False: they are refused
         missing = None                whether it can do with videos that lack some member; None: they are refused
 
@@ -90,6 +91,7 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
     agreement_: NDArray[np.float64]
 
     needs_labels: bool = True
+    refits: bool = False
     takes_views: bool = False
     missing: Missing | None = None
 
@@ -119,6 +121,10 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         """Return the fitted rule as a weighted sum over members; None where it is none."""
         check_is_fitted(self, "members_")
         return None
+
+    def refitted(self, weight: NDArray[np.float64]) -> Self:
+        """Return a copy as if fitted with other weights (N,) of the same videos, where `refits` says that it can."""
+        raise NotImplementedError(type(self).__name__)
 
     def choices(self) -> tuple[str, ...]:
         """Return what the fit chose, and among what, a phrase each; empty where it chose nothing or was not run."""
