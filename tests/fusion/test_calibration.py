@@ -32,11 +32,28 @@ def loss(log_p, y):
 def test_temperature_against_scipy():
     z, y = predictions()
     scaling = TemperatureScaling().fit(z, y)
-    found = minimize_scalar(lambda b: loss(log_softmax(z * b), y), bounds=(0.01, 100), method="bounded",
-                            options={"xatol": 1e-10})  # fmt: skip
+    wrong = z.copy()
+    wrong[np.arange(400), y] = -np.inf
+    share, second = 0.5 / 401, wrong.argmax(axis=1)
+
+    def smoothed(b):
+        log_p = log_softmax(z * b)
+        return (1 - share) * loss(log_p, y) + share * loss(log_p, second)
+
+    found = minimize_scalar(smoothed, bounds=(0.01, 100), method="bounded", options={"xatol": 1e-10})
     assert scaling.temperature_ == pytest.approx(1 / found.x, rel=1e-5)
     assert scaling.temperature_ > 1.5
     np.testing.assert_array_equal(scaling.transform(z).argmax(axis=1), z.argmax(axis=1))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_a_temperature_follows_the_scale_of_scores_and_is_finite_where_all_is_right(factor):
+    z, y = predictions()
+    for scores, labels in ((z, y), (6.0 * np.eye(4)[y], y)):
+        one, other = (TemperatureScaling().fit(s, labels) for s in (scores, factor * scores))
+        assert other.temperature_ == pytest.approx(factor * one.temperature_, rel=1e-3)
+        p = np.exp(other.transform(factor * scores))[np.arange(400), labels]
+        assert p.max() < 1 - 1e-5
 
 
 def test_vector_scaling_against_scipy():

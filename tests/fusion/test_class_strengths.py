@@ -12,7 +12,6 @@ from scipy.special import log_softmax, logsumexp
 import vidfuse as vf
 from vidfuse.errors import InputError
 from vidfuse.fusion._solver.deviations import ClassVideos, fit_deviations
-from vidfuse.fusion._solver.scales import member_scales
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion._solver.strengths import STRENGTHS, _class_offsets, strength_shares
 
@@ -82,16 +81,6 @@ def test_the_scale_of_scores_changes_nothing(seed, factor, every):
     factors = np.full(3, factor) if every else np.array([1.0, 1.0, factor])
     one, other = (vf.LogLinearPool().fit(s, y, groups=groups) for s in (z, z * factors[:, None]))
     np.testing.assert_allclose(other.predict_proba(z * factors[:, None]), one.predict_proba(z), atol=2e-3)
-
-
-def test_a_temperature_is_one_over_the_scale_where_videos_abound():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 4, 5000)
-    z = 2.0 * rng.normal(size=(5000, 4)) + 3.0 * np.eye(4)[y]
-    stack = vf.LogitStack.from_arrays({"m": z})
-    scale = member_scales(stack, y, np.full(5000, 1 / 5000))[0]
-    plain = vf.TemperatureScaling().fit(log_softmax(z, axis=1), y)
-    assert scale == pytest.approx(1 / plain.temperature_, rel=2e-3)
 
 
 def test_a_member_that_is_always_right_gets_a_finite_temperature():
@@ -226,14 +215,14 @@ def test_calibration_after_learns_from_videos_that_the_rule_did_not_see():
     for seed in range(6):
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 5, 1060)
-        z = rng.normal(size=(1060, 20, 5)) + 0.8 * np.eye(5)[y][:, None]
+        z = rng.normal(size=(1060, 20, 5)) + 0.4 * np.eye(5)[y][:, None]
         rule = vf.StackedPool("diagonal", shrinkage=0.3)
         after = vf.Calibrated(rule).fit(z[:60], y[:60])
         rule.fit(z[:60], y[:60])
         own = vf.TemperatureScaling().fit(rule.predict_log_proba(z[:60]), y[:60])
         loss["held out"].append(nll(after.predict_log_proba(z[60:]), y[60:]))
         loss["own"].append(nll(own.transform(rule.predict_log_proba(z[60:])), y[60:]))
-    assert np.mean(loss["held out"]) < np.mean(loss["own"]) - 0.02
+    assert np.mean(loss["held out"]) < np.mean(loss["own"]) - 0.2
 
 
 def test_what_was_chosen_is_told_wherever_a_fit_is_shown(tmp_path):

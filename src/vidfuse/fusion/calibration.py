@@ -15,8 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse._checks import Kind, Rows, as_array, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
-from vidfuse.fusion._solver.log_linear import fit_log_linear
-from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.scales import member_scales
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.crossfit import even_folds, out_of_fold
 from vidfuse.fusion.floors import floored_blocks, member_floors
@@ -95,14 +94,15 @@ class _Scaling(BaseEstimator, ABC):
         used = omega > 0 if one.present is None else (omega > 0) & one.present[:, 0]
         if not used.all():
             one, labels, omega = one[used], labels[used], omega[used]
-        self._choose(one, labels, omega / omega.sum(), member_floors(one, "auto"))
+        own, floor = one.sources()[0], float(member_floors(one, "auto")[0])
+        if floor > 0:
+            own = _derived(own, (len(one), one.n_classes), floor, keep=len(one) * one.n_classes <= _RESIDENT)
+        self._choose(LogitStack([own], ids=one.ids), labels, omega / omega.sum())
         return self
 
     @abstractmethod
-    def _choose(
-        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
-    ) -> None:
-        """Set the fitted attributes; the weights are positive and sum to 1."""
+    def _choose(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
+        """Set the fitted attributes for a member's log-likelihoods; the weights are positive and sum to 1."""
 
     @abstractmethod
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
@@ -112,7 +112,9 @@ class _Scaling(BaseEstimator, ABC):
 class TemperatureScaling(_Scaling):
     """Divide log-likelihoods by one temperature, chosen for the least negative log-likelihood.
 
-    ``log p'(c) = log p(c) / T - log Σ_j exp(log p(j) / T)``; convex in 1/T, 0.01 ≤ T ≤ 100. No class changes its rank.
+    ``log p'(c) = log p(c) / T - log Σ_j exp(log p(j) / T)``, convex in 1/T; no class changes its rank. Half a video in
+    N + 1 counts as the best wrong class (Platt 1999, section 2.2): predictions that are right on all N videos get
+    the temperature that N videos can justify, not one of 0. Log-likelihoods twice as large get twice the temperature.
 
     Attributes:
         temperature_: T; above 1 where the predictions were overconfident.
@@ -124,16 +126,13 @@ class TemperatureScaling(_Scaling):
         >>> log_p = np.log(np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.01, 0.99]]))
         >>> scaling = TemperatureScaling().fit(log_p, [0, 0, 1, 1])
         >>> round(scaling.temperature_, 3), np.exp(scaling.transform(log_p[:1])).round(2).tolist()
-        (4.183, [[0.75, 0.25]])
+        (5.423, [[0.7, 0.3]])
     """
 
     temperature_: float
 
-    def _choose(
-        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
-    ) -> None:
-        with Passes(one, labels, omega, floors) as passes:
-            self.temperature_ = float(1.0 / fit_log_linear(passes).beta[0])
+    def _choose(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
+        self.temperature_ = float(1.0 / member_scales(one, labels, omega)[0])
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated log-likelihoods (N, K)."""
@@ -171,13 +170,11 @@ class VectorScaling(_Scaling):
     def __init__(self, shrinkage: float = 10.0) -> None:
         self.shrinkage = shrinkage
 
-    def _choose(
-        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
-    ) -> None:
+    def _choose(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
         if not (np.isfinite(self.shrinkage) and self.shrinkage >= 0):
             raise InputError(f"shrinkage: expected a finite number of at least 0, got {self.shrinkage!r}")
         centre = 1.0 / TemperatureScaling()._fit_one(one, labels, omega).temperature_
-        videos = FitVideos(one, labels, omega, floors)
+        videos = FitVideos(one, labels, omega, np.zeros(1))
         precision = np.full(2, max(self.shrinkage, _WEAKEST) / videos.effective)
         with ClassVideos(videos, np.array([centre])) as laid_out:
             scale, self.bias_ = fit_deviations(laid_out, precision).parameters.T
@@ -198,7 +195,7 @@ class VectorScaling(_Scaling):
 
 @dataclass(frozen=True)
 class _Calibrated:
-    """A member's calibrated log-likelihoods, computed where they are asked for: a `Source` of a stack."""
+    """A member's log-likelihoods, floored and calibrated, computed where they are asked for: a `Source` of a stack."""
 
     source: Source
     kind: Kind
@@ -215,7 +212,7 @@ class _Calibrated:
 
     def take(self, rows: Rows) -> NDArray[np.float32]:
         log_p = _log_likelihoods(self.source.take(rows), self.kind, self.floor)
-        return np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
+        return log_p if self.calibrator is None else np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
 
     def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
         return [self.take(rows)]
@@ -223,6 +220,17 @@ class _Calibrated:
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         source, rows = self.source.restricted(rows)
         return replace(self, source=source), rows
+
+
+def _derived(own: Member, shape: tuple[int, int], floor: float, calibrator: Any = None, *, keep: bool) -> Member:
+    """Return a member's floored, calibrated log-likelihoods (N, K): kept, or computed block by block in every pass."""
+    source: Source = _Calibrated(own.source, own.kind, floor, calibrator)
+    if not keep:
+        return Member(own.name, source, own.rows, "log-likelihoods")
+    kept = np.empty(shape, dtype=np.float32)
+    for block in _blocks(*shape):
+        kept[block] = source.take(compose_rows(own.rows, block))
+    return Member(own.name, ArraySource(kept), slice(0, len(kept), 1), "log-likelihoods")
 
 
 def _log_likelihoods(scores: NDArray[Any], kind: Kind, floor: float) -> NDArray[np.float32]:
@@ -347,18 +355,12 @@ class Calibrated(Rule):
         return inner
 
     def _calibrate(self, stack: LogitStack) -> LogitStack:
-        members = []
-        few = len(stack) * len(stack.members) * stack.n_classes <= _RESIDENT
-        for own, floor in zip(stack.sources(), member_floors(stack, "auto").tolist(), strict=True):
-            calibrator = self.calibrators_[self.members_.index(own.name)]
-            source: Source = _Calibrated(own.source, own.kind, floor, calibrator)
-            rows = own.rows
-            if few:  # computed once; otherwise in every pass, block by block
-                kept = np.empty((len(stack), stack.n_classes), dtype=np.float32)
-                for block in _blocks(*kept.shape):
-                    kept[block] = source.take(compose_rows(rows, block))
-                source, rows = ArraySource(kept), slice(0, len(stack), 1)
-            members.append(Member(own.name, source, rows, "log-likelihoods"))
+        keep = len(stack) * len(stack.members) * stack.n_classes <= _RESIDENT
+        calibrators = dict(zip(self.members_, self.calibrators_, strict=True))
+        members = [
+            _derived(own, (len(stack), stack.n_classes), floor, calibrators[own.name], keep=keep)
+            for own, floor in zip(stack.sources(), member_floors(stack, "auto").tolist(), strict=True)
+        ]
         return LogitStack(
             members,
             ids=stack.ids,

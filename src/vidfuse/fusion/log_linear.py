@@ -142,12 +142,16 @@ class LogLinearPool(WeightedRule):
         shared = fit_shared(videos, self.shrinkage_)
         beta = shared.fit.beta
         if shared.fit.at_bound:
-            warnings.warn(
-                f"the lowest temperature, {T_MIN}, was reached: some weights separate the {len(videos.labels)} videos "
-                "of the fit perfectly, and their probabilities will be overconfident; use shrinkage or more videos",
-                VidfuseWarning,
-                stacklevel=4,
+            why = (
+                f"some weights separate the {len(videos.labels)} videos of the fit perfectly, and their probabilities "
+                "will be overconfident; use shrinkage or more videos"
             )
+            if shared.fit.value >= np.log(2.0) * videos.omega.min():  # some video has less than half at its true class
+                why = (
+                    "the scores differ so little between classes that a lower one would fit better; multiply them by a "
+                    'number, or say shrinkage="auto", which calibrates each member first'
+                )
+            warnings.warn(f"the lowest temperature, {T_MIN}, was reached: {why}", VidfuseWarning, stacklevel=4)
         self.optimality_gap_ = shared.fit.gap
         self.temperature_ = float(1.0 / beta.sum())
         strengths = self._strengths(videos, beta, shrunk)

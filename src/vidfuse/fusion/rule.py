@@ -79,8 +79,8 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         n_features_in_: the number of members.
         classes_: 0 … K − 1, also where a fold lacks a class.
         class_names_: the classes' names, or None where the stack of the fit has none.
-        agreement_: how far each member agrees with the others beyond chance, and that value's deviation (2, M); a stack
-            on which a member's agreement is lost is warned of.
+        agreement_: how far each member agrees with the others beyond chance, that value's deviation, and the share of
+            videos on which it agrees (3, M); a stack on which a member's agreement is lost is warned of.
     """
 
     members_: tuple[str, ...]
