@@ -13,7 +13,7 @@ from vidfuse._checks import as_float_array, check_member_names, first_few
 from vidfuse._threads import map_members
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["name_arrays", "warn_if_misordered"]
+__all__ = ["name_arrays", "order_advice", "warn_if_misordered"]
 
 
 def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray[np.floating[Any]]]:
@@ -46,7 +46,21 @@ def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray
     return {name: array[:, column] for column, name in enumerate(names)}
 
 
-def warn_if_misordered(scores: Mapping[str, NDArray[np.floating[Any]]], labels: NDArray[np.int64] | None) -> None:
+def order_advice(by_id: bool) -> str:
+    """Return what to do about a member whose rows seem to stand in another order.
+
+    Example:
+        >>> order_advice(False)
+        'Pass ids, so that rows are matched by id'
+    """
+    if by_id:
+        return "Rows are matched by id: look whether its rows got the right ids, and its columns the right classes"
+    return "Pass ids, so that rows are matched by id"
+
+
+def warn_if_misordered(
+    scores: Mapping[str, NDArray[np.floating[Any]]], labels: NDArray[np.int64] | None, *, by_id: bool
+) -> None:
     """Warn where a member scores what a random order would give while another is far above it.
 
     For labels with frequencies f_c and predictions with frequencies q_c, a random order is right with probability
@@ -55,6 +69,7 @@ def warn_if_misordered(scores: Mapping[str, NDArray[np.floating[Any]]], labels: 
     Args:
         scores: Each member's scores (N, K), in the labels' order.
         labels: True classes (N,), or None: then nothing can be said.
+        by_id: Whether rows were matched by id.
     """
     if labels is None or len(labels) < 50 or len(scores) < 2:
         return
@@ -72,7 +87,7 @@ def warn_if_misordered(scores: Mapping[str, NDArray[np.floating[Any]]], labels: 
     if suspects and max(z) > 8:
         warnings.warn(
             f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
-            "another order? Pass ids, so that rows are matched by id",
+            f"another order? {order_advice(by_id)}",
             VidfuseWarning,
             stacklevel=3,
         )

@@ -184,7 +184,7 @@ class LogitStack:
             present=alignment.present,
         )
         if stack.ndim == 3 and stack.present is None:
-            warn_if_misordered({name: stack.scores(name) for name in names}, stack.labels)
+            warn_if_misordered({name: stack.scores(name) for name in names}, stack.labels, by_id=stack.ids is not None)
         return stack
 
     @classmethod
