@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Final
@@ -11,11 +12,21 @@ from vidfuse.errors import InputError
 
 __all__ = ["VIDEO_SUFFIXES", "path_ids"]
 
-VIDEO_SUFFIXES: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+# What FFmpeg reads, and people keep videos in.
+VIDEO_SUFFIXES: Final = frozenset(
+    ".264 .265 .3g2 .3gp .amv .apng .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v "
+    ".mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob "
+    ".webm .wmv .wtv .xvid .y4m".split()
+)
 
 
-def path_ids(paths: Sequence[str]) -> list[str]:
+def path_ids(paths: Sequence[str], base: str | os.PathLike[str] | None = None) -> list[str]:
     r"""Return files' ids: their paths with slashes, without a video's suffix; absolute ones from a common folder on.
+
+    Args:
+        paths: The files, as a list names them.
+        base: The folder that the list's relative paths start from; absolute paths in it count from there on too, so
+            that a video has one id in every list.
 
     Raises:
         InputError: A path leads out of the data's folder.
@@ -25,7 +36,13 @@ def path_ids(paths: Sequence[str]) -> list[str]:
         ['run/a', 'run/b.v2', 'swim/c']
         >>> path_ids(["/data/val/a.mp4", "/data/val/x/b.mp4"])
         ['a', 'x/b']
+        >>> path_ids(["/data/val/run/a.mp4"]), path_ids(["/data/val/run/a.mp4"], "/data/val")
+        (['a'], ['run/a'])
     """
+    if base is not None:
+        root = os.path.abspath(base)
+        inside = [os.path.isabs(path) and PurePosixPath(os.path.normpath(path)).is_relative_to(root) for path in paths]
+        paths = [os.path.relpath(path, root) if own else path for path, own in zip(paths, inside, strict=True)]
     pure = [PurePosixPath(path.replace("\\", "/")) for path in paths]
     absolute = [path.is_absolute() or str(path)[1:3] == ":/" for path in pure]  # C:/data too
     folders = [path.parent.parts for path, whole in zip(pure, absolute, strict=True) if whole]

@@ -71,7 +71,7 @@ def read_annotations(
     except csv.Error as error:
         raise InputError(f"{path}: expected a list of videos: {error}") from error
     try:
-        ids = check_ids(path_ids(names) if are_paths else names)
+        ids = check_ids(path_ids(names, path.parent) if are_paths else names)
         return Annotations(ids, None if labels is None else label_indices(labels, classes))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
