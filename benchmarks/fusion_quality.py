@@ -1,12 +1,14 @@
 """Which rule fuses best? Held-out NLL and accuracy on real predictions, with ranks and what loses.
 
-    python benchmarks/fusion_quality.py --aeon FOLDER [--autogluon PYTHON] [--repeats 5] [--out FILE]
-    python benchmarks/fusion_quality.py --dumps FOLDER [--seeds 7 107 207] [--autogluon PYTHON] [--out FILE]
+    python benchmarks/fusion_quality.py [--aeon FOLDER] [--peer NAME=PYTHON …] [--repeats 5] [--out FILE]
+    python benchmarks/fusion_quality.py --dumps FOLDER [--seeds 7 107 207] [--peer NAME=PYTHON …] [--out FILE]
 
 For every data set, repetition and validation size each rule is fitted on the validation items and judged on items
 that neither it nor the members saw. All rules get the same members: classifiers of scikit-learn, floored at 1e-4, or
 the published predictions of video models as they are, with whole sources on one side of each split. Ranks are averaged
 over the cases; their intervals come from a bootstrap over data sets, those that share models or labels counted as one.
+Peers are other packages (`PEERS` of `quality_peers.py`), each run by a Python that has it; one that does not finish in
+`--peer-seconds` is left out.
 """
 
 from __future__ import annotations
@@ -33,23 +35,6 @@ Array = NDArray[np.float64]
 Rule = Callable[[Array, NDArray[np.int64], Array], Array]
 DEFAULT = "vidfuse default"
 GROUPED = "vidfuse default, groups given"
-
-AUTOGLUON = """
-import sys, numpy as np
-from autogluon.core.metrics import log_loss
-from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
-data = np.load(sys.argv[1])
-result = {}
-for key in {name.partition(":")[0] for name in data.files}:
-    p, y, k = data[key + ":p"], data[key + ":y"], int(data[key + ":k"])
-    kind = "binary" if k == 2 else "multiclass"
-    own = [m[:, 1] for m in p] if k == 2 else [m for m in p]
-    rng = np.random.RandomState(0)
-    selection = EnsembleSelection(ensemble_size=25, problem_type=kind, metric=log_loss, random_state=rng)
-    selection.fit(own, y)
-    result[key] = selection.weights_
-np.savez(sys.argv[2], **result)
-"""
 
 
 def _vidfuse(build: Callable[[], vf.LogLinearPool]) -> Rule:
@@ -103,6 +88,7 @@ RULES: dict[str, Rule] = {
     "vidfuse unshrunk": _vidfuse(lambda: vf.LogLinearPool(shrinkage=None)),
     "vidfuse per class": _vidfuse(lambda: vf.LogLinearPool(per_class=True)),
     "vidfuse stacked": _vidfuse(vf.StackedPool),
+    "vidfuse stacked, diagonal": _vidfuse(lambda: vf.StackedPool("diagonal")),
     "vidfuse dynamic": _vidfuse(vf.DynamicPool),
     "accuracy log-linear (the paper's)": _vidfuse(lambda: vf.LogLinearPool(weights="accuracy")),
     "accuracy log-linear, calibrated": _vidfuse(lambda: vf.Calibrated(vf.LogLinearPool(weights="accuracy"))),
@@ -117,9 +103,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-OWN = tuple(rule for rule in RULES if rule.startswith("vidfuse ") and rule != DEFAULT)
-"""Other options of vidfuse, which the default is ranked without, too."""
-
 UNIFORM = ("uniform log-linear", "uniform linear (scikit-learn's soft voting)")
 
 
@@ -128,7 +111,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--aeon", type=Path, help="unpacked aeon wheel (the folder that holds datasets/data)")
     parser.add_argument("--dumps", type=Path, help="folder of published predictions, with splits.py, instead")
-    parser.add_argument("--autogluon", type=Path, help="a Python that has autogluon.core")
+    parser.add_argument(
+        "--peer", nargs="*", default=[], metavar="NAME=PYTHON", help="a package's rules, by that Python"
+    )
+    parser.add_argument("--peer-seconds", type=float, default=600.0, help="what each peer gets for all cases")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="*", default=[7, 107, 207], help="of the splits of dumps")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vidfuse-quality")
@@ -137,9 +123,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     cases = list(dump_cases(options.dumps, options.seeds) if options.dumps else _classifier_cases(options))
-    gluon = _autogluon(options.autogluon, cases) if options.autogluon else {}
+    peers: dict[str, list[Array]] = {}
+    for name, _, python in (text.partition("=") for text in options.peer):
+        peers |= _peer(name, python, cases, options.peer_seconds)
     rules = {name: rule for name, rule in RULES.items() if options.rules is None or name in (DEFAULT, *options.rules)}
-    names = [*rules, *([GROUPED] if options.dumps else []), *(["AutoGluon, 25 rounds"] if gluon else [])]
+    names = [*rules, *([GROUPED] if options.dumps else []), *peers]
     loss, hits, spread = np.empty((len(cases), len(names))), np.empty((len(cases), len(names))), np.empty(len(cases))
     for row, case in enumerate(cases):
         each = []
@@ -149,7 +137,7 @@ def main() -> None:
             elif name == GROUPED:
                 log_q = _grouped(case)
             else:
-                log_q = _weighted(case.test, gluon[_key(case)])
+                log_q = peers[name][row]
             each.append(-log_q[np.arange(len(case.truth)), case.truth])
             loss[row, column], hits[row, column] = each[-1].mean(), (log_q.argmax(axis=1) == case.truth).mean()
         shared = [names.index(rule) for rule in UNIFORM if rule in names]
@@ -174,20 +162,19 @@ def _classifier_cases(options: argparse.Namespace) -> Iterator[Case]:
                 )  # fmt: skip
 
 
-def _key(case: Case) -> str:
-    return f"{case.name}-{case.seed}-{case.size}"
-
-
-def _autogluon(python: Path, cases: list[Case]) -> dict[str, Array]:
+def _peer(name: str, python: str, cases: list[Case], seconds: float) -> dict[str, list[Array]]:
+    """Return the log-likelihoods of each of a peer's rules, for all cases."""
     with tempfile.TemporaryDirectory() as folder:
-        arrays = {}
-        for case in cases:
-            arrays[f"{_key(case)}:p"] = np.exp(case.fit).swapaxes(0, 1)
-            arrays[f"{_key(case)}:y"], arrays[f"{_key(case)}:k"] = case.labels, case.fit.shape[2]
-        np.savez(f"{folder}/in.npz", **arrays)
-        Path(f"{folder}/run.py").write_text(AUTOGLUON)
-        subprocess.run([python, f"{folder}/run.py", f"{folder}/in.npz", f"{folder}/out.npz"], check=True)
-        return dict(np.load(f"{folder}/out.npz"))
+        for row, case in enumerate(cases):
+            fit, test = (np.exp(log_p).swapaxes(0, 1) for log_p in (case.fit, case.test))
+            np.savez(f"{folder}/case-{row:04}.npz", fit=fit, labels=case.labels, test=test)
+        worker = Path(__file__).with_name("quality_peers.py")
+        subprocess.run([python, worker, name, folder, str(seconds)], check=True)
+        done = [dict(np.load(path)) for path in sorted(Path(folder).glob(f"{name}-case-*.npz"))]
+    if len(done) < len(cases):
+        print(f"left out {name}: {len(done)} of {len(cases)} cases in {seconds:.0f} s")
+        return {}
+    return {rule: [np.log(np.maximum(case[rule], 1e-44)) for case in done] for rule in done[0]}
 
 
 def _report(
@@ -195,7 +182,7 @@ def _report(
 ) -> None:
     unique = np.unique([case.name for case in cases])
     print(f"{len(cases)} cases, {len(unique)} data sets of {len({family(name) for name in unique})} families")
-    others = [column for column, name in enumerate(names) if name not in OWN]
+    others = [column for column, name in enumerate(names) if name in (DEFAULT, GROUPED) or "vidfuse" not in name]
     print("\nThe default among rules from elsewhere")
     peers = _table([names[column] for column in others], loss[:, others], hits[:, others], cases)
     print("\nWith vidfuse's other options")

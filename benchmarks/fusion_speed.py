@@ -1,12 +1,15 @@
 """How fast are the learned fits? Every ratio is taken side by side, in one run, from the same stack of logits.
 
     python benchmarks/fusion_speed.py [--autogluon PYTHON] [--repeats 5] [--cache-gb 0] [--dask PYTHON] [--out FILE]
+    python benchmarks/fusion_speed.py --default --autogluon PYTHON [--repeats 5] [--out FILE]
 
 Log-linear (no shrinkage): against SciPy's L-BFGS-B with the exact gradient on the same objective, in float64, which
 also has to build its array of log-likelihoods from the stack. Linear: against greedy selection on the true class's
 column, and AutoGluon's own `EnsembleSelection`, 25 rounds each; AutoGluon gets the members' probabilities, and
 so does the linear pool: once with the building and checking of the stack inside the timed region, and once without.
 `--cache-gb` writes a cache of that size and fits it, and `--dask` fits a part of it once more on two dask workers.
+`--default` times the default instead, calibration, weights per class and the choice of their strengths included, from a
+stack of logits, without groups and with groups of five videos, against AutoGluon's 25 rounds.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSel
 data = np.load(sys.argv[1])
 rng = np.random.RandomState(0)
 selection = EnsembleSelection(ensemble_size=25, problem_type="multiclass", metric=log_loss, random_state=rng)
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 selection.fit(list(data["p"]), data["y"])
-print(time.perf_counter() - start)
+print(time.perf_counter() - start, time.process_time() - cpu)
 np.save(sys.argv[2], selection.weights_)
 """
 
@@ -120,6 +123,44 @@ def greedy(log_true: NDArray[np.float64], rounds: int = 25) -> tuple[float, NDAr
     return float(-np.log(total / rounds).mean()), counts / rounds
 
 
+def autogluon(
+    python: Path, probabilities: dict[str, NDArray[Any]], y: NDArray[Any]
+) -> tuple[list[float], NDArray[Any]]:
+    """Return AutoGluon's seconds and CPU seconds for 25 rounds, by a Python that has it, and its weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/in.npz", p=np.stack(list(probabilities.values())), y=y)
+        Path(f"{folder}/run.py").write_text(AUTOGLUON)
+        arguments = [python, f"{folder}/run.py", f"{folder}/in.npz", f"{folder}/w.npy"]
+        out = subprocess.run(arguments, check=True, capture_output=True, text=True)
+        return [float(time) for time in out.stdout.strip().splitlines()[-1].split()], np.load(f"{folder}/w.npy")
+
+
+def default_fit(n: int, classes: int, members: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Time the whole default fit on one generated stack, in turn with AutoGluon where there is one."""
+    logits, y = generate(n, classes, members)
+    stack = vf.LogitStack.from_arrays(logits, labels=y)
+    stacks = {"without groups": stack, "with groups": stack.with_groups(np.arange(n) // 5)}
+    probabilities = {name: np.exp(stack.log_likelihoods()[:, m]) for m, name in enumerate(stack.members)}
+    rival, own, cpu, gap = [], {}, {}, 0.0
+    for _ in range(options.repeats):
+        rival += [autogluon(options.autogluon, probabilities, y)[0]] if options.autogluon else []
+        for name, given in stacks.items():
+            for jobs in (1, 2):
+                case, start = f"{name}, {jobs} threads", time.process_time()
+                seconds, pool = best(lambda s=given, j=jobs: vf.LogLinearPool(n_jobs=j).fit(s), 1)
+                own[case] = min(seconds, own.get(case, np.inf))
+                cpu[case] = min(time.process_time() - start, cpu.get(case, np.inf))
+                gap = max(gap, pool.optimality_gap_)
+    row: dict[str, Any] = {"N": n, "K": classes, "M": members, "largest gap": gap}
+    for case, seconds in own.items():
+        row |= {f"{case}: seconds": seconds, f"{case}: CPU seconds": cpu[case]}
+        if rival:
+            wall, processor = np.min(rival, axis=0).tolist()
+            row |= {f"{case}: ratio to AutoGluon": wall / seconds, f"{case}: ratio of CPU": processor / cpu[case]}
+            row |= {"AutoGluon seconds": wall, "AutoGluon CPU seconds": processor}
+    return row
+
+
 def compare(n: int, classes: int, members: int, options: argparse.Namespace) -> dict[str, Any]:
     """Run both fits and their rivals on one generated stack."""
     logits, y = generate(n, classes, members)
@@ -144,13 +185,7 @@ def compare(n: int, classes: int, members: int, options: argparse.Namespace) -> 
         fit_time, _ = best(lambda: vf.LinearPool(floor=0.0).fit(own), options.repeats * 2)
         path_time, _ = best(lambda: vf.LinearPool(floor=0.0).fit(
             vf.LogitStack.from_arrays(probabilities, labels=y, kind="probabilities")), options.repeats)  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            np.savez(f"{folder}/in.npz", p=np.stack(list(probabilities.values())), y=y)
-            Path(f"{folder}/run.py").write_text(AUTOGLUON)
-            arguments = [options.autogluon, f"{folder}/run.py", f"{folder}/in.npz", f"{folder}/w.npy"]
-            out = subprocess.run(arguments, check=True, capture_output=True, text=True)
-            weights = np.load(f"{folder}/w.npy")
-        gluon = float(out.stdout.strip().splitlines()[-1])
+        (gluon, _), weights = autogluon(options.autogluon, probabilities, y)
         gluon_nll = float(-np.log(np.exp(log_true) @ weights).mean())
         row |= {"linear pool, from arrays, seconds": path_time, "linear pool, from a stack, seconds": fit_time,
                 "AutoGluon seconds": gluon, "linear pool, from arrays: ratio to AutoGluon": gluon / path_time,
@@ -223,6 +258,7 @@ def main() -> None:
     """Print one block of figures a size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autogluon", type=Path, help="a Python that has autogluon.core")
+    parser.add_argument("--default", action="store_true", help="time the whole default fit, not optima")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache-gb", type=float, default=0.0)
     parser.add_argument("--dask", type=Path, help="a Python that has dask.distributed and vidfuse")
@@ -234,8 +270,9 @@ def main() -> None:
         print(json.dumps(fit_cache(options.fit)))
         return
     results = []
-    for n, classes, members in ((10_000, 400, 7), (10_000, 100, 50)):
-        results.append(compare(n, classes, members, options))
+    sizes = ((10_000, 400, 7), (1_000, 100, 5)) if options.default else ((10_000, 400, 7), (10_000, 100, 50))
+    for n, classes, members in sizes:
+        results.append((default_fit if options.default else compare)(n, classes, members, options))
         _show(results[-1])
     if options.cache_gb:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -1,7 +1,8 @@
 """Time the networks side by side with the packages that users would pick instead; print and save the ratios.
 
 Every contestant runs in a process of its own, with the interpreter of the environment that its package is installed
-in, and the contestants take turns: a ratio compares passes that ran within seconds of each other.
+in, and the contestants take turns: a ratio compares passes that ran within seconds of each other. A network without a
+peer at hand is timed alone.
 
     python benchmarks/networks.py --torchvision $(which python) --pytorchvideo ptv/bin/python \
         --mmaction2 mma/bin/python --transformers hf/bin/python
@@ -80,7 +81,8 @@ def geometric_means(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Average the ratios over the networks, for each mode and batch size."""
     groups: dict[str, list[float]] = {}
     for row in rows:
-        groups.setdefault(f"{row['mode']}, batch {row['batch']}", []).append(math.log(row["ratio"]))
+        if "ratio" in row:
+            groups.setdefault(f"{row['mode']}, batch {row['batch']}", []).append(math.log(row["ratio"]))
     return {key: math.exp(statistics.fmean(logarithms)) for key, logarithms in groups.items()}
 
 
@@ -88,8 +90,12 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all rows of a file have in common."""
     names = ("threads", "cpu_time", "device", "bfloat16", "compile")
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    processor = f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"
-    return {"processor": processor, **{name: getattr(options, name) for name in names}}
+    settings = {"processor": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"}
+    if options.device == "cuda":
+        import torch
+
+        settings["card"] = torch.cuda.get_device_name()
+    return settings | {name: getattr(options, name) for name in names}
 
 
 def load(options: argparse.Namespace) -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -114,23 +120,23 @@ def compare(network: str, options: argparse.Namespace) -> Iterator[dict[str, Any
     """Time one network against its peers, in turns; yield a row for each mode and batch size."""
     frames, size, peers = ROWS[network]
     pythons = {"vidfuse": sys.executable, **{p: getattr(options, p) for p in peers if getattr(options, p)}}
-    if len(pythons) == 1:
-        print(f"{network}: no interpreter given for {' or '.join(peers)}")
-        return
     for mode in options.modes:
         for batch in options.batch:
             contestants: dict[str, Contestant] = {}
             memory: dict[str, float] = {}
-            for package, python in pythons.items():
-                spec = {
-                    "package": package, "network": network, "mode": mode, "shape": [batch, 3, frames, size, size],
-                    "threads": options.threads, "device": options.device, "bfloat16": options.bfloat16,
-                    "compile": options.compile,
-                    "cpu_time": options.cpu_time,
-                }  # fmt: skip
-                memory[package] = memory_of(python, spec)
-                contestants[package] = Contestant(python, spec)
             try:
+                for package, python in pythons.items():
+                    spec = {
+                        "package": package, "network": network, "mode": mode, "shape": [batch, 3, frames, size, size],
+                        "threads": options.threads, "device": options.device, "bfloat16": options.bfloat16,
+                        "compile": options.compile, "cpu_time": options.cpu_time,
+                    }  # fmt: skip
+                    if options.device == "cpu":
+                        memory[package] = memory_of(python, spec)
+                    contestants[package] = Contestant(python, spec)
+                for package, contestant in contestants.items():
+                    contestant.wait()
+                    memory.setdefault(package, contestant.memory)
                 row = {**race(contestants, options.rounds), "memory_mib": memory}
             finally:
                 for contestant in contestants.values():
@@ -150,16 +156,18 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Any]:
         for package, contestant in contestants.items():
             seconds[package].append(contestant.step())
     medians = {package: statistics.median(values) for package, values in seconds.items()}
-    fastest = min((package for package in medians if package != "vidfuse"), key=medians.__getitem__)
-    ratios = [theirs / ours for theirs, ours in zip(seconds[fastest], seconds["vidfuse"], strict=True)]
-    return {
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-        "fastest_peer": fastest,
-        "seconds": medians,
-        "versions": {package: contestant.version for package, contestant in contestants.items()},
-    }
+    versions = {package: contestant.version for package, contestant in contestants.items()}
+    result: dict[str, Any] = {"seconds": medians, "versions": versions}
+    if len(contestants) > 1:
+        fastest = min((package for package in medians if package != "vidfuse"), key=medians.__getitem__)
+        ratios = [theirs / ours for theirs, ours in zip(seconds[fastest], seconds["vidfuse"], strict=True)]
+        result |= {
+            "ratio": statistics.median(ratios),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+            "fastest_peer": fastest,
+        }
+    return result
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -169,10 +177,12 @@ def describe(row: dict[str, Any]) -> str:
     more = (
         f"  {row['clips_a_second']:.0f} clips/s, {row['share_of_peak']:.1%} of peak" if "share_of_peak" in row else ""
     )
-    return (
-        f"{row['network']:<18} {row['mode']:<8} batch {row['batch']}: {row['ratio']:.2f}x {row['fastest_peer']}"
-        f" ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})   {times}   MiB: {memory}{more}"
+    ratio = (
+        f"{row['ratio']:.2f}x {row['fastest_peer']} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        if "ratio" in row
+        else "no peer"
     )
+    return f"{row['network']:<18} {row['mode']:<8} batch {row['batch']}: {ratio}   {times}   MiB: {memory}{more}"
 
 
 def operations(network: str, mode: str) -> float:
@@ -189,6 +199,7 @@ def memory_of(python: str, spec: dict[str, Any]) -> float:
     it gives back each block above 64 KiB at once, which is too slow for the timing, and repeats to one MiB.
     """
     contestant = Contestant(python, spec, {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_ARENA_MAX": "1"})
+    contestant.wait()
     contestant.close()
     return contestant.memory
 
@@ -208,7 +219,10 @@ class Contestant:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
-        first = self._ask()  # the first pass warms up and measures memory
+
+    def wait(self) -> None:
+        """Wait for the first pass, which warms up and measures memory: several contestants get ready side by side."""
+        first = self._ask()
         self.memory, self.version = float(first["mib"]), first["version"]
 
     def step(self) -> float:

@@ -127,8 +127,9 @@ def test_the_figures_of_the_readme_are_those_of_the_demo(tmp_path):
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert_printed_but_for_rounding(f"> {board['headline']}", readme)
     assert_printed_but_for_rounding(
-        f"score-weighted log-likelihoods get {accuracy['score-weighted']:.1f} %, the plain average of probabilities "
-        f"{accuracy['average of probabilities']:.1f} %, the majority vote {accuracy['majority vote']:.1f} %",
+        f"score-weighted log-likelihoods get {accuracy['score-weighted, calibrated']:.1f} %, "
+        f"the plain average of probabilities {accuracy['average of probabilities']:.1f} %, "
+        f"the majority vote {accuracy['majority vote']:.1f} %",
         readme,
     )
 

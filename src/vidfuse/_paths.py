@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -12,22 +13,23 @@ from vidfuse.errors import InputError
 
 __all__ = ["VIDEO_SUFFIXES", "IdRule", "name_ids", "path_ids"]
 
+# What FFmpeg reads, and people keep videos in.
 VIDEO_SUFFIXES: Final = frozenset(
-    {
-        *(".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe"),
-        *(".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
-    }
+    ".264 .265 .3g2 .3gp .amv .apng .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v "
+    ".mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogg .ogm .ogv .qt .rm .rmvb .ts "
+    ".vob .webm .wmv .wtv .xvid .y4m".split()
 )
 IdRule = Literal["path", "stem", "exact"]
 
 
-def name_ids(names: Sequence[str], rule: IdRule = "path") -> list[str]:
+def name_ids(names: Sequence[str], rule: IdRule = "path", base: str | os.PathLike[str] | None = None) -> list[str]:
     """Return the ids of videos that a file calls by these names.
 
     Args:
         names: Paths, file names or ids.
         rule: "path": the path without a video's suffix, see `path_ids`; "stem": the file's name without its folders and
             without a video's suffix; "exact": the names as they stand.
+        base: The folder that a list's relative paths start from; see `path_ids`.
 
     Raises:
         InputError: An unknown rule, or a path that leads out of the data's folder.
@@ -40,14 +42,19 @@ def name_ids(names: Sequence[str], rule: IdRule = "path") -> list[str]:
         raise InputError(f"ids: expected one of {', '.join(map(repr, get_args(IdRule)))}, got {rule!r}")
     if rule == "exact":
         return list(names)
-    ids = path_ids(names)
+    ids = path_ids(names, base)
     return ids if rule == "path" else [name.rpartition("/")[2] for name in ids]
 
 
-def path_ids(paths: Sequence[str]) -> list[str]:
+def path_ids(paths: Sequence[str], base: str | os.PathLike[str] | None = None) -> list[str]:
     r"""Return files' ids: their paths with slashes, without a video's suffix; absolute ones from a common folder on.
 
     Letters that can be written in two ways in Unicode are composed (NFC): file systems differ in which they give.
+
+    Args:
+        paths: The files, as a list names them.
+        base: The folder that the list's relative paths start from; absolute paths in it count from there on too, so
+            that a video has one id in every list.
 
     Raises:
         InputError: A path leads out of the data's folder.
@@ -57,9 +64,15 @@ def path_ids(paths: Sequence[str]) -> list[str]:
         ['run/a', 'run/b.v2', 'swim/c']
         >>> path_ids(["/data/val/a.mp4", "/data/val/x/b.mp4"])
         ['a', 'x/b']
+        >>> path_ids(["/data/val/run/a.mp4"]), path_ids(["/data/val/run/a.mp4"], "/data/val")
+        (['a'], ['run/a'])
     """
     if not any("/" in path or "\\" in path or "." in path for path in paths):  # plain ids: nothing to take apart
         return [unicodedata.normalize("NFC", path) for path in paths]
+    if base is not None:
+        root = os.path.abspath(base)
+        inside = [os.path.isabs(path) and PurePosixPath(os.path.normpath(path)).is_relative_to(root) for path in paths]
+        paths = [os.path.relpath(path, root) if own else path for path, own in zip(paths, inside, strict=True)]
     pure = [PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")) for path in paths]
     absolute = [path.is_absolute() or str(path)[1:3] == ":/" for path in pure]  # C:/data too
     folders = [path.parent.parts for path, whole in zip(pure, absolute, strict=True) if whole]

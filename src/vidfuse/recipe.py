@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 
 from vidfuse import __version__
 from vidfuse._files import replace
@@ -155,7 +156,7 @@ class Recipe:
         """Return what the recipe is, without its large arrays, in plain types."""
         weights = getattr(self.rule, "weights_", None)
         return {
-            "rule": repr(self.rule),
+            "rule": repr(clone(self.rule)),
             "members": list(self.members),
             "n_classes": self.n_classes,
             "classes": None if self.classes is None else list(self.classes),
@@ -165,12 +166,13 @@ class Recipe:
             "fitted_on": dict(self.fitted_on),
             "weights": None if weights is None else np.asarray(weights).tolist(),
             "temperature": _optional_float(getattr(self.rule, "temperature_", None)),
+            "choices": list(self.rule.choices()),
         }
 
     def __str__(self) -> str:
         order = "" if self.order_checked else ", order unchecked"
         lines = [
-            f"{self.rule!r}",
+            f"{clone(self.rule)!r}",
             f"{len(self.members)} members, {self.n_classes} classes, "
             f"fitted on {self.fitted_on.get('videos', '?')} videos{order}",
         ]
@@ -179,7 +181,7 @@ class Recipe:
         if weights.shape == (len(names),):
             width = max(map(len, names))
             lines += [f"  {name:<{width}}  {weight:.4f}" for name, weight in zip(names, weights, strict=True)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.rule.choices()])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the recipe, and beside it a safetensors file of the same stem if an array is large; return the path.

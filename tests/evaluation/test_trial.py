@@ -47,6 +47,19 @@ def test_the_same_rule_gets_the_same_number_wherever_it_is_printed(seed, grouped
     assert other.entry("learned").score.nll != board.entry("learned").score.nll
 
 
+def test_equal_rules_share_their_copies_and_others_do_not():
+    trial = open_trial(hard_stack(1, ids=IDS), folds=3)
+    copies = trial.fit(vf.LogLinearPool(per_class=True))
+    assert trial.fit(vf.LogLinearPool(per_class=True)) is copies
+    for other in (vf.LogLinearPool(per_class=1.0), vf.LogLinearPool(per_class=1), vf.LinearPool()):
+        assert trial.fit(other) is not copies
+    given = [vf.LinearPool(weights=[1, 2, 3, 4]), vf.LinearPool(weights=[4, 3, 2, 1])]
+    assert trial.fit(given[0])[0].weights_[0] < trial.fit(given[1])[0].weights_[0]
+    nested = [vf.Calibrated(vf.LinearPool(weights=name)) for name in ("accuracy", "uniform")]
+    assert (trial.fit(nested[0])[0].rule_.weights_ != trial.fit(nested[1])[0].rule_.weights_).any()
+    assert trial.reduced("mean-log").fit(vf.LogLinearPool(per_class=True)) is not copies
+
+
 @pytest.mark.parametrize("groups", [None, np.arange(120) // 3])
 def test_the_order_of_the_rows_has_no_say(groups):
     stack = hard_stack(7, ids=IDS)

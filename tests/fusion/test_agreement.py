@@ -71,3 +71,25 @@ def test_a_view_on_which_members_know_nothing_is_no_other_order():
     with pytest.warns(VidfuseWarning, match="agreed with the others on the videos of the fit"):
         rule.predict(second)
     assert members_first(rule, stack, "mean-log").shape == (200, 5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_videos_of_one_class_tell_nothing_of_the_order(seed):
+    """All members are right, as on the videos of the fit, and by chance they would agree as often."""
+    rule = fitted((4.0, 4.0, 4.0))
+    rng = np.random.default_rng(seed)
+    z = {f"m{j}": rng.normal(size=(200, 5)) + 4.0 * np.eye(5)[0] for j in range(3)}
+    assert (rule.predict(LogitStack.from_arrays(z)) == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_the_advice_is_one_that_can_be_followed(by_id):
+    rule = fitted((3.0, 3.0, 3.0))
+    arrays, y = scores(1, (3.0, 3.0, 3.0))
+    arrays["m1"] = arrays["m1"][::-1]
+    ids = [f"v{i}" for i in range(200)] if by_id else None
+    advice = "Rows are matched by id: look" if by_id else "Pass ids"
+    with pytest.warns(VidfuseWarning, match=f"in a random order.*{advice}"):
+        LogitStack.from_arrays(arrays, labels=y, ids=ids)
+    with pytest.warns(VidfuseWarning, match=f"agreed with the others.*{advice}"):
+        rule.predict(LogitStack.from_arrays(arrays, ids=ids))

@@ -8,7 +8,6 @@ from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import BaseEstimator
 
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion._solver.classes import fit_classes
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
 from vidfuse.fusion.linear import LinearPool
@@ -33,11 +32,28 @@ def loss(log_p, y):
 def test_temperature_against_scipy():
     z, y = predictions()
     scaling = TemperatureScaling().fit(z, y)
-    found = minimize_scalar(lambda b: loss(log_softmax(z * b), y), bounds=(0.01, 100), method="bounded",
-                            options={"xatol": 1e-10})  # fmt: skip
+    wrong = z.copy()
+    wrong[np.arange(400), y] = -np.inf
+    share, second = 0.5 / 401, wrong.argmax(axis=1)
+
+    def smoothed(b):
+        log_p = log_softmax(z * b)
+        return (1 - share) * loss(log_p, y) + share * loss(log_p, second)
+
+    found = minimize_scalar(smoothed, bounds=(0.01, 100), method="bounded", options={"xatol": 1e-10})
     assert scaling.temperature_ == pytest.approx(1 / found.x, rel=1e-5)
     assert scaling.temperature_ > 1.5
     np.testing.assert_array_equal(scaling.transform(z).argmax(axis=1), z.argmax(axis=1))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_a_temperature_follows_the_scale_of_scores_and_is_finite_where_all_is_right(factor):
+    z, y = predictions()
+    for scores, labels in ((z, y), (6.0 * np.eye(4)[y], y)):
+        one, other = (TemperatureScaling().fit(s, labels) for s in (scores, factor * scores))
+        assert other.temperature_ == pytest.approx(factor * one.temperature_, rel=1e-3)
+        p = np.exp(other.transform(factor * scores))[np.arange(400), labels]
+        assert p.max() < 1 - 1e-5
 
 
 def test_vector_scaling_against_scipy():
@@ -53,6 +69,13 @@ def test_vector_scaling_against_scipy():
     found = minimize(objective, np.r_[np.full(3, centre), np.zeros(3)], method="BFGS", options={"gtol": 1e-9})
     np.testing.assert_allclose(np.r_[scaling.scale_, scaling.bias_], found.x, atol=2e-3)
     assert loss(scaling.transform(z), y) < loss(TemperatureScaling().fit(z, y).transform(z), y)
+
+
+def test_vector_scaling_without_a_prior_ends_where_the_optimum_is_infinite():
+    z = log_softmax(4.0 * np.eye(3)[[0, 1, 2, 0]])  # no video is wrong, and every class can be told apart
+    scaling = VectorScaling(shrinkage=0.0).fit(z, [0, 1, 2, 0])
+    assert np.isfinite(scaling.scale_).all()
+    assert loss(scaling.transform(z), np.array([0, 1, 2, 0])) < 1e-3
 
 
 def test_vector_scaling_with_few_videos_stays_near_temperature_scaling():
@@ -96,24 +119,6 @@ def test_calibrated_members_get_fair_weights():
     assert each.calibrators_[0].temperature_ > 1 > each.calibrators_[1].temperature_
     with pytest.raises(InputError, match="where"):
         Calibrated(LogLinearPool(), where="before").fit(X, y)
-
-
-def test_class_fit_against_scipy():
-    X, y = members(n=80)
-    stack, shared = LogitStack.from_arrays(X), np.array([0.4, 1.0])
-    omega = np.full(80, 1 / 80)
-    fit = fit_classes(
-        stack, y, omega, np.zeros(2), shared, weight_precision=4.0, bias_precision=2.0, non_negative=False
-    )
-
-    def objective(x):
-        beta, bias = x[:8].reshape(2, 4), x[8:]
-        prior = 4.0 * np.sum((beta - shared[:, None]) ** 2) + 2.0 * np.sum(bias**2)
-        return loss(log_softmax((X * beta).sum(axis=1) + bias), y) + 0.5 / 80 * prior
-
-    found = minimize(objective, np.r_[np.repeat(shared, 4), np.zeros(4)], method="BFGS", options={"gtol": 1e-8})
-    assert fit.value == pytest.approx(found.fun, abs=1e-6)
-    np.testing.assert_allclose(np.r_[fit.beta.ravel(), fit.bias], found.x, atol=0.02)
 
 
 def test_stacking_repairs_a_bias_that_pools_cannot():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from selection_cases import ensemble, stack_of
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 
 import vidfuse as vf
 from vidfuse.errors import InputError
@@ -119,6 +121,39 @@ def test_copies_are_fitted_on_the_other_folds():
     for fit, rest in splits:
         rule = vf.LogLinearPool(weights="accuracy").fit(z[fit], y[fit], weight[fit])
         np.testing.assert_allclose(ours[rest], rule.predict_log_proba(z[rest]), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "log-odds", "inverse-nll"])
+@pytest.mark.parametrize("build", [vf.LogLinearPool, vf.LinearPool, vf.MajorityVote])
+@pytest.mark.parametrize("weighted", [None, "all", "some", "balanced"])
+def test_weights_by_score_follow_from_one_reading(name, build, weighted):
+    """As fits on each fold's own videos would give them; one fit is enough where all videos count."""
+    z, y = ensemble(3, n=90, m=4, k=3)
+    weight = (
+        None if weighted in (None, "balanced") else np.random.default_rng(0).integers(0, 4, 90) + (weighted == "all")
+    )
+    if weighted == "balanced" and build is vf.MajorityVote:
+        return
+    rule = build(weights=name, **({"class_weight": "balanced"} if weighted == "balanced" else {}))
+    splits = split_folds(y, 4)
+    copies = fit_copies(rule, stack_of(z, y), y, splits, weight)
+    assert len({id(copy.agreement_) for copy in copies}) == (1 if weighted in (None, "all") else 4)
+    assert len({tuple(copy.weights_) for copy in copies}) == 4
+    for copy, (fit, rest) in zip(copies, splits, strict=True):
+        own = clone(rule).fit(z[fit], y[fit], None if weight is None else weight[fit])
+        np.testing.assert_allclose(copy.weights_, own.weights_, rtol=1e-12)
+        np.testing.assert_allclose(copy.predict_log_proba(z[rest]), own.predict_log_proba(z[rest]), atol=1e-12)
+        np.testing.assert_array_equal(copy.summary(20).lower < copy.weights_, True)
+
+
+def test_a_rule_without_its_videos_does_not_refit():
+    z, y = ensemble(3, n=90, m=4, k=3)
+    rule = vf.LogLinearPool(weights="accuracy").fit(z, y)
+    for other, size in ((pickle.loads(pickle.dumps(rule)), 90), (rule, 89)):
+        with pytest.raises(InputError, match=f"fitted on {size} videos"):
+            other.refitted(np.ones(size))
+    with pytest.raises(NotImplementedError):
+        vf.StackedPool().refitted(np.ones(90))
 
 
 class Memory(ClassifierMixin, BaseEstimator):

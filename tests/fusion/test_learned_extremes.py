@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from vidfuse import LinearPool, LogLinearPool
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion._solver.linear import fit_linear
+from vidfuse.fusion._solver.log_linear import shrinkage_penalty
 
 
 def members(seed, scale, n=300, k=6, skills=(0.5, 1.0, 1.5, 2.0)):
@@ -145,3 +146,77 @@ def test_a_wrong_class_of_one_video_that_is_off_by_many_orders_costs_that_member
     assert pool.weights_[1] < 0.01
     without = LogLinearPool(shrinkage=None).fit(np.delete(z, 1, axis=1).astype(np.float32), y)
     np.testing.assert_allclose(np.delete(pool.weights_, 1), without.weights_, atol=0.01)
+
+
+def test_the_lowest_temperature_is_explained_by_what_led_to_it():
+    z, y = members(0, 0.01, n=1000)
+    with pytest.warns(VidfuseWarning, match="scores differ so little between classes"):
+        pool = LogLinearPool(shrinkage=None).fit(z, y)
+    assert 0.5 < pool.score(z, y) < 0.99  # no weights separate these
+    with pytest.warns(VidfuseWarning, match="separate the 40 videos of the fit perfectly"):
+        LogLinearPool(shrinkage=None).fit(np.stack([5 * np.eye(4)[np.arange(40) % 4]] * 2, axis=1), np.arange(40) % 4)
+    LogLinearPool().fit(z, y)  # the advice
+
+
+def test_a_linear_pool_needs_one_member_that_gives_the_true_class_a_chance():
+    z, y = members(1, 1.0)
+    z[:20, 0, :][np.arange(20), y[:20]] = -np.inf
+    pool = LinearPool().fit(z, y)
+    p = np.exp(z - logsumexp(z, axis=2, keepdims=True))[np.arange(300), :, y]
+    found = minimize(
+        lambda w: -np.log(p @ (np.exp(w) / np.exp(w).sum())).mean(), np.zeros(4), method="BFGS", options={"gtol": 1e-9}
+    )
+    assert -np.log(p @ pool.weights_).mean() <= found.fun + pool.optimality_gap_ + 1e-9
+    z[7, :, y[7]] = -np.inf
+    with pytest.raises(InputError, match="all members have a probability of 0 at the true class of row 7"):
+        LinearPool().fit(z, y)
+
+
+def test_weights_by_an_infinite_loss_are_drawn_without_it():
+    z, y = members(2, 1.0, n=60)
+    z[3, 0, y[3]] = -np.inf
+    summary = LogLinearPool(weights="inverse-nll").fit(z, y).summary(bootstrap=200)
+    assert summary.weights[0] == 0 < summary.upper[0]  # where video 3 was not drawn
+
+
+def test_the_certificate_holds_in_float64_for_what_was_asked_for():
+    """The objective of the shrunk fit written out in float64, of sure members whose scores float32 rounds."""
+    rng = np.random.default_rng(0)
+    n, m, k = 1500, 30, 20
+    y = rng.integers(0, k, n)
+    z = (
+        rng.normal(size=(n, m, k))
+        + 2 * rng.normal(size=(n, 1, k))
+        + rng.uniform(0, 3, m)[:, None] * np.eye(k)[y][:, None]
+    )
+    pool = LogLinearPool(per_class=False).fit(20 * z, y)
+    beta, here = pool.weights_ / pool.temperature_, np.arange(n)
+    scores = 20 * z * pool.scale_[:, None]
+    log_p = np.logaddexp(np.log1p(-0.001) + scores - logsumexp(scores, axis=2, keepdims=True), np.log(0.001 / k))
+    pooled = log_p.sum(axis=1)
+    pooled[here, y] = -np.inf
+    share, second = 0.5 / (n + 1), pooled.argmax(axis=1)
+    score = (z.argmax(axis=2) == y[:, None]).mean(axis=0)
+    penalty = shrinkage_penalty(pool.shrinkage_, score / score.sum())
+    q = np.einsum("nmk,m->nk", log_p, beta)
+    q = np.exp(q - logsumexp(q, axis=1, keepdims=True))
+    slope = np.einsum("nk,nmk->m", q, log_p) / n - log_p[here, :, y].mean(axis=0)
+    slope += share * (log_p[here, :, y] - log_p[here, :, second]).mean(axis=0)
+    slope += penalty.quadratic @ beta - penalty.linear
+    assert pool.optimality_gap_ <= 1e-7
+    assert 0 <= penalty.bound(beta, slope) <= 1e-7
+
+
+def test_the_bound_by_convexity_is_one():
+    """Of random convex objectives: quadratics beyond the penalty's, minimised over β ≥ 0 by SciPy."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        root, linear = rng.normal(size=(5, 5)), rng.normal(size=5)
+        penalty = shrinkage_penalty(0.3, rng.dirichlet(np.ones(5)))
+        whole = penalty.quadratic + 0.1 * root @ root.T
+        best = minimize(lambda v, a, b: 0.5 * v @ a @ v - b @ v, np.ones(5), args=(whole, linear), method="L-BFGS-B",
+                        bounds=[(0, None)] * 5, options={"ftol": 1e-15, "gtol": 1e-10})  # fmt: skip
+        for beta in (best.x, rng.uniform(0, 1, 5), best.x + 1e-3):
+            excess = 0.5 * beta @ whole @ beta - linear @ beta - best.fun
+            assert excess <= penalty.bound(beta, whole @ beta - linear) + 1e-10
+    assert penalty.bound(best.x, whole @ best.x - linear) < 1e-4

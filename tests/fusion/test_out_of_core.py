@@ -13,7 +13,6 @@ import pytest
 import vidfuse as vf
 from vidfuse import likelihood
 from vidfuse.fusion import calibration, weights
-from vidfuse.fusion._solver import classes as learned_classes
 from vidfuse.fusion._solver import deviations
 from vidfuse.fusion._solver import passes as learned_passes
 from vidfuse.stack import stack as stacks
@@ -71,7 +70,7 @@ def test_memory_is_bounded_by_the_block(cached, monkeypatch):
 
 def in_small_blocks(monkeypatch):
     """Keep nothing between passes, and read blocks of at most 30,000 numbers."""
-    for module in (calibration, deviations, learned_classes, learned_passes):
+    for module in (calibration, deviations, learned_passes):
         monkeypatch.setattr(module, "_RESIDENT", 0)
     monkeypatch.setattr(learned_passes, "_PART", 30_000)
     monkeypatch.setattr(learned_passes, "_BLOCK", 30_000)

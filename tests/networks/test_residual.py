@@ -155,6 +155,18 @@ def test_a_convolution_of_few_positions_is_a_matrix_product(kernel, stride, padd
     torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad))
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_only_channelwise_convolutions_see_channels_first_beside_the_cpu(groups):
+    # The meta device computes no values but lays tensors out, so that no accelerator is needed.
+    conv = nn.Conv3d(8, 8, 3, padding=1, groups=groups, device="meta")
+    seen = []
+    conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    convolve(torch.empty(2, 8, 4, 6, 6, device="meta").contiguous(memory_format=torch.channels_last_3d), conv)
+    convolve(torch.empty(2, 8, 4, 6, 6, device="meta"), conv)
+    layout = torch.contiguous_format if groups == 8 else torch.channels_last_3d
+    assert [x.is_contiguous(memory_format=layout) for x in seen] == [True, True]
+
+
 def test_a_dilated_convolution_stays_dilated():
     conv = nn.Conv3d(4, 8, (1, 3, 3), dilation=(1, 2, 2))
     x = torch.randn(1, 4, 2, 9, 9)

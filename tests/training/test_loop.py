@@ -3,19 +3,24 @@
 import csv
 import json
 import math
+import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from toy_videos import N_CLASSES, Toy, ToyLoader, same_state, state_of, toy, toy_clips
+from video_corpus import OddVideo, write
 
 from vidfuse import networks
 from vidfuse.errors import InputError
-from vidfuse.training import DivergedError, TrainRecipe, evaluate, train
+from vidfuse.metrics.intervals import accuracy_interval
+from vidfuse.training import DivergedError, TrainRecipe, evaluate, learning_rate, train
 from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
+from vidfuse.training.progress import decoding_hint
 from vidfuse.training.state import logits_of
 
 RECIPE = TrainRecipe(
@@ -185,10 +190,100 @@ def test_validation_runs_in_the_precision_of_training(tmp_path):
     assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
-def test_the_bar_shows_speed_and_time_left(tmp_path, capsys):
+def test_the_bar_shows_speed_and_time_left_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False, name="x3d")
     text = capsys.readouterr().err
     assert "x3d" in text and "clips/s" in text and "12/12" in text
+    train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False)  # finished: there is nothing to show
+    assert "train" not in capsys.readouterr().err
+
+
+def test_a_line_an_epoch_tells_how_it_goes_also_where_it_is_redirected(tmp_path, capsys):
+    done = train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False, name="x3d", val_loader=ToyLoader(seed=1))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == RECIPE.epochs and "clips/s" not in "".join(lines)
+    for number, (line, row) in enumerate(zip(lines, done.history, strict=True), start=1):
+        low, high = accuracy_interval(round(24 * row["val_top1"]), 24)
+        assert line.startswith(
+            f"x3d epoch {number}/4: loss {row['loss']:.3f}, validation {100 * row['val_top1']:.1f} %"
+        )
+        assert f"[{100 * low:.1f}, {100 * high:.1f}] of 24" in line
+        best = max(done.history[:number], key=lambda r: (r["val_top1"], -r["val_nll"]))
+        assert ("the best so far" in line) == (best is row)
+        assert best is row or f"best {100 * best['val_top1']:.1f} % at epoch {best['epoch']}" in line
+    train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False, val_loader=ToyLoader(seed=1))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
+    recipe = replace(RECIPE, lr=0.5, ema=None, epochs=6)
+    done = train(toy(), ToyLoader(), recipe, tmp_path, val_loader=ToyLoader(seed=1), **QUIET)
+    best = max(done.history, key=lambda row: (row["val_top1"], -row["val_nll"]))
+    state = load_checkpoint(tmp_path / "best.pt")
+    assert state["epoch"] == best["epoch"] and set(state) == {
+        "identity",
+        "epoch",
+        "step",
+        "history",
+        "model",
+        "network",
+    }
+    model = toy(seed=3)
+    model.load_state_dict(state["model"])
+    scores = evaluate(model, ToyLoader(seed=1))
+    assert (scores["top1"], scores["nll"]) == (best["val_top1"], pytest.approx(best["val_nll"]))
+    plain = train(toy(), ToyLoader(), RECIPE, tmp_path / "unscored", **QUIET)
+    assert plain.history and not (tmp_path / "unscored" / "best.pt").exists()
+
+
+def test_a_run_is_given_more_epochs(tmp_path):
+    """A run that was stopped goes on along the longer schedule; one that had ended does too, with fresh momentum."""
+    longer = replace(RECIPE, epochs=6)
+    first = train(toy(), ToyLoader(), RECIPE, tmp_path / "ended", **QUIET)
+    more = train(toy(seed=1), ToyLoader(), longer, tmp_path / "ended", **QUIET)
+    assert more.resumed_at == 4 and len(more.history) == 6 and more.history[:4] == first.history
+    assert more.history[5]["lr"] == pytest.approx(learning_rate(longer, 5 + 2 / 3))
+    assert train(toy(), ToyLoader(), longer, tmp_path / "ended", **QUIET).resumed_at == 6
+    with pytest.raises(InputError, match="differs in epochs"):
+        train(toy(), ToyLoader(), RECIPE, tmp_path / "ended", **QUIET)
+    with pytest.raises(InputError, match="differs in lr"):
+        train(toy(), ToyLoader(), replace(longer, epochs=8, lr=0.1), tmp_path / "ended", **QUIET)
+    with pytest.raises(Killed):
+        train(toy(), DyingLoader(2), RECIPE, tmp_path / "cut", **QUIET)
+    assert train(toy(), ToyLoader(), longer, tmp_path / "cut", **QUIET).resumed_at == 2
+
+
+def test_a_run_that_is_stopped_says_from_where_it_goes_on(tmp_path, capsys):
+    class Stopped(ToyLoader):
+        at = 0
+
+        def __iter__(self):
+            if self.epoch == self.at:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    loader = Stopped()
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), loader, RECIPE, tmp_path, tensorboard=False)
+    assert "stopped in epoch 1 of 4: had no epoch yet: begins anew" in capsys.readouterr().err
+    loader.at = 3
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), loader, RECIPE, tmp_path, tensorboard=False)
+    assert "stopped in epoch 4 of 4: goes on after epoch 3 when started again" in capsys.readouterr().err
+    train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False)
+    assert capsys.readouterr().err.startswith("train: goes on after epoch 3 of 4\n")
+
+
+def test_a_run_says_what_helps_where_its_network_waits(tmp_path):
+    path = write(OddVideo("mp4", "libx264"), tmp_path)
+    dataset = SimpleNamespace(videos=[SimpleNamespace(path=path, id="a")], short_side=40)
+    loader = SimpleNamespace(dataset=dataset)
+    hint = decoding_hint(loader, 0.71)
+    assert "waits for its videos 71 % of the time" in hint and "--short-side 40" in hint and "a is 96 x 64" in hint
+    assert decoding_hint(loader, 0.1) is None and decoding_hint(ToyLoader(), 0.9) is None
+    dataset.short_side = 60
+    assert "more workers help" in decoding_hint(loader, 0.71) and "shrink" not in decoding_hint(loader, 0.71)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_videos(tmp_path):

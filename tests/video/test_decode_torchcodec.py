@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from video_corpus import OddVideo, write
 
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.video import decode_torchcodec
@@ -32,15 +33,7 @@ def stand_in(monkeypatch):
             except InputError as error:
                 raise RuntimeError("Could not open input file") from error
             self.path, self.size = path, transforms[0] if transforms else None
-            self.metadata = SimpleNamespace(
-                num_frames=info.n_frames,
-                height=info.height,
-                width=info.width,
-                average_fps_from_header=info.rate,
-                average_fps=info.rate,
-                duration_seconds_from_header=2.0,
-                duration_seconds=info.n_frames / info.rate,
-            )
+            self.metadata = SimpleNamespace(num_frames=info.n_frames)
 
         def get_frames_at(self, indices):
             calls.append((indices, self.size))
@@ -71,11 +64,28 @@ def test_frames_are_resized_in_the_decoder(stand_in, tmp_path, write_video):
     assert [size for _, size in stand_in] == [(32, 48), None]
 
 
-def test_what_is_found_in_a_file(stand_in, tmp_path, write_video):
-    assert not decode_torchcodec.probe(write_video(tmp_path / "a.mp4")).truncated
-    info = decode_torchcodec.probe(write_video(tmp_path / "b.mp4", n_frames=40))
-    assert (info.n_frames, info.height, info.width, info.rate) == (40, 64, 96, 30.0)
-    assert info.truncated  # the stand-in's header says 2 seconds
+@pytest.mark.parametrize(
+    ("video", "own"),
+    [
+        (OddVideo("mp4", "libx264", b_frames=2), True),
+        (OddVideo("mov", "libx264", rotation=90), True),
+        (OddVideo("webm", "libvpx-vp9"), True),
+        (OddVideo("mp4", "libx265"), True),
+        (OddVideo("mp4", "libx264", mirrored=True), False),
+        (OddVideo("ts", "libx264", b_frames=2), False),
+        (OddVideo("avi", "libx264", b_frames=2), False),
+        (OddVideo("mp4", "libx264", "yuv420p10le"), False),
+        (OddVideo("mkv", "libx264", options=(("intra-refresh", "1"),)), False),
+        (OddVideo("mp4", "libx264", options=(("x264-params", "tff=1"), ("flags", "+ildct"))), False),
+    ],
+    ids=str,
+)
+def test_pyav_decodes_what_torchcodec_would_decode_otherwise(video, own, stand_in, tmp_path):
+    path = write(video, tmp_path)
+    info = decode_torchcodec.probe(path)
+    assert info == probe(path)
+    assert np.array_equal(decode_torchcodec.decode(path, [9, 3], info=info).numpy(), decode(path, [9, 3]))
+    assert bool(stand_in) == own
 
 
 def test_a_data_set_decodes_with_torchcodec(stand_in, tmp_path, write_video):
@@ -93,7 +103,7 @@ def test_errors_name_the_file_and_the_frames(stand_in, tmp_path, write_video):
         decode_torchcodec.decode(path, [13, 3])
     with pytest.raises(InputError, match="expected frame indices"):
         decode_torchcodec.decode(path, [60])
-    with pytest.raises(InputError, match=r"expected a readable video, got .*gone\.mp4: Could not open"):
+    with pytest.raises(InputError, match=r"expected a readable video, got .*gone\.mp4: No such file"):
         decode_torchcodec.probe(tmp_path / "gone.mp4")
 
 
@@ -101,7 +111,7 @@ def test_without_torchcodec_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(MissingExtraError, match=r"vidfuse\[torchcodec\]"):
-        decode_torchcodec.probe("a.mp4")
+        decode_torchcodec.require()
     with pytest.raises(MissingExtraError, match=r"vidfuse\[torchcodec\]"):
         VideoDataset([VideoItem("a", "a.mp4")], Input(), decoder="torchcodec")
 
@@ -114,7 +124,7 @@ def test_without_ffmpeg_the_videos_are_not_blamed(stand_in, monkeypatch):
 
     monkeypatch.setattr(sys.modules["torchcodec.decoders"], "VideoDecoder", fails)
     with pytest.raises(MissingExtraError, match="FFmpeg's libraries"):
-        decode_torchcodec.probe("a.mp4")
+        decode_torchcodec.require()
     with pytest.raises(MissingExtraError, match="FFmpeg's libraries"):
         VideoDataset([VideoItem("a", "a.mp4")], Input(), decoder="torchcodec")
 

@@ -1,9 +1,17 @@
 """The lists of videos that people already have, and what is said about rows and files that do not fit."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vidfuse.errors import InputError
-from vidfuse.video.lists import VideoItem, VideoList, read_class_folders, read_csv_list, read_mmaction2
+from vidfuse.formats.annotations import read_annotations
+from vidfuse.video.layouts import guess_layout, read_videos
+from vidfuse.video.lists import VideoItem, VideoList, read_class_folders, read_csv_list, read_folder, read_mmaction2
+from vidfuse.video.splits import groups_by_pattern, split_by_group
 
 
 @pytest.fixture
@@ -64,7 +72,130 @@ def test_a_csv_split_from_the_right(folder, separator):
 def test_absolute_paths_are_named_from_their_common_folder_on(folder):
     file = _list(folder, f"{folder}/run/a.mp4 1", f"{folder}/jump/c.MP4 0", name="train.csv")
     assert read_csv_list(file, root="/elsewhere").ids == ("run/a", "jump/c")
-    assert read_csv_list(_list(folder, f"{folder}/run/a.mp4 1")).ids == ("a",)
+    assert read_csv_list(_list(folder, f"{folder}/run/a.mp4 1"), root="/elsewhere").ids == ("a",)
+
+
+def test_one_id_for_one_video_whatever_list_names_it(folder):
+    lists = folder / "lists"
+    lists.mkdir()
+    lines = (
+        "run/a.mp4 1",
+        f"{folder}/run/a.mp4 1",
+        "run/a.mp4,jog",
+        '"run/a.mp4","jog"',
+        "path;label\nrun/a.mp4;1",
+        "run/a.mp4",
+    )
+    ids = {read_csv_list(_list(folder, line)).ids for line in lines}
+    ids |= {read_csv_list(_list(lists, line), root=folder).ids for line in lines}
+    assert ids == {("run/a",)} == {read_class_folders(folder).ids[2:3]} == {read_folder(folder).ids[2:3]}
+    assert read_annotations(_list(folder, f"{folder}/run/a.mp4 1")).ids.tolist() == ["run/a"]
+
+
+def test_a_csv_with_names_of_labels_quotes_and_a_header(folder):
+    plain = read_csv_list(_list(folder, "run/a.mp4,long jump", "jump/c.MP4,dance", "run/b b.mp4, dance"))
+    assert plain.classes == ("dance", "long jump") and plain.labels == (1, 0, 0)
+    spaces = read_csv_list(_list(folder, "run/b b.mp4 dance", "jump/c.MP4 long jump"))
+    assert spaces.ids == ("run/b b", "jump/c") and spaces.classes == ("dance", "long jump")
+    quoted = read_csv_list(_list(folder, '"run/b b.mp4","jump, long"', '"jump/c.MP4","dance"'))
+    assert quoted.classes == ("dance", "jump, long") and quoted.ids == ("run/b b", "jump/c")
+    header = read_csv_list(
+        _list(folder, "fold,Label,video_path,performer,id", "1,dance,run/a.mp4,ann,x1", "2,walk,jump/c.MP4,bob,x2"),
+        group="performer",
+    )
+    assert header.ids == ("x1", "x2") and header.classes == ("dance", "walk")
+    assert [item.group for item in header] == ["ann", "bob"]
+    ordered = read_csv_list(_list(folder, "run/a.mp4,jog", "jump/c.MP4,hop"), classes=["jog", "swim", "hop"])
+    assert ordered.labels == (0, 2)
+    with_mark = folder / "bom.csv"
+    with_mark.write_text("\ufeffpath,label\nrun/a.mp4,3\n")
+    assert read_csv_list(with_mark).labels == (3,)
+
+
+def test_lists_and_folders_without_labels(folder):
+    paths = read_csv_list(_list(folder, "run/a.mp4", "jump/d.avi"))
+    assert paths.ids == ("run/a", "jump/d") and paths.labels is None and paths.classes is None
+    every = read_folder(folder)
+    assert every.ids == ("jump/c", "jump/d", "run/a", "run/b b") and every.labels is None
+    assert dict(every.skipped)[str(folder / "jump/notes.txt")] == "no video by its suffix '.txt'"
+
+
+def test_every_container_counts_in_a_class_folder_and_the_rest_is_counted(folder):
+    for name in (
+        "jump/e.ts",
+        "jump/f.3gp",
+        "jump/g.WMV",
+        "jump/h.flv",
+        "jump/.hidden.mp4",
+        "jump/more/i.mp4",
+        "top.mp4",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    videos = read_class_folders(folder)
+    assert videos.ids[:6] == tuple(f"jump/{letter}" for letter in "cdefgh")
+    assert {Path(name).name: reason for name, reason in videos.skipped} == {
+        "top.mp4": "a video in no class folder",
+        "more": "a folder inside a class folder",
+        "notes.txt": "no video by its suffix '.txt'",
+    }
+    assert "8 videos, 3 skipped" in videos.summary()
+
+
+def test_the_layout_is_told_by_what_is_there(folder, tmp_path_factory):
+    assert guess_layout(folder) == "folders" and guess_layout(folder / "run") == "unlabelled"
+    assert guess_layout(_list(folder, "run/a.mp4 1")) == "csv" and guess_layout(folder / "run/a.mp4") == "unlabelled"
+    assert read_videos(folder / "run").ids == ("a", "b b") and read_videos(folder / "run/a.mp4").ids == ("a",)
+    data = tmp_path_factory.mktemp("data")
+    shutil.copytree(folder, data / "train")
+    shutil.copytree(folder / "run", data / "val" / "run")
+    assert guess_layout(data) == "folders"
+    assert len(read_videos(data, split="train")) == 4 and read_videos(data, split="val").ids == ("run/a", "run/b b")
+    (data / "annotations").mkdir()
+    (data / "annotations" / "clsIdx.csv").write_text("label,idx\n")
+    assert guess_layout(data) == "vipriors"
+    with pytest.raises(InputError, match="found nothing at"):
+        guess_layout(data / "gone")
+    assert [i.label for i in read_videos(_list(folder, "run/a.mp4 1"), "unlabelled")] == [None]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), min_size=2, max_size=40).filter(
+        lambda rows: len({group for group, _ in rows}) > 1
+    ),
+    st.floats(0.1, 0.6),
+    st.integers(0, 5),
+)
+def test_a_split_by_group_keeps_groups_whole_and_both_sides_filled(rows, share, seed):
+    videos = VideoList(tuple(VideoItem(f"g{g}_{i}", "", c) for i, (g, c) in enumerate(rows)))
+    groups = groups_by_pattern(videos.ids, "^(g[0-9])_")
+    try:
+        train, val = split_by_group(videos, groups, share=share, seed=seed)
+    except InputError as error:
+        assert "both sides" in str(error)
+        return
+    assert train.items and val.items
+    assert not {item.group for item in train} & {item.group for item in val}
+    assert sorted(train.ids + val.ids) == sorted(videos.ids)
+    assert (train, val) == split_by_group(videos, groups, share=share, seed=seed)
+
+
+def test_a_split_by_group_comes_near_the_share_in_every_class():
+    items = [VideoItem(f"g{g}_{c}_{n}", "", c) for g in range(20) for c in range(4) for n in range(1 + (g + c) % 3)]
+    train, val = split_by_group(
+        VideoList(tuple(items)), groups_by_pattern([i.id for i in items], "^g[0-9]+"), share=0.25
+    )
+    for label in range(4):
+        share = val.labels.count(label) / (val.labels.count(label) + train.labels.count(label))
+        assert abs(share - 0.25) < 0.06
+    with pytest.raises(InputError, match="'x' in every id, not found in"):
+        groups_by_pattern([i.id for i in items], "x")
+    with pytest.raises(InputError, match="a regular expression, got"):
+        groups_by_pattern(["a"], "(")
+    with pytest.raises(InputError, match="at least two groups"):
+        split_by_group(train, dict.fromkeys(train.ids, "one"))
+    with pytest.raises(InputError, match="a group for every video"):
+        split_by_group(VideoList(tuple(items)))
 
 
 def test_class_folders_in_sorted_order(folder):
@@ -99,7 +230,12 @@ def test_row_45_rows_without_files_and_files_without_rows_are_listed(folder):
     ("lines", "message"),
     [
         ([], "at least one video"),
-        (["run/a.mp4"], r"list.txt:1"),
+        (["run/a.mp4", "run/b 1"], r"list.txt:1"),
+        (["run/a 1", "run/b walk"], r"list.txt:2"),
+        (["path,label", "run/a.mp4"], r"expected 2 fields at .*list.txt:2"),
+        (["path,label", "run/a.mp4,"], r"expected a label at .*list.txt:2"),
+        (["path,label"], "none below the header"),
+        (["id,label", "a,1"], "expected a column path or file"),
         (["run/a.mp4 1", "run/a.mp4 one"], r"list.txt:2"),
         (["run/a.mp4 -1"], "0-based integer label"),
         (["run/a.mp4 1.0"], "0-based integer label"),

@@ -107,10 +107,15 @@ class Trial:
     labels: NDArray[np.int64] = field(repr=False)
     splits: Splits = field(repr=False)
     protocol: Protocol
+    _copies: dict[Any, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fit(self, rule: Any) -> list[Any]:
-        """Return fitted copies of a rule, one for each fold."""
-        return fit_copies(rule, self.fit_stack, require_labels(self.fit_stack, "a fit"), self.splits)
+        """Return fitted copies of a rule, one for each fold; those of an equal rule that was fitted before."""
+        labels = require_labels(self.fit_stack, "a fit")
+        key = _key(rule)
+        if key not in self._copies:
+            self._copies[key] = fit_copies(rule, self.fit_stack, labels, self.splits)
+        return self._copies[key]
 
     def predict(self, copies: Sequence[Any]) -> NDArray[np.float64]:
         """Return the log-likelihoods (N, K) of the scored videos by such copies."""
@@ -132,6 +137,13 @@ class Trial:
         kept = [np.arange(len(known))[rows] for _, rows in self.splits]
         splits = [(fit_rows, row_of[rows[known[rows]]]) for (fit_rows, _), rows in zip(self.splits, kept, strict=True)]
         return replace(self, scored=scored[known], labels=self.labels[known], splits=splits)
+
+
+def _key(rule: Any) -> Any:
+    """Return what equal rules have in common: class and parameters, where these are plain; else the rule itself."""
+    parameters = rule.get_params(deep=False).items()
+    plain = all(value is None or isinstance(value, (bool, int, float, str)) for _, value in parameters)
+    return (type(rule), *((name, type(value), value) for name, value in parameters)) if plain else rule
 
 
 def open_trial(

@@ -97,7 +97,7 @@ def read_annotations(
             raise InputError(f"expected a label for each video, got none for {len(empty)}: {first_few(shown)}")
         names = None if listed.labels is None else sorted_classes(classes, listed.labels)
         labels = None if listed.labels is None else label_indices(listed.labels, names)
-        found = None if listed.names is None else check_ids(name_ids(listed.names, ids))
+        found = None if listed.names is None else check_ids(name_ids(listed.names, ids, path.parent))
         return Annotations(found, labels, None if names is None else tuple(names))
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vidfuse._checks import first_few
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.metrics import prediction_disagreement
+from vidfuse.stack.order import order_advice
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["agreement_beyond_chance", "check_numbering", "warn_if_agreement_is_lost"]
@@ -27,18 +28,18 @@ def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
     The deviation is that of a random order, the binomial √(e (1 − e) / n) / (1 − e). At most 256 videos are read.
 
     Returns:
-        Kappa and its deviation (2, M); NaN where one member alone, or fewer than 30 complete videos, tell nothing.
+        Kappa, its deviation, and a (3, M); NaN where one member alone, or fewer than 30 complete videos, tell nothing.
 
     Source:
         Cohen (1960), A coefficient of agreement for nominal scales.
 
     Example:
         >>> z = 5 * np.eye(3)[np.arange(60) % 3]
-        >>> kappa, deviation = agreement_beyond_chance(LogitStack.from_arrays({"a": z, "b": z, "c": z[::-1]}))
+        >>> kappa, deviation, agreed = agreement_beyond_chance(LogitStack.from_arrays({"a": z, "b": z, "c": z[::-1]}))
         >>> kappa.round(2).tolist(), deviation.round(2).tolist()
         ([0.5, 0.5, 0.0], [0.09, 0.09, 0.09])
     """
-    unknown = np.full((2, len(stack.members)), np.nan)
+    unknown = np.full((3, len(stack.members)), np.nan)
     complete = np.arange(len(stack)) if stack.present is None else np.flatnonzero(stack.present.all(axis=1))
     n = min(len(complete), _SAMPLE)
     if n < _FEWEST or len(stack.members) < 2:
@@ -53,27 +54,33 @@ def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
     agreed = np.average(1 - prediction_disagreement(predictions), axis=1, weights=others)
     chance = np.average(frequencies @ frequencies.T, axis=1, weights=others)
     room = np.where(chance < 1, 1 - chance, np.nan)
-    return np.stack([(agreed - chance) / room, np.sqrt(chance * (1 - chance) / n) / room])
+    return np.stack([(agreed - chance) / room, np.sqrt(chance * (1 - chance) / n) / room, agreed])
 
 
 def warn_if_agreement_is_lost(members: Sequence[str], fitted: NDArray[np.float64], stack: LogitStack) -> None:
     """Warn of members that agreed with the others when the rule was fitted, and agree as if by chance now.
 
+    Where most videos are of one class, members agree by chance almost as often as they did on the videos of the fit,
+    and nothing can be told: kappa has to fall below what the fit's share of agreement would be here.
+
     Args:
         members: The fitted members' names.
-        fitted: Their `agreement_beyond_chance` on the videos of the fit (2, M).
+        fitted: Their `agreement_beyond_chance` on the videos of the fit (3, M), or (2, M) in old recipes.
         stack: The videos to predict, members sorted by name; a member is looked up by its name.
     """
     common = [name for name in members if name in stack.members]
     before = fitted[:, [members.index(name) for name in common]]
     now = agreement_beyond_chance(stack)[:, [stack.members.index(name) for name in common]]
     at_chance = now[0] < 3 * now[1]
-    fallen = before[0] - now[0] > 4 * np.hypot(before[1], now[1])
+    expected = before[0]
+    if len(before) > 2:  # 1 - kappa is (1 - a) / (1 - e): with the fit's share a and the chance e of today
+        expected = np.minimum(expected, 1 - (1 - before[2]) * (1 - now[0]) / np.maximum(1 - now[2], 1e-9))
+    fallen = expected - now[0] > 4 * np.hypot(before[1], now[1])
     suspects = [name for name, lost in zip(common, at_chance & fallen, strict=True) if lost]
     if suspects:
         warnings.warn(
             f"member {first_few(suspects)} agreed with the others on the videos of the fit, and agrees with them only "
-            "by chance on these: another order? Pass ids, so that rows are matched by id",
+            f"by chance on these: another order? {order_advice(stack.ids is not None)}",
             VidfuseWarning,
             stacklevel=4,
         )

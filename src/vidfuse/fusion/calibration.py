@@ -14,10 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import Kind, Rows, as_array, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion._solver.deviations import LOWEST
-from vidfuse.fusion._solver.log_linear import fit_log_linear
-from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
+from vidfuse.fusion._solver.scales import member_scales
+from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.crossfit import even_folds, out_of_fold
 from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.rule import Missing, Rule
@@ -31,6 +30,7 @@ __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which calibrated members are kept
 _FOLDS: Final = 5
+_WEAKEST: Final = 1e-6  # the weakest prior of vector scaling, in videos: without any, its optimum may be infinite
 
 
 def _checked(log_p: ArrayLike, ids: NDArray[np.str_] | None = None) -> NDArray[Any]:
@@ -94,14 +94,15 @@ class _Scaling(BaseEstimator, ABC):
         used = omega > 0 if one.present is None else (omega > 0) & one.present[:, 0]
         if not used.all():
             one, labels, omega = one[used], labels[used], omega[used]
-        self._choose(one, labels, omega / omega.sum(), member_floors(one, "auto"))
+        own, floor = one.sources()[0], float(member_floors(one, "auto")[0])
+        if floor > 0:
+            own = _derived(own, (len(one), one.n_classes), floor, keep=len(one) * one.n_classes <= _RESIDENT)
+        self._choose(LogitStack([own], ids=one.ids), labels, omega / omega.sum())
         return self
 
     @abstractmethod
-    def _choose(
-        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
-    ) -> None:
-        """Set the fitted attributes; the weights are positive and sum to 1."""
+    def _choose(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
+        """Set the fitted attributes for a member's log-likelihoods; the weights are positive and sum to 1."""
 
     @abstractmethod
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
@@ -111,7 +112,9 @@ class _Scaling(BaseEstimator, ABC):
 class TemperatureScaling(_Scaling):
     """Divide log-likelihoods by one temperature, chosen for the least negative log-likelihood.
 
-    ``log p'(c) = log p(c) / T - log Σ_j exp(log p(j) / T)``; convex in 1/T, 0.01 ≤ T ≤ 100. No class changes its rank.
+    ``log p'(c) = log p(c) / T - log Σ_j exp(log p(j) / T)``, convex in 1/T; no class changes its rank. Half a video in
+    N + 1 counts as the best wrong class (Platt 1999, section 2.2): predictions that are right on all N videos get
+    the temperature that N videos can justify, not one of 0. Log-likelihoods twice as large get twice the temperature.
 
     Attributes:
         temperature_: T; above 1 where the predictions were overconfident.
@@ -123,16 +126,13 @@ class TemperatureScaling(_Scaling):
         >>> log_p = np.log(np.array([[0.99, 0.01], [0.99, 0.01], [0.99, 0.01], [0.01, 0.99]]))
         >>> scaling = TemperatureScaling().fit(log_p, [0, 0, 1, 1])
         >>> round(scaling.temperature_, 3), np.exp(scaling.transform(log_p[:1])).round(2).tolist()
-        (4.183, [[0.75, 0.25]])
+        (5.423, [[0.7, 0.3]])
     """
 
     temperature_: float
 
-    def _choose(
-        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
-    ) -> None:
-        with Passes(one, labels, omega, floors) as passes:
-            self.temperature_ = float(1.0 / fit_log_linear(passes).beta[0])
+    def _choose(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
+        self.temperature_ = float(1.0 / member_scales(one, labels, omega)[0])
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated log-likelihoods (N, K)."""
@@ -148,10 +148,11 @@ class VectorScaling(_Scaling):
     temperature scaling: with few videos a class it stays near temperature scaling.
 
     Args:
-        shrinkage: λ, the precision of the prior on each scale and bias.
+        shrinkage: λ, the precision of the prior on each scale and bias; at least 1e-6 is used, as an optimum without
+            any may be infinite.
 
     Attributes:
-        scale_: a (K,).
+        scale_: a (K,); below 0 where that is what the videos say.
         bias_: b (K,).
 
     Source:
@@ -169,23 +170,15 @@ class VectorScaling(_Scaling):
     def __init__(self, shrinkage: float = 10.0) -> None:
         self.shrinkage = shrinkage
 
-    def _choose(
-        self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], floors: NDArray[np.float64]
-    ) -> None:
+    def _choose(self, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> None:
         if not (np.isfinite(self.shrinkage) and self.shrinkage >= 0):
             raise InputError(f"shrinkage: expected a finite number of at least 0, got {self.shrinkage!r}")
         centre = 1.0 / TemperatureScaling()._fit_one(one, labels, omega).temperature_
-        fit = fit_classes(
-            one,
-            labels,
-            omega,
-            floors,
-            np.array([centre]),
-            weight_precision=self.shrinkage,
-            bias_precision=self.shrinkage,
-            non_negative=True,
-        )
-        self.scale_, self.bias_ = fit.beta[0], fit.bias
+        videos = FitVideos(one, labels, omega, np.zeros(1))
+        precision = np.full(2, max(self.shrinkage, _WEAKEST) / videos.effective)
+        with ClassVideos(videos, np.array([centre])) as laid_out:
+            scale, self.bias_ = fit_deviations(laid_out, precision).parameters.T
+        self.scale_ = centre + scale
 
     def transform(self, log_p: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated log-likelihoods (N, K)."""
@@ -202,7 +195,7 @@ class VectorScaling(_Scaling):
 
 @dataclass(frozen=True)
 class _Calibrated:
-    """A member's calibrated log-likelihoods, computed where they are asked for: a `Source` of a stack."""
+    """A member's log-likelihoods, floored and calibrated, computed where they are asked for: a `Source` of a stack."""
 
     source: Source
     kind: Kind
@@ -219,7 +212,7 @@ class _Calibrated:
 
     def take(self, rows: Rows) -> NDArray[np.float32]:
         log_p = _log_likelihoods(self.source.take(rows), self.kind, self.floor)
-        return np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
+        return log_p if self.calibrator is None else np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
 
     def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
         return [self.take(rows)]
@@ -227,6 +220,17 @@ class _Calibrated:
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         source, rows = self.source.restricted(rows)
         return replace(self, source=source), rows
+
+
+def _derived(own: Member, shape: tuple[int, int], floor: float, calibrator: Any = None, *, keep: bool) -> Member:
+    """Return a member's floored, calibrated log-likelihoods (N, K): kept, or computed block by block in every pass."""
+    source: Source = _Calibrated(own.source, own.kind, floor, calibrator)
+    if not keep:
+        return Member(own.name, source, own.rows, "log-likelihoods")
+    kept = np.empty(shape, dtype=np.float32)
+    for block in _blocks(*shape):
+        kept[block] = source.take(compose_rows(own.rows, block))
+    return Member(own.name, ArraySource(kept), slice(0, len(kept), 1), "log-likelihoods")
 
 
 def _log_likelihoods(scores: NDArray[Any], kind: Kind, floor: float) -> NDArray[np.float32]:
@@ -317,7 +321,7 @@ class Calibrated(Rule):
         splits = [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(_FOLDS)]
         if weight is not None and not all(weight[inside].any() for inside, _ in splits):
             return own
-        return out_of_fold(self.rule, self._as_listed(stack), labels, splits, weight)
+        return out_of_fold(self.rule, self._as_listed(stack), labels, splits, weight, self.rule_)
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         if self.where == "members":
@@ -331,6 +335,10 @@ class Calibrated(Rule):
         """Return those of `members_` that a prediction needs: those that the inner rule needs."""
         check_is_fitted(self, "rule_")
         return self.rule_.needed_members()
+
+    def choices(self) -> tuple[str, ...]:
+        """Return what the inner rule chose."""
+        return self.rule_.choices() if hasattr(self, "rule_") else ()
 
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each member's weight in the inner rule; intervals take the calibration as given.
@@ -347,18 +355,12 @@ class Calibrated(Rule):
         return inner
 
     def _calibrate(self, stack: LogitStack) -> LogitStack:
-        members = []
-        few = len(stack) * len(stack.members) * stack.n_classes <= _RESIDENT
-        for own, floor in zip(stack.sources(), member_floors(stack, "auto").tolist(), strict=True):
-            calibrator = self.calibrators_[self.members_.index(own.name)]
-            source: Source = _Calibrated(own.source, own.kind, floor, calibrator)
-            rows = own.rows
-            if few:  # computed once; otherwise in every pass, block by block
-                kept = np.empty((len(stack), stack.n_classes), dtype=np.float32)
-                for block in _blocks(*kept.shape):
-                    kept[block] = source.take(compose_rows(rows, block))
-                source, rows = ArraySource(kept), slice(0, len(stack), 1)
-            members.append(Member(own.name, source, rows, "log-likelihoods"))
+        keep = len(stack) * len(stack.members) * stack.n_classes <= _RESIDENT
+        calibrators = dict(zip(self.members_, self.calibrators_, strict=True))
+        members = [
+            _derived(own, (len(stack), stack.n_classes), floor, calibrators[own.name], keep=keep)
+            for own, floor in zip(stack.sources(), member_floors(stack, "auto").tolist(), strict=True)
+        ]
         return LogitStack(
             members,
             ids=stack.ids,

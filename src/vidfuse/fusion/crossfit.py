@@ -134,6 +134,7 @@ def out_of_fold(
     labels: NDArray[np.int64],
     splits: Splits,
     sample_weight: NDArray[np.float64] | None = None,
+    whole: Any = None,
 ) -> NDArray[np.float64]:
     """Return log-likelihoods (N, K) of every video by a copy of the rule that was fitted on the other folds.
 
@@ -143,6 +144,7 @@ def out_of_fold(
         labels: True classes, shape (N,).
         splits: The folds; see `split_folds`.
         sample_weight: One weight of at least 0 for each video of the fit.
+        whole: The rule fitted on all of these videos, if there is one already.
 
     Example:
         >>> from vidfuse.fusion.log_linear import LogLinearPool
@@ -150,7 +152,7 @@ def out_of_fold(
         >>> out_of_fold(LogLinearPool(weights="uniform"), stack, labels, split_folds(labels, 2)).shape
         (4, 3)
     """
-    return predict_by_copies(fit_copies(rule, stack, labels, splits, sample_weight), stack, splits)
+    return predict_by_copies(fit_copies(rule, stack, labels, splits, sample_weight, whole), stack, splits)
 
 
 def fit_copies(
@@ -159,21 +161,33 @@ def fit_copies(
     labels: NDArray[np.int64],
     splits: Splits,
     sample_weight: NDArray[np.float64] | None = None,
+    whole: Any = None,
 ) -> list[Any]:
     """Return one fitted copy of the rule for each fold.
 
     A rule that needs no labels (equal or given weights, plain votes) is fitted once, on all videos, and sees no labels.
+    One that refits (weights by score) reads the videos once, and each fold's copy follows from the fold's own.
     """
     if not get_tags(rule).target_tags.required:
         bare = LogitStack(
             stack.sources(), ids=stack.ids, classes=stack.classes, present=stack.present, groups=stack.groups
         )
         return [clone(rule).fit(bare, None, sample_weight)] * len(splits)
+    share = np.ones(len(labels)) if sample_weight is None else sample_weight
+    if getattr(rule, "refits", False) and len(splits) > 1 and stack.present is None and share.all():
+        whole = clone(rule).fit(stack, labels, sample_weight) if whole is None else whole
+        return [whole.refitted(np.where(_held(fit_rows, len(labels)), share, 0.0)) for fit_rows, _ in splits]
     weights = [None if sample_weight is None else sample_weight[fit_rows] for fit_rows, _ in splits]
     return [
         clone(rule).fit(stack[fit_rows], labels[fit_rows], weight)
         for (fit_rows, _), weight in zip(splits, weights, strict=True)
     ]
+
+
+def _held(rows: Any, n: int) -> NDArray[np.bool_]:
+    held = np.zeros(n, dtype=bool)
+    held[rows] = True
+    return held
 
 
 def predict_by_copies(copies: Sequence[Any], stack: LogitStack, splits: Splits) -> NDArray[np.float64]:

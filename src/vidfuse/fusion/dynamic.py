@@ -119,6 +119,13 @@ class DynamicPool(Rule):
         if not self.fallback_:
             self.strengths_ = _fit_strengths(log_p, truth, static, x, share)
 
+    def choices(self) -> tuple[str, ...]:
+        """Return what the static pool chose, and whether weights per video are used."""
+        if not hasattr(self, "fallback_"):
+            return ()
+        gain = f"{self.gain_:+.4f} nats on videos held out"
+        return *self.pool_.choices(), f"weights per video: {'not used' if self.fallback_ else 'used'}, {gain}"
+
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of the static pool."""
         check_is_fitted(self, "pool_")

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from vidfuse._checks import place
+from vidfuse.errors import InputError
 from vidfuse.fusion._solver.linear import fit_linear
 from vidfuse.fusion.floors import Floor
 from vidfuse.fusion.rule import Missing, WeightedSum
-from vidfuse.fusion.weighted import WeightedRule, Weights, check_true_class, pool_blocks, sum_of_given
-from vidfuse.fusion.weights import true_log_likelihoods, true_scores
+from vidfuse.fusion.weighted import WeightedRule, Weights, pool_blocks, sum_of_given
+from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.likelihood import linear_pool
 from vidfuse.stack.stack import LogitStack
 
@@ -74,8 +76,12 @@ class LinearPool(WeightedRule):
         if videos is None:
             return
         log_true = true_log_likelihoods(videos.stack, videos.labels, videos.floors)
-        if np.isneginf(log_true).any():
-            check_true_class(videos.stack, true_scores(videos.stack, videos.labels), videos.floors)
+        vetoed = np.isneginf(log_true).all(axis=1)
+        if vetoed.any():
+            raise InputError(
+                "no weights give every video of the fit a likelihood: all members have a probability of 0 at the true "
+                f"class of {place(int(vetoed.argmax()), videos.stack.ids)}; set floor=1e-4 or more"
+            )
         fit = fit_linear(log_true, videos.omega)
         self.optimality_gap_ = fit.gap
         self._set_found(fit.weights, partial(_refit, log_true), videos.omega)

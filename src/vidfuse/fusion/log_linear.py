@@ -18,7 +18,7 @@ from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion._solver.qp import solve_qp
 from vidfuse.fusion._solver.shared import FitVideos, fit_shared
 from vidfuse.fusion._solver.shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
-from vidfuse.fusion._solver.strengths import STRENGTHS, fit_class_weights, strength_shares
+from vidfuse.fusion._solver.strengths import STRENGTHS, describe_shares, fit_class_weights, strength_shares
 from vidfuse.fusion.floors import Floor, floored_blocks, is_number
 from vidfuse.fusion.rule import Missing, WeightedSum
 from vidfuse.fusion.summary import PoolSummary
@@ -142,12 +142,16 @@ class LogLinearPool(WeightedRule):
         shared = fit_shared(videos, self.shrinkage_)
         beta = shared.fit.beta
         if shared.fit.at_bound:
-            warnings.warn(
-                f"the lowest temperature, {T_MIN}, was reached: some weights separate the {len(videos.labels)} videos "
-                "of the fit perfectly, and their probabilities will be overconfident; use shrinkage or more videos",
-                VidfuseWarning,
-                stacklevel=4,
+            why = (
+                f"some weights separate the {len(videos.labels)} videos of the fit perfectly, and their probabilities "
+                "will be overconfident; use shrinkage or more videos"
             )
+            if shared.fit.value >= np.log(2.0) * videos.omega.min():  # some video has less than half at its true class
+                why = (
+                    "the scores differ so little between classes that a lower one would fit better; multiply them by a "
+                    'number, or say shrinkage="auto", which calibrates each member first'
+                )
+            warnings.warn(f"the lowest temperature, {T_MIN}, was reached: {why}", VidfuseWarning, stacklevel=4)
         self.optimality_gap_ = shared.fit.gap
         self.temperature_ = float(1.0 / beta.sum())
         strengths = self._strengths(videos, beta, shrunk)
@@ -186,11 +190,26 @@ class LogLinearPool(WeightedRule):
         say = (self.weights_ > 0) | (self.class_weights_ != 0).any(axis=1)
         return tuple(name for name, has in zip(self.members_, say, strict=True) if has)
 
-    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
-        """Return each member's shared weight, with intervals as `WeightedRule.summary`, and the strengths' shares."""
-        shared = super().summary(bootstrap, confidence=confidence, random_state=random_state)
+    def choices(self) -> tuple[str, ...]:
+        """Return how the strengths of the pulls on learned weights were found, and what they are."""
+        if getattr(self, "shrinkage_", None) is None:
+            return ()
+        own = {"auto": "one over the root of the videos or groups", "cv": "the best of seven on five folds held out"}
+        how = own.get(str(self.shrinkage), "as given")
         shares = getattr(self, "class_shares_", None)  # recipes of the first releases have none
-        return shared if shares is None else replace(shared, strengths=tuple(map(tuple, shares.T.tolist())))
+        said = (
+            [] if not self.shrinkage_ else [f"shared weights, pulled to the accuracies by {self.shrinkage_:.3g}, {how}"]
+        )
+        if shares is not None:
+            said.append(describe_shares(*shares))
+        elif said and self.per_class == "auto" and self.class_weights_ is None:
+            said.append("all classes share the weights: those of so many members and classes would not fit memory")
+        return tuple(said)
+
+    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
+        """Return each member's shared weight, with intervals as `WeightedRule.summary`, and `choices`."""
+        shared = super().summary(bootstrap, confidence=confidence, random_state=random_state)
+        return replace(shared, choices=self.choices())
 
     def weighted_sum(self) -> WeightedSum:
         """Return the pool as a weighted sum of log-likelihoods, over all of `members_`."""

@@ -63,13 +63,14 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
                                       arrays, so that a recipe can hold them
         _fuse(stack)                  returns the normalised log-likelihoods (N, K)
         needs_labels = True           whether it learns from labels; False: they may be absent
+        refits = False                whether `refitted` gives what a fit on fewer videos would
         takes_views = False           whether it takes stacks with views (N, M, V, K); False: they are refused
         missing = None                whether it can do with videos that lack some member; None: they are refused
 
     Both methods see the members in one order, that of `members_`: sorted by name, so that nothing depends on the order
     in which somebody listed them. A rule that can do with videos that lack members has a parameter `missing`. It may
-    also override `needed_members` and `weighted_sum`. `X` is a `LogitStack`, or an array (N, M, K) of logits or
-    log-likelihoods; `y` may be left out where the stack has labels.
+    also override `needed_members`, `weighted_sum` and `choices`. `X` is a `LogitStack`, or an array (N, M, K) of logits
+    or log-likelihoods; `y` may be left out where the stack has labels.
 
     Attributes:
         members_: the members' names, sorted; attributes with a number for each member follow this order.
@@ -78,8 +79,8 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         n_features_in_: the number of members.
         classes_: 0 … K − 1, also where a fold lacks a class.
         class_names_: the classes' names, or None where the stack of the fit has none.
-        agreement_: how far each member agrees with the others beyond chance, and that value's deviation (2, M); a stack
-            on which a member's agreement is lost is warned of.
+        agreement_: how far each member agrees with the others beyond chance, that value's deviation, and the share of
+            videos on which it agrees (3, M); a stack on which a member's agreement is lost is warned of.
     """
 
     members_: tuple[str, ...]
@@ -90,6 +91,7 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
     agreement_: NDArray[np.float64]
 
     needs_labels: bool = True
+    refits: bool = False
     takes_views: bool = False
     missing: Missing | None = None
 
@@ -119,6 +121,17 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         """Return the fitted rule as a weighted sum over members; None where it is none."""
         check_is_fitted(self, "members_")
         return None
+
+    def refitted(self, weight: NDArray[np.float64]) -> Self:
+        """Return a copy as if fitted with other weights (N,) of the same videos, where `refits` says that it can."""
+        raise NotImplementedError(type(self).__name__)
+
+    def choices(self) -> tuple[str, ...]:
+        """Return what the fit chose, and among what, a phrase each; empty where it chose nothing or was not run."""
+        return ()
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        return "; ".join([super().__repr__(N_CHAR_MAX), *self.choices()])
 
     def fit(
         self,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion._solver.classes import fit_classes
-from vidfuse.fusion._solver.deviations import LOWEST
+from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
+from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import Floor, floored_blocks
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
@@ -40,6 +40,7 @@ class StackedPool(Rule):
         intercept_: b (K,).
         floor_: each member's floor (M,).
         scale_: what each member's log-likelihoods are multiplied by to be calibrated (M,).
+        optimality_gap_: how much lower the objective could be, at most, in nats.
 
     Source:
         Wolpert 1992, Stacked generalization; Ting and Witten 1999, Issues in stacked generalization, section 3
@@ -58,6 +59,7 @@ class StackedPool(Rule):
     intercept_: NDArray[np.float64]
     floor_: NDArray[np.float64]
     scale_: NDArray[np.float64]
+    optimality_gap_: float
 
     def __init__(
         self,
@@ -80,19 +82,14 @@ class StackedPool(Rule):
         static = LogLinearPool(floor=self.floor, per_class=False, n_jobs=self.n_jobs).fit(stack, labels, weight)
         self.floor_, self.scale_ = static.floor_, static.scale_
         omega = np.ones(len(labels)) if weight is None else weight
-        fit = fit_classes(
-            stack,
-            labels,
-            omega / omega.sum(),
-            self.floor_,
-            static.weights_ / static.temperature_,
-            weight_precision=10 * self.shrinkage if self.structure == "diagonal" else None,
-            bias_precision=self.shrinkage,
-            non_negative=False,
-            shared_precision=self.shrinkage,
-            scales=self.scale_,
-        )
-        self.coef_, self.intercept_ = fit.beta, fit.bias
+        videos = FitVideos(stack, labels, omega / omega.sum(), self.floor_, self.scale_, self.n_jobs)
+        beta, tied = static.weights_ / static.temperature_, self.structure == "shared"
+        weights = self.shrinkage * (1.0 if tied else 10.0)
+        precision = np.append(np.full(len(beta), weights), self.shrinkage) / videos.effective
+        with ClassVideos(videos, beta) as laid_out:
+            fit = fit_deviations(laid_out, precision, tied=tied)
+        self.coef_, self.intercept_ = beta[:, None] + fit.parameters[:, :-1].T, fit.parameters[:, -1]
+        self.optimality_gap_ = fit.gap
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         out = np.empty((len(stack), stack.n_classes))

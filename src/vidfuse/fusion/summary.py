@@ -29,8 +29,7 @@ class PoolSummary:
         temperature: the pool's temperature.
         confidence: the intervals' level.
         replicates: the number of bootstrap replicates.
-        strengths: (precision of the prior in videos, share) of each fit of weights per class in an average; empty
-            where all classes share their weights.
+        choices: what the fit chose, and among what; see `Rule.choices`.
     """
 
     members: tuple[str, ...]
@@ -40,7 +39,7 @@ class PoolSummary:
     temperature: float
     confidence: float
     replicates: int
-    strengths: tuple[tuple[float, float], ...] = ()
+    choices: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, str | float]]:
         """Return one dictionary a member, in falling order of weight."""
@@ -62,11 +61,7 @@ class PoolSummary:
         return "\n".join([*lines, *self._notes()])
 
     def _notes(self) -> list[str]:
-        notes = [f"temperature {self.temperature:.4g}"]
-        if self.strengths:
-            shares = ", ".join(f"{share:.2f} at {videos:g}" for videos, share in self.strengths if share > 0)
-            notes.append(f"weights per class, by the prior's precision in videos (inf: shared): {shares}")
-        return notes
+        return [f"temperature {self.temperature:.4g}", *self.choices]
 
     def _repr_html_(self) -> str:
         rows = self.rows()
@@ -77,7 +72,7 @@ class PoolSummary:
             + "</tr>"
             for row in rows
         )
-        return f"<table><tr>{head}</tr>{body}</table><p>{'<br>'.join(self._notes())}</p>"
+        return f"<table><tr>{head}</tr>{body}</table><p>{'<br>'.join(map(html.escape, self._notes()))}</p>"
 
 
 def summarise(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,19 @@ class WeightedRule(Rule):
     def needs_labels(self) -> bool:  # type: ignore[override]
         """Whether the weights, or the classes' weights, follow from labels."""
         return self.class_weight is not None or (isinstance(self.weights, str) and self.weights != "uniform")
+
+    @property
+    def refits(self) -> bool:  # type: ignore[override]
+        """Whether the weights follow from the members' scores alone."""
+        return isinstance(self.weights, str) and self.weights in SCORE_WEIGHTS[1:] and self.class_weight is None
+
+    def refitted(self, weight: NDArray[np.float64]) -> Self:
+        """Return a copy with the weights that the members' scores on these videos give."""
+        if self._refit is None or self._omega is None or len(weight) != len(self._omega):
+            raise InputError(f"expected a rule fitted on {len(weight)} videos of positive weight, got {self!r}")
+        rule, omega = copy(self), weight / weight.sum()
+        rule._set_found(self._refit(omega), self._refit, omega)
+        return rule
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of positive weight."""

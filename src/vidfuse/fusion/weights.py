@@ -220,6 +220,8 @@ def score_weights(
         >>> score_weights("accuracy", hits, np.full(2, 0.5), n_classes=2).round(3).tolist()
         [0.667, 0.333]
     """
+    if not omega.all():  # -inf times a weight of 0 is no number
+        evidence, omega = evidence[omega > 0], omega[omega > 0]
     if rule == "accuracy":
         return accuracy_weights(omega @ evidence, power)
     if rule == "log-odds":

@@ -220,10 +220,12 @@ def _weights_section(data: _Data) -> str:
         f"The weights of “{data.board.headline_rule}”, fitted on {len(data.trial.fit_stack):,} videos; they sum to 1."
     )
     if temperature is not None:
-        text += f" The pool's temperature is {float(temperature):.3g}: below 1 it is surer than the members' average."
-    if getattr(data.rule, "class_weights_", None) is not None:
-        text += " Around them each class has weights and a bias of its own, shrunk to what the picture shows."
-    return _section("Weights", text, drawing)
+        average = (
+            "members' average" if np.all(getattr(data.rule, "scale_", 1.0) == 1) else "calibrated members' average"
+        )
+        text += f" The pool's temperature is {float(temperature):.3g}: below 1 it is surer than the {average}."
+    chosen = "".join(f"<li>{escape(choice)}</li>" for choice in data.rule.choices())
+    return _section("Weights", text, drawing, f"<p>What the fit chose:</p><ul>{chosen}</ul>" if chosen else "")
 
 
 def _contributions_section(data: _Data) -> str:
@@ -356,7 +358,7 @@ def _method_section(data: _Data) -> str:
     rows = tuple(zip(data.trial.fit_stack.members, data.trial.fit_stack.kinds, strict=True))
     members = Table(("member", "numbers"), rows)
     settings = {
-        "headline rule": f"{data.board.headline_rule}: {data.rule!r}",
+        "headline rule": f"{data.board.headline_rule}: {clone(data.rule)!r}",
         "scores": data.board.how(),
         "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
         "p-value": f"McNemar's exact test against the best single member (chosen on {data.board.chosen_on}), two-sided",

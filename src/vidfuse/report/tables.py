@@ -21,33 +21,36 @@ from vidfuse.evaluation.scores import (
     score,
 )
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
+from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Missing
 from vidfuse.fusion.votes import MajorityVote
 from vidfuse.report.layout import MINUS, Table, number, p_value, points, share, span
+from vidfuse.selection.greedy import GreedyPool
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Entry", "Leaderboard", "board_of", "checked_rules", "default_rules", "leaderboard"]
 
 
-def default_rules(missing: Missing = "error") -> dict[str, Any]:
+def default_rules(lacking: bool = False) -> dict[str, Any]:
     """Return the fusion rules that a leaderboard compares, the default pool first; none is fitted.
 
     Args:
-        missing: What they do with videos that some member lacks; see `LogLinearPool`.
+        lacking: Whether some member lacks videos; the greedy selection, which needs them all, is then left out.
 
     Example:
-        >>> list(default_rules())
-        ['learned weights', 'score-weighted', 'uniform', 'average of probabilities', 'majority vote']
+        >>> print(*default_rules(), sep=", ")
+        learned weights, score-weighted, calibrated, greedy selection, uniform, average of probabilities, majority vote
     """
-    return {
-        "learned weights": LogLinearPool(missing=missing),
-        "score-weighted": LogLinearPool(weights="accuracy", missing=missing),
-        "uniform": LogLinearPool(weights="uniform", missing=missing),
-        "average of probabilities": LinearPool(weights="uniform", missing=missing),
-        "majority vote": MajorityVote(missing=missing),
+    rules = {
+        "learned weights": LogLinearPool(missing="renormalise"),
+        "score-weighted, calibrated": Calibrated(LogLinearPool(weights="accuracy", missing="renormalise")),
+        "greedy selection": GreedyPool("nll", rounds=50),
+        "uniform": LogLinearPool(weights="uniform", missing="renormalise"),
+        "average of probabilities": LinearPool(weights="uniform", missing="renormalise"),
+        "majority vote": MajorityVote(missing="renormalise"),
     }
+    return {name: rule for name, rule in rules.items() if not (lacking and name == "greedy selection")}
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,8 @@ def leaderboard(
         stack: Labelled stack, (N, M, K), or (N, M, V, K), whose views are then reduced.
         test: Another labelled stack of the same members.
         rules: Name → unfitted rule, the headline rule first; by default the learned log-linear pool, score-weighted
-            and uniform log-likelihoods, the average of probabilities, and the majority vote of the members.
+            log-likelihoods at a learned temperature, greedy selection by NLL in 50 rounds, uniform log-likelihoods,
+            the average of probabilities, and the majority vote of the members.
         folds: The number of folds without `test`; 0 for in-sample scores.
         groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
             fold splits a group.
@@ -259,7 +263,8 @@ def checked_rules(rules: Mapping[str, Any] | None, trial: Trial) -> dict[str, An
     Raises:
         InputError: there is no rule, or a name is both a member's and a rule's.
     """
-    chosen = default_rules(missing_of(trial.fit_stack, trial.scored)) if rules is None else dict(rules)
+    lacking = missing_of(trial.fit_stack, trial.scored) == "renormalise"
+    chosen = default_rules(lacking) if rules is None else dict(rules)
     if not chosen:
         raise InputError("rules: expected at least one, got none")
     both = sorted(set(chosen) & set(trial.scored.members))

@@ -313,6 +313,13 @@ class SubsetPool(Rule):
         inner: PoolSummary = self.rule_.summary(bootstrap, confidence=confidence, random_state=random_state)
         return inner
 
+    def choices(self) -> tuple[str, ...]:
+        """Return which members were chosen, and what the rule on them chose."""
+        if not hasattr(self, "rule_"):
+            return ()
+        chosen = f"{len(self.selected_)} of {len(self.members_)} members: {', '.join(self.selected_)}"
+        return chosen, *self.rule_.choices()
+
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those that the inner rule needs."""
         check_is_fitted(self, "rule_")

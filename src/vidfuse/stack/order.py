@@ -18,12 +18,24 @@ from vidfuse._checks import first_few
 from vidfuse._threads import map_members
 from vidfuse.errors import AlignmentError, VidfuseWarning, option
 
-__all__ = ["check_order"]
+__all__ = ["check_order", "order_advice"]
 
 _FEWEST: Final = 50  # videos below which nothing is said
 _FEWEST_MOVED: Final = 40  # rows that must have lost their order before it is said
 _MOST_CLASSES: Final = 1000  # classes for which an assignment of all to all is quickly found
 _BLOCKS: Final = 32
+
+
+def order_advice(by_id: bool) -> str:
+    """Return what to do about a member whose rows seem to stand in another order.
+
+    Example:
+        >>> order_advice(False)
+        'Pass ids=, so that rows are matched by id'
+    """
+    if by_id:
+        return "Rows are matched by id: look whether its rows got the right ids, and its columns the right classes"
+    return f"Pass {option('ids')}, so that rows are matched by id"
 
 
 def check_order(
@@ -79,7 +91,7 @@ def check_order(
     if labels is not None and suspects and max(excess.values()) > 8:
         _warn(
             f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
-            f"another order? Pass {option('ids')}, so that rows are matched by id"
+            f"another order? {order_advice(ids is not None)}"
         )
 
 
@@ -264,5 +276,5 @@ def _rows_message(name: str, moved: _Moved, ids: NDArray[np.str_] | None, mutual
     what = "two folds or files swapped?" if moved.swapped else "are these rows in another order?"
     return (
         f"{who} in the rows {runs}{more}, roughly, though the classes predicted there fit, and elsewhere "
-        f"{'they agree' if mutual else 'it is good'}: {what} Pass {option('ids')}, so that rows are matched by id"
+        f"{'they agree' if mutual else 'it is good'}: {what} {order_advice(ids is not None)}"
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from vidfuse._checks import per_member
 from vidfuse.cache.writer import CacheWriter
@@ -23,6 +22,7 @@ try:
 
     from vidfuse.training import distributed
     from vidfuse.training.fingerprints import fingerprint_of
+    from vidfuse.training.progress import bar as progress_bar
     from vidfuse.training.state import autocast, logits_of
 except ImportError as error:
     raise MissingExtraError("extraction", "networks") from error
@@ -213,7 +213,7 @@ def _bar(members: Mapping[str, _Member], todo: list[str] | None, progress: bool)
     # Each rank sees about its share of the videos that are still to do.
     total = None if todo is None else -(-len(todo) // distributed.world_size())
     quiet = not progress or distributed.rank() > 0
-    return tqdm(desc=f"extract {' '.join(members)}", unit="video", total=total, disable=quiet)
+    return progress_bar(total, 0, f"extract {' '.join(members)}", "video", not quiet)
 
 
 def _device(model: Network | Mapping[str, Network], device: torch.device | str | None) -> torch.device:

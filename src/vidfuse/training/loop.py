@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.training.recipes import TrainRecipe, learning_rate
@@ -25,6 +24,8 @@ try:
     from vidfuse.training import distributed
     from vidfuse.training.evaluation import device_of, evaluate
     from vidfuse.training.logs import Events
+    from vidfuse.training.progress import bar as progress_bar
+    from vidfuse.training.progress import decoding_hint, epoch_line, say
     from vidfuse.training.state import Run, autocast
     from vidfuse.training.step import (
         Batch,
@@ -48,8 +49,8 @@ class TrainResult:
 
     Attributes:
         model: The network in eval mode: its average over the steps if the recipe asks for one.
-        history: One row per epoch: epoch, step, lr, loss, grad_norm, seconds, and val_top1, val_nll where there is a
-            validation loader.
+        history: One row per epoch: epoch, step, lr, loss, grad_norm, seconds, waited (share of them spent waiting for
+            videos), and val_top1, val_nll where there is a validation loader.
         folder: Where checkpoint and logs lie.
         resumed_at: Epochs that were already done when this call began.
     """
@@ -75,9 +76,11 @@ def train(
 ) -> TrainResult:
     """Train a network by a recipe, or go on from where the folder's checkpoint stands.
 
-    After each epoch the folder receives `last.pt` (everything a resumed run needs), `log.csv` (one row an epoch), and
-    TensorBoard's events. Called on a finished run it loads the weights and trains nothing. Under `torchrun` each rank
-    passes a loader of its own share of the videos, the gradient is the mean over all of them, and rank 0 writes.
+    After each epoch the folder receives `last.pt` (everything a resumed run needs), `best.pt` (the weights of the epoch
+    with the highest validation accuracy so far), `log.csv` (one row an epoch), and TensorBoard's events. Called on a
+    finished run it loads the weights and trains nothing; with a recipe of more epochs, and nothing else changed, it goes
+    on along the longer schedule. Under `torchrun` each rank passes a loader of its own share of the videos, the gradient
+    is the mean over all of them, and rank 0 writes.
 
     Args:
         model: A network `clips (N, 3, T, H, W) -> logits (N, K)`, or one that returns an object with `.logits`.
@@ -87,7 +90,7 @@ def train(
         val_loader: Videos to score after each epoch, `(clips, ids, labels)`.
         device: Where to train; the network's own device if left out.
         tensorboard: Whether to write TensorBoard's events too, if it is installed.
-        progress: Whether to show a bar with speed and time left on stderr.
+        progress: Whether to write a line an epoch to stderr, and on a terminal a bar with speed and time left.
         name: What the bar calls the run.
 
     Returns:
@@ -116,13 +119,23 @@ def train(
     resumed_at, seen, began = run.epoch, 0, time.perf_counter()
     gpus = [where] if where.type == "cuda" else []
     unfinished = run.epoch < recipe.epochs and distributed.rank() == 0
+    told = progress and unfinished
+    if resumed_at:
+        say(f"{name}: goes on after epoch {resumed_at} of {recipe.epochs}", told)
     with torch.random.fork_rng(devices=gpus), Events(run.folder, run.step, tensorboard and unfinished) as events:
         forward = forward_module(run)
-        with _bar(run, loader, name, progress) as bar:
+        steps = -(
+            -len(loader) // recipe.accumulate
+        )  # the bar counts the whole run's, so that its time left is the run's
+        with (
+            progress_bar(steps * recipe.epochs, steps * run.epoch, name, "step", told) as bar,
+            _goes_on_later(run, told),
+        ):
             while run.epoch < recipe.epochs:
                 row, videos = _train_epoch(run, forward, loader, bar)
                 seen += videos
                 run.agree()
+                scores = {"n": 0.0}
                 if val_loader is not None:
                     with autocast(where, run.dtype):
                         scores = evaluate(run.best, val_loader, device=where)
@@ -132,21 +145,23 @@ def train(
                 events.write(row, run.step)
                 if distributed.rank() == 0:
                     run.save()
+                say(f"{name} {epoch_line(run.history, recipe.epochs, int(scores['n']))}", told)
+                hint = decoding_hint(loader, row["waited"]) if told and run.epoch == resumed_at + 1 else None
+                say(hint or "", hint is not None)
     run.best.eval()
     speed = seen / (time.perf_counter() - began) if seen else math.nan
     return TrainResult(run.best, run.history, run.folder, resumed_at, speed)
 
 
-def _bar(run: Run, loader: Loader, name: str, progress: bool) -> Any:
-    """Make the progress bar, in steps of the whole run, so that its time left is the run's."""
-    steps = -(-len(loader) // run.recipe.accumulate)
-    return tqdm(
-        total=steps * run.recipe.epochs,
-        initial=steps * run.epoch,
-        desc=name,
-        unit="step",
-        disable=not progress or distributed.rank() > 0 or run.epoch == run.recipe.epochs,
-    )
+@contextmanager
+def _goes_on_later(run: Run, told: bool) -> Iterator[None]:
+    """Say, where a run is stopped by Ctrl-C, from where it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"goes on after epoch {run.epoch} when started again" if run.epoch else "had no epoch yet: begins anew"
+        say(f"stopped in epoch {run.epoch + 1} of {run.recipe.epochs}: {kept}", told)
+        raise
 
 
 def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tuple[dict[str, float], int]:
@@ -159,7 +174,9 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
     loss = lr = 0.0
     videos = 0
     norms: list[float] = []
+    waited, stepped = 0.0, began
     for group, local, n in groups(loader, run.recipe.accumulate, run.device):
+        waited += time.perf_counter() - stepped
         lr = learning_rate(run.recipe, run.epoch + min(1.0, len(norms) / steps))
         scale = distributed.world_size() / n if local else 0.0
         step_loss, norm = take_step(run, forward, group, scale, lr)
@@ -171,6 +188,7 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
         bar.set_postfix_str(
             f"epoch {run.epoch + 1}/{run.recipe.epochs}, loss {loss / max(1, videos):.3f}, {speed:.0f} clips/s"
         )
+        stepped = time.perf_counter()
     if not norms:
         raise InputError(nothing_read(loader))
     total_loss, total_videos = distributed.total([loss, videos], run.device)
@@ -181,5 +199,6 @@ def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tupl
         "loss": total_loss / total_videos,
         "grad_norm": mean_norm(norms),
         "seconds": round(time.perf_counter() - began, 3),
+        "waited": round(waited / (time.perf_counter() - began), 3),
     }
     return row, videos

@@ -18,18 +18,20 @@ from vidfuse.errors import InputError
 from vidfuse.training import distributed
 from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
 from vidfuse.training.logs import write_csv
+from vidfuse.training.progress import best_row
 from vidfuse.training.recipes import TrainRecipe
 
 __all__ = ["Run", "Trained", "autocast", "average", "check_folder", "logits_of", "trained"]
 
 
 class Trained(NamedTuple):
-    """What a run's checkpoint says of its network: recipe, width K of the classifier, class names, scored weights."""
+    """What a run's checkpoint says of its network: recipe, classes K and their names, scored weights, catalogue name."""
 
     recipe: TrainRecipe
     n_classes: int
     classes: tuple[str, ...] | None
     weights: dict[str, Tensor]
+    network: str | None = None
 
 
 def trained(path: str | Path) -> Trained | None:
@@ -45,7 +47,8 @@ def trained(path: str | Path) -> Trained | None:
         identity.pop("videos", None)
         n_classes = int(shapes["classifier.weight"][0])
         names = None if classes is None else tuple(classes)
-        return Trained(TrainRecipe.from_mapping(identity), n_classes, names, state["model"])
+        recipe = TrainRecipe.from_mapping(identity)
+        return Trained(recipe, n_classes, names, state["model"], state.get("network"))
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return None
 
@@ -139,6 +142,8 @@ def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path)
         )
     stored, own = json.loads(state["identity"]), json.loads(json.dumps(identity))
     untold = {"classes", "videos"} - (set(stored) & set(own))  # not every loader has them
+    if own["epochs"] > stored.get("epochs", 0) and own["epochs"] > state["epoch"]:
+        untold.add("epochs")  # a run may be given more epochs, before its end and after
     if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
         what = ", ".join({"videos": "its training videos"}.get(name, name) for name in differ)
         raise InputError(
@@ -231,6 +236,7 @@ class Run:
             "epoch": self.epoch,
             "step": self.step,
             "history": self.history,
+            "network": getattr(self.model, "name", None),
             "model": self.best.state_dict(),
         }
         if self.epoch < self.recipe.epochs:
@@ -242,8 +248,12 @@ class Run:
         return state
 
     def save(self) -> None:
-        """Publish the checkpoint and the log."""
-        save_checkpoint(self.folder / "last.pt", self.state())
+        """Publish the checkpoint and the log, and the checkpoint of the best epoch if this one is."""
+        state = self.state()
+        if best_row(self.history) is self.history[-1]:
+            unneeded = ("stepped", "optimizer", "scaler")
+            save_checkpoint(self.folder / "best.pt", {k: v for k, v in state.items() if k not in unneeded})
+        save_checkpoint(self.folder / "last.pt", state)
         write_csv(self.folder / "log.csv", self.history)
 
     def load(self) -> None:
@@ -265,6 +275,9 @@ class Run:
             self.best.load_state_dict(state["model"])
             return
         self.best.load_state_dict(state["model"])
+        if "optimizer" not in state:  # it had ended, and is given more epochs: its momentum begins anew
+            self.model.load_state_dict(state["model"])
+            return
         if self.ema is not None:
             self.model.load_state_dict(state["stepped"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from tqdm import tqdm
 
 from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -28,6 +27,8 @@ try:
     from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
     from vidfuse.training.evaluation import mean_of_views
     from vidfuse.training.logs import Events, write_csv
+    from vidfuse.training.progress import accuracy_text, say
+    from vidfuse.training.progress import bar as progress_bar
     from vidfuse.training.state import Run, autocast
     from vidfuse.training.step import (
         DivergedError,
@@ -130,15 +131,14 @@ def train_together(
     steps = int(distributed.largest(-(-len(loader) // accumulate), where))
     pool = LogLinearPool(weights="accuracy") if pool is None else pool
     gpus = [where] if where.type == "cuda" else []
-    quiet = not progress or distributed.rank() > 0 or resumed_at == epochs
-    bar = tqdm(
-        total=steps * epochs, initial=steps * resumed_at, desc=f"train {' '.join(runs)}", unit="step", disable=quiet
-    )
+    told = progress and distributed.rank() == 0 and resumed_at < epochs
+    bar = progress_bar(steps * epochs, steps * resumed_at, f"train {' '.join(runs)}", "step", told)
     wanted = tensorboard and distributed.rank() == 0 and resumed_at < epochs
     with torch.random.fork_rng(devices=gpus), Events(folder, first.step, wanted) as events, bar:
 
         def end_stage() -> None:
-            _end_stage(runs, val_loader, pool, stages, events)
+            n_videos = _end_stage(runs, val_loader, pool, stages, events)
+            say(_stage_line(runs, stages[-1], n_videos), told)
 
         forwards = {name: forward_module(run) for name, run in runs.items()}
         while first.epoch < epochs:
@@ -242,17 +242,30 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
 
 def _end_stage(
     runs: Mapping[str, Run], loader: Iterable[Any], pool: Rule, stages: list[dict[str, float]], events: Events
-) -> None:
-    """Fuse the members' validation predictions as they are now, and log the stage's row."""
+) -> int:
+    """Fuse the members' validation predictions as they are now, log the stage's row, and return the videos' number."""
     for run in runs.values():
         run.agree()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VidfuseWarning)  # members at chance are expected here: the rows show them
-        stages.append(_stage_row(runs, _predict(runs, loader), pool, len(stages) + 1))
+        stack = _predict(runs, loader)
+        stages.append(_stage_row(runs, stack, pool, len(stages) + 1))
     first = next(iter(runs.values()))
     events.write(stages[-1], first.step)
     if distributed.rank() == 0:
         write_csv(first.folder / "stages.csv", stages)
+    return len(stack)
+
+
+def _stage_line(runs: Mapping[str, Run], row: Mapping[str, float], n_videos: int) -> str:
+    first = next(iter(runs.values()))
+    members = [
+        f"{name} loss {run.history[-1]['loss']:.3f}, {100 * row[f'top1_{name}']:.1f} %"
+        for name, run in runs.items()
+        if run.history
+    ]
+    fused = f"fused {accuracy_text(row['fused_top1'], n_videos)}"
+    return f"epoch {row['epoch']:.0f}/{first.recipe.epochs}: {'; '.join([*members, fused])}"
 
 
 def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Rule, number: int) -> dict[str, float]:

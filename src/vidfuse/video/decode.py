@@ -2,8 +2,9 @@
 
 A frame's index is its place among the frames that are *presented*: packets that an edit list discards and frames
 before time 0 do not count, and the order is that of presentation times, so variable frame rates and reordered
-(B) frames need no special care. A sequential decode of the whole file is the definition; `decode` gives the same
-frames faster, and falls back to it where a seek cannot be trusted.
+(B) frames need no special care. Where a file has no presentation times (AVI, elementary streams), frames are counted
+as the decoder gives them. A sequential decode of the whole file is the definition; `decode` gives the same frames
+faster, and falls back to it where a seek cannot be trusted. Frames are turned and mirrored as a player shows them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.video.orientation import UPRIGHT, Orientation, may_be_turned, orientation_of
 
 __all__ = ["VideoInfo", "check_videos", "checked_indices", "decode", "frame_size", "probe", "refuse_truncated"]
 
 # Codecs in which every packet that is not discarded presents exactly one frame, so that packets can be counted
 # instead of frames. VP8, for one, is not among them: it sends hidden frames in packets of their own.
 _ONE_FRAME_A_PACKET = frozenset({"h264", "hevc", "av1", "libdav1d", "vp9", "mjpeg", "ffv1", "prores", "dnxhd"})
+# AVI stores no presentation times. Of these codecs, FFmpeg reads from the packets themselves how they are ordered; of
+# others it guesses, and what it guesses is wrong where frames are out of order.
+_ORDER_IN_PACKETS = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
+# x264 before build 151 wrote some blocks of 4:4:4 otherwise than the standard, and before 34 some of B-frames. FFmpeg
+# decodes them as they were meant once it has read the build's number, which stands in the first packet alone.
+_X264_NOTE = b"x264 - core "
+_X264_STANDARD = 151
 # Decoding so many frames costs about as much as a seek: nearer keyframes are reached by decoding on.
 _SEEK_GAIN = 8
 
@@ -40,11 +49,12 @@ class VideoInfo:
     Attributes:
         path: the file.
         n_frames: number of frames that are presented.
-        height: stored height in pixels.
-        width: stored width in pixels.
+        height: height in pixels, as shown: a rotation in the metadata is applied.
+        width: width in pixels, as shown.
         rate: mean frame rate in frames a second.
         truncated: the file ends before its own header says so; `n_frames` counts what is there.
-        times: presentation time of each frame in the stream's time base, increasing; None where the file has none.
+        times: presentation time of each frame in the stream's time base, increasing; None where the file has none that
+            can be trusted.
         keyframes: indices of the frames at which decoding may begin.
     """
 
@@ -57,6 +67,9 @@ class VideoInfo:
     times: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     keyframes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64), repr=False, compare=False)
     _key_dts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64), repr=False, compare=False)
+    _orientation: Orientation = field(default=UPRIGHT, repr=False, compare=False)
+    _first_tells: bool = field(default=False, repr=False, compare=False)  # the first packet tells how to decode others
+    _goes_by_container: bool = field(default=False, repr=False, compare=False)  # torchcodec gives the same frames
 
 
 def probe(path: str | PathLike[str]) -> VideoInfo:
@@ -88,16 +101,24 @@ def probe(path: str | PathLike[str]) -> VideoInfo:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         shown = [p for p in packets if not p.is_discard and not p.is_corrupt and (p.pts is None or p.pts >= 0)]
         truncated = not complete or any(p.is_corrupt for p in packets) or _ends_early(container, stream, packets)
-        counted = stream.codec_context.name in _ONE_FRAME_A_PACKET and all(p.pts is not None for p in shown)
+        codec, guessed = stream.codec_context.name, _times_are_guessed(container, stream)
+        intact = complete and all(not p.is_corrupt for p in packets) and packets[:1] and packets[0].is_keyframe
+        counted = intact and codec in _ONE_FRAME_A_PACKET and not guessed and all(p.pts is not None for p in shown)
         times = np.sort(np.array([p.pts for p in shown], np.int64)) if counted else None
         if times is None or (np.diff(times) <= 0).any():
-            n_frames, times = _count_by_decoding(name)
+            n_frames, times = _count_by_decoding(name, guessed)
         else:
             n_frames = len(times)
+        first = bytes(packets[0]) if packets else b""
+        turned = n_frames > 0 and may_be_turned(name, container, codec, first)
     if n_frames == 0 or height == 0 or width == 0:
         raise InputError(f"expected a video with at least one frame, got {name} with none; is it complete?")
+    orientation = _first_orientation(name) if turned else UPRIGHT
+    height, width = orientation.sides(height, width)
     keyframes, key_dts = _keyframes(packets, times)
-    return VideoInfo(name, n_frames, height, width, rate, truncated, times, keyframes, key_dts)
+    return VideoInfo(
+        name, n_frames, height, width, rate, truncated, times, keyframes, key_dts, orientation, _is_told(codec, first)
+    )
 
 
 def decode(
@@ -111,13 +132,13 @@ def decode(
 
     Indices may repeat and come in any order: the file is read once, in order, every wanted frame is converted once,
     long gaps are skipped at keyframes, and unwanted frames that no other refers to are not decoded. Views that
-    overlap should therefore be decoded by one call with all of their indices. Frames keep the stored orientation:
-    a rotation in the metadata is not applied.
+    overlap should therefore be decoded by one call with all of their indices. Frames are turned and mirrored as the
+    file's metadata asks for.
 
     Args:
         path: a video file.
         indices: integers of shape (T,), each in [0, n_frames).
-        size: None for the stored size, an int for the length of the short side in pixels (the aspect is kept), or
+        size: None for the video's own size, an int for the length of the short side in pixels (the aspect is kept), or
             (height, width). Resizing happens in the colour conversion and costs no extra pass.
         info: the result of `probe(path)` if it is at hand; it saves reading the packets again.
 
@@ -249,7 +270,7 @@ def refuse_truncated(info: VideoInfo) -> None:
     if info.truncated:
         raise InputError(
             f"expected the whole video, {info.path} is truncated: {info.n_frames} frames are left; "
-            "fetch it again, or take what is left with allow_truncated=True"
+            "fetch it again, or take what is left with allow_truncated=True (--allow-truncated)"
         )
 
 
@@ -262,8 +283,10 @@ def _import_av() -> Any:
 
 
 @contextmanager
-def _open(name: str) -> Iterator[tuple[Any, Any]]:
+def _open(name: str, *, strict: bool = False) -> Iterator[tuple[Any, Any]]:
     """Open a file and its first video stream, with one decoding thread; turn FFmpeg's errors into ours.
+
+    A `strict` decoder gives no frame where another makes one up from what it has seen before.
 
     Raises:
         InputError: The file is no readable video.
@@ -287,6 +310,8 @@ def _open(name: str) -> Iterator[tuple[Any, Any]]:
             raise InputError(f"expected a video stream that can be decoded in {name}, found none; leave the file out")
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
+        if strict:
+            stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
 
 
@@ -310,13 +335,33 @@ def _ends_early(container: Any, stream: Any, packets: list[Any]) -> bool:
     last = max((p.pts + (p.duration or 0) for p in packets if p.pts is not None), default=None)
     if last is None:
         return False
-    length = float((last - (stream.start_time or 0)) * stream.time_base)
-    return length < container.duration / 1e6 - 0.5
+    # Matroska's duration is that from time 0 on, other containers' that from the first frame on: the end is past both.
+    return float(last * stream.time_base) < container.duration / 1e6 - 0.5
+
+
+def _times_are_guessed(container: Any, stream: Any) -> bool:
+    codec = stream.codec_context
+    return container.format.name == "avi" and codec.codec.reorder and codec.name not in _ORDER_IN_PACKETS
+
+
+def _is_told(codec: str, first: bytes) -> bool:
+    """Say whether a first packet tells the decoder something that later ones must be decoded by."""
+    at = first.find(_X264_NOTE) if codec == "h264" else -1
+    build = first[at + len(_X264_NOTE) :][:4].split()[:1] if at >= 0 else []
+    return bool(build) and build[0].isdigit() and int(build[0]) < _X264_STANDARD
+
+
+def _first_orientation(name: str) -> Orientation:
+    with _open(name) as (container, stream):
+        try:
+            return next(map(orientation_of, _frames(container, stream)), UPRIGHT)
+        except InputError as error:
+            raise InputError(f"{name}: {error}; encode it again as it is shown") from error
 
 
 def _keyframes(packets: list[Any], times: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give the indices of keyframes and the decoding times at which to look for them."""
-    if times is None:
+    if times is None or any(p.pos is None for p in packets):  # a program stream has times of a few frames only
         return np.zeros(1, np.int64), np.zeros(1, np.int64)
     known = {int(t): i for i, t in enumerate(times)}
     found = sorted(
@@ -327,10 +372,15 @@ def _keyframes(packets: list[Any], times: NDArray[np.int64] | None) -> tuple[NDA
     return np.array([i for i, _ in found], np.int64), np.array([t for _, t in found], np.int64)
 
 
-def _count_by_decoding(name: str) -> tuple[int, NDArray[np.int64] | None]:
+def _count_by_decoding(name: str, guessed: bool) -> tuple[int, NDArray[np.int64] | None]:
+    """Count frames; give their times too, unless there are none, or they are `guessed` and frames are out of order."""
+    out_of_order = _import_av().video.frame.PictureType.B
     with _open(name) as (container, stream):
-        times = [frame.pts for frame in _frames(container, stream)]
+        found = [(frame.pts, frame.pict_type) for frame in _frames(container, stream)]
+    times = [time for time, _ in found]
     if any(t is None for t in times) or any(b <= a for a, b in pairwise(times)):
+        return len(times), None
+    if guessed and any(kind == out_of_order for _, kind in found):
         return len(times), None
     return len(times), np.array(times, np.int64)
 
@@ -355,6 +405,8 @@ def _frames(container: Any, stream: Any, wanted: frozenset[int] | None = None) -
         try:
             decoded = packet.decode()
         except failure:  # the frame is missing, and is reported if it was wanted
+            if wanted is not None:
+                return  # frames that refer to it would not be those of a plain decode
             continue
         for frame in decoded:
             if frame.pts is None or frame.pts >= 0:
@@ -368,15 +420,15 @@ def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8],
     """
     av = _import_av()
     reformatter = av.video.reformatter.VideoReformatter()  # one for the file: its tables are built once
-    height, width = frames.shape[1:3]
     times = frozenset(info.times[wanted].tolist()) if skip and info.times is not None else None
     # For each wanted frame, in order:
     #   1. Seek, if a keyframe lies well ahead of the present position: decoding there is cheaper than decoding on.
     #   2. Decode on until the frame's index is reached.
     #   3. Convert it. If it was passed over or never came, it is missing.
     # After a seek the first frame must be a true intra frame at or before the wanted one; else the seek is not trusted.
+    # Nor is it where a frame is damaged: what the decoder makes up for it depends on what it has seen before.
     done = 0
-    with _open(info.path) as (container, stream):
+    with _open(info.path, strict=times is not None) as (container, stream):
         position, source = -1, _frames(container, stream, times)  # the index of the frame that came last
         checked = True
         while done < len(wanted):
@@ -384,6 +436,8 @@ def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8],
             if times is not None:
                 k = int(np.searchsorted(info.keyframes, target, side="right")) - 1
                 if k >= 0 and info.keyframes[k] > position + _SEEK_GAIN:
+                    if position < 0 and info._first_tells:
+                        next(source, None)
                     try:
                         container.seek(int(info._key_dts[k]), stream=stream)
                     except av.FFmpegError:
@@ -396,21 +450,23 @@ def _fill(info: VideoInfo, wanted: NDArray[np.int64], frames: NDArray[np.uint8],
                     position = int(np.searchsorted(info.times, frame.pts))
                 if not checked:
                     # After a seek, decoding is exact only from a true intra frame on.
-                    if not frame.key_frame or frame.pict_type != av.video.frame.PictureType.I or position > target:
+                    intra = frame.key_frame and frame.pict_type == av.video.frame.PictureType.I
+                    if not intra or position > target or position not in info.keyframes:
                         return target
                     checked = True
                 if position >= target:
                     break
             else:
                 return target
-            if position != target:
+            if position != target or (times is not None and frame.is_corrupt):
                 return target
-            _convert(reformatter, frame, height, width, frames[done])
+            _convert(reformatter, frame, info._orientation, frames[done])
             done += 1
     return None
 
 
-def _convert(reformatter: Any, frame: Any, height: int, width: int, out: NDArray[np.uint8]) -> None:
+def _convert(reformatter: Any, frame: Any, orientation: Orientation, out: NDArray[np.uint8]) -> None:
+    height, width = orientation.sides(*out.shape[:2])
     plane = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1).planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : width * 3]
-    out[:] = rows.reshape(height, width, 3)
+    out[:] = orientation.shown(rows.reshape(height, width, 3))

@@ -1,4 +1,4 @@
-"""Lists of videos that people already have: MMAction2 lists, PyTorchVideo and PySlowFast csv files, class folders.
+"""Lists of videos that people already have: MMAction2 lists, csv files, class folders, folders without labels.
 
 Every reader gives a `VideoList`: the videos whose files exist, and beside them, counted and named, the rows
 without a file and the files without a row.
@@ -6,6 +6,7 @@ without a file and the files without a row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,23 +14,26 @@ from typing import overload
 
 from vidfuse._paths import VIDEO_SUFFIXES, path_ids
 from vidfuse.errors import InputError
+from vidfuse.video.rows import Row, read_rows
 
-__all__ = ["VideoItem", "VideoList", "read_class_folders", "read_csv_list", "read_mmaction2"]
+__all__ = ["VideoItem", "VideoList", "read_class_folders", "read_csv_list", "read_folder", "read_mmaction2"]
 
 
 @dataclass(frozen=True)
 class VideoItem:
-    """One labelled video.
+    """One video.
 
     Attributes:
         id: its id, unique in its list.
         path: its file.
         label: the 0-based class, or None.
+        group: what it comes from (a performer, a longer video), or None; see `vidfuse.video.splits`.
     """
 
     id: str
     path: str
     label: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class VideoList(Sequence[VideoItem]):
         seen: dict[str, int] = {}
         for position, item in enumerate(self.items):
             if item.id in seen:
-                raise InputError(f"expected unique ids, got {item.id!r} at rows {seen[item.id]} and {position}")
+                first = self.items[seen[item.id]]
+                raise InputError(
+                    f"expected unique ids, got {item.id!r} at rows {seen[item.id]} and {position}: {first.path} and "
+                    f"{item.path}; rename one, or leave one out"
+                )
             seen[item.id] = position
             if self.classes is not None and item.label is not None and not 0 <= item.label < len(self.classes):
                 raise InputError(
@@ -182,29 +190,77 @@ def read_mmaction2(path: str | Path, root: str | Path | None = None, classes: Se
         classes: class names, if they are known.
 
     Returns:
-        The videos; ids are the paths without a video's suffix.
+        The videos; ids are the paths from `root` on, without a video's suffix.
 
     Raises:
         InputError: no such file, no rows, or a row that is not a path and a label.
     """
-    return _from_rows(Path(path), root, classes, separators=(" ", "\t"))
+    return read_csv_list(path, root, classes)
 
 
-def read_csv_list(path: str | Path, root: str | Path | None = None, classes: Sequence[str] | None = None) -> VideoList:
-    """Read a PyTorchVideo or PySlowFast csv: lines `path label` or `path,label`, split from the right, labels 0-based.
+def read_csv_list(
+    path: str | Path,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    group: str | None = None,
+) -> VideoList:
+    """Read a csv or a list of PyTorchVideo's, PySlowFast's or MMAction2's kind.
+
+    Without a header, rows are `path label` or `path,label`, split from the right, or paths alone, without labels. With
+    a header, the columns are found by their names: path (or file, filename, video …), label (class, action …), id.
+    Labels are 0-based numbers, or names: then the classes are these names in sorted order, or in that of `classes`.
 
     Args:
-        path: the csv file.
-        root: the folder that relative paths start from; None: the csv's own folder.
+        path: the file.
+        root: the folder that relative paths start from; None: the file's own folder.
         classes: class names, if they are known.
+        group: the column that says what each video comes from.
 
     Returns:
-        The videos; ids are the paths without a video's suffix, absolute ones from their common folder on.
+        The videos. An id is the column id, or the path from `root` on without a video's suffix; paths outside of `root`
+        count from their common folder on.
 
     Raises:
-        InputError: no such file, no rows, or a row that is not a path and a label.
+        InputError: no such file, no rows, a row of another form, or a name that is none of the classes.
     """
-    return _from_rows(Path(path), root, classes, separators=(",", " ", "\t"))
+    file = Path(path)
+    rows = read_rows(file, group)
+    base = file.parent if root is None else Path(root)
+    files = [str(base / row.path) for row in rows]
+    ids = [row.id or given for row, given in zip(rows, path_ids([row.path for row in rows], base), strict=True)]
+    names, labels = _labels(file, rows, classes)
+    items, skipped = [], []
+    for row, name, identifier, label in zip(rows, files, ids, labels, strict=True):
+        if os.path.isfile(name):
+            items.append(VideoItem(identifier, name, label, row.group))
+        else:
+            skipped.append((identifier, f"no file at {name}"))
+    return VideoList(tuple(items), names, tuple(skipped), _unlisted(files))
+
+
+def read_folder(root: str | Path) -> VideoList:
+    """Read all videos of a folder and of the folders in it, without labels; hidden files and folders are left out.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        The videos in sorted order; ids are their paths from the folder on, without a video's suffix.
+
+    Raises:
+        InputError: no such folder, or no video in it.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise InputError(f"expected a folder of videos, found none at {base}")
+    files = [file for file in sorted(base.rglob("*")) if file.is_file() and not _hidden(file.relative_to(base))]
+    items = tuple(
+        VideoItem(path_ids([file.relative_to(base).as_posix()])[0], str(file)) for file in files if _is_video(file)
+    )
+    if not items:
+        raise InputError(f"expected videos in {base}, found none among {len(files)} files")
+    return VideoList(items, skipped=tuple(_no_video(file) for file in files if not _is_video(file)))
 
 
 def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> VideoList:
@@ -216,7 +272,8 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
             with them by name, and may lack some.
 
     Returns:
-        The videos in sorted order; ids are `class/name`. Files with another suffix than a video's are in `unlisted`.
+        The videos in sorted order; ids are `class/name`. What else lies there (videos beside the class folders, folders
+        inside of them, other files) is in `skipped`.
 
     Raises:
         InputError: no such folder, no video in it, or a folder that is none of the classes.
@@ -225,68 +282,61 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
     if not base.is_dir():
         raise InputError(f"expected a folder of class folders, found none at {base}")
     found = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    files = [(label, file) for label, name in enumerate(found) for file in sorted((base / name).iterdir())]
-    items = tuple(
-        VideoItem(path_ids([f"{found[label]}/{file.name}"])[0], str(file), label)
-        for label, file in files
-        if file.suffix.lower() in VIDEO_SUFFIXES
-    )
-    others = tuple(
-        str(file)
-        for _, file in files
-        if file.suffix.lower() not in VIDEO_SUFFIXES and file.is_file() and not file.name.startswith(".")
-    )
+    items, skipped = [], []
+    for file in sorted(base.iterdir()):
+        if not file.is_dir() and _is_video(file):
+            skipped.append((str(file), "a video in no class folder"))
+    for label, name in enumerate(found):
+        for file in sorted(f for f in (base / name).iterdir() if not f.name.startswith(".")):
+            if file.is_dir():
+                skipped.append((str(file), "a folder inside a class folder"))
+            elif _is_video(file):
+                items.append(VideoItem(path_ids([f"{name}/{file.name}"])[0], str(file), label))
+            else:
+                skipped.append(_no_video(file))
     if not items:
         raise InputError(f"expected videos at {base}/<class>/*, found none among {len(found)} folders")
-    videos = VideoList(items, found, unlisted=others)
+    videos = VideoList(tuple(items), found, tuple(skipped))
     try:
         return videos if classes is None else videos.relabelled(classes)
     except InputError as error:
         raise InputError(f"{base}: {error}") from error
 
 
-def _from_rows(
-    path: Path, root: str | Path | None, classes: Sequence[str] | None, separators: tuple[str, ...]
-) -> VideoList:
-    if not path.is_file():
-        raise InputError(f"expected a list of videos, found no file at {path}")
-    rows: list[tuple[str, int]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        cut = max(text.rfind(separator) for separator in separators)
-        name, digits = text[:cut].rstrip(", \t"), text[cut + 1 :]
-        if cut < 1 or not name or not (digits.isascii() and digits.isdigit()):
-            raise InputError(
-                f"expected `path label` with a 0-based integer label at {path}:{number}, got {text!r}; "
-                "the list has no header, and a label in every row"
-            )
-        rows.append((name, int(digits)))
-    if not rows:
-        raise InputError(f"expected at least one video in {path}, found none")
-    base = path.parent if root is None else Path(root)
-    items, skipped = [], []
-    for (name, label), identifier in zip(rows, path_ids([name for name, _ in rows]), strict=True):
-        file = base / name
-        if file.is_file():
-            items.append(VideoItem(identifier, str(file), label))
-        else:
-            skipped.append((identifier, f"no file at {file}"))
-    listed = {str(base / name) for name, _ in rows}
-    folders = {Path(name).parent for name in listed}
-    return VideoList(
-        tuple(items), None if classes is None else tuple(classes), tuple(skipped), _unlisted(folders, listed)
-    )
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
 
 
-def _unlisted(folders: Iterable[Path], listed: set[str]) -> tuple[str, ...]:
-    """Find videos in the folders that no row names."""
-    files = (
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _no_video(file: Path) -> tuple[str, str]:
+    return str(file), f"no video by its suffix {file.suffix!r}"
+
+
+def _labels(
+    file: Path, rows: list[Row], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...] | None, list[int | None]]:
+    """Give the classes' names, where they are known, and each row's label as a number."""
+    known = None if classes is None else tuple(classes)
+    given = [row.label for row in rows]
+    if given[0] is None or given[0].isdigit():
+        return known, [None if label is None else int(label) for label in given]
+    names = known if known is not None else tuple(sorted({str(label) for label in given}))
+    numbers = {name: number for number, name in enumerate(names)}
+    if unknown := sorted({str(label) for label in given} - set(numbers)):
+        raise InputError(f"expected labels of {file} among the {len(names)} classes, got {', '.join(unknown[:5])}")
+    return names, [numbers[str(label)] for label in given]
+
+
+def _unlisted(files: Sequence[str]) -> tuple[str, ...]:
+    """Find videos that no row names, in the folders of those that are."""
+    found = (
         str(file)
-        for folder in folders
+        for folder in {Path(name).parent for name in files}
         if folder.is_dir()
         for file in folder.iterdir()
-        if file.suffix.lower() in VIDEO_SUFFIXES
+        if _is_video(file)
     )
-    return tuple(sorted(set(files) - listed))
+    return tuple(sorted(set(found) - set(files)))

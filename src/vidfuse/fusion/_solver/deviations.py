@@ -23,9 +23,9 @@ from joblib import effective_n_jobs
 from numpy.typing import NDArray
 
 from vidfuse._threads import one_blas_thread
+from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import block_rows
-from vidfuse.stack.stack import LogitStack
 
 __all__ = ["LOWEST", "ClassVideos", "Deviations", "fit_deviations"]
 
@@ -35,8 +35,11 @@ LOWEST: Final = -100.0
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which blocks are kept between passes
 _BLOCK: Final = 1 << 20  # numbers in a block
 _MEMORY: Final = 10  # steps that L-BFGS remembers
+_RENEWAL: Final = 12  # steps after which the Hessian's blocks are computed anew
 _STEPS: Final = 100
 _HALVINGS: Final = 20
+_FINE: Final = 1e-4  # nats; larger gaps are told by float32 to a hundredth of themselves
+_NOISE: Final = {False: 2e-7, True: 1e-15}  # share of a value that is rounding, in float32 and in float64 (`double`)
 
 
 class _Moments(NamedTuple):
@@ -66,45 +69,31 @@ class ClassVideos:
     Blocks are kept where they are few, and computed anew in every pass where they are many.
 
     Args:
-        stack: the members, of which every one has every video.
-        labels: true classes (N,).
-        omega: the videos' weights (N,), which sum to 1.
-        floors: each member's floor (M,).
-        scales: what each member's log-likelihoods are multiplied by (M,).
+        videos: the videos; their scales and floors are applied.
         shared: β (M,).
         offsets: what is added to each class's score (K,); -inf leaves a class out. None adds nothing.
-        n_jobs: joblib's number of workers; these are threads.
     """
 
     def __init__(
-        self,
-        stack: LogitStack,
-        labels: NDArray[np.int64],
-        omega: NDArray[np.float64],
-        floors: NDArray[np.float64],
-        scales: NDArray[np.float64],
-        shared: NDArray[np.float64],
-        offsets: NDArray[np.float64] | None = None,
-        n_jobs: int | None = None,
+        self, videos: FitVideos, shared: NDArray[np.float64], offsets: NDArray[np.float64] | None = None
     ) -> None:
-        self.labels, self.omega, self.shared, self.offsets = labels, omega, shared, offsets
-        self._stack, self._floors, self._scales, self._n_jobs = stack, floors, scales, n_jobs
-        columns = len(stack.members) + 2
-        self.shape = (stack.n_classes, columns - 1)
-        step = block_rows(columns * stack.n_classes, _BLOCK)
-        self._rows = [slice(start, min(start + step, len(stack)), 1) for start in range(0, len(stack), step)]
+        self.videos, self.shared, self.offsets = videos, shared, offsets
+        rows, members, classes = videos.stack.shape
+        self.shape = (classes, members + 1)
+        step = block_rows((members + 2) * classes, _BLOCK)
+        self._rows = [slice(start, min(start + step, rows), 1) for start in range(0, rows, step)]
         self._kept: list[NDArray[np.float32]] | None = None
         self._over: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map
         self._context = ExitStack()
 
     def __enter__(self) -> Self:
-        workers = effective_n_jobs(self._n_jobs)
+        workers = effective_n_jobs(self.videos.n_jobs)
         with ExitStack() as context:
             context.enter_context(one_blas_thread())
             if len(self._rows) > 1 and workers > 1:
                 self._over = context.enter_context(ThreadPoolExecutor(workers)).map
             self._context = context.pop_all()
-        if len(self.labels) * self.shape[0] * (self.shape[1] + 1) <= _RESIDENT:
+        if len(self.videos.labels) * self.shape[0] * (self.shape[1] + 1) <= _RESIDENT:
             self._kept = list(self._over(self._block, self._rows))
         return self
 
@@ -133,9 +122,9 @@ class ClassVideos:
 
     def _block(self, rows: slice) -> NDArray[np.float32]:
         """Return the columns of these videos (K, B, M + 2)."""
-        classes, columns = self.shape
+        own, (classes, columns) = self.videos, self.shape
         block = np.ones((classes, rows.stop - rows.start, columns + 1), dtype=np.float32)
-        for part, log_p in floored_blocks(self._stack[rows], self._floors, scales=self._scales):
+        for part, log_p in floored_blocks(own.stack[rows], own.floors, scales=own.scales):
             np.maximum(log_p, np.float32(LOWEST), out=log_p)
             block[:, part, :-2] = log_p.transpose(2, 0, 1)
         np.matmul(block[:, :, :-2], self.shared.astype(np.float32), out=block[:, :, -1])
@@ -151,10 +140,10 @@ class ClassVideos:
         block = self._get(index, double)
         full = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(block.dtype)
         with np.errstate(invalid="ignore"):  # matrix products of odd sizes raise the flag for numbers beyond their end
-            return np.matmul(block, full[:, :, None])[:, :, 0], self.labels[self._rows[index]]
+            return np.matmul(block, full[:, :, None])[:, :, 0], self.videos.labels[self._rows[index]]
 
     def _moments(self, index: int, x: NDArray[np.float64], blocks: bool, double: bool) -> _Moments:
-        block, omega = self._get(index, double), self.omega[self._rows[index]]
+        block, omega = self._get(index, double), self.videos.omega[self._rows[index]]
         z, truth = self._scores(index, x, double)
         here = np.arange(z.shape[1])
         peak = z.max(axis=0)
@@ -182,52 +171,81 @@ def fit_deviations(
     precision: NDArray[np.float64],
     start: NDArray[np.float64] | None = None,
     target: float = 5e-8,
+    *,
+    tied: bool = False,
 ) -> Deviations:
     """Minimise ``NLL + ½·Σ_c (Σ_m π_m·δ_mc² + π_M·b_c²)``, π the precisions of the priors.
 
     L-BFGS (Nocedal and Wright 2006, "Numerical optimization", algorithm 7.4) whose first matrix is the inverse of the
-    Hessian's blocks at the start: some ten passes. The objective F is strongly convex with modulus π, so that
+    Hessian's blocks, at the start and again after twelve steps: some ten passes, in float32, and in float64 once
+    rounding is all that is left. The objective F is strongly convex with modulus π, so that
     ``F(x) - min F ≤ ½·Σ g²/π`` with g its gradient at x (Boyd and Vandenberghe 2004, "Convex optimization", section
-    9.1.2, in the norm of π): the certificate, computed in float64.
+    9.1.2, in the norm of π): the certificate, computed in float64 unless a gap of 1e-4 nats or more is enough.
 
     Args:
         videos: the videos, within their context.
         precision: π (M + 1,), above 0; the last one is the biases'.
         start: the first parameters (K, M + 1); 0 without them.
         target: the gap at which the fit ends, in nats.
+        tied: whether all classes have the same deviations, of which each counts once in the penalty, and only biases
+            of their own.
     """
     x = np.zeros(videos.shape) if start is None else start
-    moments = _penalised(videos.moments(x, blocks=True), x, precision)
-    if moments.blocks is None:
-        raise TypeError("expected moments with blocks")
-    inverse = np.asarray(np.linalg.inv(moments.blocks + np.diag(precision)), dtype=np.float64)
-    value, gradient = moments.value, moments.gradient
-    steps: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
-    for _ in range(_STEPS):
-        if _gap(gradient, precision) <= 0.5 * target:
+    if tied:
+        precision = np.append(precision[:-1] / len(x), precision[-1])  # K equal terms are one
+
+    def penalised(x: NDArray[np.float64], *, blocks: bool = False, double: bool = False) -> _Moments:
+        found = _penalised(videos.moments(x, blocks=blocks, double=double), x, precision)
+        return _tied(found) if tied else found
+
+    double, steps = False, list[tuple[NDArray[np.float64], NDArray[np.float64]]]()
+    for taken in range(_STEPS):
+        if taken % _RENEWAL == 0 and not double:
+            value, gradient, blocks = penalised(x, blocks=True)
+            inverse = np.linalg.inv((0.0 if blocks is None else blocks) + np.diag(precision)).astype(np.float64)
+            steps.clear()
+        done = _gap(gradient, precision) <= (target if double else 0.5 * target)
+        if not done:
+            direction = -_two_loops(gradient, inverse, steps)
+            slope, length = float((direction * gradient).sum()), 1.0
+            noise = _NOISE[double] * (1 + abs(value))
+            for _ in range(_HALVINGS):
+                beyond = x + length * direction
+                trial = penalised(beyond, double=double)
+                if trial.value <= value + 1e-4 * length * slope + noise:
+                    break
+                length *= 0.5
+            done = -slope <= noise and _gap(trial.gradient, precision) >= _gap(gradient, precision)
+        if done and (double or target >= _FINE):
             break
-        direction = -_two_loops(gradient, inverse, steps)
-        slope, length = float((direction * gradient).sum()), 1.0
-        noise = 2e-7 * (1 + abs(value))  # of values in float32
-        for _ in range(_HALVINGS):
-            beyond = x + length * direction
-            trial = _penalised(videos.moments(beyond), beyond, precision)
-            if trial.value <= value + 1e-4 * length * slope + noise:
-                break
-            length *= 0.5
+        if done:  # all that is left is rounding in float32
+            double = True
+            value, gradient, _ = penalised(x, double=True)
+            continue
         change = trial.gradient - gradient
         if float((change * (beyond - x)).sum()) > 0:
-            steps = [*steps, (beyond - x, change)][-_MEMORY:]
-        if -slope <= 1e-9 and _gap(trial.gradient, precision) >= _gap(gradient, precision):
-            break  # rounding in float32 is all that is left
+            steps.append((beyond - x, change))
+            del steps[:-_MEMORY]
         x, value, gradient = beyond, trial.value, trial.gradient
-    exact = _penalised(videos.moments(x, double=True), x, precision)
-    return Deviations(x, _gap(exact.gradient, precision))
+    if not double and target < _FINE:
+        gradient = penalised(x, double=True).gradient
+    return Deviations(x, _gap(gradient, precision))
 
 
 def _penalised(moments: _Moments, x: NDArray[np.float64], precision: NDArray[np.float64]) -> _Moments:
     value = moments.value + 0.5 * float((precision * x * x).sum())
     return moments._replace(value=value, gradient=moments.gradient + precision * x)
+
+
+def _tied(moments: _Moments) -> _Moments:
+    """Return the moments within the space of equal deviations: every class moves with the mean of all."""
+    gradient, blocks = moments.gradient.copy(), moments.blocks
+    gradient[:, :-1] = gradient[:, :-1].mean(axis=0)
+    if blocks is not None:
+        bias = blocks[:, -1, -1].copy()
+        blocks = np.broadcast_to(blocks.mean(axis=0), blocks.shape).copy()
+        blocks[:, -1], blocks[:, :, -1], blocks[:, -1, -1] = 0.0, 0.0, bias
+    return moments._replace(gradient=gradient, blocks=blocks)
 
 
 def _gap(gradient: NDArray[np.float64], precision: NDArray[np.float64]) -> float:

@@ -52,6 +52,15 @@ class FitVideos:
         omega = self.omega[rows]
         return replace(self, stack=self.stack[rows], labels=self.labels[rows], omega=omega / omega.sum())
 
+    def select(self, members: NDArray[np.int64]) -> FitVideos:
+        """Choose members by their columns."""
+        return replace(
+            self,
+            stack=self.stack.select([self.stack.members[m] for m in members]),
+            floors=self.floors[members],
+            scales=None if self.scales is None else self.scales[members],
+        )
+
     def calibrated(self) -> FitVideos:
         """Return the videos with each member in units of its own calibration."""
         return replace(self, scales=member_scales(self.stack, self.labels, self.omega, self.n_jobs))

@@ -23,7 +23,7 @@ from vidfuse.fusion._solver.deviations import ClassVideos, fit_deviations
 from vidfuse.fusion._solver.shared import FitVideos, fit_shared
 from vidfuse.fusion.crossfit import split_folds
 
-__all__ = ["STRENGTHS", "ClassFit", "fit_class_weights", "strength_shares"]
+__all__ = ["STRENGTHS", "ClassFit", "describe_shares", "fit_class_weights", "strength_shares"]
 
 STRENGTHS: Final = (np.inf, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 """The precisions of the priors on weights per class, in videos."""
@@ -68,7 +68,7 @@ def strength_shares(videos: FitVideos, shrinkage: float, beta: NDArray[np.float6
     """
     count, groups = len(STRENGTHS), videos.stack.groups
     if groups is None or len(np.unique(groups)) < 2 * _FOLDS:
-        return np.where(np.arange(count) < _CAUTIOUS, 1.0 / _CAUTIOUS, 0.0)
+        return _cautious_shares()
     total = len(np.unique(groups))
     rows = _some_groups(groups, _CHOICE // int(np.prod(videos.stack.shape[1:])))
     chosen, groups = videos[rows], groups[rows]
@@ -80,8 +80,8 @@ def strength_shares(videos: FitVideos, shrinkage: float, beta: NDArray[np.float6
         active = _active(own)
         weight = chosen.omega[outside]
         with (
-            _class_videos(fitted, own, active, _class_offsets(fitted)) as inner,
-            _class_videos(chosen[outside], own, active) as outer,
+            ClassVideos(fitted.select(active), own[active], _class_offsets(fitted)) as inner,
+            ClassVideos(chosen[outside].select(active), own[active]) as outer,
         ):
             x = np.zeros(inner.shape)
             for index, precision in enumerate(STRENGTHS):
@@ -92,6 +92,32 @@ def strength_shares(videos: FitVideos, shrinkage: float, beta: NDArray[np.float6
     shares = np.exp(-total / _TEMPERATURE * (losses - losses.min()))
     shares[shares < _SAY * shares.sum()] = 0.0
     return np.asarray(shares / shares.sum())
+
+
+def _cautious_shares() -> NDArray[np.float64]:
+    return np.where(np.arange(len(STRENGTHS)) < _CAUTIOUS, 1.0 / _CAUTIOUS, 0.0)
+
+
+def describe_shares(precisions: NDArray[np.float64], shares: NDArray[np.float64]) -> str:
+    """Say in words which strengths were averaged, out of which, and what gave them their shares.
+
+    Example:
+        >>> describe_shares(np.array([100.0]), np.ones(1))
+        'weights per class: held to the shared ones by a prior of 100 videos, as given'
+        >>> describe_shares(np.array(STRENGTHS), np.array([0.3, 0.5, 0.2, 0, 0, 0, 0, 0]))[76:124]
+        '∞ videos (all classes alike, 30 %), 1,000 (50 %)'
+    """
+    if len(shares) == 1:
+        return f"weights per class: held to the shared ones by a prior of {precisions[0]:g} videos, as given"
+    judged = "by their loss on groups held out"
+    if np.array_equal(shares, _cautious_shares()):
+        judged = "the most cautious alike, without ten groups to judge them on"
+    each = [
+        f"∞ videos (all classes alike, {share:.0%})" if np.isinf(videos) else f"{videos:,g} ({share:.0%})"
+        for videos, share in zip(precisions, shares, strict=True)
+    ]
+    fits = ", ".join(each).replace("%", " %")
+    return f"weights per class: an average of fits held to the shared ones by a prior of {fits}; {judged}"
 
 
 def fit_class_weights(
@@ -113,7 +139,7 @@ def fit_class_weights(
     active, gap = _active(beta), 0.0
     mean = np.zeros((videos.stack.n_classes, len(active) + 1))
     x = mean
-    with _class_videos(videos, beta, active, _class_offsets(videos)) as laid_out:
+    with ClassVideos(videos.select(active), beta[active], _class_offsets(videos)) as laid_out:
         for precision, share in zip(precisions, shares, strict=True):
             if share > 0 and np.isfinite(precision):
                 found = fit_deviations(laid_out, _prior(precision, videos, active), x)
@@ -153,25 +179,6 @@ def _completed(x: NDArray[np.float64], videos: FitVideos) -> NDArray[np.float64]
     """
     seen = np.bincount(videos.labels, minlength=len(x)) > 0
     return np.where(seen[:, None], x, x[seen].mean(axis=0))
-
-
-def _class_videos(
-    videos: FitVideos,
-    beta: NDArray[np.float64],
-    active: NDArray[np.int64],
-    offsets: NDArray[np.float64] | None = None,
-) -> ClassVideos:
-    scales = np.ones(len(beta)) if videos.scales is None else videos.scales
-    return ClassVideos(
-        videos.stack.select([videos.stack.members[m] for m in active]),
-        videos.labels,
-        videos.omega,
-        videos.floors[active],
-        scales[active],
-        beta[active],
-        offsets,
-        videos.n_jobs,
-    )
 
 
 def _class_offsets(videos: FitVideos) -> NDArray[np.float64]:

@@ -1,0 +1,101 @@
+"""What a run says while it goes on: a bar on a terminal, and a line an epoch everywhere, also in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from vidfuse.metrics.intervals import accuracy_interval
+
+__all__ = ["accuracy_text", "bar", "best_row", "decoding_hint", "epoch_line", "say"]
+
+_PATIENCE = 0.3  # share of the time spent waiting for videos above which a run says what would help
+_GAIN = 1.3  # how much larger than needed videos must be for re-encoding to be worth its while
+
+
+def bar(total: int | None, initial: int, name: str, unit: str, wanted: bool) -> Any:
+    """Return a progress bar on stderr where a person watches: not where it is redirected."""
+    return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not (wanted and sys.stderr.isatty()))
+
+
+def say(text: str, wanted: bool = True) -> None:
+    """Write a line to stderr, above a bar if there is one."""
+    if wanted:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def accuracy_text(accuracy: float, n: int) -> str:
+    """Give an accuracy in per cent with its 95 % interval (Wilson's) and the number of videos it rests on.
+
+    Example:
+        >>> accuracy_text(0.8, 10)
+        '80.0 % [49.0, 94.3] of 10'
+    """
+    low, high = accuracy_interval(round(accuracy * n), n)
+    return f"{100 * accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
+
+
+def best_row(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Return the epoch of the highest validation accuracy, of equal ones that of the lowest loss; None without scores.
+
+    Example:
+        >>> best_row([{"epoch": 1, "val_top1": 0.5, "val_nll": 1.0}, {"epoch": 2, "val_top1": 0.5, "val_nll": 0.9}])
+        {'epoch': 2, 'val_top1': 0.5, 'val_nll': 0.9}
+    """
+    scored = [row for row in history if "val_top1" in row]
+    return max(scored, key=lambda row: (row["val_top1"], -row["val_nll"]), default=None)
+
+
+def epoch_line(history: Sequence[Mapping[str, float]], epochs: int, n_videos: int = 0) -> str:
+    """Say how a run's last epoch went: loss, validation accuracy with its interval, the best so far, and the time.
+
+    Args:
+        history: One row per epoch.
+        epochs: Epochs of the whole run.
+        n_videos: Videos that the validation accuracy rests on.
+
+    Example:
+        >>> epoch_line([{"epoch": 1, "loss": 0.6931, "seconds": 3.2, "waited": 0.5}], 10)
+        'epoch 1/10: loss 0.693, 3 s, 50 % of it waiting for videos'
+    """
+    row = history[-1]
+    parts = [f"loss {row['loss']:.3f}"]
+    best = best_row(history)
+    if best is not None and "val_top1" in row:
+        parts.append(f"validation {accuracy_text(row['val_top1'], n_videos)}")
+        told = "the best so far" if best is row else f"best {100 * best['val_top1']:.1f} % at epoch {best['epoch']:.0f}"
+        parts.append(told)
+    parts.append(f"{row['seconds']:.0f} s, {100 * row.get('waited', 0):.0f} % of it waiting for videos")
+    return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(parts)}"
+
+
+def decoding_hint(loader: Any, waited: float) -> str | None:
+    """Say what helps where a network waits for its videos, or None where it does not, or nothing is known of them.
+
+    Args:
+        loader: What yields the videos; if its data set tells their files and its short side, smaller files may help.
+        waited: Share of the time that the network waited.
+    """
+    dataset = getattr(loader, "dataset", None)
+    videos, short_side = getattr(dataset, "videos", None), getattr(dataset, "short_side", None)
+    if waited < _PATIENCE or not videos or short_side is None:
+        return None
+    from vidfuse.errors import InputError
+    from vidfuse.video.decode import probe
+
+    told = f"the network waits for its videos {100 * waited:.0f} % of the time; more workers help where cores are free"
+    try:
+        info = probe(videos[0].path)
+    except (InputError, OSError):
+        return told
+    side = min(info.height, info.width)
+    if side < _GAIN * short_side:
+        return told
+    return (
+        f"{told}, and `vidfuse shrink DATA SMALL --short-side {short_side}` encodes them once as small as they are needed "
+        f"({videos[0].id} is {info.width} x {info.height})"
+    )
