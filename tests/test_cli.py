@@ -14,6 +14,22 @@ import vidfuse as vf
 from vidfuse.cli import main
 from vidfuse.cli.options import named_values, pairs
 
+HOW_READ = {  # the options that say how predictions are read, where none is given
+    "kind": [],
+    "annotations": [],
+    "no_labels": False,
+    "head": [],
+    "columns": [],
+    "id_column": [],
+    "ids": "path",
+    "classes": None,
+    "class_map": [],
+    "repeats": None,
+    "join": "exact",
+    "missing": "error",
+    "partial": False,
+}
+
 
 def run(*arguments, status=0):
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -72,12 +88,13 @@ def test_import_reads_what_other_tools_dump(tmp_path):
     np.testing.assert_array_equal(loaded.scores("x3d"), stack.scores("x3d"))
     config = json.loads((tmp_path / "caches.config.json").read_text())
     assert config["command"] == "import"
-    assert config["options"]["kinds"] == ["logits"]
+    assert config["options"]["kind"] == ["logits"]
 
 
-def test_import_needs_the_kind_and_names():
-    assert "Missing option '--kind'" in run("import", "a=b.npy", status=2).stderr
-    assert "expected MEMBER=FILE, got 'b.npy'" in run("import", "b.npy", "--kind", "logits", status=2).stderr
+def test_import_needs_the_kind_and_names(tmp_path):
+    np.save(tmp_path / "b.npy", np.zeros((3, 2)))
+    assert "say --kind logits, for one member or all" in run("import", f"a={tmp_path}/b.npy", status=2).stderr
+    assert f"NAME={tmp_path}/b.npy" in run("import", tmp_path / "b.npy", "--kind", "logits", status=2).stderr
 
 
 def test_info_describes_caches_and_recipes(caches, recipe):
@@ -219,13 +236,14 @@ def test_report_writes_a_page_and_its_configuration(caches):
         "vidfuse": vf.__version__,
         "command": "report",
         "options": {
-            "source": str(caches / "val"),
-            "partial": False,
-            "test": str(caches / "test"),
-            "views": "mean-log",
+            "source": [str(caches / "val")],
+            "test": [str(caches / "test")],
+            "test_annotations": None,
+            "views": ["mean-log"],
             "groups": None,
             "title": "Trial",
             "out": str(page),
+            **HOW_READ,
         },
     }
 
@@ -248,7 +266,7 @@ def test_errors_are_one_message_and_status_2(caches, recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "absent"], "does not exist"),
+        (["fit", "absent"], "found no such path"),
         (["fit", "{caches}"], "none found|found none"),
         (["fit", "{caches}/val", "--weights", "oracle"], "weights"),
         (["fit", "{caches}/val", "--weights", "swin=much"], "expected MEMBER=NUMBER"),
@@ -301,15 +319,15 @@ submit:
   recipe: {recipe}
   source: {caches / "hidden"}
   format: vipriors
-  out: {caches / "from-config.csv"}
+  out: {caches / "from-config.txt"}
 """)
     run("--config", config, "fit")
     assert vf.load_recipe(caches / "by-hand.json").describe()["weights"] == pytest.approx([10 / 31, 20 / 31, 1 / 31])
     run("--config", config, "submit")
-    run("submit", recipe, caches / "hidden", "--format", "vipriors", "--out", caches / "typed.csv")
-    assert (caches / "from-config.csv").read_bytes() == (caches / "typed.csv").read_bytes()
-    run("--config", config, "submit", "--out", caches / "other.csv")  # what is typed goes before
-    assert (caches / "other.csv").exists()
+    run("submit", recipe, caches / "hidden", "--format", "vipriors", "--out", caches / "typed.txt")
+    assert (caches / "from-config.txt").read_bytes() == (caches / "typed.txt").read_bytes()
+    run("--config", config, "submit", "--out", caches / "other.txt")  # what is typed goes before
+    assert (caches / "other.txt").exists()
 
 
 def test_a_saved_configuration_repeats_its_command(caches):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from vidfuse._paths import path_ids
+from vidfuse._paths import name_ids, path_ids
 from vidfuse.errors import InputError
 from vidfuse.formats.annotations import read_annotations
 from vidfuse.video.lists import read_class_folders, read_csv_list
@@ -40,6 +42,27 @@ def test_class_folders_give_the_ids_of_a_list(tmp_path):
     (tmp_path / "run" / "a.b.mp4").write_bytes(b"x")
     (tmp_path / "list.txt").write_text("run/a.b.mp4 0\n")
     assert read_class_folders(tmp_path).ids == read_csv_list(tmp_path / "list.txt").ids == ("run/a.b",)
+
+
+def test_class_folders_take_every_suffix_that_decoders_read_and_list_the_others(tmp_path):
+    for name in ("run/a.MP4", "run/b.flv", "swim/c.wmv", "swim/d.3gp", "swim/e.gif", "swim/notes.json", "swim/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    videos = read_class_folders(tmp_path)
+    assert videos.ids == ("run/a", "run/b", "swim/c", "swim/d", "swim/e")
+    assert [Path(file).name for file in videos.unlisted] == ["notes.json"]
+
+
+def test_names_that_look_the_same_are_the_same():
+    assert path_ids(["caf\u00e9.mp4"]) == path_ids(["cafe\u0301.mp4"]) == path_ids(["caf\u00e9"]) == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("path", ["run/a", "b.v2"]), ("stem", ["a", "b.v2"]), ("exact", ["run/a.mp4", "b.v2"])],
+)
+def test_other_rules_for_ids(rule, expected):
+    assert name_ids(["run/a.mp4", "b.v2"], rule) == expected
 
 
 def test_a_path_out_of_the_folder_is_refused(tmp_path):

@@ -6,14 +6,16 @@ came, where, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning, option
 
 __all__ = [
     "KINDS",
@@ -30,6 +32,7 @@ __all__ = [
     "check_same_labels",
     "check_scores",
     "check_weights",
+    "did_you_mean",
     "first_few",
     "per_member",
     "place",
@@ -40,6 +43,7 @@ Rows = slice | NDArray[np.int64]  # rows of an array; a slice always has explici
 KINDS: Final[tuple[Kind, ...]] = ("logits", "log-likelihoods", "probabilities", "sum")
 
 _BLOCK_NUMBERS: Final = 1 << 19  # how many numbers a check looks at once, so that its memory stays bounded
+_EXACT, _ROUNDED = 1e-3, 5e-3  # how far sums of probabilities are off 1 by arithmetic, and by rounding
 _BAD_NAME: Final = re.compile(r"[\x00-\x1f\x7f]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]")
 _BAD_FOLDER: Final = re.compile(r'[/\\:*?"<>|]|^\.|[. ]$|^\s')
 
@@ -65,6 +69,17 @@ def first_few(values: Iterable[object], count: int = 5) -> str:
     listed = [v.item() if isinstance(v, np.generic) else v for v in values]
     shown = ", ".join(repr(v) for v in listed[:count])
     return shown if len(listed) <= count else f"{shown} and {len(listed) - count} more"
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return the end of an error's sentence: the known names that a mistyped one is close to, or nothing.
+
+    Example:
+        >>> did_you_mean("slowfst", ["swin", "slowfast"]), did_you_mean("mvit", ["swin", "slowfast"])
+        ("; did you mean 'slowfast'?", '')
+    """
+    near = difflib.get_close_matches(str(name), [str(one) for one in known], n=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def as_array(values: Any, what: str = "the array") -> NDArray[Any]:
@@ -284,7 +299,7 @@ def check_labels(
         raise InputError(
             f"labels: expected {valid}, got {int(array[row])} at {place(row, ids)} "
             f"({int(bad.sum())} out of range in all); class indices start at 0; "
-            "pass labels=None where labels are not known"
+            f"pass {option('labels', None)} where labels are not known"
         )
     return array.astype(np.int64, copy=False)
 
@@ -320,11 +335,12 @@ def check_scores(
     """Check that scores of shape (N, [V,] K) can be what they are said to be; one pass, bounded memory.
 
     NaN, +inf, a row of -inf alone, probabilities said to be logits, and negative or unnormalised probabilities are
-    refused; single -inf values stand for probability 0 and are allowed.
+    refused; single -inf values stand for probability 0 and are allowed. Probabilities whose sums are off by rounding
+    (bfloat16, "%.4f": within 0.5 %) are allowed with a warning, as whoever reads them divides by their sums.
     """
     who = "" if member is None else f"member {member!r}: "
     half = scores.dtype == np.float16
-    tolerance = 1e-2 if half else 1e-3
+    tolerance = 1e-2 if half else _ROUNDED
     per_row = max(1, int(np.prod(scores.shape[1:])))
     step = max(1, _BLOCK_NUMBERS // per_row)
     looks_like_probabilities = kind in ("logits", "log-likelihoods")
@@ -344,7 +360,7 @@ def check_scores(
                 row = int(np.argmin(lowest))
                 raise InputError(
                     f"{who}expected {kind} of at least 0, got {lowest[row]:g} at {place(start + row, ids)}; "
-                    'are these logits? Say kind="logits"'
+                    f"are these logits? Say {option('kind', 'logits')}"
                 )
             off = np.abs(totals - 1) if kind == "probabilities" else np.where(totals > 0, 0.0, np.inf)
             off = off.reshape(len(block), -1)
@@ -354,7 +370,7 @@ def check_scores(
     if looks_like_probabilities and len(scores):
         raise InputError(
             f"{who}expected {kind}, but every row is at least 0 and sums to 1, as probabilities do; "
-            'say kind="probabilities" (nothing is converted silently)'
+            f"say {option('kind', 'probabilities')} (nothing is converted silently)"
         )
     if worst is not None and worst[0] > tolerance:
         row_sums = scores[worst[1]].sum(axis=-1, dtype=np.float64).reshape(-1)
@@ -362,7 +378,14 @@ def check_scores(
         wanted = f"sum to 1 within {tolerance:g}" if kind == "probabilities" else "have a positive sum"
         raise InputError(
             f"{who}expected rows of kind {kind!r} to {wanted}; the worst is {place(worst[1], ids)} with the sum "
-            f'{total:g}; say kind="sum" for sums over views, or kind="logits"'
+            f"{total:g}; say {option('kind', 'sum')} if they are sums over views, which are divided by their sum"
+        )
+    if worst is not None and kind == "probabilities" and _EXACT < worst[0] and not half:
+        warnings.warn(
+            f"{who}probabilities sum to 1 within {worst[0]:.2g} only, as rounded ones do: they are divided by their "
+            "sums",
+            VidfuseWarning,
+            stacklevel=3,
         )
 
 

@@ -1,27 +1,55 @@
-"""How a video's file becomes its id: the same in lists, tables and folders."""
+"""How a video's file or name becomes its id: the same in lists, tables, dumps and folders."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, Literal, get_args
 
 from vidfuse.errors import InputError
 
-__all__ = ["VIDEO_SUFFIXES", "path_ids"]
+__all__ = ["VIDEO_SUFFIXES", "IdRule", "name_ids", "path_ids"]
 
 # What FFmpeg reads, and people keep videos in.
 VIDEO_SUFFIXES: Final = frozenset(
     ".264 .265 .3g2 .3gp .amv .apng .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v "
-    ".mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob "
-    ".webm .wmv .wtv .xvid .y4m".split()
+    ".mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogg .ogm .ogv .qt .rm .rmvb .ts "
+    ".vob .webm .wmv .wtv .xvid .y4m".split()
 )
+IdRule = Literal["path", "stem", "exact"]
+
+
+def name_ids(names: Sequence[str], rule: IdRule = "path", base: str | os.PathLike[str] | None = None) -> list[str]:
+    """Return the ids of videos that a file calls by these names.
+
+    Args:
+        names: Paths, file names or ids.
+        rule: "path": the path without a video's suffix, see `path_ids`; "stem": the file's name without its folders and
+            without a video's suffix; "exact": the names as they stand.
+        base: The folder that a list's relative paths start from; see `path_ids`.
+
+    Raises:
+        InputError: An unknown rule, or a path that leads out of the data's folder.
+
+    Example:
+        >>> [name_ids(["val/run/a.mp4"], rule)[0] for rule in ("path", "stem", "exact")]
+        ['val/run/a', 'a', 'val/run/a.mp4']
+    """
+    if rule not in get_args(IdRule):
+        raise InputError(f"ids: expected one of {', '.join(map(repr, get_args(IdRule)))}, got {rule!r}")
+    if rule == "exact":
+        return list(names)
+    ids = path_ids(names, base)
+    return ids if rule == "path" else [name.rpartition("/")[2] for name in ids]
 
 
 def path_ids(paths: Sequence[str], base: str | os.PathLike[str] | None = None) -> list[str]:
     r"""Return files' ids: their paths with slashes, without a video's suffix; absolute ones from a common folder on.
+
+    Letters that can be written in two ways in Unicode are composed (NFC): file systems differ in which they give.
 
     Args:
         paths: The files, as a list names them.
@@ -39,11 +67,13 @@ def path_ids(paths: Sequence[str], base: str | os.PathLike[str] | None = None) -
         >>> path_ids(["/data/val/run/a.mp4"]), path_ids(["/data/val/run/a.mp4"], "/data/val")
         (['a'], ['run/a'])
     """
+    if not any("/" in path or "\\" in path or "." in path for path in paths):  # plain ids: nothing to take apart
+        return [unicodedata.normalize("NFC", path) for path in paths]
     if base is not None:
         root = os.path.abspath(base)
         inside = [os.path.isabs(path) and PurePosixPath(os.path.normpath(path)).is_relative_to(root) for path in paths]
         paths = [os.path.relpath(path, root) if own else path for path, own in zip(paths, inside, strict=True)]
-    pure = [PurePosixPath(path.replace("\\", "/")) for path in paths]
+    pure = [PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")) for path in paths]
     absolute = [path.is_absolute() or str(path)[1:3] == ":/" for path in pure]  # C:/data too
     folders = [path.parent.parts for path, whole in zip(pure, absolute, strict=True) if whole]
     common = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 __all__ = [
     "AlignmentError",
     "CacheConflictError",
@@ -13,6 +18,9 @@ __all__ = [
     "MissingExtraError",
     "VidfuseError",
     "VidfuseWarning",
+    "option",
+    "python_words",
+    "worded",
 ]
 
 
@@ -61,3 +69,52 @@ class MissingExtraError(VidfuseError, ImportError):
 
 class VidfuseWarning(UserWarning):
     """Something is probably not as intended, and the work goes on."""
+
+
+_UNSAID: Any = object()
+
+
+def option(name: str, value: Any = _UNSAID) -> str:
+    """Name a parameter, and perhaps the value to give it, in the words of the interface that the user is in.
+
+    Errors and warnings say what to do next. What is ``views="mean-log"`` in Python is ``--views mean-log`` on the
+    command line. So a message says `option("views", "mean-log")`, and the interface has chosen the words.
+
+    Args:
+        name: The parameter's name in Python.
+        value: What to give it; left out where only the user can know.
+
+    Example:
+        >>> option("annotations"), option("views", "mean-log"), option("labels", None)
+        ('annotations=', 'views="mean-log"', 'labels=None')
+    """
+    return _words(name, *(() if value is _UNSAID else (value,)))
+
+
+def python_words(name: str, *value: Any) -> str:
+    """Name a parameter as Python does: what `option` says unless an interface has other words."""
+    texts = [json.dumps(v, ensure_ascii=False) if isinstance(v, str | dict) else repr(v) for v in value]
+    return f"{name}={''.join(texts)}"
+
+
+_words: Callable[..., str] = python_words
+
+
+@contextmanager
+def worded(words: Callable[..., str]) -> Iterator[None]:
+    """Let `option` speak in the words of another interface, in the whole process.
+
+    Args:
+        words: What `option(name)` and `option(name, value)` are passed on to.
+
+    Example:
+        >>> with worded(lambda name, *value: " ".join([f"--{name}", *value])):
+        ...     option("views", "vote")
+        '--views vote'
+    """
+    global _words
+    before, _words = _words, words
+    try:
+        yield
+    finally:
+        _words = before

@@ -118,13 +118,16 @@ def test_row_08_unnormalised_probabilities_name_the_worst_row():
         stack_of(p, kind="probabilities")
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 9e-4), (np.float16, 9e-3)])
-def test_row_08_slightly_unnormalised_probabilities_are_renormalised(dtype, error):
+@pytest.mark.parametrize(("dtype", "error", "most"), [(np.float32, 9e-4, 4.9e-3), (np.float16, 9e-3, 9e-3)])
+def test_row_08_slightly_unnormalised_probabilities_are_renormalised(dtype, error, most):
     p = np.array([[0.5, 0.5 + error]], dtype=dtype)
     values = vf.LogitStack.from_arrays({"swin": p}, kind="probabilities").log_likelihoods()
     assert np.exp(values.astype(float)).sum() == pytest.approx(1, abs=1e-6)
+    if most > error:  # as rounding leaves them: with a note
+        with pytest.warns(VidfuseWarning, match="sum to 1 within 0.0049 only"):
+            vf.LogitStack.from_arrays({"swin": np.array([[0.5, 0.5 + most]], dtype=dtype)}, kind="probabilities")
     with pytest.raises(InputError):
-        vf.LogitStack.from_arrays({"swin": np.array([[0.5, 0.5 + 2 * error]], dtype=dtype)}, kind="probabilities")
+        vf.LogitStack.from_arrays({"swin": np.array([[0.5, 0.5 + 2 * most]], dtype=dtype)}, kind="probabilities")
 
 
 def test_row_08_zero_probabilities_are_kept_as_minus_infinity():
@@ -146,8 +149,8 @@ def test_row_10_class_counts_differ():
 
 
 def test_row_11_class_names_differ():
-    classes = {"swin": ["run", "jump", "kick"], "x3d": ["run", "kick", "jump"]}
-    with pytest.raises(AlignmentError, match="class 1 is 'jump' and 'kick'"):
+    classes = {"swin": ["run", "jump", "kick"], "x3d": ["run", "jump", "kcik"]}
+    with pytest.raises(AlignmentError, match=r"member 'x3d': .* lacks 'kick', and has 'kcik'"):
         vf.LogitStack.from_arrays({"swin": logits(), "x3d": logits()}, classes=classes)
 
 

@@ -226,7 +226,7 @@ def test_a_dump_with_ids_takes_labels_from_the_annotations_by_id(tmp_path):
         {"b": tmp_path / "b.csv"}, kind="logits", annotations=mmaction2_list(tmp_path / "val.txt")
     )
     assert stack.labels.tolist() == LABELS[order].tolist()
-    with pytest.raises(AlignmentError, match="59 videos are not in the annotations"):
+    with pytest.raises(AlignmentError, match="59 of 60 videos are not in the annotations"):
         (tmp_path / "one.txt").write_text(f"{IDS[0]}.mp4 0\n")
         vf.read_predictions({"b": tmp_path / "b.csv"}, kind="logits", annotations=tmp_path / "one.txt")
 
@@ -341,16 +341,16 @@ def test_a_cache_is_a_file_of_predictions_too(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.pkl", pickle.dumps([]), "expected a list of predictions"),
-        ("x.pkl", pickle.dumps([{"score": 1.0}]), "row 0: expected a dict with pred_score, got 'score'"),
-        ("x.pkl", pickle.dumps({"a": 1}), "expected an array called scores"),
+        ("x.pkl", pickle.dumps([]), "expected predictions, got an empty list; known are"),
+        ("x.pkl", pickle.dumps([{"scare": 1.0}]), "row 0: expected a dict with pred_score, got 'scare'"),
+        ("x.pkl", pickle.dumps({"a": 1.5}), r"expected predictions, got a dict of 1: 'a' \(float '1.5'\)"),
         ("x.pkl", pickle.dumps([Z[0], Z[1, :3]]), "different numbers of classes"),
-        ("x.csv", b"", "expected rows of predictions, got none"),
+        ("x.csv", b"", "the file is empty"),
         ("x.csv", b"id,p0,p1\na,1.0\n", "line 2: expected 3 fields, got 2"),
         ("x.csv", b"id,p0,p1\na,1.0,x\n", "column 'p1': expected numbers"),
         ("x.csv", b"id,p0,p0\na,1.0,2.0\n", "unique column names"),
         ("x.csv", b"\xff\xfe", "expected a text file in UTF-8"),
-        ("x.npz", b"PK\x03\x04garbage", "damaged .npz archive"),
+        ("x.npz", b"PK\x03\x04garbage", "damaged archive"),
         ("x.npy", b"\x93NUMPY\x01\x00v\x00{'descr'", "damaged, or not an .npy file"),
         ("x.parquet", b"PAR1garbage", "expected a parquet file"),
     ],

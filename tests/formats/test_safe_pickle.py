@@ -17,7 +17,8 @@ import pytest
 
 from vidfuse.errors import InputError
 from vidfuse.formats import safe_pickle
-from vidfuse.formats.safe_pickle import load_pickle, loads
+from vidfuse.formats.dump import read_dump
+from vidfuse.formats.safe_pickle import loads
 
 torch = pytest.importorskip("torch")
 
@@ -122,7 +123,7 @@ def test_row_42_a_pickle_that_needs_more_is_refused_and_nothing_runs(name, tmp_p
     path = tmp_path / "dump.pkl"
     path.write_bytes(HOSTILE[name])
     with pytest.raises(InputError, match=r"dump\.pkl: (expected a pickle of arrays|damaged pickle)"):
-        load_pickle(path)
+        read_dump(path)
     assert not (tmp_path / "executed").exists()
 
 

@@ -35,7 +35,7 @@ def test_names_resolve_to_the_metrics():
     assert resolve_objective("nll") is nll
     assert resolve_objective(max) is max
     assert [higher_is_better(o) for o in ("accuracy", "nll", max)] == [True, False, True]
-    with pytest.raises(InputError, match="accuracy, mean-class-accuracy, nll or a callable, got 'f1'"):
+    with pytest.raises(InputError, match="accuracy, mean-class-accuracy, macro-f1, nll or a callable, got 'f1'"):
         resolve_objective("f1")
 
 

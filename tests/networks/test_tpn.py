@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from vidfuse import networks
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.networks import tpn
 from vidfuse.networks.tpn import TPN, FramewiseStages, SlowOnlyStages, TemporalPyramid
 
@@ -89,7 +89,8 @@ def test_swapped_level_fusions_are_told_apart():
         ]
 
 
-def test_original_layout_converts():
+@pytest.mark.parametrize("auxiliary", ["convs.conv", "convs.norm", "convs.0"])
+def test_original_layout_converts(auxiliary):
     """The original's names, for which no published layout is at hand, derived from ours one by one."""
     with torch.device("meta"):
         ours = networks.create("tpn_slowonly_r50.original").state_dict()
@@ -124,7 +125,13 @@ def test_original_layout_converts():
             if "fusion_conv" in name or "pyramid" in name:
                 name = name.replace(".conv.", ".0.").replace(".norm.", ".1.")
         elif head == "auxiliary":
-            name = "necks.aux_head." + rest.replace("conv.conv", "convs.0.conv").replace("conv.norm", "convs.0.bn")
+            # The first release had a list of one convolution, the published files have the convolution itself; its norm
+            # is called bn or norm.
+            of_list, norm = ("convs.0", "bn") if auxiliary == "convs.0" else ("convs", auxiliary.split(".")[1])
+            norm = "bn" if norm == "conv" else norm
+            name = "necks.aux_head." + rest.replace("conv.conv", f"{of_list}.conv").replace(
+                "conv.norm", f"{of_list}.{norm}"
+            )
             name = name.replace("classifier", "fc")
         else:
             name = "cls_head.fc_cls." + rest
@@ -132,6 +139,24 @@ def test_original_layout_converts():
     assert "necks.level_fusion_op.ops.0.norm.weight" in published
     converted = networks.convert_state_dict(published, "tpn_slowonly_r50.original")
     assert set(converted) == {key for key in ours if not key.endswith("num_batches_tracked")}
+
+
+def test_a_checkpoint_cut_down_to_what_predicts_loads_with_a_note():
+    model = networks.create("tpn_tiny", 5, auxiliary=True)
+    whole = {key: value + 1 for key, value in model.state_dict().items() if value.is_floating_point()}
+    cut = {key: value for key, value in whole.items() if not key.startswith("auxiliary.")}
+    with pytest.warns(VidfuseWarning, match="no auxiliary head, which only training uses"):
+        loaded = networks.create("tpn_tiny", 5, checkpoint=cut, auxiliary=True)
+    assert loaded.neck.fusion.conv.weight.equal(cut["neck.fusion.conv.weight"])
+    assert loaded.classifier.weight.equal(cut["classifier.weight"])
+    with pytest.warns(VidfuseWarning, match="no auxiliary head"):
+        networks.create("tpn_tiny", 7, checkpoint=cut, auxiliary=True, replace_classifier=True)
+    partly = {key: value for key, value in whole.items() if not key.startswith("auxiliary.classifier")}
+    with pytest.raises(InputError, match=r"2 missing: auxiliary\.classifier\.weight"):
+        networks.create("tpn_tiny", 5, checkpoint=partly, auxiliary=True)
+    del cut["neck.fusion.conv.weight"]
+    with pytest.raises(InputError, match=r"1 missing: neck\.fusion\.conv\.weight"):
+        networks.create("tpn_tiny", 5, checkpoint=cut, auxiliary=True)
 
 
 CONFIG = tpn.PRESETS["tpn_tiny"]

@@ -1,12 +1,14 @@
 """Try to make a cache lose, tear or mix up a prediction; the tests run a few rounds, this command as many as wanted.
 
-``python tests/reliability/campaign.py --rounds 200 --payload-bits 10000 --truncations 1000 --fuzz-seconds 600``
+``python tests/reliability/campaign.py --rounds 200 --payload-bits 10000 --truncations 1000 --fuzz-seconds 600``, or
+``python tests/reliability/campaign.py --only fuzz --fuzz-seconds 600`` for the readers of files alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import math
 import os
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from vidfuse.cache.format import _verified, open_part  # noqa: E402
 from vidfuse.cache.reader import open_cache  # noqa: E402
 from vidfuse.cache.upkeep import consolidate, verify  # noqa: E402
 from vidfuse.cache.writer import CacheWriter  # noqa: E402
-from vidfuse.errors import CacheError, InputError  # noqa: E402
+from vidfuse.errors import CacheError, InputError, VidfuseWarning  # noqa: E402
 from vidfuse.formats.annotations import read_annotations  # noqa: E402
 from vidfuse.formats.importers import read_predictions  # noqa: E402
 
@@ -224,9 +227,32 @@ def sample_files(folder: Path) -> list[Path]:
         "old.pkl": pickle.dumps([scores, labels], protocol=0),
         "slowfast.pkl": pickle.dumps([scores, labels], protocol=5),
         "dict.pkl": pickle.dumps({"scores": scores, "ids": ids, "labels": labels.tolist()}, protocol=2),
+        "by_id.pkl": pickle.dumps(dict(zip(ids, scores, strict=True))),
+        "by_number.pkl": pickle.dumps({np.int32(row): [list(map(float, values))] for row, values in enumerate(scores)}),
+        "rows.pkl": pickle.dumps([(name, values, int(name[-1]) % 4) for name, values in zip(ids, scores, strict=True)]),
+        "heads.pkl": pickle.dumps({"verb_output": scores, "noun_output": -scores, "narration_id": ids}),
+        "packed.pkl.gz": gzip.compress(pickle.dumps([scores, labels])),
+        "result.json": json.dumps(scores.tolist()).encode(),
+        "by_id.json": json.dumps(dict(zip(ids, scores.tolist(), strict=True))).encode(),
+        "0.txt": (
+            "81.5, 90.0\n"
+            + "".join(
+                f"{n} {s.tolist()} {int(n[-1]) % 4} {c} 0\n" for n, s in zip(ids, scores, strict=True) for c in range(2)
+            )
+        ).encode(),
+        "index.csv": (
+            ",video,p0,p1,fold\n" + "".join(f"{i},{n},0.5,1e-3,{i % 3}\n" for i, n in enumerate(ids))
+        ).encode(),
+        "bare.tsv": "".join(f"{n}\t0.5\t{i}.25\n" for i, n in enumerate(ids)).encode(),
+        "votes.csv": ("id,label\n" + "".join(f"{n},{i % 2}\n" for i, n in enumerate(ids))).encode(),
+        "list_pairs.pkl": pickle.dumps((ids, labels.tolist())),
+        "list_by_id.json": json.dumps(dict(zip(ids, labels.tolist(), strict=True))).encode(),
+        "list_dicts.pkl": pickle.dumps({"annotations": [{"frame_dir": n, "label": 1} for n in ids], "split": {}}),
+        "list_frames.txt": "".join(f"run/{n} {30 + i} 1\n" for i, n in enumerate(ids)).encode(),
+        "list_table.csv": b"video;label;fold\na;run;1\nb;jump;2\n",
         "wide.csv": ("id,label,p0,p1\n" + "".join(f"{n},{i % 2},{i}.5,1e-3\n" for i, n in enumerate(ids))).encode(),
-        "list.txt": b"run/a.mp4 0\nrun/b.mp4 1\njump/c.mp4 2\n",
-        "names.txt": b"label,videoid,split\n0,a,val\n1,b,val\n",
+        "list_paths.txt": b"run/a.mp4 0\nrun/b.mp4 1\njump/c.mp4 2\n",
+        "list_names.txt": b"label,videoid,split\n0,a,val\n1,b,val\n",
         "long.csv": b"id,class,score\na,0,0.25\na,1,2.75\nb,1,0.5\nb,0,0.5\n",
     }
     for name, content in files.items():
@@ -241,6 +267,9 @@ def sample_files(folder: Path) -> list[Path]:
     objects = np.empty(6, dtype=object)
     objects[:] = list(scores)
     np.save(folder / "objects.npy", objects)
+    np.save(folder / "dict.npy", dict(zip(ids, scores, strict=True)))  # type: ignore[arg-type]
+    np.save(folder / "list_ids.npy", np.array(ids))
+    np.savez(folder / "names.npz", logits=scores, y_true=labels, video_names=np.array(ids), features=labels)
     for protocol in range(6):
         attacks = [Hostile(os.system, "touch executed"), Hostile(eval, "open('executed', 'w')"), list(scores)]
         (folder / f"hostile{protocol}.pkl").write_bytes(pickle.dumps(attacks, protocol=protocol))
@@ -250,6 +279,15 @@ def sample_files(folder: Path) -> list[Path]:
 
         columns = {"id": ids, "label": labels, **{f"p{k}": scores[:, k] for k in range(4)}}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / "table.parquet")
+    from safetensors.numpy import save_file
+
+    save_file({"logits": scores, "labels": labels}, folder / "plain.safetensor")
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.save({"preds": torch.tensor(scores), "labels": torch.tensor(labels), "ids": ids}, folder / "torch.pt")
+        torch.save([torch.tensor(values).bfloat16() for values in scores], folder / "list_of.pt")
+        torch.save([torch.tensor(values) for values in scores], folder / "old.pt", _use_new_zipfile_serialization=False)
     from vidfuse.formats.export import write_predictions
 
     write_predictions(scores, folder / "mmaction2.pkl", ids=ids, labels=labels)
@@ -286,10 +324,13 @@ def read_any(path: Path) -> None:
         open_part(path).verify()
     elif path.name == "meta.json":
         open_cache(path.parent)
-    elif path.suffix == ".txt":
-        read_annotations(path)
+    elif path.name.startswith("list_") and path.suffix != ".pt":
+        read_annotations(path, classes="sorted")
     else:
-        read_predictions({"member": path}, kind="logits", views="mean-log")
+        votes = path.name.startswith("votes")
+        kind = "probabilities" if votes else "logits"
+        classes = ["run", "jump"] if votes else None
+        read_predictions({"member": path}, kind=kind, views="mean-log", head="verb", classes=classes)
 
 
 _FORBIDDEN = frozenset({"os.exec", "os.fork", "os.posix_spawn", "os.system", "pickle.find_class", "subprocess.Popen"})
@@ -314,6 +355,7 @@ def fuzz(seconds: float = math.inf, *, rounds: float = math.inf, seed: int = 0) 
     """
     rng = random.Random(seed)  # noqa: S311
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    warnings.simplefilter("ignore", VidfuseWarning)
     sys.addaudithook(_watch)
     counts: dict[str, float] = {"files": 0, "refused": 0, "slowest_seconds": 0.0, "largest_allocation": 0}
     try:
@@ -366,13 +408,15 @@ def main() -> None:
     parser.add_argument("--payload-bits", type=int, default=10_000)
     parser.add_argument("--truncations", type=int, default=1_000)
     parser.add_argument("--fuzz-seconds", type=float, default=600)
+    parser.add_argument("--only", choices=["crash", "damage", "fuzz"], help="one part alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    figures = {
-        "crash": crash_rounds(options.rounds, seed=options.seed),
-        "damage": damage_rounds(options.payload_bits, options.truncations, seed=options.seed),
-        "fuzz": fuzz(options.fuzz_seconds, seed=options.seed),
+    parts = {
+        "crash": lambda: crash_rounds(options.rounds, seed=options.seed),
+        "damage": lambda: damage_rounds(options.payload_bits, options.truncations, seed=options.seed),
+        "fuzz": lambda: fuzz(options.fuzz_seconds, seed=options.seed),
     }
+    figures = {name: run() for name, run in parts.items() if options.only in (None, name)}
     print(json.dumps(figures, indent=1))
 
 

@@ -349,7 +349,7 @@ def test_row_18_labels_missing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "f1"}, "accuracy, mean-class-accuracy, nll"),
+        ({"objective": "f1"}, "accuracy, mean-class-accuracy, macro-f1, nll"),
         ({"max_members": 0}, "max_members"),
         ({"budget": 0.5}, "cheapest"),
         ({"costs": {"m0": 1.0}}, "missing: 'm1'"),

@@ -168,8 +168,8 @@ def test_submissions_that_cannot_be_written(scores, ids, error, message, tmp_pat
 
 
 def test_an_unknown_format(tmp_path):
-    with pytest.raises(InputError, match="'vipriors', got 'csv'"):
-        write_submission(np.zeros((1, 2)), ["a"], tmp_path / "s.txt", format="csv")
+    with pytest.raises(InputError, match="'vipriors' or 'csv' or 'epic', got 'vipriros'; did you mean 'vipriors'"):
+        write_submission(np.zeros((1, 2)), ["a"], tmp_path / "s.txt", format="vipriros")
 
 
 @pytest.mark.parametrize(

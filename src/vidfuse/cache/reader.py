@@ -18,7 +18,7 @@ from vidfuse._checks import Kind, Rows, first_few
 from vidfuse.cache.format import Part, open_part
 from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
 from vidfuse.cache.meta import META_NAME, CacheMeta, read_meta
-from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError
+from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError, option
 
 __all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "find_caches", "list_parts", "open_cache", "part_names"]
 
@@ -255,7 +255,7 @@ def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify:
         lacking = first_few(sorted(set(expected) - set(ids.tolist())))
         raise CacheIncompleteError(
             f"{path}: {_of(len(ids), expected)} videos are there; missing: {lacking}; resume the extraction, or read "
-            "what is there with partial=True"
+            f"what is there with {option('partial', True)}"
         )
     labels = np.concatenate([part.labels for part in parts if part.labels is not None]) if meta.labelled else None
     if labels is not None and physical is not None:

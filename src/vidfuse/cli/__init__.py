@@ -7,16 +7,18 @@ when the command is asked for, and the numeric libraries when it computes, so th
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
 from vidfuse import __version__
-from vidfuse.errors import VidfuseError, VidfuseWarning
+from vidfuse.errors import VidfuseError, VidfuseWarning, python_words, worded
 
 __all__ = ["main"]
 
@@ -61,13 +63,21 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = [] if args[0] in _COMMANDS else difflib.get_close_matches(args[0], _COMMANDS, n=3)
+        if near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(map(repr, near))}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), worded(_words_of(ctx)):
                 warnings.simplefilter("always", VidfuseWarning)
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
@@ -79,6 +89,51 @@ class _Commands(click.Group):
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: click ends quietly
                 raise
             raise _UserError(str(error)) from error
+
+
+# What users of Python say otherwise than by an option of the same name.
+_OTHERWISE: dict[tuple[Any, ...], str] = {
+    ("ids",): "--annotations",  # a list of the videos; its values say how names become ids
+    ("labels",): "--annotations",
+    ("labels", None): "--no-labels",
+    ("missing", "keep"): "--missing renormalise",
+}
+
+
+def _words_of(ctx: click.Context) -> Callable[..., str]:
+    """Return how the command line words `vidfuse.errors.option`: an option of the command, or of one that has it.
+
+    option("views", "mean-log")          --views mean-log
+    option("kind", {"swin": "logits"})   --kind swin=logits
+    option("head")                       --head              in a command that has it
+                                         `vidfuse import --head`   in one that has not
+    """
+
+    def words(name: str, *value: Any) -> str:
+        said = _OTHERWISE.get((name, *value), f"--{name.replace('_', '-')}")
+        if (name, *value) not in _OTHERWISE and value and value != (True,):
+            given = value[0]
+            listed = [f"{key}={inner}" for key, inner in given.items()] if isinstance(given, dict) else [str(given)]
+            said = " ".join(f"{said} {word}" for word in listed)
+        switch = said.split()[0]
+        if (name, *value) == ("missing", "renormalise") and ctx.invoked_subcommand not in ("fit", "select"):
+            return "`vidfuse fit --missing renormalise`"  # of the rule, which the recipe holds
+        for command in _commands_from(ctx):
+            if any(switch in parameter.opts for parameter in command.params):
+                here = command.name == ctx.invoked_subcommand
+                return said if here else f"`vidfuse {command.name} {said}`"
+        return f"{python_words(name, *value)} in Python"
+
+    return words
+
+
+def _commands_from(ctx: click.Context) -> Iterator[click.Command]:
+    """Run through the commands, the one that is running first."""
+    first = [ctx.invoked_subcommand] if ctx.invoked_subcommand in _COMMANDS else []
+    for name in dict.fromkeys([*first, *_COMMANDS]):
+        command = main.get_command(ctx, name or "")
+        if command is not None:
+            yield command
 
 
 def _show_warning(

@@ -10,58 +10,37 @@ import click
 
 import vidfuse as vf
 from vidfuse.cli import options
+from vidfuse.cli.reading import Reading, reads_predictions, sources
 from vidfuse.errors import VidfuseError
 
 __all__ = ["consolidate", "import_", "info", "verify"]
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="MEMBER=FILE...")
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    required=True,
-    metavar="[MEMBER=]KIND",
-    help="What the numbers are: logits, log-likelihoods, probabilities or sum. Never guessed.",
-)
-@click.option(
-    "--annotations",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The list of videos whose order the files follow; it gives the ids and the labels.",
-)
+@sources()
+@reads_predictions
 @click.option(
     "--views",
-    "reductions",
     multiple=True,
     metavar="[MEMBER=]REDUCTION",
     help="Reduce views while importing: mean-log, mean-probability, vote or max. By default they are kept.",
 )
-@click.option("--no-labels", is_flag=True, help="Take no labels from the files: they are placeholders.")
-@click.option("--head", help="Which scores to take where a dump has several for each video.")
 @options.out("caches", "The folder that receives one cache for each member.")
 @options.as_json
 @click.pass_context
 def import_(
     context: click.Context,
-    files: tuple[str, ...],
-    kinds: tuple[str, ...],
-    annotations: Path | None,
-    reductions: tuple[str, ...],
-    no_labels: bool,
-    head: str | None,
+    source: tuple[str, ...],
+    reading: Reading,
+    views: tuple[str, ...],
     out: Path,
     as_json: bool,
 ) -> None:
-    """Import predictions that other tools dumped (MMAction2, PySlowFast, TSN, pyskl, npy, npz, csv, parquet)."""
-    stack = vf.read_predictions(
-        options.pairs(files, "MEMBER=FILE"),
-        kind=options.named_values(kinds, "MEMBER=KIND"),
-        annotations=annotations,
-        views=options.named_values(reductions, "MEMBER=REDUCTION"),
-        labels=None if no_labels else "dump",
-        head=head,
-    )
+    """Turn predictions that other tools dumped, MEMBER=FILE, into caches.
+
+    They may be MMAction2's, PySlowFast's, TSN's or pyskl's, npy, npz, csv or parquet.
+    """
+    stack = reading.open(source, options.named_values(views, "MEMBER=REDUCTION"))
     stack.save(out)
     options.save_config(context, out)
     options.emit({"out": out, **_describe(stack)}, f"{stack!r}\nwritten to {out}", as_json)

@@ -9,11 +9,13 @@ import click
 
 import vidfuse as vf
 from vidfuse.cli import options
-from vidfuse.errors import InputError
+from vidfuse.cli.reading import Reading, reads_predictions, sources
+from vidfuse.errors import InputError, option
 
 __all__ = ["evaluate", "fit", "predict", "report", "select", "submit"]
 
-_recipe = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_recipe = click.argument("recipe", type=_FILE)
 _RULES = ("log-linear", "linear", "vote", "borda", "stacked", "dynamic", "greedy")
 _rule = click.option("--rule", type=click.Choice(_RULES), default="log-linear", show_default=True, help="Fusion rule.")
 _weights = click.option(
@@ -22,39 +24,47 @@ _weights = click.option(
     metavar="NAME|MEMBER=NUMBER",
     help="learned (default), uniform, accuracy, log-odds, inverse-nll, or a number for each member.",
 )
+_OBJECTIVES = ("accuracy", "mean-class-accuracy", "macro-f1", "nll")
 _objective = click.option(
     "--objective",
-    type=click.Choice(["accuracy", "mean-class-accuracy", "nll"]),
-    default="accuracy",
-    show_default=True,
-    help="What is optimised.",
+    type=click.Choice(_OBJECTIVES),
+    help="What is optimised, where a choice of members is: by select (accuracy by default) and by --rule greedy (nll).",
 )
 
 
-def _unfitted(rule: str, weights: tuple[str, ...], objective: str = "nll") -> Any:
+def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objective: str | None = None) -> Any:
     """Return the unfitted rule that the options name."""
-    if rule in ("log-linear", "linear"):
-        named = options.named_values(weights, "MEMBER=NUMBER")
-        pool = vf.LogLinearPool if rule == "log-linear" else vf.LinearPool
-        if not isinstance(named, dict):
-            return pool(weights=named or "learned")
+    if objective is not None and rule != "greedy":
+        raise click.BadParameter(f"--objective belongs to --rule greedy, not to {rule}, which has one of its own")
+    if weights and rule not in ("log-linear", "linear"):
+        raise click.BadParameter(f"--weights belongs to --rule log-linear or linear, not to {rule}")
+    settings: dict[str, Any] = {}
+    names = {"log-linear": "LogLinearPool", "linear": "LinearPool", "greedy": "GreedyPool"}
+    names |= {"vote": "MajorityVote", "borda": "BordaCount", "stacked": "StackedPool", "dynamic": "DynamicPool"}
+    kind = getattr(vf, names[rule])
+    if missing == "renormalise":
+        if kind().missing is None:
+            raise click.BadParameter(f"--missing renormalise: {rule} needs every member; say --missing leave-out")
+        settings["missing"] = missing
+    if rule == "greedy":
+        settings["objective"] = objective or "nll"
+    named = options.named_values(weights, "MEMBER=NUMBER")
+    if isinstance(named, dict):
         try:
-            return pool(weights={name: float(number) for name, number in named.items()})
+            settings["weights"] = {name: float(number) for name, number in named.items()}
         except ValueError as error:
             raise click.BadParameter(f"expected MEMBER=NUMBER, got {named}") from error
-    if weights:
-        raise click.BadParameter(f"--weights belongs to --rule log-linear or linear, not to {rule}")
-    if rule == "greedy":
-        return vf.GreedyPool(objective=objective)
-    names = {"vote": "MajorityVote", "borda": "BordaCount", "stacked": "StackedPool", "dynamic": "DynamicPool"}
-    return getattr(vf, names[rule])()
+    elif named:
+        settings["weights"] = named
+    return kind(**settings)
 
 
 @click.command()
-@options.source
-@options.partial
+@sources()
+@reads_predictions
 @_rule
 @_weights
+@_objective
 @options.views
 @options.groups
 @options.out("ensemble.json", "The recipe to write.")
@@ -62,19 +72,25 @@ def _unfitted(rule: str, weights: tuple[str, ...], objective: str = "nll") -> An
 @click.pass_context
 def fit(
     context: click.Context,
-    source: Path,
-    partial: bool,
+    source: tuple[str, ...],
+    reading: Reading,
     rule: str,
     weights: tuple[str, ...],
-    views: str,
+    objective: str | None,
+    views: tuple[str, ...],
     groups: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Fit a fusion rule on the labelled caches in SOURCE, and write it as a recipe."""
-    stack = options.grouped(vf.load_stack(source, views=views, partial=partial), groups)
-    fitted = _unfitted(rule, weights).fit(stack)
-    recipe = vf.Recipe.from_fitted(fitted, stack, views=views)
+    """Fit a fusion rule on labelled predictions, and write it as a recipe.
+
+    SOURCE is a folder of caches, or MEMBER=FILE for each dump. A member may have several files (folds, shards):
+    x3d=fold0.npz,fold1.npz or x3d='fold*.npz'.
+    """
+    reduction = options.named_values(views, "MEMBER=REDUCTION")
+    stack = options.grouped(reading.open(source, reduction), groups)
+    fitted = _unfitted(rule, weights, reading.missing, objective).fit(stack)
+    recipe = vf.Recipe.from_fitted(fitted, stack, views=reduction)
     recipe.save(out)
     options.save_config(context, out)
     options.emit({"out": out, **recipe.describe()}, f"{recipe}\nwritten to {out}", as_json)
@@ -82,16 +98,21 @@ def fit(
 
 @click.command()
 @_recipe
-@options.source
-@options.partial
+@sources()
+@reads_predictions
 @options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump, by torch).")
 @options.as_json
 @click.pass_context
-def predict(context: click.Context, recipe: Path, source: Path, partial: bool, out: Path, as_json: bool) -> None:
-    """Fuse the caches in SOURCE by RECIPE, and write the probability of every class."""
+def predict(
+    context: click.Context, recipe: Path, source: tuple[str, ...], reading: Reading, out: Path, as_json: bool
+) -> None:
+    """Fuse predictions by RECIPE, and write the probability of every class.
+
+    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    """
     from vidfuse.formats.export import write_predictions
 
-    loaded, stack = _load(recipe, source, partial)
+    loaded, stack = _load(recipe, source, reading)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(
         loaded.predict_proba(stack),
@@ -107,45 +128,63 @@ def predict(context: click.Context, recipe: Path, source: Path, partial: bool, o
 
 @click.command()
 @_recipe
-@options.source
-@options.partial
+@sources()
+@reads_predictions
+@click.option("--objective", type=click.Choice(_OBJECTIVES), help="Print this score too.")
 @options.as_json
-def evaluate(recipe: Path, source: Path, partial: bool, as_json: bool) -> None:
-    """Score RECIPE on the labelled caches in SOURCE, beside each member."""
+def evaluate(recipe: Path, source: tuple[str, ...], reading: Reading, objective: str | None, as_json: bool) -> None:
+    """Score RECIPE on labelled predictions, beside each member.
+
+    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    """
+    from vidfuse.evaluation.scores import log_proba_of
     from vidfuse.evaluation.trial import Protocol
+    from vidfuse.metrics import resolve_objective
     from vidfuse.report.tables import board_of
 
-    loaded, stack = _load(recipe, source, partial)
+    loaded, stack = _load(recipe, source, reading)
     protocol = Protocol(
         n_fit=loaded.fitted_on["videos"],
         n_scored=len(stack),
         n_shared=len(stack) if loaded.was_fitted_on(stack) else None,  # a recipe keeps no ids, but a digest of them all
         order_checked=loaded.order_checked and stack.ids is not None,
     )
-    board = board_of(stack, {"recipe": loaded.predict_log_proba(stack)}, protocol)
-    options.emit(board.to_dict(), str(board), as_json)
+    fused = loaded.predict_log_proba(stack)
+    board = board_of(stack, {"recipe": fused}, protocol)
+    result, text = board.to_dict(), str(board)
+    if objective is not None:
+        metric = resolve_objective(objective)
+        scores = {"recipe": metric(stack.labels, fused)}
+        scores |= {name: metric(stack.labels, log_proba_of(stack, name)) for name in stack.members}
+        result |= {"objective": objective, "scores": scores}
+        text += f"\n\n{objective}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    options.emit(result, text, as_json)
 
 
 @click.command()
-@options.source
-@options.partial
+@sources()
+@reads_predictions
 @_objective
 @click.option("--max-members", type=click.IntRange(min=1), help="At most so many members.")
 @_weights
 @options.views
 @options.as_json
 def select(
-    source: Path,
-    partial: bool,
-    objective: str,
+    source: tuple[str, ...],
+    reading: Reading,
+    objective: str | None,
     max_members: int | None,
     weights: tuple[str, ...],
-    views: str,
+    views: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Find the best subset of the members in SOURCE, exactly; score weights unless others are given."""
-    stack = vf.load_stack(source, views=views, partial=partial)
-    pool = _unfitted("log-linear", weights or ("accuracy",))
+    """Find the best subset of the members, exactly; score weights unless others are given.
+
+    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    """
+    objective = objective or "accuracy"
+    stack = reading.open(source, options.named_values(views, "MEMBER=REDUCTION"))
+    pool = _unfitted("log-linear", weights or ("accuracy",), reading.missing)
     best = vf.search_subsets(stack, objective=objective, rule=pool, max_members=max_members)
     result = {"members": list(best.members), "score": best.score, "objective": objective, "in_sample": True}
     text = f"{' + '.join(best.members)}: {objective} {best.score:.4f} (in-sample: chosen on these {len(stack)} videos)"
@@ -153,13 +192,16 @@ def select(
 
 
 @click.command()
-@options.source
-@options.partial
+@sources()
+@reads_predictions
 @click.option(
     "--test",
-    type=click.Path(exists=True, path_type=Path),
-    help="Labelled caches to score on; SOURCE then only fits. Without it, scores are cross-fitted.",
+    multiple=True,
+    metavar="SOURCE",
+    help="Labelled predictions to score on: a folder of caches, or MEMBER=FILE, once for each member; SOURCE then only "
+    "fits. Without it, scores are cross-fitted.",
 )
+@click.option("--test-annotations", metavar="FILE", help="The list of videos whose order the dumps of --test follow.")
 @options.views
 @options.groups
 @click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
@@ -167,41 +209,132 @@ def select(
 @click.pass_context
 def report(
     context: click.Context,
-    source: Path,
-    partial: bool,
-    test: Path | None,
-    views: str,
+    source: tuple[str, ...],
+    reading: Reading,
+    test: tuple[str, ...],
+    test_annotations: str | None,
+    views: tuple[str, ...],
     groups: str | None,
     title: str,
     out: Path,
 ) -> None:
-    """Compare members and fusion rules on the caches in SOURCE, as one self-contained HTML page."""
-    stack = options.grouped(vf.load_stack(source, views=views, partial=partial), groups)
-    held_out = None if test is None else vf.load_stack(test, views=views, partial=partial)
+    """Compare members and fusion rules, as one self-contained HTML page.
+
+    SOURCE is a folder of caches, or MEMBER=FILE for each dump: vidfuse report swin=a.pkl x3d=b.npz --kind logits
+    --annotations val.csv
+    """
+    reduction = options.named_values(views, "MEMBER=REDUCTION")
+    stack = options.grouped(reading.open(source, reduction), groups)
+    held_out = reading.open(test, reduction, list(stack.members), test_annotations) if test else None
     vf.write_report(stack, out, test=held_out, title=title)
     options.save_config(context, out)
-    click.echo(f"written to {out}")
+    headline = vf.leaderboard(stack, held_out).headline()
+    click.echo(f"{headline}\nwritten to {out}")
 
 
 @click.command()
 @_recipe
-@options.source
-@options.partial
-@click.option("--format", "layout", default="vipriors", show_default=True, help="The challenge's file format.")
-@options.out("submission.txt", "The file to write.")
+@sources()
+@reads_predictions
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["vipriors", "csv", "epic"]),
+    default="vipriors",
+    show_default=True,
+    help="vipriors: five classes for each video, best first, 1-based. csv: as the sample has it. epic: EPIC-KITCHENS' "
+    "zip of verbs and nouns.",
+)
+@click.option(
+    "--sample", type=_FILE, help="The sample submission of a competition, whose columns and rows are followed."
+)
+@click.option(
+    "--nouns",
+    type=_FILE,
+    help="With epic: what `vidfuse predict` wrote of the nouns; RECIPE and SOURCE are the verbs'.",
+)
+@click.option(
+    "--supervision",
+    metavar="PT,TL,TD",
+    help="With epic: the levels of supervision (pretraining, training labels, training data) that the models had.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write.  [default: submission.txt, or .csv, or .zip, by the format]",
+)
 @click.pass_context
-def submit(context: click.Context, recipe: Path, source: Path, partial: bool, layout: str, out: Path) -> None:
-    """Fuse the caches in SOURCE by RECIPE, and write a submission: five classes for each video, best first."""
-    loaded, stack = _load(recipe, source, partial)
+def submit(
+    context: click.Context,
+    recipe: Path,
+    source: tuple[str, ...],
+    reading: Reading,
+    layout: str,
+    sample: Path | None,
+    nouns: Path | None,
+    supervision: str | None,
+    out: Path | None,
+) -> None:
+    """Fuse predictions by RECIPE, and write a submission.
+
+    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    """
+    loaded, stack = _load(recipe, source, reading)
     if stack.ids is None:
-        raise InputError(f"{source}: a submission names videos, and these caches have no ids; import them with ids")
-    vf.write_submission(loaded.predict_log_proba(stack), stack.ids, out, format=layout)
+        raise InputError(
+            f"a submission names videos, and these predictions have no ids; pass {option('annotations')}, the list of "
+            "videos in the rows' order"
+        )
+    out = out or Path("submission").with_suffix({"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}[layout])
+    fused = loaded.predict_log_proba(stack)
+    if layout == "epic":
+        fused = {"verb": fused, "noun": _fused_nouns(nouns, stack.ids)}
+    vf.write_submission(
+        fused,
+        stack.ids,
+        out,
+        format=layout,
+        sample=sample,
+        classes=loaded.classes,
+        supervision=None if supervision is None else _levels(supervision),
+    )
     options.save_config(context, out)
     click.echo(f"{len(stack)} videos written to {out}")
 
 
-def _load(recipe: Path, source: Path, partial: bool) -> tuple[Any, Any]:
-    """Load a recipe, and the members that it names from the caches."""
+def _fused_nouns(path: Path | None, ids: Any) -> Any:
+    """Return the nouns' log-likelihoods (N, K) of these videos, from a file of `vidfuse predict`."""
+    from vidfuse._checks import first_few
+
+    if path is None:
+        raise click.BadParameter("--format epic needs --nouns, what `vidfuse predict` wrote of the nouns")
+    stack = vf.read_predictions({"nouns": path}, kind="probabilities", labels=None)
+    row_of = {name: row for row, name in enumerate([] if stack.ids is None else stack.ids.tolist())}
+    absent = [name for name in ids.tolist() if name not in row_of]
+    if absent:
+        raise InputError(f"{path}: it has no nouns for {len(absent)} of {len(ids)} videos: {first_few(absent)}")
+    return stack[[row_of[name] for name in ids.tolist()]].log_likelihoods()[:, 0]
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    """Return whole numbers that stand between commas."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"--supervision: expected three numbers such as 2,3,3, got {text!r}") from error
+
+
+def _load(recipe: Path, source: tuple[str, ...], reading: Reading) -> tuple[Any, Any]:
+    """Load a recipe, and the members that it names.
+
+    Raises:
+        click.UsageError: Dumps were given, and not those of the recipe's members.
+    """
     loaded = vf.load_recipe(recipe)
-    views = loaded.views or "mean-log"
-    return loaded, vf.load_stack(source, members=list(loaded.members), views=views, partial=partial)
+    given = [word.partition("=")[0] for word in source if "=" in word]
+    if given and (absent := [name for name in loaded.members if name not in given]):
+        raise click.UsageError(
+            f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
+            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
+        )
+    return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members))

@@ -21,7 +21,6 @@ __all__ = [
     "named_values",
     "out",
     "pairs",
-    "partial",
     "save_config",
     "source",
     "views",
@@ -30,12 +29,11 @@ __all__ = [
 source = click.argument("source", type=click.Path(exists=True, path_type=Path))
 views = click.option(
     "--views",
-    default="mean-log",
+    multiple=True,
+    metavar="[MEMBER=]REDUCTION",
+    default=["mean-log"],
     show_default=True,
     help="How a member's views of a video become one prediction: mean-log, mean-probability, vote or max.",
-)
-partial = click.option(
-    "--partial", is_flag=True, help="Take the videos that all members have, where some could not be decoded."
 )
 groups = click.option(
     "--groups",
@@ -112,7 +110,10 @@ def grouped(stack: Any, pattern: str | None) -> Any:
     except re.error as error:
         raise click.BadParameter(f"--groups: {pattern!r} is no regular expression: {error}") from error
     if stack.ids is None:
-        raise click.BadParameter("--groups: it reads ids, and these caches have none; import them with ids")
+        raise click.BadParameter(
+            "--groups: it reads ids, and these predictions have none; pass --annotations, the list of videos in the "
+            "rows' order"
+        )
     found = {name: compiled.search(name) for name in stack.ids.tolist()}
     lost = [name for name, match in found.items() if match is None or not match[min(1, compiled.groups)]]
     if lost:

@@ -143,7 +143,7 @@ def honest_score(
         groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a
             group.
         random_state: Seed of splits and bootstrap; the same seed gives the same result.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
         confidence: The interval's nominal coverage.
         n_resamples: Bootstrap resamples (200 at most for a callable objective, which is called on each).
@@ -221,7 +221,7 @@ def compare(
         rules: {name: unfitted rule, or log-likelihoods (N, K)}.
         stack: A stack with the videos' labels, or an array (N, M, K) with `labels`.
         random_state: Seed of the folds and the bootstrap.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
         folds: The number of folds, at least 2.
         groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a

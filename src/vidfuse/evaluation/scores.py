@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, option
 from vidfuse.fusion.rule import Missing
 from vidfuse.metrics import (
     Interval,
@@ -150,7 +150,9 @@ def require_labels(stack: LogitStack, what: str, split: str = "the stack") -> ND
     if len(stack) == 0:
         raise InputError(f"{what}: expected at least one video in {split}, got none")
     if stack.labels is None:
-        raise InputError(f"{what} needs labels, and {split} has none; build it with labels=, or load a labelled split")
+        raise InputError(
+            f"{what} needs labels, and {split} has none; give them with {option('labels')}, or load a labelled split"
+        )
     return stack.labels
 
 

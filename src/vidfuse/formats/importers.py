@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import (
+    KINDS,
     Kind,
     as_float_array,
     check_kind,
@@ -21,13 +23,18 @@ from vidfuse._checks import (
     per_member,
     place,
 )
+from vidfuse._paths import IdRule
 from vidfuse.cache.meta import META_NAME
 from vidfuse.cache.reader import open_cache
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.annotations import Annotations, read_annotations
-from vidfuse.formats.dump import read_dump
+from vidfuse.formats.dump import cut_padding, read_dump
+from vidfuse.formats.parts import find_files, join_dumps
 from vidfuse.stack.align import Join
-from vidfuse.stack.frames import Dump
+from vidfuse.stack.classes import ClassMap
+from vidfuse.stack.frames import Dump, reordered
+from vidfuse.stack.inputs import Blanks
+from vidfuse.stack.join import average_repeats, repeated_rows
 from vidfuse.stack.reduce import reduce_array
 from vidfuse.stack.stack import LogitStack
 
@@ -37,35 +44,45 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class _MemberInput:
-    """One member, ready for `LogitStack.from_arrays`."""
+class _Read:
+    """How one member's file is read: the options of `read_predictions` for it."""
 
-    scores: NDArray[Any]
-    kind: Kind
-    ids: NDArray[np.str_] | None
-    labels: NDArray[Any] | None
-    classes: tuple[str, ...] | None
+    kind: Kind | None
+    annotations: Any
+    views: str | None
+    head: str | None
+    columns: Any
+    id_column: str | None
+    mapped: bool
 
 
 def read_predictions(
-    files: Mapping[str, PathLike],
+    files: Mapping[str, PathLike | Sequence[PathLike]],
     *,
     kind: Kind | Mapping[str, Kind],
     annotations: PathLike | Sequence[Any] | Mapping[str, PathLike | Sequence[Any]] | None = None,
     views: str | Mapping[str, str] | None = None,
     labels: Any = "dump",
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Literal["sorted"] | None = None,
     head: str | Mapping[str, str] | None = None,
+    columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    id_column: str | Mapping[str, str] | None = None,
+    ids: IdRule = "path",
     join: Join = "exact",
+    missing: Blanks = "error",
+    class_map: Mapping[str, ClassMap] | None = None,
+    repeats: str | None = None,
 ) -> LogitStack:
     r"""Read other tools' dumps as one stack, aligned by id.
 
-    Understood are MMAction2's ``--dump`` pickles, PySlowFast's ``[preds, labels]``, TSN's .npz, pyskl's lists, .npy,
-    .npz, csv (wide ``id,p0,…`` and long ``id,class,score``), parquet, and folders of logit caches. Pickles are
-    interpreted by code that can rebuild arrays and nothing else.
+    Understood are what MMAction2, PySlowFast, pyskl, TSN, VideoMAE and skeleton models dump, ``{id: scores}`` above
+    all; .npy, .npz, .pt, .safetensors, .json, csv (wide ``id,p0,…``, long ``id,class,score``, and predicted classes
+    ``id,label``), parquet, and folders of logit caches. ``docs/files.md`` lists every layout. Pickles are interpreted
+    by code that can rebuild arrays and nothing else.
 
     Args:
-        files: {member: file}.
+        files: {member: file}. A member may have several files, as a list or a pattern ("oof_*.npy"): the folds of a
+            cross-validation, or shards. Their rows stand one after another.
         kind: What the numbers are: "logits", "log-likelihoods", "probabilities", or "sum" (PySlowFast's sums of
             probabilities over views); one for all or {member: kind}. It is never guessed. Caches know theirs.
         annotations: The list of videos in the rows' order of the dumps, which gives ids (and labels) to dumps that
@@ -74,10 +91,22 @@ def read_predictions(
         views: Reduce views while reading: "mean-log", "mean-probability", "vote", "max", or {member: rule}.
         labels: "dump" takes the labels that dumps and annotations carry, and holds them against each other; None takes
             none; anything else as in `LogitStack.from_arrays`.
-        classes: The classes' names.
-        head: Which scores to take where videos have several, by name, or {member: name}.
+        classes: The classes' names, in order. Files whose columns or labels are names are read by them, whatever order
+            they stand in; "sorted" sorts the names that are found.
+        head: Which scores to take where videos have several, by name, or {member: name}; "verb" finds verb_output.
+        columns: Which columns of a table are scores: their names in class order, or a pattern such as ``"p*"``; one for
+            all or {member: …}.
+        id_column: The column, or array, of the ids by name, or {member: name}; "none" where there is none.
+        ids: How names become ids, in files and annotations alike: "path" (the path without a video's suffix), "stem"
+            (the file's name alone) or "exact".
         join: "exact" demands the same videos of all members, "inner" keeps the common ones, "outer" keeps every
             video of any member.
+        missing: What becomes of videos for which a member has no prediction; see `LogitStack.from_arrays`.
+        class_map: {member: {its class: class, or several}} for members of fewer, coarser or finer classes. Their own
+            labels, which are of those, are not used.
+        repeats: How an id that stands in several of a member's files becomes one prediction, as of fold models on the
+            same test videos: "mean-probability", "mean-log", "vote" or "max". By default it is refused. Files without
+            ids then each follow the whole list of videos.
 
     Raises:
         InputError: A file is damaged, is not understood, or needs more than arrays; or its numbers are not of `kind`.
@@ -93,141 +122,301 @@ def read_predictions(
     if not isinstance(files, Mapping) or not files:
         raise InputError("files: expected {member: file} with at least one member")
     names = check_member_names(files)
-    kinds, lists = per_member(kind, names, "kind", needed=()), per_member(annotations, names, "annotations", needed=())
-    heads, rules = per_member(head, names, "head", needed=()), per_member(views, names, "views")
-    members = {}
+    options = {
+        what: per_member(value, names, what, needed=names if what == "views" and isinstance(value, Mapping) else ())
+        for what, value in {
+            "kind": kind, "annotations": annotations, "views": views, "head": head, "columns": columns,
+            "id_column": id_column,
+        }.items()
+    }  # fmt: skip
+    members: dict[str, _Member] = {}
+    mapped = [name for name, mapping in per_member(class_map, names, "class_map", needed=()).items() if mapping]
     for name in names:
-        given = kinds[name], lists[name], heads[name], rules[name]
+        asked = _Read(**{what: values[name] for what, values in options.items()}, mapped=name in mapped)
         try:
-            members[name] = _read_member(name, Path(files[name]), *given, classes, labels)
+            members[name] = _read_member(name, find_files(files[name]), asked, classes, labels, ids, repeats)
         except AlignmentError as error:
             raise AlignmentError(f"member {name!r}: {error}") from error
         except InputError as error:
             raise InputError(f"member {name!r}: {error}") from error
+    _fill_votes(members, classes)
     # Rows are matched by id where all members have ids, by position where none has; some with and some without cannot
     # be matched.
-    without = [name for name, member in members.items() if member.ids is None]
+    without = [name for name, member in members.items() if member.dump.ids is None]
     if without and len(without) < len(members):
         raise AlignmentError(
-            f"members {first_few(without)} have no ids, others do; pass annotations=, the list of videos in "
+            f"members {first_few(without)} have no ids, others do; pass {option('annotations')}, the list of videos in "
             "the rows' order"
         )
     if isinstance(labels, str) and labels == "dump":
-        labels = {name: member.labels for name, member in members.items() if member.labels is not None} or None
-    own_classes = {name: member.classes for name, member in members.items()}
+        labels = {n: member.dump.labels for n, member in members.items() if member.dump.labels is not None} or None
+    own_classes = {name: member.dump.classes for name, member in members.items()}
+    if classes is not None and not isinstance(classes, str):
+        own_classes |= {name: tuple(classes) for name in names if name not in mapped}
     return LogitStack.from_arrays(
-        {name: member.scores for name, member in members.items()},
+        {name: member.dump.scores for name, member in members.items()},
         labels=labels,
-        ids=None if without else {name: member.ids for name, member in members.items()},
-        classes=own_classes if classes is None else classes,
+        ids=None if without else {name: member.dump.ids for name, member in members.items()},
+        classes=own_classes,
         kind={name: member.kind for name, member in members.items()},
         join=join,
+        missing=missing,
+        class_map=class_map,
     )
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One member, ready for `LogitStack.from_arrays`."""
+
+    dump: Dump
+    kind: Kind
 
 
 def _read_member(
     name: str,
-    path: Path,
-    kind: Any,
-    annotations: Any,
-    head: str | None,
-    rule: str | None,
-    classes: Sequence[str] | None,
+    paths: Sequence[Path],
+    asked: _Read,
+    classes: Sequence[str] | str | None,
     labels: Any,
-) -> _MemberInput:
+    ids: IdRule,
+    repeats: str | None,
+) -> _Member:
+    """Read a member's files or folders, give its rows ids and labels, and reduce its views."""
+    parts = {str(path): _read_file(path, asked, None if asked.mapped else classes, ids) for path in paths}
+    path, member = paths[0], parts[str(paths[0])]
+    listed = None
+    if asked.annotations is not None:
+        own = None if asked.mapped else member.dump.classes
+        listed = read_annotations(asked.annotations, own or classes, ids=ids)
+        listed = replace(listed, classes=None) if asked.mapped else listed
+    if len(parts) > 1 or repeats is not None:
+        reduced = {where: _reduced(p.dump, p.kind, asked.views, name, Path(where)) for where, p in parts.items()}
+        member = _joined(reduced, listed, repeats)
+        path = path if len(paths) == 1 else Path(f"{path} and {len(paths) - 1} more")
+    dump = member.dump if listed is None else _with_annotations(member.dump, listed, path)
+    if not (isinstance(labels, str) and labels == "dump"):
+        dump = replace(dump, labels=None)
+    _check_not_placeholders(dump.labels, path)
+    if not asked.mapped:
+        _check_not_one_based(dump, path)
+    return _reduced(dump, member.kind, asked.views, name, path)
+
+
+def _read_file(path: Path, asked: _Read, classes: Sequence[str] | str | None, ids: IdRule) -> _Member:
+    """Read one file or folder, its classes in the given order, and what its numbers are."""
     if (path / META_NAME).exists():
         cache = open_cache(path)
-        dump, kind = Dump(cache.scores, cache.labels, cache.ids, cache.classes), cache.kind
+        dump = Dump(cache.scores, cache.labels, cache.ids, cache.classes, cache.kind)
+        asked = replace(asked, kind=cache.kind)
+        if classes is not None and not isinstance(classes, str):
+            dump = reordered(dump, classes)
     else:
-        if kind is None:
-            raise InputError('kind: expected one for every member; say kind={"…": "logits"}, it is never guessed')
-        dump = read_dump(path, head=head, classes=classes)
-    kind = check_kind(kind)
-    listed = None if annotations is None else read_annotations(annotations, classes)
-    ids, own_labels = _with_annotations(dump, listed, path)
-    if isinstance(labels, str) and labels == "dump":
-        _check_not_placeholders(own_labels, path)
-    else:
-        own_labels = None
-    return _MemberInput(*_reduced(dump.scores, kind, rule, ids, name, path), ids, own_labels, dump.classes)
+        dump = read_dump(
+            path, head=asked.head, classes=classes, columns=asked.columns, id_column=asked.id_column, ids=ids
+        )
+    if asked.mapped:
+        dump = replace(dump, labels=None)
+    return _Member(dump, _kind(asked.kind, dump.kind, path))
 
 
-def _with_annotations(
-    dump: Dump, listed: Annotations | None, path: Path
-) -> tuple[NDArray[np.str_] | None, NDArray[Any] | None]:
-    """Return ids and labels of a dump's rows.
+def _joined(parts: Mapping[str, _Member], listed: Annotations | None, repeats: str | None) -> _Member:
+    """Put the files of one member together, and make repeated predictions of a video one."""
+    kinds = sorted({part.kind for part in parts.values()})
+    if len(kinds) > 1:
+        raise InputError(f"expected files of one kind of numbers, got {first_few(kinds)}")
+    dump = join_dumps(
+        {where: part.dump for where, part in parts.items()}, None if listed is None else listed.ids, repeats
+    )
+    kind: Kind = next(iter(parts.values())).kind
+    if repeats is None or dump.ids is None:
+        return _Member(dump, kind)
+    rows = repeated_rows(dump.ids, [len(part.dump.scores) for part in parts.values()])
+    scores = average_repeats(as_float_array(dump.scores), kind, rows, repeats)
+    labels = None if dump.labels is None else np.asarray(dump.labels)[rows[:, 0]]
+    return _Member(replace(dump, scores=scores, labels=labels, ids=dump.ids[rows[:, 0]]), "log-likelihoods")
+
+
+def _kind(given: Any, own: str | None, path: Path) -> Kind:
+    if given is None and own is None:
+        raise InputError(
+            f"kind: expected one for every member; say {option('kind', 'logits')}, for one member or all: it is never "
+            "guessed"
+        )
+    kind = check_kind(own if given is None else given)
+    if own in KINDS and own != kind:
+        raise InputError(f"{path}: it says itself that its numbers are {own!r}, not {kind!r}")
+    return kind
+
+
+def _with_annotations(dump: Dump, listed: Annotations, path: Path) -> Dump:
+    """Give a dump's rows the ids and labels of a list.
 
     ==============  ==================================================  ==================================
     annotations     the dump has ids                                    it has none
     ==============  ==================================================  ==================================
-    none            its ids and labels                                  its labels, no ids
     ids             its ids and labels                                  the list's ids, its labels
-    ids and labels  its ids and labels, or the list's labels by id      the list's ids and labels, checked
+    labels          by position, checked against its own                by position, checked against its own
+    ids and labels  the list's labels by id, checked against its own    the list's ids and labels, checked
                                                                         against its own, row by row
     ==============  ==================================================  ==================================
     """
-    if listed is None:
-        return dump.ids, dump.labels
-    if dump.ids is not None:
-        if listed.labels is None or dump.labels is not None:
-            return dump.ids, dump.labels
-        by_id = dict(zip(listed.ids.tolist(), listed.labels.tolist(), strict=True))
-        absent = [name for name in dump.ids.tolist() if name not in by_id]
-        if absent:
-            raise AlignmentError(f"{path}: {len(absent)} videos are not in the annotations: {first_few(absent)}")
-        return dump.ids, np.array([by_id[name] for name in dump.ids.tolist()], dtype=np.int64)
-    if len(listed.ids) != len(dump.scores):
-        raise AlignmentError(
-            f"{path}: {len(dump.scores)} rows, but the annotations list {len(listed.ids)} videos; pass the list "
-            "that the dump was made with"
-        )
-    if dump.labels is not None and listed.labels is not None and len(dump.labels) == len(listed.labels):
-        rows = np.flatnonzero(np.asarray(dump.labels) != listed.labels)
-        if rows.size and len(set(np.asarray(dump.labels).tolist())) > 1:
-            shown = "; ".join(
-                f"{place(int(r), listed.ids)}: dump {int(dump.labels[r])}, annotations {int(listed.labels[r])}"
-                for r in rows[:5]
-            )
+    if dump.ids is None or listed.ids is None:
+        dump = cut_padding(dump, len(listed)) if dump.ids is None else dump
+        if len(listed) != len(dump.scores):
             raise AlignmentError(
-                f"{path}: its own labels differ from the annotations' for {rows.size} of "
-                f"{len(listed.ids)} videos ({shown}); was the dump made with another list?"
+                f"{path}: {len(dump.scores)} rows, but the annotations list {len(listed)} videos; pass the list "
+                "that the dump was made with"
             )
-    return listed.ids, dump.labels if listed.labels is None else listed.labels
+        labels = listed.labels
+        dump = replace(dump, ids=listed.ids if dump.ids is None else dump.ids)
+    else:
+        row = {name: number for number, name in enumerate(listed.ids.tolist())}
+        absent = [name for name in dump.ids.tolist() if name not in row]
+        if absent:
+            raise AlignmentError(
+                f"{path}: {len(absent)} of {len(dump.ids)} videos are not in the annotations: {first_few(absent)}; "
+                f"these list {first_few(row, 3)}{_other_rule(absent, row)}"
+            )
+        labels = None if listed.labels is None else listed.labels[[row[name] for name in dump.ids.tolist()]]
+    classes = dump.classes
+    if listed.classes is not None:
+        k = _n_classes(dump)
+        if k is not None and k != len(listed.classes):
+            raise InputError(
+                f"classes: the annotations name {len(listed.classes)} classes, {path} has {k}; name all of them with "
+                f"{option('classes')}"
+            )
+        classes = listed.classes if classes is None else classes
+    if labels is not None:
+        _check_same(dump, labels, path)
+    return replace(dump, labels=dump.labels if labels is None else labels, classes=classes)
+
+
+def _other_rule(absent: Sequence[str], known: Mapping[str, int]) -> str:
+    """Say which other rule for ids would find them, if one does."""
+    stems = {name.rpartition("/")[2] for name in known}
+    if all(name.rpartition("/")[2] in stems for name in absent):
+        return f"; the files' names are the same, so {option('ids', 'stem')} matches them"
+    bare = {name.lstrip("0") for name in known}
+    if all(name.lstrip("0") in bare for name in absent):
+        return "; they differ in leading zeros only, which one file lost: write them alike"
+    return ""
+
+
+def _check_same(dump: Dump, labels: NDArray[np.int64], path: Path) -> None:
+    """Hold a dump's own labels against the annotations'; a constant is a placeholder, and says nothing."""
+    if dump.labels is None or len(dump.labels) != len(labels):
+        return
+    own = np.asarray(dump.labels)
+    rows = np.flatnonzero(own != labels)
+    if not rows.size or len(np.unique(own)) == 1:
+        return
+    shifts = np.unique(own - labels)
+    if len(shifts) == 1:
+        raise AlignmentError(
+            f"{path}: its own labels are the annotations' {int(shifts[0]):+d} for every video: one of them counts "
+            f"classes from 1; write the list with labels from 0, or as names with {option('classes')}"
+        )
+    shown = "; ".join(f"{place(int(r), dump.ids)}: dump {int(own[r])}, annotations {int(labels[r])}" for r in rows[:5])
+    raise AlignmentError(
+        f"{path}: its own labels differ from the annotations' for {rows.size} of {len(labels)} videos ({shown}); "
+        "was the dump made with another list?"
+    )
 
 
 def _check_not_placeholders(labels: NDArray[Any] | None, path: Path) -> None:
-    if (
-        labels is not None
-        and len(labels) > 1
-        and len(set(np.asarray(labels).reshape(len(labels), -1)[:, 0].tolist())) == 1
-    ):
+    if labels is not None and len(labels) > 1 and len(np.unique(labels)) == 1:
         raise InputError(
             f"{path}: all {len(labels)} labels are {np.asarray(labels).reshape(-1)[0]}: placeholder labels? "
-            "pass labels=None"
+            f"pass {option('labels', None)}"
         )
 
 
-def _reduced(
-    scores: NDArray[Any] | list[NDArray[Any]],
-    kind: Kind,
-    rule: str | None,
-    ids: NDArray[np.str_] | None,
-    name: str,
-    path: Path,
-) -> tuple[NDArray[Any], Kind]:
+def _check_not_one_based(dump: Dump, path: Path) -> None:
+    """Notice labels 1 … K: one is K, or the predictions are right about the class before the label's.
+
+    Labels that are right as they stand for more videos than one lower are taken as they stand.
+    """
+    k, labels = _n_classes(dump), dump.labels
+    if labels is None or k is None or isinstance(dump.scores, list) or labels.min(initial=0) < 0 or not len(labels):
+        return
+    if labels.min() != 1 and labels.max() != k:
+        return
+    scores = np.asarray(dump.scores)
+    if scores.ndim == 1:
+        predicted = scores
+    else:
+        with np.errstate(invalid="ignore"):
+            predicted = (scores if scores.ndim == 2 else scores.mean(axis=1)).argmax(axis=-1)
+    right, lower = int((predicted == labels).sum()), int((predicted == labels - 1).sum())
+    if labels.min() >= 1 and (labels.max() == k or lower > right + 3 * np.sqrt(right + lower + 1)):
+        raise InputError(
+            f"{path}: its labels run from {labels.min()} to {labels.max()} for {k} classes, and predictions are right "
+            f"for {lower} of {len(labels)} videos if they count from 1, for {right} as they stand: write labels from "
+            f'0, or name the classes "1" … "{k}" with {option("classes")}'
+        )
+
+
+def _n_classes(dump: Dump) -> int | None:
+    """K, or None where a dump holds predicted classes alone."""
+    if isinstance(dump.scores, list):
+        return int(dump.scores[0].shape[-1])
+    return int(dump.scores.shape[-1]) if dump.scores.ndim > 1 else None
+
+
+def _fill_votes(members: dict[str, _Member], classes: Sequence[str] | str | None) -> None:
+    """Turn predicted classes into probabilities of 1 and 0, for as many classes as the other members have."""
+    votes = {name: member for name, member in members.items() if _n_classes(member.dump) is None}
+    known = [_n_classes(member.dump) for name, member in members.items() if name not in votes]
+    for name, member in votes.items():
+        own = member.dump.classes or (None if isinstance(classes, str) else classes)
+        k = len(own) if own is not None else max((n for n in known if n is not None), default=None)
+        predicted = np.asarray(member.dump.scores)
+        if k is None:
+            raise InputError(
+                f"member {name!r}: it holds predicted classes and no scores; how many classes there are is not known: "
+                f"name them with {option('classes')}"
+            )
+        bad = np.flatnonzero((predicted < 0) | (predicted >= k))
+        if bad.size:
+            raise InputError(
+                f"member {name!r}: expected predicted classes in 0 … {k - 1}, got {predicted[bad[0]]} at "
+                f"{place(int(bad[0]), member.dump.ids)}; class indices start at 0"
+            )
+        members[name] = replace(member, dump=replace(member.dump, scores=np.eye(k, dtype=np.float32)[predicted]))
+
+
+def _reduced(dump: Dump, kind: Kind, rule: str | None, name: str, path: Path) -> _Member:
     """Scores as one array, views reduced where that was asked for."""
+    scores, ids = dump.scores, dump.ids
+    if dump.chunks and rule is None:
+        rule = "mean-probability" if kind in ("probabilities", "sum") else "mean-log"
+        warnings.warn(
+            f"{path}: the chunks of each video are averaged by {rule}, as nothing else was said with {option('views')}",
+            VidfuseWarning,
+            stacklevel=2,
+        )
     if isinstance(scores, list):
         if rule is None:
             counts = sorted({len(video) for video in scores})
             raise InputError(
                 f"{path}: videos have different numbers of views ({first_few(counts)}); "
-                'reduce them with views="mean-log"'
+                f"reduce them with {option('views', 'mean-log')}"
             )
         for row, video in enumerate(scores):
             check_scores(video, kind, member=name, ids=None if ids is None else ids[[row] * len(video)])
-        return np.concatenate([reduce_array(as_float_array(v)[None], kind, rule) for v in scores]), "log-likelihoods"
+        joined = np.concatenate([reduce_array(as_float_array(v)[None], kind, rule) for v in scores])
+        return _Member(replace(dump, scores=joined), "log-likelihoods")
+    if scores.ndim == 1 and scores.dtype.kind in "iu":
+        if kind != "probabilities":
+            raise InputError(
+                f"{path}: it holds predicted classes and no scores; each becomes probability 1 if you say "
+                f"{option('kind', 'probabilities')}"
+            )
+        return _Member(dump, kind)
     array = as_float_array(scores, str(path))
     if rule is None or array.ndim != 3:
-        return array, kind
+        return _Member(replace(dump, scores=array), kind)
     check_scores(array, kind, member=name, ids=ids)
-    return reduce_array(array, kind, rule), "log-likelihoods"
+    return _Member(replace(dump, scores=reduce_array(array, kind, rule)), "log-likelihoods")

@@ -10,7 +10,8 @@ A pickle is a program: it imports names and calls them. Here Python's own unpick
 get hold of are numbers, texts, bytes, lists, tuples, dicts and objects of this file, which do one thing each and cannot
 be changed. Time and memory stay within a small multiple of the file's size.
 
-Tensors follow torch's stream of `torch.save` in its legacy form, which is what a plain pickle of a tensor contains.
+Tensors follow torch's stream of `torch.save` in its legacy form, which is what a plain pickle of a tensor contains, or
+name storages that lie beside the pickle in an archive, as `torch.save` writes them now, or follow it, as it did before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import math
 import pickle
 import pickletools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
 
-__all__ = ["load_pickle", "loads"]
+__all__ = ["loads"]
 
 _SPARE: Final = 1024  # objects that even an empty pickle may make
 _MAX_AXES: Final = 32
@@ -45,6 +45,7 @@ _STORAGES: Final[dict[str, str]] = {
     "torch.BoolStorage": "?",
 }
 _DTYPE_CODES: Final = frozenset({"b1", "O8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+_OLD_TORCH: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as it pickles it
 _TORCH_HEAD: Final = [0x1950A86A20F9469CFC6C, 1001]  # its magic number and protocol
 
 
@@ -52,26 +53,19 @@ class _RefusedError(Exception):
     """The pickle asks for something that is not allowed."""
 
 
-def load_pickle(path: str | Path) -> Any:
-    """Load a pickle file that holds arrays, tensors and plain containers.
+def loads(data: bytes, storage: Callable[[str], bytes] | None = None, size: int = 0) -> Any:
+    """Load a pickle that holds arrays, tensors and plain containers.
 
     Args:
-        path: The file.
+        data: The pickle.
+        storage: Returns the bytes of a tensor's storage by its key, for pickles that lie in an archive of torch.
+        size: The size of that archive.
 
     Returns:
         Its content: tensors have become NumPy arrays, ordered dicts plain ones, tuples lists.
 
     Raises:
         InputError: The pickle names anything else (the message says what), or is damaged. Nothing was executed.
-    """
-    try:
-        return loads(Path(path).read_bytes())
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def loads(data: bytes) -> Any:
-    """Load a pickle from bytes; see `load_pickle`.
 
     Example:
         >>> import os, pickle
@@ -82,7 +76,10 @@ def loads(data: bytes) -> Any:
         vidfuse.errors.InputError: expected a pickle of arrays, tensors and plain containers, but it needs ...
     """
     try:
-        return _finish(_Unpickler(_scan(data, 0)[0], _Account(len(data))).load())
+        if data.startswith(_OLD_TORCH):
+            return _finish(_load_old_torch(data))
+        account = _Account(max(len(data), size), storage=storage)
+        return _finish(_Unpickler(_scan(data, 0, size)[0], account).load())
     except _RefusedError as error:
         raise InputError(
             f"expected a pickle of arrays, tensors and plain containers, but it needs {error}; nothing was executed: "
@@ -111,7 +108,7 @@ _WIDTHS: Final = [  # of opcodes with arguments of fixed size, negative for obje
 ]
 
 
-def _scan(data: bytes, start: int) -> tuple[bytes, int]:
+def _scan(data: bytes, start: int, size: int = 0) -> tuple[bytes, int]:
     """Check the opcodes of one pickle up to its STOP; return it, with some opcodes rewritten, and where it ends.
 
     Dicts are made by `_Unpickler.persistent_load`, so that what becomes their keys is looked at. Frames are left out:
@@ -125,7 +122,7 @@ def _scan(data: bytes, start: int) -> tuple[bytes, int]:
     pieces: list[bytes | memoryview] = []
     at, kept, n_objects = start, start, 0
     # Legitimate pickles spend many bytes on each object; a bomb makes one byte do the work of thousands.
-    most = _SPARE + (len(data) - start) // 8
+    most = _SPARE + max(len(data) - start, size) // 8
     while (opcode := data[at]) != pickle.STOP[0]:
         width = _WIDTHS[opcode]
         if width > 0:
@@ -179,12 +176,15 @@ class _Account:
     """What one pickle has used so far: each byte of it may be copied, or read a second time, about four times.
 
     Args:
-        size: The pickle's size.
+        size: The pickle's size, with the archive's that it lies in.
         nested: It describes a tensor's storage within another pickle.
+        storage: Reads a storage that lies beside it.
     """
 
-    def __init__(self, size: int, *, nested: bool = False) -> None:
-        self.bytes_left, self.nested = 64 * _SPARE + 4 * size, nested
+    def __init__(self, size: int, *, nested: bool = False, storage: Callable[[str], bytes] | None = None) -> None:
+        self.bytes_left, self.nested, self.storage = 64 * _SPARE + 4 * size, nested, storage
+        self.storages: dict[str, _Storage] = {}
+        self.awaited: dict[str, str] | None = None  # storages by key, with their kinds, whose numbers come later
         self.torch_head = b"\0"  # the pickles that begin every tensor's stream alike, once they were read
 
     def charge(self, size: int) -> None:
@@ -297,9 +297,14 @@ class _Unpickler(pickle.Unpickler):
         return _Name(text, self.account)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Make a dict (see `_scan`), or leave the description of a tensor's storage as it is."""
+        """Make a dict (see `_scan`), read a storage, or leave its description, in a stream of torch, as it is."""
         if isinstance(pid, list) or (isinstance(pid, tuple) and not pid):
             return _dict(self.account, zip(pid[::2], pid[1::2], strict=True), len(pid))
+        if isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage":
+            if self.account.storage is not None and len(pid) == 5:
+                return _storage_beside(self.account, *pid[1:])
+            if self.account.awaited is not None and len(pid) == 6 and pid[5] is None:
+                return _storage_later(self.account, *pid[1:5])
         if not self.account.nested or not isinstance(pid, tuple) or len(pid) != 6 or pid[0] != "storage":
             raise _RefusedError("a persistent object")
         return pid
@@ -369,10 +374,70 @@ def _storage(account: _Account, content: Any) -> _Storage:
     ((_, kind, _, _, count, view), _), at = _load_several(data, len(account.torch_head), 2)
     if not isinstance(kind, _Name) or kind.value not in _STORAGES or view is not None:
         raise _RefusedError("a storage that shares another one's memory")
-    values = np.frombuffer(data, _STORAGES[kind.value], offset=at + 8)
-    if int.from_bytes(data[at : at + 8], "little") != count or len(values) != count:
-        raise ValueError(f"a storage of {count} numbers has {len(data) - at - 8} bytes")
-    if kind.value == "torch.BFloat16Storage":
+    if int.from_bytes(data[at : at + 8], "little") != count:
+        raise ValueError(f"a storage of {count} numbers says that it has others")
+    return _numbers(account, memoryview(data)[at + 8 :], kind.value, count)
+
+
+def _storage_beside(account: _Account, kind: Any, key: Any, _: Any, count: Any) -> _Storage:
+    """Read a storage that lies beside the pickle in an archive; each once, as tensors may share one."""
+    if not isinstance(kind, _Name) or kind.value not in _STORAGES or not isinstance(key, str):
+        raise _RefusedError("a storage of an unknown kind")
+    if account.storage is not None and key not in account.storages:
+        account.storages[key] = _numbers(account, account.storage(key), kind.value, count)
+    return account.storages[key]
+
+
+def _storage_later(account: _Account, kind: Any, key: Any, _: Any, count: Any) -> _Storage:
+    """Make room for a storage whose numbers follow the pickle; tensors are views of it."""
+    if (
+        not isinstance(kind, _Name)
+        or kind.value not in _STORAGES
+        or not isinstance(key, str)
+        or account.awaited is None
+    ):
+        raise _RefusedError("a storage of an unknown kind")
+    if key not in account.storages:
+        dtype = np.dtype("<f4" if kind.value == "torch.BFloat16Storage" else _STORAGES[kind.value])
+        if type(count) is not int or count < 0:
+            raise ValueError("an impossible storage")
+        account.charge(count * dtype.itemsize)
+        account.storages[key] = _Storage(np.zeros(count, dtype))
+        account.awaited[key] = kind.value
+    return account.storages[key]
+
+
+def _load_old_torch(data: bytes) -> Any:
+    """Read a file of torch before 1.6: three pickles about torch, the content, the keys, and each storage's numbers.
+
+    A storage is its count (8 bytes) and the numbers, in the order of the keys.
+    """
+    ((magic, protocol, system), at) = _load_several(data, 0, 3)
+    if [magic, protocol] != _TORCH_HEAD or system.get("little_endian") is not True:
+        raise ValueError("not a little-endian file of torch")
+    account = _Account(len(data))
+    account.awaited = {}
+    piece, at = _scan(data, at)
+    content = _Unpickler(piece, account).load()
+    ((keys,), at) = _load_several(data, at, 1)
+    if not isinstance(keys, list) or sorted(keys) != sorted(account.awaited):
+        raise ValueError("storages that nothing names, or that are not there")
+    for key in keys:
+        values = account.storages[key].value
+        kind = account.awaited[key]
+        end = at + 8 + len(values) * np.dtype(_STORAGES[kind]).itemsize
+        if int.from_bytes(data[at : at + 8], "little") != len(values) or end > len(data):
+            raise ValueError(f"a storage of {len(values)} numbers has others")
+        values[...] = _numbers(account, memoryview(data)[at + 8 : end], kind, len(values)).value
+        at = end
+    return content
+
+
+def _numbers(account: _Account, data: bytes | memoryview, kind: str, count: int) -> _Storage:
+    values = np.frombuffer(data, _STORAGES[kind])
+    if len(values) != count:
+        raise ValueError(f"a storage of {count} numbers has {len(data)} bytes")
+    if kind == "torch.BFloat16Storage":
         account.charge(4 * len(values))
         values = (values.astype("<u4") << np.uint32(16)).view("<f4")
     return _Storage(values)

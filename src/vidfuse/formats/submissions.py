@@ -1,21 +1,32 @@
-"""Submissions to the VIPriors Action Recognition Challenge: written, read, checked and scored by its rules.
+"""Submissions to challenges: written in their formats; those of VIPriors are read, checked and scored too.
 
-A submission is a text file with one line per video: `videoid cls1 cls2 cls3 cls4 cls5`, class indices 1-based, best
-first. The rules are those of the challenge's published toolkit. This module needs the base install only.
+A submission to the VIPriors Action Recognition Challenge is a text file with one line per video:
+`videoid cls1 cls2 cls3 cls4 cls5`, class indices 1-based, best first. The rules are those of its published toolkit.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
+import re
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import check_classes, did_you_mean, first_few
 from vidfuse._files import replace
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse._paths import path_ids
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
+from vidfuse.formats.containers import read_text
+from vidfuse.likelihood import log_softmax
 
 __all__ = [
     "Submission",
@@ -26,28 +37,59 @@ __all__ = [
     "write_submission",
 ]
 
+Format = Literal["vipriors", "csv", "epic"]
+_SUFFIXES: Final[dict[Format, str]] = {"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}
+_ACTIONS = 100  # pairs of verb and noun that EPIC-KITCHENS asks for
 _COUNTED = 5  # classes of a line that are read
 _OFFICIAL_CLASSES = 399  # the published script builds its list of classes as 1 … 399
 
 
 def write_submission(
-    log_proba: ArrayLike, ids: Iterable[str] | None, path: str | Path, format: Literal["vipriors"] = "vipriors"
+    log_proba: ArrayLike | Mapping[str, ArrayLike],
+    ids: Iterable[str] | None,
+    path: str | Path,
+    format: Format = "vipriors",
+    *,
+    sample: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    supervision: Sequence[int] | None = None,
 ) -> Path:
-    r"""Write a submission: for each video the five most likely classes, 1-based, best first.
+    r"""Write a submission; the file appears complete or not at all.
 
-    Ties go to the lower class index. The file appears complete or not at all.
+    ==========  ==========  =====================================================================================
+    format      suffix      content
+    ==========  ==========  =====================================================================================
+    vipriors    .txt        ``videoid cls1 cls2 cls3 cls4 cls5``: the five most likely classes, 1-based, best first
+    csv         .csv        the columns and rows of a sample submission: ``id,label`` or ``id,p0,p1,…``
+    epic        .zip        EPIC-KITCHENS-100's ``test.json``: scores of verbs, nouns and the 100 best actions
+    ==========  ==========  =====================================================================================
+
+    Ties go to the lower class index.
 
     Args:
-        log_proba: log-likelihoods (or anything that ranks the classes) of shape (N, K), an array or a tensor.
+        log_proba: log-likelihoods (N, K), an array or a tensor; with "epic" {"verb": (N, 97), "noun": (N, 300)}. Where
+            only ranks are written, anything that ranks the classes will do.
         ids: the videos' ids, in the rows' order.
-        path: the `.txt` file to write.
-        format: "vipriors": `videoid cls1 cls2 cls3 cls4 cls5`; with fewer than five classes, all of them.
+        path: the file to write; its suffix must be the format's.
+        format: "vipriors", "csv" or "epic".
+        sample: with "csv" the competition's sample submission. Its first column has the ids, as they shall be written
+            (with folders or a video's suffix, or without). One more column asks for the class: by name where `classes`
+            has the sample's values, from 1 on where its values are 1 … K, else as an index from 0 on. K more columns
+            ask for the probabilities, in the order of their names where these are the classes'. By default the columns
+            are ``id,label``. Videos that it does not ask for are left out, with a warning.
+        classes: the classes' names, in the scores' order.
+        supervision: with "epic" what the challenge asks for: the levels of supervision of pretraining, of the training
+            labels and of the training data (``sls_pt``, ``sls_tl``, ``sls_td``).
 
     Returns:
         The path.
 
     Raises:
-        InputError: another shape, NaN, no ids, an id twice or with a space, or an unknown format.
+        InputError: another shape or suffix, NaN, no ids, an id twice or with a space; or a sample that does not fit.
+        AlignmentError: the sample's videos are not these.
+
+    Source:
+        The published toolkit of the VIPriors challenge; EPIC-KITCHENS-100's action recognition challenge, format 0.2.
 
     Examples:
         >>> import tempfile
@@ -55,32 +97,175 @@ def write_submission(
         ...     path = write_submission([[0.1, 0.5, 0.2, 0.1, 0.0, 0.1]], ["video_1"], f"{folder}/sub.txt")
         ...     path.read_text()
         'video_1 2 3 1 4 6\n'
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_submission([[0.1, 0.9]], ["video_1"], f"{folder}/sub.csv", "csv", classes=["jump", "run"])
+        ...     path.read_text()
+        'id,label\nvideo_1,run\n'
     """
-    if format != "vipriors":
-        raise InputError(f"expected format 'vipriors', got {format!r}")
-    scores = _as_array(log_proba)
-    if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
+    if format not in _SUFFIXES:
         raise InputError(
-            f"expected log_proba of shape (N videos, K >= 2 classes), got {scores.shape}; reduce views first"
+            f"expected format {' or '.join(map(repr, _SUFFIXES))}, got {format!r}{did_you_mean(format, _SUFFIXES)}"
         )
+    suffix = Path(path).suffix.lower()
+    if suffix != _SUFFIXES[format]:
+        fitting = [name for name, own in _SUFFIXES.items() if own == suffix]
+        other = f", or say {option('format', fitting[0])}" if fitting else ""
+        raise InputError(
+            f"{path}: expected a file name that ends in {_SUFFIXES[format]} for the format {format}{other}"
+        )
+    given: Any = log_proba
+    heads = {name: _as_array(values) for name, values in (given if isinstance(given, Mapping) else {"": given}).items()}
+    if sorted(heads) != (["noun", "verb"] if format == "epic" else [""]):
+        wanted = '{"verb": scores, "noun": scores}' if format == "epic" else "one array (N, K)"
+        raise InputError(f"expected {wanted} for the format {format}, got {first_few(heads) if heads else 'nothing'}")
+    names = _checked_ids(ids, heads, spaces=format == "csv")
+    if format == "epic":
+        return replace(path, _epic(heads["verb"], heads["noun"], names, supervision))
+    scores = heads[""]
+    if format == "csv":
+        return replace(path, _csv(scores, names, sample, classes))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :_COUNTED] + 1
+    lines = [f"{name} {' '.join(map(str, numbers))}\n" for name, numbers in zip(names, best.tolist(), strict=True)]
+    return replace(path, "".join(lines))
+
+
+def _checked_ids(ids: Iterable[str] | None, heads: Mapping[str, NDArray[np.float64]], *, spaces: bool) -> list[str]:
+    """Return the ids, one for each row of every array of scores."""
     if ids is None:
-        raise InputError("expected the videos' ids, got None: a submission needs them; pass ids=[...]")
+        raise InputError(f"expected the videos' ids, got None: a submission needs them; pass {option('ids')}")
     names = [str(i) for i in ids]
-    if len(names) != len(scores):
-        raise AlignmentError(f"expected one id for each of {len(scores)} rows, got {len(names)} ids")
+    for scores in heads.values():
+        if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
+            raise InputError(
+                f"expected log_proba of shape (N videos, K >= 2 classes), got {scores.shape}; reduce views first"
+            )
+        if len(names) != len(scores):
+            raise AlignmentError(f"expected one id for each of {len(scores)} rows, got {len(names)} ids")
+        bad = np.flatnonzero(np.isnan(scores).any(axis=1))
+        if len(bad):
+            raise InputError(
+                f"expected numbers, got NaN in {len(bad)} rows; first: video {names[bad[0]]!r}, row {bad[0]}"
+            )
     seen: dict[str, int] = {}
     for row, name in enumerate(names):
-        if not name or name.split() != [name]:
+        if not name or (not spaces and name.split() != [name]):
             raise InputError(f"expected ids without spaces, got {name!r} at row {row}")
         if name in seen:
             raise InputError(f"expected each id once, got {name!r} at rows {seen[name]} and {row}")
         seen[name] = row
-    bad = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(bad):
-        raise InputError(f"expected numbers, got NaN in {len(bad)} rows; first: video {names[bad[0]]!r}, row {bad[0]}")
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :_COUNTED] + 1
-    lines = [f"{name} {' '.join(map(str, classes))}\n" for name, classes in zip(names, best.tolist(), strict=True)]
-    return replace(path, "".join(lines))
+    return names
+
+
+def _csv(scores: NDArray[np.float64], ids: list[str], sample: Any, classes: Sequence[str] | None) -> str:
+    """Return a table of classes or probabilities in the columns and rows of a sample."""
+    names = check_classes(classes, scores.shape[1])
+    header, asked = ["id", "label"], [[name] for name in ids]
+    if sample is not None:
+        header, asked = _read_sample(Path(sample))
+    rows = scores if sample is None else scores[_rows_of(asked, ids, Path(sample))]
+    if len(header) == 2:
+        written = _labels(rows.argmax(axis=1), asked, names, scores.shape[1])
+        body = [[line[0], label] for line, label in zip(asked, written, strict=True)]
+    else:
+        log_proba = log_softmax(rows)
+        columns = _columns(header[1:], names, scores.shape[1], sample)
+        body = [[line[0], *map(repr, p)] for line, p in zip(asked, np.exp(log_proba)[:, columns].tolist(), strict=True)]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([header, *body])
+    return stream.getvalue()
+
+
+def _read_sample(path: Path) -> tuple[list[str], list[list[str]]]:
+    lines = [line for line in csv.reader(read_text(path).splitlines()) if line]
+    if len(lines) < 2 or len(lines[0]) < 2 or any(len(line) != len(lines[0]) for line in lines):
+        raise InputError(
+            f"{path}: expected a sample submission: a header such as id,label or id,p0,p1 and a row for each video, "
+            "all with as many fields"
+        )
+    return lines[0], lines[1:]
+
+
+def _rows_of(asked: list[list[str]], ids: list[str], path: Path) -> list[int]:
+    """Return the row of each video that the sample asks for, by its id as it stands or as a path's id."""
+    row_of = {name: row for row, name in enumerate(ids)}
+    wanted = [line[0] for line in asked]
+    if not set(wanted) & set(ids):
+        wanted = path_ids(wanted)
+    absent = [name for name in wanted if name not in row_of]
+    known = set(wanted)
+    spare = [name for name in ids if name not in known]
+    if spare and not absent:
+        warnings.warn(
+            f"{path} does not ask for {len(spare)} of {len(ids)} videos, which are left out: {first_few(spare)}",
+            VidfuseWarning,
+            stacklevel=4,
+        )
+    if absent:
+        raise AlignmentError(
+            f"{path}: it asks for {len(wanted)} videos, and {len(ids)} were predicted; not predicted: "
+            f"{first_few(absent) or 'none'}; not asked for: {first_few(spare) or 'none'}"
+        )
+    return [row_of[name] for name in wanted]
+
+
+def _labels(best: NDArray[np.int64], asked: list[list[str]], names: Sequence[str] | None, n_classes: int) -> list[str]:
+    """Return the class of each video as the sample writes classes: by name, from 1 on, or from 0 on."""
+    shown = {line[1] for line in asked if len(line) > 1}
+    if names is not None and (not shown or shown <= set(names)):
+        return [names[k] for k in best]
+    if shown and not all(text.strip().isdigit() for text in shown):
+        known = "without their names" if names is None else f"called {first_few(names)}"
+        raise InputError(
+            f"the sample's labels are names such as {first_few(sorted(shown))}, and the classes are {known}; pass the "
+            f"sample's names in the classes' order with {option('classes')}"
+        )
+    numbers = {int(text) for text in shown}
+    one_based = n_classes in numbers and 0 not in numbers
+    return [str(k + one_based) for k in best.tolist()]
+
+
+def _columns(header: Sequence[str], names: Sequence[str] | None, n_classes: int, sample: Any) -> list[int]:
+    """Return which class each column of the sample is."""
+    if len(header) != n_classes:
+        raise InputError(f"{sample}: expected {n_classes} columns of classes, got {len(header)}: {first_few(header)}")
+    if names is not None and set(header) == set(names):
+        return [list(names).index(name) for name in header]
+    digits = [re.search(r"(\d+)$", name) for name in header]
+    numbers = [int(found[1]) for found in digits if found]
+    first = min(numbers, default=0)
+    if sorted(numbers) == list(range(first, first + n_classes)) and first in (0, 1):
+        return [number - first for number in numbers]
+    raise InputError(
+        f"{sample}: expected columns that are numbered or called as the classes, got {first_few(header)}; pass these "
+        f"names in the scores' order with {option('classes')}"
+    )
+
+
+def _epic(
+    verbs: NDArray[np.float64], nouns: NDArray[np.float64], ids: list[str], supervision: Sequence[int] | None
+) -> bytes:
+    """Return the zip of a `test.json`: a score for each verb and noun, and for the 100 actions that are most likely."""
+    if supervision is None or len(supervision) != 3:
+        raise InputError(
+            "the challenge asks for three levels of supervision (pretraining, training labels, training data); pass "
+            f"{option('supervision')}, such as 2,3,3"
+        )
+    log_verb, log_noun = (np.maximum(log_softmax(scores), -1e4) for scores in (verbs, nouns))  # JSON has no infinity
+    results = {}
+    for row, name in enumerate(ids):
+        actions = (log_verb[row][:, None] + log_noun[row]).ravel()
+        best = np.argsort(-actions, kind="stable")[:_ACTIONS].tolist()
+        results[name] = {
+            "verb": {str(k): value for k, value in enumerate(log_verb[row].tolist())},
+            "noun": {str(k): value for k, value in enumerate(log_noun[row].tolist())},
+            "action": {f"{k // nouns.shape[1]},{k % nouns.shape[1]}": float(actions[k]) for k in best},
+        }
+    levels = dict(zip(("sls_pt", "sls_tl", "sls_td"), map(int, supervision), strict=True))
+    content = {"version": "0.2", "challenge": "action_recognition", **levels, "results": results}
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("test.json"), json.dumps(content, allow_nan=False), zipfile.ZIP_DEFLATED)
+    return stream.getvalue()
 
 
 @dataclass(frozen=True)

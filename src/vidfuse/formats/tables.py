@@ -1,56 +1,146 @@
-"""Predictions in tables: csv, parquet, and pandas, polars or pyarrow frames, wide or long."""
+"""Predictions in tables: csv and its relatives, parquet; wide or long."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
-from vidfuse.errors import InputError, MissingExtraError
-from vidfuse.formats.annotations import read_text
+from vidfuse.errors import InputError, MissingExtraError, option
+from vidfuse.stack.columns import ID_NAMES, NO_IDS
 from vidfuse.stack.frames import Dump, read_frame
 
-__all__ = ["read_csv", "read_parquet"]
+__all__ = ["read_csv", "read_parquet", "read_parquet_columns", "split_rows"]
 
-_NUMBERED: Final = re.compile(r"^(.*?)(\d+)$")
-_MAX_CELLS: Final = 1 << 31
+_SEPARATORS: Final = ("\t", ",", ";")
 
 
-def read_csv(path: Path, classes: Sequence[str] | None = None) -> Dump:
+def split_rows(text: str) -> tuple[list[list[str]], list[int]]:
+    """Split a text into rows of cells, by tabs, commas, semicolons or blanks, whichever its first line has first.
+
+    Returns:
+        The rows that are not empty, without the spaces around a cell, and the line on which each begins.
+
+    Raises:
+        InputError: Quotes that do not close, or a cell of more than 131,072 characters.
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = next((mark for mark in _SEPARATORS if mark in first), None)
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    if separator is None:
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                rows.append(line.split())
+                lines.append(number)
+        return rows, lines
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise InputError(f"expected a csv: {error}") from error
+    return rows, lines
+
+
+def read_csv(
+    text: str,
+    *,
+    classes: Sequence[str] | str | None = None,
+    columns: Sequence[str] | str | None = None,
+    id_column: str | None = None,
+) -> Dump:
     """Read a csv: wide, ``id,[label,]p0,…``, one row a video; or long, ``id,class,score``, one row a number.
 
-    A first line of names is expected where columns are not simply an id and scores.
+    Without a first line of names, columns are called 1, 2, …; the first holds the ids if it holds texts, and otherwise
+    `id_column` has to say what it holds.
+
+    Raises:
+        InputError: No rows, rows of different lengths, a column that could be scores or something else, or numbers in
+            the first line, of which the first may be an id or a score.
     """
-    text = read_text(path)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as error:
-        raise InputError(f"{path}: expected a csv: {error}") from error
+    rows, lines = split_rows(text)
     if not rows:
-        raise InputError(f"{path}: expected rows of predictions, got none")
-    has_header = not all(_is_number(cell) for cell in rows[0][1:]) or len(rows[0]) < 2
-    header = (
-        [cell.strip() for cell in rows.pop(0)] if has_header else ["id", *(f"p{k}" for k in range(len(rows[0]) - 1))]
-    )
+        raise InputError("expected rows of predictions, got none")
+    named = _has_header(rows)
+    if named:
+        header = rows.pop(0)
+        del lines[0]
+    else:
+        id_column, header = _numbered_header(rows, id_column)
     width = len(header)
-    for number, row in enumerate(rows, start=2 if has_header else 1):
+    for number, row in zip(lines, rows, strict=True):
         if len(row) != width:
-            raise InputError(f"{path}: line {number}: expected {width} fields, got {len(row)}")
+            raise InputError(f"line {number}: expected {width} fields, got {len(row)}")
     if not rows:
-        raise InputError(f"{path}: expected rows of predictions below the header, got none")
-    columns = dict(zip(header, np.array(rows, dtype=object).T, strict=True))  # the strings themselves, not copies
-    if len(columns) != width:
-        raise InputError(f"{path}: expected unique column names, got {first_few(sorted(set(_repeated(header))))} twice")
-    try:
-        return read_frame(columns, classes=classes, text=True)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError("expected rows of predictions below the header, got none")
+    table = dict(zip(header, np.array(rows, dtype=object).T, strict=True))  # the strings themselves, not copies
+    if len(table) != width:
+        raise InputError(f"expected unique column names, got {first_few(sorted(set(_repeated(header))))} twice")
+    if not named and columns is None:
+        _check_scores_alone({name: cells for name, cells in table.items() if name != id_column})
+    return read_frame(table, id=id_column, columns=columns, classes=classes, text=True)
+
+
+def _has_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first line holds names: something that is no number, or classes numbered one after the other.
+
+    ==========================  ==================================================
+    ``id,0,1,2``                names: a usual name of ids
+    ``0,1,2`` and ``,0,1,2``    names: consecutive whole numbers, with fractions in the next line
+    ``a,0.1,0.9``               no names: numbers after an id
+    ``0.3,0.1,0.6``             no names
+    ``a,3``                     no names: a label after an id
+    ==========================  ==================================================
+    """
+    first = rows[0]
+    if first[0].lower() in ID_NAMES:
+        return True
+    numbers = [cell for cell in (first if _is_number(first[0]) else first[1:]) if _is_number(cell)]
+    if len(numbers) < len(first) - 1 or not numbers:
+        return True
+    whole = all(cell.isascii() and cell.isdigit() and len(cell) < 10 for cell in numbers)
+    start = int(numbers[0]) if whole else 0
+    consecutive = whole and [int(cell) for cell in numbers] == list(range(start, start + len(numbers)))
+    return consecutive and len(rows) > 1 and any(_is_number(cell) and not cell.isdigit() for cell in rows[1][1:])
+
+
+def _check_scores_alone(table: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a column of whole numbers beside scores, which no name explains: a label, or a count."""
+    whole = [
+        number
+        for number, cells in enumerate(table.values(), start=1)
+        if all(cell.lstrip("-").isdigit() for cell in cells)
+    ]
+    if whole and len(whole) < len(table):
+        raise InputError(
+            f"there is no line with the columns' names, and score column {whole[0]} holds whole numbers where others "
+            "hold fractions: a label? Give the file a first line such as id,label,p0,p1"
+        )
+
+
+def _numbered_header(rows: Sequence[Sequence[str]], id_column: str | None) -> tuple[str, list[str]]:
+    """Name the columns of a table without names: the ids, "1" say, and the scores p0, p1 …, or the predicted class."""
+    width = len(rows[0])
+    if id_column is None and any(not _is_number(row[0]) for row in rows if row):
+        id_column = "1"
+    if id_column not in (NO_IDS, *map(str, range(1, width + 1))):
+        raise InputError(
+            f"the first line is numbers, with no names of columns: say {option('id_column', '1')} if the first column "
+            f"holds ids, or {option('id_column', NO_IDS)} if all hold scores, in the order of the annotations"
+        )
+    scores = [f"p{k}" for k in range(width)] if id_column == NO_IDS else [f"p{k}" for k in range(width - 1)]
+    if id_column == NO_IDS:
+        return id_column, scores
+    place = int(id_column or 1) - 1
+    return id_column or "1", [*scores[:place], str(place + 1), *scores[place:]] if width > 2 else ["1", "pred"]
 
 
 def _is_number(cell: str) -> bool:
@@ -65,21 +155,28 @@ def _repeated(names: Sequence[str]) -> list[str]:
     return [name for name in names if names.count(name) > 1]
 
 
-def read_parquet(path: Path, classes: Sequence[str] | None = None) -> Dump:
-    """Read a parquet file with the columns of a wide or long table; needs pyarrow."""
+def read_parquet(stream: IO[bytes], **options: Any) -> Dump:
+    """Read a parquet file with the columns of a wide or long table; needs pyarrow.
+
+    Args:
+        stream: The open file.
+        **options: As of `vidfuse.stack.frames.read_frame`.
+    """
+    return read_frame(read_parquet_columns(stream), **options)
+
+
+def read_parquet_columns(stream: IO[bytes]) -> dict[str, NDArray[Any]]:
+    """Read the columns of a parquet file, and close it; needs pyarrow."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtraError("reading parquet files", "all") from error
     try:
-        table = pyarrow.parquet.read_table(path)
-        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        with stream:
+            table = pyarrow.parquet.read_table(stream)
+        return {name: table.column(name).to_numpy() for name in table.column_names}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:  # names that are no text, or stand twice
         if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             raise  # what the system refuses says nothing about the file
-        raise InputError(f"{path}: expected a parquet file: {error}") from error
-    try:
-        return read_frame(columns, classes=classes)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"expected a parquet file: {error}") from error

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vidfuse._checks import first_few
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.metrics import prediction_disagreement
-from vidfuse.stack.inputs import order_advice
+from vidfuse.stack.order import order_advice
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["agreement_beyond_chance", "check_numbering", "warn_if_agreement_is_lost"]

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import as_array, check_labels, check_same_labels, first_few
-from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.fusion.agreement import agreement_beyond_chance, check_numbering, warn_if_agreement_is_lost
 from vidfuse.stack.stack import LogitStack
 
@@ -247,7 +247,7 @@ def check_layout(rule: Rule, stack: LogitStack) -> None:
     if stack.n_views is not None and not rule.takes_views:
         raise InputError(
             f"{type(rule).__name__} takes (N, M, K), got views: shape {stack.shape}; reduce them with "
-            'views="mean-log" while loading, or with reduce_views(stack, "mean-log")'
+            f"{option('views', 'mean-log')} while loading"
         )
 
 
@@ -266,9 +266,9 @@ def check_presence(stack: LogitStack, missing: str | None) -> None:
     """
     if stack.present is None or missing == "renormalise":
         return
-    advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
+    advice = f"keep those that all members have, with {option('join', 'inner')} while loading"
     if missing is not None:
-        advice = 'say missing="renormalise" to share an absent member\'s weight among the others'
+        advice = f"say {option('missing', 'renormalise')} to share an absent member's weight among the others"
     raise AlignmentError(
         f"expected every member's scores of every video, got {int((~stack.present.all(axis=1)).sum())} of {len(stack)} "
         f"videos without some; {advice}"
@@ -363,7 +363,11 @@ def _aligned(rule: Rule, X: Any) -> LogitStack:
             f"expected the members of the fit, {first_few(needed, 20)}"
             f"{f' (and if you like {first_few(spare, 20)}, without a say)' if spare else ''}; missing: "
             f"{first_few(absent) or 'none'}, not in the fit: {first_few(added) or 'none'}"
-            + ("" if rule.missing is None else '; say missing="renormalise" to go on with those that are there')
+            + (
+                ""
+                if rule.missing is None
+                else f"; say {option('missing', 'renormalise')} to go on with those that are there"
+            )
         )
     if stack.present is not None and not absent:
         check_presence(stack.select(needed), rule.missing)

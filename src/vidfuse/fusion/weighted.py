@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from vidfuse._checks import check_weights, place
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
 from vidfuse.fusion.rule import Rule
@@ -246,7 +246,7 @@ def check_true_class(stack: LogitStack, true: NDArray[np.float64], floors: NDArr
         name = stack.members[int(zero[:, row].argmax())]
         raise InputError(
             f"a learned fit cannot use a probability of 0 at the true class: {place(row, stack.ids, name)}; "
-            "set floor=1e-4 or more"
+            f"set {option('floor', 1e-4)} or more"
         )
 
 
@@ -273,7 +273,7 @@ def _fit_videos(
     if not used.any():
         raise AlignmentError(
             f"expected videos that every member has, to compare the members on; got none among {len(stack)}; leave "
-            'out the members that have few, or say weights="uniform"'
+            f"out the members that have few, or say {option('weights', 'uniform')}"
         )
     omega = np.ones(len(stack)) if weight is None else weight
     used &= omega > 0

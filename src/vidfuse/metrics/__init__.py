@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidfuse.metrics.accuracy import class_accuracies, mean_class_accuracy, top_k_accuracy, top_k_hits
+    from vidfuse.metrics.accuracy import class_accuracies, macro_f1, mean_class_accuracy, top_k_accuracy, top_k_hits
     from vidfuse.metrics.diversity import (
         disagreement,
         double_fault,
@@ -35,6 +35,7 @@ _HOME = {
     "disagreement": "diversity",
     "double_fault": "diversity",
     "ece": "probabilistic",
+    "macro_f1": "accuracy",
     "mcnemar": "significance",
     "mean_class_accuracy": "accuracy",
     "nll": "probabilistic",
@@ -61,6 +62,7 @@ __all__ = [
     "disagreement",
     "double_fault",
     "ece",
+    "macro_f1",
     "mcnemar",
     "mean_class_accuracy",
     "nll",

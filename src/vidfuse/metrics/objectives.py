@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import check_labels, check_same_labels, first_few
-from vidfuse.errors import InputError
+from vidfuse._checks import check_labels, check_same_labels, did_you_mean, first_few
+from vidfuse.errors import InputError, option
 from vidfuse.metrics._inputs import as_labels
-from vidfuse.metrics.accuracy import mean_class_accuracy, top_k_accuracy
+from vidfuse.metrics.accuracy import macro_f1, mean_class_accuracy, top_k_accuracy
 from vidfuse.metrics.probabilistic import brier, ece, nll
 
 __all__ = ["OBJECTIVES", "Objective", "Scorer", "higher_is_better", "resolve_objective", "scorers"]
@@ -28,6 +28,7 @@ OBJECTIVES: Mapping[str, tuple[Objective, bool]] = MappingProxyType(
     {
         "accuracy": (top_k_accuracy, True),
         "mean-class-accuracy": (mean_class_accuracy, True),
+        "macro-f1": (macro_f1, True),
         "nll": (nll, False),
     }
 )
@@ -38,7 +39,7 @@ def resolve_objective(objective: str | Objective) -> Objective:
     """Return the metric of a named objective, in its own units (the NLL stays in nats), or the callable itself.
 
     Args:
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
 
     Raises:
         InputError: On an unknown name, or what is neither a name nor callable.
@@ -51,7 +52,10 @@ def resolve_objective(objective: str | Objective) -> Objective:
         return objective
     if objective in OBJECTIVES:
         return OBJECTIVES[objective][0]
-    raise InputError(f"objective: expected one of {', '.join(OBJECTIVES)} or a callable, got {objective!r}")
+    raise InputError(
+        f"objective: expected one of {', '.join(OBJECTIVES)} or a callable, got {objective!r}"
+        f"{did_you_mean(objective, OBJECTIVES)}"
+    )
 
 
 def higher_is_better(objective: str | Objective) -> bool:
@@ -67,7 +71,11 @@ def objective_name(objective: str | Objective) -> str:
         >>> objective_name("nll"), objective_name(brier)
         ('nll', 'brier')
     """
-    return objective if isinstance(objective, str) else getattr(objective, "__name__", repr(objective))
+    if isinstance(objective, str):
+        return objective
+    if objective is macro_f1:
+        return "macro-f1"
+    return getattr(objective, "__name__", repr(objective))
 
 
 def evaluate(
@@ -148,7 +156,7 @@ def labels_of(X: Any, y: Any = None, *, where: str = "this data") -> NDArray[np.
     """
     own = getattr(X, "labels", None)
     if own is None and y is None:
-        raise InputError(f"labels: {where} has none; pass y, or build the stack with labels=")
+        raise InputError(f"labels: {where} has none; pass y, or build the stack with {option('labels')}")
     if own is None or y is None:
         known = as_labels(np.asarray(own) if y is None else y)
         n_classes = getattr(X, "n_classes", None)
@@ -161,6 +169,7 @@ scorers: dict[str, Scorer] = {
     "top-3-accuracy": Scorer(partial(top_k_accuracy, k=3)),
     "top-5-accuracy": Scorer(partial(top_k_accuracy, k=5)),
     "mean-class-accuracy": Scorer(mean_class_accuracy),
+    "macro-f1": Scorer(macro_f1),
     "neg-nll": Scorer(nll, sign=-1),
     "neg-brier": Scorer(brier, sign=-1),
     "neg-ece": Scorer(ece, sign=-1),

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 
 __all__ = ["Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
 
@@ -135,7 +135,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
 
     Args:
         model: A network whose classifier is named ``classifier``.
-        state_dict: Weights in the model's own layout.
+        state_dict: Weights in the model's own layout. Where all of what only training uses is missing
+            (`VideoNetwork.training_only`), the rest is loaded, with a warning.
         replace_classifier: Leave the model's classifier as it is where the checkpoint's has another class count.
 
     Raises:
@@ -152,6 +153,11 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
                 if given[key].shape != wanted[key].shape:
                     given[key] = wanted[key]
     missing = [key for key in wanted if key not in given]
+    # What only training uses may be missing as a whole: published files are often cut down to what predicts.
+    spare = tuple(getattr(model, "training_only", ()))
+    cut = bool(spare) and not any(key.startswith(spare) for key in state_dict)
+    if cut:
+        missing = [key for key in missing if not key.startswith(spare)]
     unexpected = [key for key in given if key not in wanted]
     misshapen = [
         f"{key} (expected {tuple(wanted[key].shape)}, got {tuple(given[key].shape)})"
@@ -172,4 +178,12 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
                 "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"
             )
         raise InputError(f"the checkpoint does not fit {name}, nothing was loaded: {'; '.join(problems)}{advice}")
+    if cut:
+        given = {key: value for key, value in given.items() if not key.startswith(spare)}
+        warnings.warn(
+            f"the checkpoint has no {', '.join(name.rstrip('.') for name in spare)} head, which only training uses: "
+            "it is as freshly built; predictions do not need it",
+            VidfuseWarning,
+            stacklevel=3,
+        )
     model.load_state_dict(given, strict=False)

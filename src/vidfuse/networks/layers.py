@@ -149,7 +149,12 @@ class VideoNetwork(Backbone):
         num_features: Width of what the classifier sees.
         num_classes: K.
         dropout: Probability that a feature is dropped before the classifier.
+
+    Attributes:
+        training_only: How the names of parameters begin that only training uses; a checkpoint may lack them all.
     """
+
+    training_only: tuple[str, ...] = ()
 
     def __init__(self, num_features: int, num_classes: int, dropout: float) -> None:
         super().__init__()

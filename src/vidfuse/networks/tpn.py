@@ -73,6 +73,8 @@ class TPN(VideoNetwork):
         torch.Size([1, 5])
     """
 
+    training_only = ("auxiliary.",)
+
     def __init__(
         self,
         config: TPNConfig,
@@ -358,7 +360,7 @@ _NECK: Final[Rules] = (
     (r"\.pyramid_fusion(?:_op)?\.", ".fusion."),
     (r"\.(mix|fusion)\.0\.", r".\1.conv."),
     (r"\.(mix|fusion)\.1\.", r".\1.norm."),
-    (r"^neck\.aux_head\.conv(?:s\.0)?\.", "auxiliary.conv."),
+    (r"^neck\.aux_head\.convs?(?:\.0)?\.", "auxiliary.conv."),
     (r"^neck\.aux_head\.fc\.", "auxiliary.classifier."),
     (r"^cls_head\.fc_cls\.", "classifier."),
     (r"^(neck|auxiliary)(.*)\.bn\.", r"\1\2.norm."),

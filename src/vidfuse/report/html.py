@@ -109,7 +109,7 @@ def write_report(
         The path.
 
     Raises:
-        InputError: labels are missing, or a thumbnail is of no known format.
+        InputError: labels are missing, the path does not end in .html, or a thumbnail is of no known format.
 
     Example:
         >>> import tempfile
@@ -121,6 +121,8 @@ def write_report(
         >>> page.startswith("<!doctype html>"), "The fusion of 3 members gets" in page
         (True, True)
     """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path}: expected a file name that ends in .html, as the report is a page")
     trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
     data = _predict(trial.reduced(views), rules, thumbnails or {})
     combinations = combinations_of(trial, data.trial)

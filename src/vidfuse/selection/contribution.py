@@ -105,7 +105,7 @@ def shapley_values(
 
     Args:
         stack: A stack, or an array (N, M, K), of at most 16 members.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         rule: Any fusion rule; `LogLinearPool(weights="accuracy")` by default.
         labels: True classes, shape (N,); the stack's own by default.
 
@@ -164,7 +164,7 @@ def leave_one_out(
 
     Args:
         stack: A stack, or an array (N, M, K).
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         rule: Any fusion rule, refitted without the member; `LogLinearPool(weights="accuracy")` by default.
         labels: True classes, shape (N,); the stack's own by default.
 

@@ -144,7 +144,8 @@ def coordinate_search(
 
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
-        objective: "accuracy", "mean-class-accuracy", or a callable `(labels, log_proba) -> float`, higher is better.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", or a callable `(labels, log_proba) -> float`, higher
+            is better.
         pool: "log-linear" or "linear".
         start: {member: weight} to begin with, instead of equal weights, single members and random points.
         random_starts: How many random points; 8 by default, 0 for a callable.
@@ -179,12 +180,12 @@ def coordinate_search(
         points = check_weights(start, names)[None]
     else:
         equal = np.full((1, len(names)), 1 / len(names))
-        count = random_starts if random_starts is not None else 0 if callable(objective) else 8
+        count = random_starts if random_starts is not None else 0 if callable(problem.objective) else 8
         rng = np.random.default_rng(random_state)
         points = np.concatenate([equal, np.eye(len(names)), rng.dirichlet(np.ones(len(names)), size=count)])
     settle: _Settle
     propose: _Propose
-    if callable(objective):
+    if callable(problem.objective):
         settle = partial(pool_score, problem, pool, floor)
         propose = partial(_best_share, settle)
     else:

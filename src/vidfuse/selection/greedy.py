@@ -84,8 +84,8 @@ def greedy_search(
 
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`, higher is
-            better. With few videos many ensembles have the same accuracy, and "nll" tells more.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`,
+            higher is better. With few videos many ensembles have the same accuracy, and "nll" tells more.
         rounds: How many members are added; at most M without replacement.
         pool: "linear" averages probabilities (as published), "log-linear" log-likelihoods.
         replacement: Whether a member may be added again.
@@ -266,7 +266,7 @@ class GreedyPool(Rule):
     """Ensemble selection as an estimator: a pool whose weights are how often a greedy search chose each member.
 
     Args:
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         rounds: How many members are added.
         pool: "linear" averages probabilities, "log-linear" log-likelihoods.
         replacement: Whether a member may be added again.

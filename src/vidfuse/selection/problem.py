@@ -11,10 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse._checks import check_weights
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_layout, check_sample_weight
-from vidfuse.metrics.objectives import Objective, evaluate, higher_is_better, labels_of, objective_name
+from vidfuse.metrics.objectives import (
+    Objective,
+    evaluate,
+    higher_is_better,
+    labels_of,
+    objective_name,
+    resolve_objective,
+)
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Problem", "check_rule", "pose", "restricted", "video_weights"]
@@ -113,18 +120,22 @@ def pose(
     stack = as_stack(stack)
     y = labels_of(stack, labels, where=f"the stack to {task}")
     higher_is_better(objective)
+    if objective == "macro-f1":  # no sum over videos: it is searched as any callable is
+        objective = resolve_objective(objective)
     rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
     missing = None if whole_only else rule.missing
     check_layout(rule, stack)
     weight = check_sample_weight(sample_weight, len(stack))
     if callable(objective) and weight is not None:
-        raise InputError("sample_weight: expected a named objective; a callable gets no weights")
+        raise InputError(
+            f"sample_weight: expected a sum over videos, got {objective_name(objective)}; a callable gets no weights"
+        )
     # Which videos? Those that every member has, where the rule can do without the others, and that count.
     used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
     if stack.present is not None and missing != "renormalise":
-        advice = "keep those that all members have: stack[stack.present.all(axis=1)]"
+        advice = f"keep those that all members have, with {option('join', 'inner')} while loading"
         if missing is not None:
-            advice += ', or give the rule missing="renormalise", which does so while it compares members'
+            advice += f", or give the rule {option('missing', 'renormalise')}, which does so while it compares members"
         raise AlignmentError(
             f"expected every member's scores of every video, got {int((~used).sum())} of {len(stack)} videos without "
             f"some; {advice}"

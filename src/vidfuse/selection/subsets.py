@@ -96,8 +96,8 @@ def search_subsets(
 
     Args:
         stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`, higher is
-            better.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`,
+            higher is better.
         rule: Any fusion rule; `LogLinearPool(weights="accuracy")` by default.
         labels: True classes, shape (N,); the stack's own by default.
         max_members: Only subsets of at most so many members.
@@ -234,7 +234,7 @@ class SubsetPool(Rule):
 
     Args:
         rule: The rule whose subsets are searched, and which is then fitted on the best.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         max_members: At most so many members.
         costs: {member: cost}, or numbers in the members' order.
         budget: The most that a subset may cost.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import Rows, as_array, check_classes, check_ids, check_labels, first_few, place
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse._checks import Rows, as_array, check_ids, check_labels, first_few, place
+from vidfuse._paths import VIDEO_SUFFIXES
+from vidfuse.errors import AlignmentError, InputError, option
 
 __all__ = [
     "Alignment",
@@ -18,9 +20,9 @@ __all__ = [
     "align_ids",
     "align_labels",
     "check_layouts",
-    "common_classes",
     "group_names",
     "member_ids",
+    "without_rows",
 ]
 
 Join = Literal["exact", "inner", "outer"]
@@ -63,12 +65,15 @@ def check_layouts(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int | Non
             )
     counts = {name: shape[-1] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
-        raise AlignmentError(f"members have different numbers of classes: {_listed(counts)}; fuse one label set only")
+        raise AlignmentError(
+            f"members have different numbers of classes: {_listed(counts)}; fuse one label set only, or say what the "
+            f"classes of a member are with {option('class_map')}"
+        )
     views = {name: shape[1] if len(shape) == 3 else None for name, shape in shapes.items()}
     if len(set(views.values())) > 1:
         raise InputError(
             f"members have different numbers of views: {_listed(views)}; reduce them while loading, with "
-            'views="mean-log" or a mapping from member to rule'
+            f"{option('views', 'mean-log')} or a reduction for each member"
         )
     return next(iter(counts.values())), next(iter(views.values()))
 
@@ -100,7 +105,8 @@ def align_ids(
     if ids is None:
         if len(set(counts.values())) > 1:
             raise AlignmentError(
-                f"members have different numbers of videos: {_listed(counts)}; pass ids, so that rows can be matched"
+                f"members have different numbers of videos: {_listed(counts)}; pass {option('ids')}, so that rows "
+                "can be matched"
             )
         n = counts[first]
         return Alignment(n, None, {name: slice(0, n, 1) for name in names})
@@ -125,6 +131,32 @@ def align_ids(
     return Alignment(len(base), base, {name: found[name] for name in names}, None if present.all() else present)
 
 
+def without_rows(alignment: Alignment, kept: Mapping[str, NDArray[np.int64]], counts: Mapping[str, int]) -> Alignment:
+    """Return the alignment of members of which some have lost rows.
+
+    Args:
+        alignment: Where each member has each video, among all of its rows.
+        kept: For each member that has lost some, the rows that are left.
+        counts: For each member, how many rows it had.
+
+    Example:
+        >>> before = align_ids(None, {"swin": 3, "x3d": 3})
+        >>> after = without_rows(before, {"x3d": np.array([0, 2])}, {"swin": 3, "x3d": 3})
+        >>> after.rows["x3d"].tolist(), after.present[:, 1].tolist()
+        ([0, -1, 1], [True, False, True])
+    """
+    if not kept:
+        return alignment
+    found = dict(alignment.rows)
+    for name, rows in kept.items():
+        place_of = np.full(counts[name] + 1, -1, dtype=np.int64)  # the last stands for a video that it never had
+        place_of[rows] = np.arange(len(rows))
+        found[name] = place_of[found[name]]
+    had = np.ones((alignment.n, len(found)), bool) if alignment.present is None else alignment.present
+    lost = [np.asarray(found[name]) < 0 if name in kept else np.zeros(alignment.n, bool) for name in found]
+    return Alignment(alignment.n, alignment.ids, found, had & ~np.stack(lost, axis=1))
+
+
 def _same(left: NDArray[np.str_], right: NDArray[np.str_]) -> bool:
     if left is right:
         return True
@@ -136,13 +168,39 @@ def _same(left: NDArray[np.str_], right: NDArray[np.str_]) -> bool:
 def _different_ids(
     ids: Mapping[str, NDArray[np.str_]], names: Sequence[str], counts: Mapping[str, int]
 ) -> AlignmentError:
+    alike = _alike(ids, names)
+    if alike is not None:
+        return AlignmentError(
+            f"members have the same videos under different ids ({_listed(counts)}): {alike}; make the ids equal"
+        )
     union = np.unique(np.concatenate([ids[name] for name in names]))
     lacking = {name: union[~np.isin(union, ids[name])] for name in names}
     shown = "; ".join(f"{name!r} lacks {len(gone)}: {first_few(gone)}" for name, gone in lacking.items() if len(gone))
     return AlignmentError(
         f"members have different videos ({_listed(counts)}): {shown}; "
-        'join="inner" keeps the common videos, join="outer" keeps all'
+        f"{option('join', 'inner')} keeps the common videos, {option('join', 'outer')} keeps all"
     )
+
+
+def _alike(ids: Mapping[str, NDArray[np.str_]], names: Sequence[str]) -> str | None:
+    """Say how ids differ that look the same: in their Unicode form, in a video's suffix, in folders; None otherwise."""
+    forms: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("in their Unicode form", lambda text: unicodedata.normalize("NFC", text)),
+        ("in the suffix of a file", lambda text: unicodedata.normalize("NFC", _without_suffix(text))),
+        ("in folders or the suffix of a file", lambda text: _without_suffix(text).rsplit("/", 1)[-1]),
+    )
+    first = set(ids[names[0]].tolist())
+    for how, form in forms:
+        made = {name: {form(text): text for text in ids[name].tolist()} for name in names}
+        if all(made[name].keys() == made[names[0]].keys() and len(made[name]) == len(ids[name]) for name in names):
+            name, key = next((n, k) for n in names[1:] for k, text in made[n].items() if text not in first)
+            return f"they differ only {how}, such as {made[names[0]][key]!r} and {made[name][key]!r} ({name})"
+    return None
+
+
+def _without_suffix(text: str) -> str:
+    stem, dot, suffix = text.rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in VIDEO_SUFFIXES else text
 
 
 def _positions(ids: NDArray[np.str_], wanted: NDArray[np.str_]) -> NDArray[np.int64]:
@@ -204,29 +262,9 @@ def align_labels(
         row = int(np.flatnonzero(merged < 0)[0])
         raise InputError(
             f"labels: expected one for each of {alignment.n} videos, got none for {int((merged < 0).sum())}, such as "
-            f"{place(row, ids)}; pass labels as a mapping from id to label"
+            f"{place(row, ids)}; pass them by id with {option('labels')}"
         )
     return merged
-
-
-def common_classes(classes: Any, names: Sequence[str], n_classes: int) -> tuple[str, ...] | None:
-    """Return the class names that all members share, from one sequence or {member: names}."""
-    if classes is None or not isinstance(classes, Mapping):
-        return check_classes(classes, n_classes)
-    known = {name: check_classes(classes[name], n_classes) for name in names if classes.get(name) is not None}
-    reference: tuple[str, tuple[str, ...]] | None = None
-    for name, own in known.items():
-        if own is None:
-            continue
-        if reference is None:
-            reference = (name, own)
-        elif own != reference[1]:
-            at = next(k for k, pair in enumerate(zip(reference[1], own, strict=True)) if pair[0] != pair[1])
-            raise AlignmentError(
-                f"members {reference[0]!r} and {name!r} have different classes: class {at} is {reference[1][at]!r} "
-                f"and {own[at]!r}; reorder one member's classes"
-            )
-    return reference[1] if reference else None
 
 
 def member_ids(ids: Any, names: Sequence[str], counts: Mapping[str, int]) -> dict[str, NDArray[np.str_]] | None:

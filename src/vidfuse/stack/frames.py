@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import as_array, check_ids, first_few
-from vidfuse.errors import InputError
+from vidfuse._checks import first_few
+from vidfuse.errors import InputError, VidfuseWarning, option
+from vidfuse.stack.classes import name_order
+from vidfuse.stack.columns import (
+    ID_NAMES,
+    NOTE_NAMES,
+    VOTE_NAMES,
+    Table,
+    called,
+    floats_of,
+    id_column,
+    is_index,
+    label_column,
+    long_columns,
+    score_columns,
+)
 
-__all__ = ["ID_NAMES", "LABEL_NAMES", "Dump", "frame_arrays", "label_indices", "read_frame"]
+__all__ = ["Dump", "frame_arrays", "label_indices", "read_frame", "reordered", "sorted_classes"]
 
-ID_NAMES: Final = ("id", "videoid", "video_id", "video", "youtube_id", "name")
-LABEL_NAMES: Final = ("label", "class", "label_id", "class_id")
-_NUMBERED: Final = re.compile(r"^(.*?)(\d+)$")
+_WHOLE: Final = re.compile(r"^-?[0-9]{1,17}(\.0*)?$")
 _MAX_CELLS: Final = 1 << 31
 
 
@@ -26,16 +39,52 @@ class Dump:
     """One member's predictions as they were dumped.
 
     Attributes:
-        scores: (N, K) or (N, V, K), or a list of (V_i, K) where videos have different numbers of views.
+        scores: (N, K) or (N, V, K), or a list of (V_i, K) where videos have different numbers of views; integers (N,)
+            where only the predicted classes are known.
         labels: The dump's own labels (N,), or None.
         ids: The dump's own ids (N,), or None.
         classes: The dump's own class names, or None.
+        kind: What the dump itself says that its numbers are, or None.
+        chunks: The views are the pieces of one test, of which the tool that wrote them keeps the mean alone.
+        notes: What was left out or put in order while it was read, for a warning.
     """
 
     scores: NDArray[Any] | list[NDArray[Any]]
     labels: NDArray[Any] | None = None
     ids: NDArray[np.str_] | None = None
     classes: tuple[str, ...] | None = None
+    kind: str | None = None
+    chunks: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def reordered(dump: Dump, classes: Sequence[str]) -> Dump:
+    """Return a dump with its classes in the order of `classes`, columns and labels alike, matched by name.
+
+    A dump without class names is taken to have them in this order.
+
+    Raises:
+        AlignmentError: The dump's own classes are others.
+
+    Example:
+        >>> dump = reordered(Dump(np.array([[1.0, 2.0]]), np.array([0]), None, ("b", "a")), ["a", "b"])
+        >>> dump.scores.tolist(), dump.labels.tolist(), dump.classes
+        ([[2.0, 1.0]], [1], ('a', 'b'))
+    """
+    own, wanted = dump.classes, tuple(classes)
+    order = None if own is None else name_order(own, wanted, "the file")
+    if order is None:
+        return replace(dump, classes=wanted)
+    rank = np.argsort(order)
+    scores: Any = dump.scores
+    if isinstance(scores, list):
+        scores = [video[..., order] for video in scores]
+    else:
+        scores = rank[scores] if scores.ndim == 1 else scores[..., order]
+    labels = dump.labels
+    if labels is not None and ((labels >= 0) & (labels < len(wanted))).all():
+        labels = rank[labels]
+    return replace(dump, scores=scores, labels=labels, classes=wanted)
 
 
 def read_frame(
@@ -43,107 +92,86 @@ def read_frame(
     *,
     id: str | None = None,
     label: str | None = None,
-    columns: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
+    columns: Sequence[str] | str | None = None,
+    classes: Sequence[str] | str | None = None,
     text: bool = False,
 ) -> Dump:
-    """Read one table of predictions.
+    """Read one table of predictions; its ids are as they stand, and may come twice.
 
     Args:
         frame: A pandas, polars or pyarrow table, or a mapping from column name to values.
-        id: The column of the videos' ids; by default one that is called id, videoid, …
-        label: The column of the true classes; by default one that is called label, if there is one.
-        columns: The columns of the scores in class order; by default all others, in the table's order. Columns that are
-            not just numbered name the classes.
-        classes: Class names, for labels or long tables that use them.
+        id: The column of the videos' ids, or "none" if there is none; by default one that is called id, videoid, …, or
+            pandas' unnamed index where it holds texts.
+        label: The column of the true classes; by default one that is called label, y_true, …, if there is one.
+        columns: The columns of the scores in class order, or a pattern such as ``"p*"``. By default the numbered ones
+            (p0, p1, …), in the order of their numbers; without such, all others, and their names are the classes'.
+        classes: Class names, for columns, labels or long tables that use them, in order; "sorted" sorts those.
         text: The values are strings, as a csv has them.
+
+    Raises:
+        InputError: A column could be a class and could be something else; the message names it.
     """
     listed = frame if isinstance(frame, Mapping) else getattr(frame, "column_names", getattr(frame, "columns", None))
     if listed is None:
         raise InputError(f"expected a pandas, polars or pyarrow table, got {type(frame).__name__}")
-    names = [str(name) for name in listed]
-    id = _column(id, names, ID_NAMES, "id")
-    if id is None:
-        raise InputError(
-            f"expected a column with the videos' ids, called {' or '.join(ID_NAMES)}; got {first_few(names)}"
-        )
-    ids = _values(frame, id)
-    if columns is None and set(names) - {id} == {"class", "score"}:
-        return _long(ids, _values(frame, "class"), _values(frame, "score"), classes, text)
-    label = _column(label, names, LABEL_NAMES, "label")
-    chosen = [name for name in names if name not in (id, label)] if columns is None else list(columns)
-    unknown = [name for name in chosen if name not in names]
-    if unknown or len(chosen) < 2:
-        raise InputError(
-            f"expected at least two columns of scores, got {first_few(chosen)}; the table has {first_few(names)}"
-        )
-    parts = [_floats(_values(frame, name), name, text) for name in chosen]
-    named = classes if classes is not None else None if _numbered(chosen) else tuple(chosen)
-    labels = None if label is None else label_indices(_values(frame, label).tolist(), named)
-    return Dump(np.stack(parts, axis=1), labels, check_ids(ids), None if named is None else tuple(named))
+    table = Table(frame, list(listed), text)
+    chosen_id = id_column(table, id)
+    ids = None if chosen_id is None else table.ids(chosen_id)
+    rest = [name for name in table.names if name != chosen_id]
+    long = long_columns(rest)
+    if long and columns is None and ids is not None:
+        return _long(ids, table.values(long[0]), table.values(long[1]), classes, text)
+    given = [] if columns is None or isinstance(columns, str) else columns
+    chosen_label = label_column(table, [name for name in rest if name not in given], label)
+    rest = [name for name in rest if name != chosen_label]
+    votes = called(rest, VOTE_NAMES)
+    known = {name for name in rest if name.lower() in (*NOTE_NAMES, *ID_NAMES) or is_index(name)}
+    others = [name for name in rest if name != votes and name not in known]
+    if columns is None and not others and (votes or chosen_label):
+        return _votes(table, votes, chosen_label, ids, classes)
+    chosen, named, notes = score_columns(table, rest, columns, chosen_id, id)
+    own = tuple(chosen) if named else None
+    if own is not None and columns is not None and not isinstance(classes, str | None) and set(own) != set(classes):
+        own = None  # columns in class order, called otherwise
+    names = sorted_classes(classes, own or (None if chosen_label is None else table.texts(chosen_label)))
+    scores = np.stack([table.floats(name) for name in chosen], axis=1)
+    labels = None if chosen_label is None else label_indices(table.texts(chosen_label), own or names)
+    dump = Dump(scores, labels, ids, own, notes=tuple(notes))
+    return dump if names is None else reordered(dump, names)
 
 
-def _column(given: str | None, names: Sequence[str], usual: Sequence[str], what: str) -> str | None:
-    if given is None:
-        return next((name for name in names if name.lower() in usual), None)
-    if given not in names:
-        raise InputError(f"expected a column {given!r} for the {what}, the table has {first_few(names)}")
-    return given
-
-
-def _values(frame: Any, name: str) -> NDArray[Any]:
-    column = frame[name]
-    return as_array(column.to_numpy() if hasattr(column, "to_numpy") else column, f"column {name!r}")
-
-
-def _floats(values: NDArray[Any], name: str, text: bool) -> NDArray[np.floating[Any]]:
-    if text:
-        try:
-            return np.fromiter(map(float, values.tolist()), np.float64, len(values))  # twice as fast as astype
-        except ValueError as error:
-            raise InputError(f"column {name!r}: expected numbers: {error}") from error
-    if values.dtype.kind != "f":
-        raise InputError(
-            f"column {name!r}: expected floating-point scores, got dtype {values.dtype}; "
-            "name the score columns with columns="
-        )
-    return values
-
-
-def _numbered(columns: Sequence[str]) -> bool:
-    """Whether columns are called like p0, p1 …: numbers in steps of one after a common beginning."""
-    found = [_NUMBERED.match(name) for name in columns]
-    if not all(found):
-        return False
-    starts = {match[1] for match in found if match}
-    numbers = [int(match[2]) for match in found if match]
-    return len(starts) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+def _votes(
+    table: Table,
+    votes: str | None,
+    label: str | None,
+    ids: NDArray[np.str_] | None,
+    classes: Sequence[str] | str | None,
+) -> Dump:
+    """A table of ids and predicted classes; beside a column of predictions, the label is the true class."""
+    column = votes or label or ""
+    names = sorted_classes(classes, table.texts(column))
+    truth = None if votes is None or label is None else label_indices(table.texts(label), names)
+    return Dump(label_indices(table.texts(column), names), truth, ids, None if names is None else tuple(names))
 
 
 def _long(
-    ids: NDArray[Any], names: NDArray[Any], scores: NDArray[Any], classes: Sequence[str] | None, text: bool
+    ids: NDArray[np.str_], names: NDArray[Any], scores: NDArray[Any], classes: Sequence[str] | str | None, text: bool
 ) -> Dump:
     """Turn one row a number into one row a video; videos stand in the order of their first rows."""
-    try:
-        columns = label_indices(names.tolist(), classes)
-        found = None if classes is None else tuple(classes)
-    except InputError:
-        if classes is not None:
-            raise
-        found = tuple(sorted({str(name) for name in names.tolist()}))
-        columns = label_indices(names.tolist(), found)
-    texts = np.array([str(value) for value in ids.tolist()], dtype=np.str_)
-    unique, first, inverse = np.unique(texts, return_index=True, return_inverse=True)
+    known = sorted_classes("sorted" if classes is None else classes, names.tolist())
+    columns = label_indices(names.tolist(), known)
+    found = None if known is None else tuple(known)
+    unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     rows = rank[inverse]
     n, k = len(unique), len(found) if found else int(columns.max()) + 1
-    if columns.min() < 0 or n * k > min(_MAX_CELLS, 64 * len(texts) + 1024):
-        raise InputError(f"expected one row for each of {n} videos and {k} classes, got {len(texts)} rows")
+    if columns.min() < 0 or n * k > min(_MAX_CELLS, 64 * len(ids) + 1024):
+        raise InputError(f"expected one row for each of {n} videos and {k} classes, got {len(ids)} rows")
     values = np.full((n, k), np.nan)
     counts = np.zeros((n, k), dtype=np.int64)
-    values[rows, columns] = _floats(scores, "score", text)
+    values[rows, columns] = floats_of(scores, "score", text)
     np.add.at(counts, (rows, columns), 1)
     if (counts != 1).any():
         row, column = (int(v) for v in np.argwhere(counts != 1)[0])
@@ -151,26 +179,46 @@ def _long(
             f"expected one score for each video and class, got {int(counts[row, column])} for id "
             f"{str(unique[order][row])!r}, class {column} ({int((counts != 1).sum())} such pairs in all)"
         )
-    return Dump(values, None, check_ids(unique[order]), found)
+    return Dump(values, None, unique[order], found)
 
 
 def label_indices(labels: Sequence[Any], classes: Sequence[str] | None) -> NDArray[np.int64]:
-    """Turn labels, as integers, digits or class names, into class indices."""
+    """Turn labels, as integers, digits (3, "3", "3.0") or class names, into class indices.
+
+    Raises:
+        InputError: A name without `classes`, or one that is not among them.
+
+    Example:
+        >>> label_indices(["3.0", "1"], None).tolist(), label_indices(["run", "jump"], ["jump", "run"]).tolist()
+        ([3, 1], [1, 0])
+    """
     texts = [str(label) for label in labels]
-    if all(text.lstrip("-").isdigit() and len(text) < 18 for text in texts) and not (
-        classes and set(texts) <= set(classes)
-    ):
-        return np.array([int(text) for text in texts], dtype=np.int64)
+    if classes is not None and set(texts) <= set(classes):
+        index = {name: number for number, name in enumerate(classes)}
+        return np.array([index[text] for text in texts], dtype=np.int64)
+    odd = next((text for text in texts if not _WHOLE.match(text)), None)
+    if odd is None:
+        return np.array([int(text.partition(".")[0]) for text in texts], dtype=np.int64)
     if classes is None:
-        odd = next(text for text in texts if not text.lstrip("-").isdigit() or len(text) >= 18)
         raise InputError(
-            f"expected labels as class indices, got {odd!r}; pass classes= to give class names their indices"
+            f"expected labels as class indices, got {odd!r}; pass {option('classes')} to give class names their "
+            f"indices, or {option('classes', 'sorted')} if they are numbered in the order of their names"
         )
-    index = {name: number for number, name in enumerate(classes)}
-    unknown = sorted(set(texts) - set(index))
-    if unknown:
-        raise InputError(f"labels name classes that are not in classes=: {first_few(unknown)}")
-    return np.array([index[text] for text in texts], dtype=np.int64)
+    unknown = sorted(set(texts) - set(classes))
+    raise InputError(f"labels name classes that are not in {option('classes')}: {first_few(unknown)}")
+
+
+def sorted_classes(classes: Sequence[str] | str | None, names: Sequence[Any] | None) -> Sequence[str] | None:
+    """Return class names as they were given, or for "sorted" these names without repetition, in order.
+
+    Numbers are no names: for labels that are all numbers the answer is None.
+    """
+    if not isinstance(classes, str):
+        return classes
+    if classes != "sorted":
+        raise InputError(f'classes: expected a list of names, or "sorted", got {classes!r}')
+    texts = {str(name) for name in names or ()}
+    return None if all(_WHOLE.match(text) for text in texts) else sorted(texts)
 
 
 def frame_arrays(
@@ -188,8 +236,12 @@ def frame_arrays(
     for name, frame in frames.items():
         try:
             dumps[name] = read_frame(frame, id=id, label=label, columns=columns)
+            if np.ndim(dumps[name].scores) == 1:
+                raise InputError("expected at least two columns of scores, got predicted classes alone")
         except InputError as error:
             raise InputError(f"member {name!r}: {error}") from error
+        for note in dumps[name].notes:
+            warnings.warn(f"member {name!r}: {note}", VidfuseWarning, stacklevel=3)
     labelled = {name: dump.labels for name, dump in dumps.items() if dump.labels is not None and label is not None}
     return {
         "arrays": {name: dump.scores for name, dump in dumps.items()},

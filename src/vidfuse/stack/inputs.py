@@ -1,19 +1,23 @@
-"""The arguments of `LogitStack.from_arrays`, brought into one form, and the suspicion that rows are out of order."""
+"""The arguments of `LogitStack.from_arrays`, brought into one form, and the rows that hold no prediction."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import as_float_array, check_member_names, first_few
-from vidfuse._threads import map_members
-from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse._checks import Kind, as_float_array, check_member_names, did_you_mean, first_few, place
+from vidfuse.errors import InputError, VidfuseWarning, option
 
-__all__ = ["name_arrays", "order_advice", "warn_if_misordered"]
+__all__ = ["Blanks", "name_arrays", "without_blanks"]
+
+Blanks = Literal["error", "leave-out", "keep"]
+
+_BLOCK_NUMBERS: Final = 1 << 19
+_MANY: Final = 50  # videos from which on a row of zero logits is no accident
 
 
 def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray[np.floating[Any]]]:
@@ -29,7 +33,10 @@ def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray
         chosen = check_member_names(members)
         unknown = [name for name in chosen if name not in named]
         if unknown:
-            raise InputError(f"members: no array for {first_few(unknown)}; there are {first_few(names, 20)}")
+            raise InputError(
+                f"members: no array for {first_few(unknown)}; there are {first_few(names, 20)}"
+                f"{did_you_mean(unknown[0], names)}"
+            )
         return {name: named[name] for name in chosen}
     array = as_float_array(arrays, "scores")
     if array.ndim not in (3, 4):
@@ -46,48 +53,74 @@ def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray
     return {name: array[:, column] for column, name in enumerate(names)}
 
 
-def order_advice(by_id: bool) -> str:
-    """Return what to do about a member whose rows seem to stand in another order.
-
-    Example:
-        >>> order_advice(False)
-        'Pass ids, so that rows are matched by id'
-    """
-    if by_id:
-        return "Rows are matched by id: look whether its rows got the right ids, and its columns the right classes"
-    return "Pass ids, so that rows are matched by id"
-
-
-def warn_if_misordered(
-    scores: Mapping[str, NDArray[np.floating[Any]]], labels: NDArray[np.int64] | None, *, by_id: bool
-) -> None:
-    """Warn where a member scores what a random order would give while another is far above it.
-
-    For labels with frequencies f_c and predictions with frequencies q_c, a random order is right with probability
-    a = Σ f_c q_c; a member is suspected where its hits stay within 2 standard deviations of N·a.
+def without_blanks(
+    named: Mapping[str, NDArray[np.floating[Any]]],
+    kinds: Mapping[str, Kind],
+    ids: Mapping[str, NDArray[np.str_]] | None,
+    missing: str,
+) -> dict[str, NDArray[np.int64]]:
+    """Find the rows in which a member has no prediction: NaN in every class, or zeros where probabilities belong.
 
     Args:
-        scores: Each member's scores (N, K), in the labels' order.
-        labels: True classes (N,), or None: then nothing can be said.
-        by_id: Whether rows were matched by id.
+        named: Each member's scores (N, [V,] K).
+        kinds: What they are.
+        ids: Each member's ids, or None.
+        missing: "error" refuses such rows; otherwise the rows that have predictions are returned.
+
+    Returns:
+        For each member that has such rows, its other rows.
+
+    Raises:
+        InputError: There are some and `missing` is "error", or a member has nothing else.
     """
-    if labels is None or len(labels) < 50 or len(scores) < 2:
-        return
-    n, n_classes = next(iter(scores.values())).shape
-    frequencies = np.bincount(labels, minlength=n_classes) / n
-
-    def excess(name: str) -> float:
-        predicted = scores[name].argmax(axis=1)
-        chance = float(frequencies @ np.bincount(predicted, minlength=n_classes)) / n
-        spread = max(np.sqrt(n * chance * (1 - chance)), 1.0)
-        return float((predicted == labels).sum() - n * chance) / spread
-
-    z = map_members(excess, tuple(scores), n * n_classes * len(scores))
-    suspects = sorted(name for name, own in zip(scores, z, strict=True) if own < 2)
-    if suspects and max(z) > 8:
-        warnings.warn(
-            f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
-            f"another order? {order_advice(by_id)}",
-            VidfuseWarning,
-            stacklevel=3,
+    if missing not in ("error", "leave-out", "keep"):
+        raise InputError(f"missing: expected 'error', 'leave-out' or 'keep', got {missing!r}")
+    kept = {}
+    for name, array in named.items():
+        blank = _blank_rows(array, kinds[name])
+        rows = np.flatnonzero(blank)
+        if not rows.size:
+            continue
+        listed = [place(int(row), None if ids is None else ids[name]) for row in rows[:5]]
+        message = (
+            f"member {name!r}: no prediction (NaN or zero in every class) for {rows.size} of {len(array)} videos: "
+            f"{', '.join(listed)}{f' and {rows.size - 5} more' if rows.size > 5 else ''}"
         )
+        if rows.size == len(array):
+            raise InputError(message)
+        if missing == "leave-out":
+            warnings.warn(f"{message}; left out", VidfuseWarning, stacklevel=3)
+        if missing != "error":
+            kept[name] = np.flatnonzero(~blank)
+        elif kinds[name] == "logits" and not np.isnan(array[rows[0]]).any():
+            warnings.warn(
+                f"{message}; equal logits say that every class is as likely: if they mean that nothing was predicted, "
+                f"{option('missing', 'leave-out')} leaves these videos out",
+                VidfuseWarning,
+                stacklevel=3,
+            )
+        else:
+            raise InputError(
+                f"{message}; {option('missing', 'leave-out')} leaves these videos out, {option('missing', 'keep')} "
+                "lets rules go on with the other members"
+            )
+    return kept
+
+
+def _blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.bool_]:
+    """Return which rows of (N, [V,] K) hold nothing.
+
+    Zero logits could be meant. They count as nothing where most of many rows are others, without a single zero.
+    """
+    blank = np.zeros(len(scores), dtype=bool)
+    step = max(1, _BLOCK_NUMBERS // max(1, int(np.prod(scores.shape[1:]))))
+    for start in range(0, len(scores), step):
+        block = scores[start : start + step].reshape(len(scores[start : start + step]), -1)
+        first = block[:, 0]
+        suspects = np.flatnonzero(np.isnan(first) | (first == 0))
+        some = block[suspects]
+        blank[start + suspects] = np.isnan(some).all(axis=1) | ((some == 0).all(axis=1) & (kind != "log-likelihoods"))
+    if kind == "logits" and blank.any() and not np.isnan(scores[blank]).any():
+        meant = len(blank) < _MANY or blank.mean() > 0.5 or bool((scores[~blank] == 0).any())
+        blank[:] = blank & (not meant)
+    return blank

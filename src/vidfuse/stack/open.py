@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vidfuse._checks import check_member_names, first_few, per_member
+from vidfuse._checks import check_member_names, did_you_mean, first_few, per_member
 from vidfuse.cache.reader import find_caches, open_cache
 from vidfuse.errors import InputError
-from vidfuse.stack.align import Join, align_ids, align_labels, check_layouts, common_classes
+from vidfuse.stack.align import Join, align_ids, align_labels, check_layouts
+from vidfuse.stack.classes import common_classes, labels_in_order
 from vidfuse.stack.reduce import reduce_source
-from vidfuse.stack.source import ArraySource
+from vidfuse.stack.source import ArraySource, ColumnsSource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["load_stack"]
@@ -57,7 +58,10 @@ def load_stack(
     names = check_member_names(found if members is None else [members] if isinstance(members, str) else members)
     unknown = [name for name in names if name not in found]
     if unknown:
-        raise InputError(f"{folder}: no cache for members {first_few(unknown)}; there are {first_few(found, 20)}")
+        raise InputError(
+            f"{folder}: no cache for members {first_few(unknown)}; there are {first_few(found, 20)}"
+            f"{did_you_mean(unknown[0], found)}"
+        )
     caches = {name: open_cache(found[name], partial=partial, verify=verify) for name in names}
     reduced = [name for name in names if views is not None and caches[name].meta.n_views is not None]
     rules = per_member(views, names, "views", needed=reduced)
@@ -67,15 +71,17 @@ def load_stack(
     if partial and join == "exact":
         join = "inner"
     alignment = align_ids({name: cache.ids for name, cache in caches.items()}, counts, join)
-    classes = common_classes({name: cache.classes for name, cache in caches.items()}, names, n_classes)
-    labels: Any = {name: cache.labels for name, cache in caches.items()}
+    classes, orders = common_classes({name: cache.classes for name, cache in caches.items()}, names, n_classes)
+    labels: Any = labels_in_order({name: cache.labels for name, cache in caches.items()}, orders, names)
     stacked = []
     for name, cache in caches.items():
+        source: Source = cache.source
+        kind = cache.kind
         if name in reduced:
-            source = ArraySource(reduce_source(cache.source, cache.kind, rules[name]))
-            stacked.append(Member(name, source, alignment.rows[name], "log-likelihoods"))
-        else:
-            stacked.append(Member(name, cache.source, alignment.rows[name], cache.kind))
+            source, kind = ArraySource(reduce_source(source, kind, rules[name])), "log-likelihoods"
+        if name in orders:
+            source = ColumnsSource(source, orders[name])
+        stacked.append(Member(name, source, alignment.rows[name], kind))
     return LogitStack(
         stacked,
         ids=alignment.ids,

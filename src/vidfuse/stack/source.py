@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 from vidfuse._checks import Kind, Rows
 from vidfuse.likelihood import log_softmax
 
-__all__ = ["ArraySource", "Source", "compose_rows", "fill_log_likelihoods", "resolve_rows"]
+__all__ = [
+    "ArraySource",
+    "ColumnsSource",
+    "JoinedSource",
+    "Source",
+    "compose_rows",
+    "fill_log_likelihoods",
+    "resolve_rows",
+]
 
 
 class Source(Protocol):
@@ -83,6 +92,93 @@ class ArraySource:
 
 def _map_array(path: str, dtype: str, offset: int, shape: tuple[int, ...], order: Any) -> ArraySource:
     return ArraySource(np.memmap(path, dtype=np.dtype(dtype), mode="r", offset=offset, shape=shape, order=order))
+
+
+class ColumnsSource:
+    """A source with its classes in another order.
+
+    Args:
+        source: Where the scores are.
+        columns: For each class, its column in that source (K,).
+    """
+
+    def __init__(self, source: Source, columns: NDArray[np.int64]) -> None:
+        self.source, self.columns = source, columns
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (N, K) or (N, V, K)."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the scores as they are stored."""
+        return self.source.dtype
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        """Scores of these rows, as a copy."""
+        return self.source.take(rows)[..., self.columns]
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The same scores in consecutive pieces, as copies."""
+        return [piece[..., self.columns] for piece in self.source.pieces(rows)]
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        """The same columns of what is cheap to send."""
+        source, kept = self.source.restricted(rows)
+        return ColumnsSource(source, self.columns), kept
+
+
+class JoinedSource:
+    """The rows of several sources, one after another, such as folds or shards of one member.
+
+    Args:
+        parts: Sources of the same shape but for N, each with the rows of it that are meant.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Source, Rows]]) -> None:
+        self.parts = tuple(parts)
+        counts = [rows.stop - rows.start if isinstance(rows, slice) else len(rows) for _, rows in self.parts]
+        self.edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (N, K) or (N, V, K)."""
+        return (int(self.edges[-1]), *self.parts[0][0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The widest dtype of the parts."""
+        return np.result_type(*(source.dtype for source, _ in self.parts))
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        """Scores of these rows: a view where they lie in one part that gives a view."""
+        if isinstance(rows, slice):
+            pieces = self.pieces(rows)
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        rows = np.where(rows < 0, rows + self.edges[-1], rows)
+        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        owners = np.searchsorted(self.edges, rows, side="right") - 1
+        for number in np.unique(owners):
+            source, base = self.parts[number]
+            mine = owners == number
+            out[mine] = source.take(compose_rows(base, rows[mine] - self.edges[number]))
+        return out
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The same scores in consecutive pieces, each of one part."""
+        if not isinstance(rows, slice):
+            return [self.take(rows)]
+        found = []
+        for (source, base), low, high in zip(self.parts, self.edges[:-1], self.edges[1:], strict=True):
+            start, stop = max(rows.start, int(low)) - int(low), min(rows.stop, int(high)) - int(low)
+            if start < stop:
+                found += source.pieces(compose_rows(base, slice(start, stop, 1)))
+        return found or [self.parts[0][0].take(slice(0, 0, 1))]
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        """The parts, each as cheap to send as it can be."""
+        return JoinedSource([source.restricted(base) for source, base in self.parts]), rows
 
 
 def resolve_rows(key: Any, n: int) -> Rows:

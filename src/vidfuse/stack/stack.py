@@ -18,26 +18,38 @@ from vidfuse._checks import (
     check_kind,
     check_member_names,
     check_scores,
+    did_you_mean,
     first_few,
     per_member,
 )
 from vidfuse._threads import map_members
 from vidfuse.cache.writer import ROWS_PER_PART, CacheWriter
-from vidfuse.errors import InputError
+from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.align import (
     Join,
     align_ids,
     align_labels,
     check_layouts,
-    common_classes,
     group_names,
     member_ids,
+    without_rows,
 )
+from vidfuse.stack.classes import ClassMap, apply_class_maps, common_classes, labels_in_order, name_order
 from vidfuse.stack.frames import frame_arrays
-from vidfuse.stack.inputs import name_arrays, warn_if_misordered
+from vidfuse.stack.inputs import Blanks, name_arrays, without_blanks
+from vidfuse.stack.join import average_repeats, joined_ids, repeated_rows
+from vidfuse.stack.order import check_order
 from vidfuse.stack.reduce import reduce_array
-from vidfuse.stack.source import ArraySource, Source, compose_rows, fill_log_likelihoods, resolve_rows
+from vidfuse.stack.source import (
+    ArraySource,
+    ColumnsSource,
+    JoinedSource,
+    Source,
+    compose_rows,
+    fill_log_likelihoods,
+    resolve_rows,
+)
 
 __all__ = ["LogitStack", "Member"]
 
@@ -132,6 +144,8 @@ class LogitStack:
         kind: Kind | Mapping[str, Kind] = "logits",
         members: Sequence[str] | None = None,
         join: Join = "exact",
+        missing: Blanks = "error",
+        class_map: Mapping[str, ClassMap] | None = None,
         views: str | Mapping[str, str] | None = None,
     ) -> Self:
         """Build a stack from arrays or tensors, checked once, without copying them.
@@ -141,12 +155,17 @@ class LogitStack:
             labels: True classes (N,) in the rows' order of the first member, {member: labels} or {id: label}.
             ids: The videos' ids, one sequence for all members or {member: ids}. With ids by member, rows are
                 matched by id and stand in the order of the first member; without any ids, by position.
-            classes: The classes' names, one sequence or {member: names}.
+            classes: The classes' names, one sequence or {member: names}. Members that have them in different orders
+                are brought into the order of the first that has names, their own labels too.
             kind: What the numbers are: "logits", "log-likelihoods", "probabilities" or "sum" (of probabilities over
                 views); one for all, or {member: kind}. It is never guessed.
             members: Names for one array's members (default ``member0`` …), or which of a mapping to take.
             join: "exact" demands the same ids, "inner" keeps the videos that all members have, "outer" keeps every
                 video of any member, and `present` says who has which.
+            missing: What becomes of videos for which a member has no prediction (NaN, or zero probabilities, in every
+                class): "error" names them, "leave-out" drops them, "keep" keeps them, and `present` says so.
+            class_map: {member: {its class: the stack's class, or several}} for members of fewer, coarser or finer
+                classes, which become log-likelihoods; see `vidfuse.stack.classes.mapped_scores`.
             views: How to reduce views ("mean-log", "mean-probability", "vote", "max"; or a mapping by member).
 
         Raises:
@@ -157,34 +176,49 @@ class LogitStack:
         names = tuple(named)
         kinds = {n: check_kind(k, f"kind of member {n!r}") for n, k in per_member(kind, names, "kind").items()}
         counts = {name: len(array) for name, array in named.items()}
-        check_layouts(
-            {
-                name: (a.shape[0], a.shape[-1]) if views is not None and a.ndim == 3 else a.shape
-                for name, a in named.items()
-            }
-        )
+        mapped = per_member(class_map, names, "class_map", needed=())
+        shapes = {
+            name: (a.shape[0], a.shape[-1]) if views is not None and a.ndim == 3 else a.shape
+            for name, a in named.items()
+        }
+        check_layouts({name: shape for name, shape in shapes.items() if not mapped[name]} or shapes)
         own_ids = member_ids(ids, names, counts)
+        kept = without_blanks(named, kinds, own_ids, missing)
+        named |= {name: named[name][rows] for name, rows in kept.items()}
 
         def check(name: str) -> None:
-            check_scores(named[name], kinds[name], member=name, ids=None if own_ids is None else own_ids[name])
+            known = None if own_ids is None else own_ids[name]
+            if known is not None and name in kept:
+                known = known[kept[name]]
+            check_scores(named[name], kinds[name], member=name, ids=known)
 
         map_members(check, names, sum(array.size for array in named.values()))
+        if class_map:
+            classes = apply_class_maps(named, kinds, mapped, classes)
         if views is not None:
             viewed = [name for name in names if named[name].ndim == 3]
             rules = per_member(views, names, "views", needed=viewed)
             for name in viewed:
                 named[name], kinds[name] = reduce_array(named[name], kinds[name], rules[name]), "log-likelihoods"
         n_classes, _ = check_layouts({name: array.shape for name, array in named.items()})
+        shared, orders = common_classes(classes, names, n_classes)
+        named |= {name: named[name][..., columns] for name, columns in orders.items()}
+        labels = labels_in_order(labels, orders, names)
         alignment = align_ids(own_ids, counts, join)
+        known_labels = align_labels(labels, alignment, names, counts, n_classes, own_ids)
+        alignment = without_rows(alignment, kept, counts)
         stack = cls(
             [Member(name, ArraySource(named[name]), alignment.rows[name], kinds[name]) for name in names],
             ids=alignment.ids,
-            labels=align_labels(labels, alignment, names, counts, n_classes, own_ids),
-            classes=common_classes(classes, names, n_classes),
+            labels=known_labels,
+            classes=shared,
             present=alignment.present,
         )
+        if missing == "leave-out" and stack.present is not None:
+            stack = stack[stack.present.all(axis=1)]
         if stack.ndim == 3 and stack.present is None:
-            warn_if_misordered({name: stack.scores(name) for name in names}, stack.labels, by_id=stack.ids is not None)
+            unnamed = [n for n in names if classes.get(n) is None] if shared and isinstance(classes, Mapping) else []
+            check_order({name: stack.scores(name) for name in names}, stack.labels, stack.ids, unnamed)
         return stack
 
     @classmethod
@@ -208,6 +242,103 @@ class LogitStack:
         """
         given = {name: value for name, value in options.items() if name != "classes" or value is not None}
         return cls.from_arrays(**{**frame_arrays(frames, id, label, columns), **given})
+
+    @classmethod
+    def concatenate(cls, stacks: Iterable[LogitStack], *, repeats: str | None = None) -> Self:
+        """Put the videos of several stacks of the same members one after another: folds, shards, batches.
+
+        Nothing is copied, unless predictions are averaged. Classes that stand in another order are aligned by name.
+
+        Args:
+            stacks: Stacks with the same members (in any order), kinds, views and classes.
+            repeats: What becomes of an id that stands in several: None refuses it; "mean-probability", "mean-log",
+                "vote" or "max" makes its predictions one, as of fold models on the same test videos.
+
+        Raises:
+            InputError: An id stands in two stacks, or only some have ids or labels.
+            AlignmentError: Members, kinds, views or classes differ; or a video is predicted more often than another.
+
+        Example:
+            >>> first = LogitStack.from_arrays({"swin": np.zeros((2, 3))}, ids=["a", "b"])
+            >>> second = LogitStack.from_arrays({"swin": np.zeros((1, 3))}, ids=["c"])
+            >>> LogitStack.concatenate([first, second]).ids.tolist()
+            ['a', 'b', 'c']
+        """
+        given = list(stacks)
+        if not given:
+            raise InputError("expected at least one stack, got none")
+        first = given[0]
+        several = [first, *(stack._like(first) for stack in given[1:])]
+        ids = joined_ids({f"stack {number}": stack.ids for number, stack in enumerate(several)}, repeats)
+        whole = slice(0, sum(map(len, several)), 1)
+        sources = [
+            JoinedSource([(stack._members[m].source, stack._members[m].rows) for stack in several])
+            for m in range(len(first.members))
+        ]
+        joined = cls(
+            [Member(m.name, source, whole, m.kind) for m, source in zip(first._members, sources, strict=True)],
+            ids=ids,
+            labels=_join([stack.labels for stack in several], "labels"),
+            classes=next((stack.classes for stack in several if stack.classes is not None), None),
+            present=np.concatenate([_presence(stack) for stack in several]),
+            groups=_join([stack.groups for stack in several], "groups"),
+        )
+        return joined if repeats is None else joined._averaged(repeats, [len(stack) for stack in several])
+
+    def _like(self, first: LogitStack) -> LogitStack:
+        """Return this stack with the members and classes of another in its order."""
+        if set(self.members) != set(first.members):
+            raise AlignmentError(
+                f"expected stacks of the same members, got {first_few(first.members, 20)} and "
+                f"{first_few(self.members, 20)}"
+            )
+        stack = self.select(first.members)
+        kinds = {m.name: (m.kind, m.source.shape[1:]) for m in stack._members}
+        for member in first._members:
+            if kinds[member.name] != (member.kind, member.source.shape[1:]):
+                raise AlignmentError(
+                    f"member {member.name!r}: expected {member.kind} of shape {member.source.shape[1:]} in every "
+                    f"stack, got {kinds[member.name][0]} of shape {kinds[member.name][1]}"
+                )
+        order = None
+        if first.classes is not None and stack.classes is not None:
+            order = name_order(stack.classes, first.classes, "a later stack")
+        if order is None:
+            return stack
+        return type(self)(
+            [Member(m.name, ColumnsSource(m.source, order), m.rows, m.kind) for m in stack._members],
+            ids=stack.ids,
+            labels=None if stack.labels is None else np.argsort(order)[stack.labels],
+            classes=first.classes,
+            present=stack.present,
+            groups=stack.groups,
+        )
+
+    def _averaged(self, repeats: str, counts: Sequence[int]) -> Self:
+        """Return each video once, with its predictions made one."""
+        if self.ids is None or self.present is not None:
+            what = "ids" if self.ids is None else "a prediction of every member"
+            raise InputError(f"repeats: expected {what} for each video, to know what belongs together")
+        rows = repeated_rows(self.ids, counts)
+        first = rows[:, 0]
+        kept: dict[str, Any] = {}
+        for what, values in (("labels", self.labels), ("groups", self.groups)):
+            if values is not None and (values[rows] != values[first][:, None]).any():
+                odd = self.ids[first][(values[rows] != values[first][:, None]).any(axis=1)]
+                raise AlignmentError(f"the {what} of {first_few(odd.tolist())} differ between the stacks")
+            kept[what] = None if values is None else values[first]
+        sources = [ArraySource(average_repeats(self.scores(m.name), m.kind, rows, repeats)) for m in self._members]
+        whole = slice(0, len(rows), 1)
+        return type(self)(
+            [
+                Member(m.name, source, whole, "log-likelihoods")
+                for m, source in zip(self._members, sources, strict=True)
+            ],
+            ids=self.ids[first],
+            labels=kept["labels"],
+            classes=self.classes,
+            groups=kept["groups"],
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -261,7 +392,10 @@ class LogitStack:
         names = check_member_names(members)
         unknown = [name for name in names if name not in self.members]
         if unknown:
-            raise InputError(f"unknown members {first_few(unknown)}; the stack has {first_few(self.members, 20)}")
+            raise InputError(
+                f"unknown members {first_few(unknown)}; the stack has {first_few(self.members, 20)}"
+                f"{did_you_mean(unknown[0], self.members)}"
+            )
         columns = [self.members.index(name) for name in names]
         present = None if self.present is None else self.present[:, columns]
         return type(self)(
@@ -314,7 +448,10 @@ class LogitStack:
             rows: Consecutive videos; by default all. A short run seldom crosses two parts of a cache, and is a view.
         """
         if member not in self.members:
-            raise InputError(f"unknown member {member!r}; the stack has {first_few(self.members, 20)}")
+            raise InputError(
+                f"unknown member {member!r}; the stack has {first_few(self.members, 20)}"
+                f"{did_you_mean(member, self.members)}"
+            )
         column = self.members.index(member)
         run = resolve_rows(slice(None) if rows is None else rows, len(self))
         source, base = self._members[column].source, self._members[column].rows
@@ -385,7 +522,9 @@ class LogitStack:
             CacheConflictError: The folder holds other scores for one of these videos.
         """
         if self.ids is None:
-            raise InputError("expected a stack with ids to save, got one whose order is unchecked; build it with ids=")
+            raise InputError(
+                f"expected a stack with ids to save, got one whose order is unchecked; build it with {option('ids')}"
+            )
         for column, name in enumerate(self.members):
             kept = np.arange(len(self)) if self.present is None else np.flatnonzero(self.present[:, column])
             part = self.select([name])[kept]
@@ -440,3 +579,15 @@ class LogitStack:
 
 def _count(rows: Rows) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _presence(stack: LogitStack) -> NDArray[np.bool_]:
+    return np.ones((len(stack), len(stack.members)), dtype=bool) if stack.present is None else stack.present
+
+
+def _join(parts: Sequence[Any], what: str) -> Any:
+    """Return arrays one after another, or None where no stack has one."""
+    known = [part for part in parts if part is not None]
+    if len(known) not in (0, len(parts)):
+        raise InputError(f"expected {what} in every stack or in none, got them in {len(known)} of {len(parts)}")
+    return np.concatenate(known) if known else None

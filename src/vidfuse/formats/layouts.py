@@ -1,0 +1,392 @@
+"""Which tool's layout a file's content has: scores, labels and ids found in arrays, lists and dicts.
+
+`LAYOUTS` is the list of what is recognised: what fits, how it is read, and what it is called. The first that fits is
+taken. Roles are told by names, by position where a tool always writes the same one, and by type; never by values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse._checks import first_few
+from vidfuse.errors import InputError, option
+from vidfuse.formats.values import (
+    as_labels,
+    as_names,
+    describe,
+    is_cells,
+    is_matrix,
+    is_row,
+    is_video,
+    label_values,
+    stack_videos,
+    whole,
+)
+from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
+from vidfuse.stack.frames import Dump
+
+__all__ = ["LAYOUTS", "Ask", "Layout", "read_layout"]
+
+SCORE_NAMES: Final = (
+    *("scores", "logits", "preds", "pred_scores", "probabilities", "pred_score", "score", "probs", "prob", "logit"),
+    *("predictions", "prediction", "video_preds", "video_pred", "outputs", "output", "all_preds", "test_preds"),
+    *("y_score", "softmax", "y_pred", "results", "result"),
+)
+_HEAD_ENDINGS: Final = ("", "_output", "_outputs", "_scores", "_logits", "_preds", "_probs")
+_HEAD_LABELS: Final = ("_class", "_label", "_labels", "_target", "_targets")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the caller said about a file.
+
+    Attributes:
+        size: The file's size in bytes, or what it unpacks to; arrays may take a small multiple of it.
+        head: Which scores to take where there are several, by name.
+        id_column: The key of the ids, or "none".
+    """
+
+    size: int
+    head: str | None = None
+    id_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which tools lay out predictions.
+
+    Attributes:
+        name: What it is, for people.
+        fits: Whether a content has this layout.
+        read: How to read it.
+    """
+
+    name: str
+    fits: Callable[[Any], bool]
+    read: Callable[[Any, Ask], Dump]
+
+
+def read_layout(content: Any, ask: Ask) -> Dump:
+    """Read a content by the first layout that fits; ids are names as they stand, and nothing is checked yet.
+
+    Raises:
+        InputError: None fits; the message says what the content looks like and what is known.
+    """
+    layout = next((layout for layout in LAYOUTS if layout.fits(content)), None)
+    if layout is None:
+        listed = isinstance(content, list) and len(content) == 2 and as_names(content[0]) is not None
+        if listed or as_names(content) is not None:
+            raise InputError(
+                f"expected predictions, got a list of videos, without scores; pass it with {option('annotations')}"
+            )
+        raise InputError(
+            f"expected predictions, got {describe(content)}; known are: {'; '.join(known.name for known in LAYOUTS)}"
+        )
+    return layout.read(content, ask)
+
+
+def _is_named(content: Any) -> bool:
+    """Whether a dict names arrays: it has scores by a usual name, or arrays of all videos beside other things."""
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        return False
+    if called(content, SCORE_NAMES) and any(_holds_scores(v) for k, v in content.items() if k.lower() in SCORE_NAMES):
+        return True
+    matrices = [value for value in content.values() if is_matrix(value)]
+    if len(matrices) < len(content):
+        return len(matrices) == 1 or (bool(matrices) and not all(map(is_video, content.values())))
+    return len(matrices) == 1 or min(map(len, matrices)) > len(matrices)  # views of two videos, or two heads?
+
+
+def _holds_scores(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], list | dict | np.ndarray) and as_labels(value) is None
+    return is_matrix(value) or is_cells(value) or (isinstance(value, dict) and bool(value))
+
+
+def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
+    """Scores, labels, ids and class names by their keys; what is not understood is named.
+
+    Scores are the array with a usual name or that of `head`, or else the only one of two or three axes.
+    """
+    key = _score_key(content, ask)
+    value = content[key]
+    used = {key}
+    if isinstance(value, np.ndarray) and not is_cells(value):
+        dump = Dump(value)
+    else:
+        dump = read_layout(value, replace(ask, id_column=None))
+    n = len(dump.scores)
+    label_key = _label_key(content, key, ask)
+    if label_key is not None:
+        used.add(label_key)
+        given = content[label_key]
+        if isinstance(given, dict) and dump.ids is not None:
+            given = [given.get(name) for name in dump.ids.tolist()]
+        labels = label_values(given, n)
+        # TSN's rows carry their own labels; those beside them may be a placeholder of another length.
+        dump = replace(dump, labels=labels if dump.labels is None or len(labels) == n else dump.labels)  # type: ignore[arg-type]
+    id_key = _id_key(content, ask)
+    if id_key is not None:
+        used.add(id_key)
+        dump = replace(dump, ids=np.array(_some_names(content[id_key], id_key), dtype=np.str_))
+    if "classes" in content and content["classes"] is not None:
+        dump = replace(dump, classes=tuple(_some_names(content["classes"], "classes")))
+    kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
+    if ask.head is not None:  # what belongs to the other heads is known, and not wanted
+        used |= {name for name, other in content.items() if is_matrix(other) or name.endswith(_HEAD_LABELS)}
+    notes = _rest(content, used, n, dump.ids is None and ask.id_column is None)
+    return replace(dump, kind=kind[0] if kind else None, notes=(*dump.notes, *notes))
+
+
+def _score_key(content: Mapping[str, Any], ask: Ask) -> str:
+    usual = [k for k in content if k.lower() in SCORE_NAMES and _holds_scores(content[k])]
+    matrices = [key for key, value in content.items() if is_matrix(value) or is_cells(value)]
+    choices = usual if len(usual) == 1 or not matrices else [k for k in content if k in usual or k in matrices]
+    if ask.head is not None and (len(choices) != 1 or ask.head in content):
+        return _head(choices or list(content), ask.head)
+    if len(choices) == 1:
+        return choices[0]
+    if len(usual) > 1:  # logits and their softmax, say
+        choices = usual
+    raise InputError(f"there are several arrays of scores, {first_few(choices)}; say which with {option('head')}")
+
+
+def _head(keys: Sequence[str], head: str) -> str:
+    found = next((head + end for end in _HEAD_ENDINGS if head + end in keys), None)
+    if found is None:
+        raise InputError(f"there are the scores {first_few(keys)}; say which with {option('head')}, got {head!r}")
+    return found
+
+
+def _label_key(content: Mapping[str, Any], key: str, ask: Ask) -> str | None:
+    start = next((key.removesuffix(end) for end in reversed(_HEAD_ENDINGS) if key.endswith(end)), key)
+    own = next((start + end for end in _HEAD_LABELS if start + end in content), None)
+    return own or called([name for name in content if name != key], LABEL_NAMES)
+
+
+def _id_key(content: Mapping[str, Any], ask: Ask) -> str | None:
+    if ask.id_column is None:
+        return called(content, ID_NAMES)
+    if ask.id_column == NO_IDS:
+        return None
+    if ask.id_column not in content:
+        raise InputError(f"id_column: no array is called {ask.id_column!r}; there are {first_few(content)}")
+    return ask.id_column
+
+
+def _some_names(value: Any, key: str) -> list[str]:
+    names = as_names(value)
+    if names is None:
+        numbers = as_labels(value)
+        names = None if numbers is None else [str(number) for number in numbers.tolist()]
+    if names is None:
+        raise InputError(f"expected a list of names in {key!r}, got {describe(value)}")
+    return names
+
+
+def _rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool) -> list[str]:
+    """Refuse texts that can only be the ids nobody recognised; note everything else that is left out."""
+    rest = [k for k in content if k not in used and k.lower() not in NOTE_NAMES and k.lower() not in SCORE_NAMES]
+    ids = [key for key in rest if (names := as_names(content[key])) and len(names) == n == len(set(names)) and n > 1]
+    if ids and without_ids:
+        raise InputError(
+            f"{first_few(ids)} holds one name for each row: the ids? Say {option('id_column', ids[0])}, or "
+            f"{option('id_column', NO_IDS)} if they are not"
+        )
+    rest = [key for key in rest if content[key] is not None]
+    what = ", ".join(f"{key!r} ({describe(content[key])})" for key in rest[:5])
+    return [f"not understood, and left out: {what}{', …' if len(rest) > 5 else ''}"] if rest else []
+
+
+def _is_by_id(content: Any) -> bool:
+    if not isinstance(content, dict) or not content or called([str(key) for key in content], SCORE_NAMES):
+        return False
+    return all(is_video(value) for value in content.values())
+
+
+def _read_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
+    return Dump(stack_videos(content.values(), ask.size), ids=_keys(content))
+
+
+def _keys(content: Mapping[Any, Any]) -> NDArray[np.str_]:
+    return np.array([key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key) for key in content])
+
+
+def _is_rows_by_id(content: Any) -> bool:
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(map(is_row, content.values())) or all(map(_is_sample, content.values()))
+
+
+def _is_sample(value: Any) -> bool:
+    """Whether this is one video as a dict: with scores by a usual name, or by head."""
+    if not isinstance(value, dict):
+        return False
+    return _score_of(value) is not None or any(is_video(head) and np.ndim(head[0]) == 0 for head in value.values())
+
+
+def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
+    rows = list(content.values())
+    read = _read_dicts if isinstance(rows[0], dict) else _read_rows
+    return replace(read(rows, ask), ids=_keys(content))
+
+
+def _is_labels_by_id(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and as_labels(list(content.values())) is not None
+
+
+def _is_dicts(content: Any) -> bool:
+    return isinstance(content, list) and bool(content) and all(isinstance(item, dict) for item in content)
+
+
+def _score_of(sample: Mapping[Any, Any]) -> Any:
+    names = {str(key).lower(): key for key in sample}
+    return next((sample[names[name]] for name in ("pred_score", *SCORE_NAMES) if name in names), None)
+
+
+def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
+    """Collect a video's scores, label and id from each dict.
+
+    Scores are an array, or {head: array}, of which the only one or the one called `head` is taken; so where they stand
+    beside each other, as EPIC's verb_output and noun_output. Labels and ids count where every dict has one.
+    """
+    scores, labels = [], []
+    names = [str(key) for key in samples[0]]
+    id_key = _id_key(dict.fromkeys(names), ask)
+    ids = [sample[id_key] for sample in samples if id_key is not None and isinstance(sample.get(id_key), str | int)]
+    for row, sample in enumerate(samples):
+        found, key = _score_of(sample), ""
+        heads = found if isinstance(found, dict) else None
+        if found is None:
+            heads = {key: value for key, value in sample.items() if isinstance(key, str) and is_video(value)}
+        if heads is not None:
+            if not heads:
+                raise InputError(f"row {row}: expected a dict with pred_score, got {first_few(sample)}")
+            if ask.head is None and len(heads) > 1:
+                raise InputError(f"row {row} has the scores {first_few(heads)}; say which with {option('head')}")
+            key = next(iter(heads)) if ask.head is None else _head(list(heads), ask.head)
+            found = heads[key]
+        scores.append(found)
+        label_key = _label_key({str(name): None for name in sample}, key, ask)
+        label = None if label_key is None else sample.get(label_key)
+        if isinstance(label, dict):
+            label = label.get(key, next(iter(label.values()), None))
+        if label is not None:
+            labels.append(whole(label))
+    return Dump(
+        stack_videos(scores, ask.size),
+        np.array(labels, dtype=np.int64) if len(labels) == len(samples) else None,
+        np.array([str(name) for name in ids]) if len(ids) == len(samples) else None,
+    )
+
+
+def _parts(content: Any) -> dict[str, Any] | None:
+    """Tell the parts of [scores, labels], (ids, scores), (ids, scores, labels) apart by type; None if that fails."""
+    if not isinstance(content, list) or len(content) not in (2, 3):
+        return None
+    found: dict[str, Any] = {}
+    for part in content:
+        if not hasattr(part, "__len__") or not len(part):
+            return None
+        role = (
+            "ids" if as_names(part) is not None
+            else "scores" if is_matrix(part)
+            else "labels" if as_labels(part) is not None
+            else None
+        )  # fmt: skip
+        if role is None or role in found:
+            return None
+        found[role] = part
+    return found if "scores" in found and len({len(part) for part in found.values()}) == 1 else None
+
+
+def _read_parts(content: Sequence[Any], ask: Ask) -> Dump:
+    found = _parts(content) or {}
+    scores = found["scores"]
+    return Dump(
+        scores if isinstance(scores, np.ndarray) else stack_videos(scores, ask.size),
+        as_labels(found["labels"]) if "labels" in found else None,
+        np.array(as_names(found["ids"])) if "ids" in found else None,
+    )
+
+
+def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask) -> Dump:
+    """Rows of two or three cells: before the scores stands the name or the position, after them the label.
+
+    A text is the id wherever it stands. Positions 0 … N − 1 in any order put the rows in that order.
+    """
+    at = next(place for place, cell in enumerate(rows[0]) if is_video(cell))
+    before, after = [row[:at] for row in rows], [row[at + 1 :] for row in rows]
+    scores = stack_videos((row[at] for row in rows), ask.size)
+    ids = [next((cell for cell in row if isinstance(cell, str)), None) for row in rows]
+    labels = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in after]
+    positions = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in before]
+    if any(len(found) != len(labels[0]) for found in labels) or len(labels[0]) > 1:
+        raise InputError(f"expected rows of scores and one label, got rows like {describe(rows[0])}")
+    dump = Dump(
+        scores,
+        np.array(labels, dtype=np.int64)[:, 0] if labels[0] else None,
+        np.array(ids) if None not in ids else None,
+    )
+    if dump.ids is None and all(len(found) == 1 for found in positions):
+        numbers = np.array(positions)[:, 0]
+        if sorted(numbers.tolist()) == list(range(len(numbers))):
+            order = np.argsort(numbers)
+            sorted_scores = scores[order] if isinstance(scores, np.ndarray) else [scores[row] for row in order]
+            return Dump(sorted_scores, None if dump.labels is None else dump.labels[order])
+        return replace(dump, ids=np.array([str(number) for number in numbers.tolist()]))
+    return dump
+
+
+def _read_cells(cells: NDArray[Any], ask: Ask) -> Dump:
+    """TSN's toolkit and its forks: an object array of arrays (segments, crops, K), or of rows (array, label)."""
+    rows = cells.reshape(len(cells), -1).tolist()
+    if all(is_row(row) for row in rows):
+        return _read_rows(rows, ask)
+    if cells.ndim == 1:
+        return read_layout(cells.tolist(), ask)
+    # One object array of numbers, or of arrays, for each video.
+    return Dump(stack_videos([_joined(row) for row in rows], ask.size))
+
+
+def _joined(row: list[Any]) -> Any:
+    return np.concatenate([np.atleast_2d(v) for v in row]) if all(isinstance(v, np.ndarray) for v in row) else row
+
+
+def _read_list(videos: list[Any], ask: Ask) -> Dump:
+    dump = Dump(stack_videos(videos, ask.size))
+    if min(map(len, videos)) > len(videos) and (isinstance(dump.scores, list) or dump.scores.ndim == 3):
+        raise InputError(
+            f"a list of {len(videos)} arrays, the first of {len(videos[0])} rows: heads, or videos with so many views? "
+            "Save heads as a dict, or views as one array (N, V, K)"
+        )
+    return dump
+
+
+def _read_votes(content: Any, ask: Ask) -> Dump:
+    if isinstance(content, dict):
+        return Dump(label_values(list(content.values()), len(content)), ids=_keys(content))  # type: ignore[arg-type]
+    return Dump(label_values(content, len(content)))  # type: ignore[arg-type]
+
+
+LAYOUTS: Final = (
+    Layout("a dict or archive of arrays called scores, labels, ids …", _is_named, _read_named),
+    Layout("{id: scores}", _is_by_id, _read_by_id),
+    Layout("{id: [scores, label]} or {id: {'pred_score': …}}", _is_rows_by_id, _read_rows_by_id),
+    Layout("{id: label}, as votes", _is_labels_by_id, _read_votes),
+    Layout("an array (N, K) or (N, V, K)", lambda c: isinstance(c, np.ndarray) and c.dtype.kind == "f" and c.ndim > 1,
+           lambda c, ask: Dump(c)),
+    Layout("an array of objects, one for each video", is_cells, _read_cells),
+    Layout("MMAction2's list of dicts", _is_dicts, _read_dicts),
+    Layout("PySlowFast's [scores, labels], or [ids, scores, labels]", lambda c: _parts(c) is not None, _read_parts),
+    Layout("a list of [scores, label]", lambda c: isinstance(c, list) and bool(c) and all(map(is_row, c)), _read_rows),
+    Layout("a list of one array, or list of numbers, for each video",
+           lambda c: isinstance(c, list) and bool(c) and all(is_video(v) or isinstance(v, np.ndarray) for v in c),
+           _read_list),
+    Layout("a list of labels, as votes", lambda c: as_labels(c) is not None, _read_votes),
+)  # fmt: skip

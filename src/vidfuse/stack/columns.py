@@ -1,0 +1,339 @@
+"""Which column of a table holds ids, which labels, and which scores; an error or a note for every other."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidfuse._checks import as_array, first_few
+from vidfuse.errors import InputError, option
+
+__all__ = [
+    "ID_NAMES",
+    "LABEL_NAMES",
+    "NOTE_NAMES",
+    "NO_IDS",
+    "VOTE_NAMES",
+    "Table",
+    "called",
+    "floats_of",
+    "id_column",
+    "is_index",
+    "label_column",
+    "long_columns",
+    "score_columns",
+]
+
+# What columns of tables, and arrays in files, are called, in lower case. The first name that is there is taken.
+ID_NAMES: Final = (
+    *("id", "videoid", "video_id", "video", "youtube_id", "name", "ids", "video_ids", "videos", "names", "vid"),
+    *("video_name", "video_names", "sample_name", "sample_names", "sample_id", "sample_ids", "clip_id", "clip_ids"),
+    *("clip_name", "clip_names", "narration_id", "narration_ids", "uid", "path", "paths", "filename", "filenames"),
+    *("file", "files", "file_name", "file_names", "video_path", "video_paths", "frame_dir"),
+)
+LABEL_NAMES: Final = (
+    *("label", "labels", "gt_label", "gt_labels", "true_label", "true_labels", "y_true", "y", "target", "targets"),
+    *("gt", "gts", "ground_truth", "video_label", "video_labels", "class", "label_id", "class_id", "class_idx"),
+    *("class_index", "label_idx", "true_class"),
+)
+NOTE_NAMES: Final = frozenset(
+    {
+        *(
+            "split",
+            "fold",
+            "subset",
+            "phase",
+            "dataset",
+            "kind",
+            "classes",
+            "pred",
+            "preds",
+            "prediction",
+            "pred_label",
+        ),
+        *(
+            "pred_labels",
+            "pred_class",
+            "y_pred",
+            "predicted",
+            "top1",
+            "correct",
+            "confidence",
+            "n_frames",
+            "num_frames",
+        ),
+        *("nframes", "frames", "total_frames", "frame_count", "fps", "duration", "start", "end", "time_start"),
+        *("time_end", "start_frame", "stop_frame", "end_frame", "width", "height", "is_cc", "unnamed", "chunk", "clip"),
+    }
+)
+NO_IDS: Final = "none"  # id_column= where a file has no ids, whatever its columns are called
+VOTE_NAMES: Final = ("pred", "prediction", "pred_label", "pred_class", "y_pred", "predicted")
+_SCORES: Final = ("score", "prob", "probability", "logit", "value")
+_INDEX: Final = re.compile(r"^(|index|unnamed: \d+|__index_level_\d+__)$")
+_NUMBERED: Final = re.compile(r"^(.*?)(\d+)$")
+
+
+class Table:
+    """A table's columns by name, as numbers and as texts."""
+
+    def __init__(self, frame: Any, names: Sequence[Any], text: bool) -> None:
+        self.frame, self.text = frame, text
+        self.keys = {str(name): name for name in names}  # pandas' columns may be called by numbers
+        self.names = list(self.keys)
+        self._numbers: dict[str, NDArray[Any] | None] = {}
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Return a column as it is."""
+        column = self.frame[self.keys[name]]
+        return as_array(column.to_numpy() if hasattr(column, "to_numpy") else column, f"column {name!r}")
+
+    def texts(self, name: str) -> list[str]:
+        """Return a column as texts."""
+        return [str(value) for value in self.values(name).tolist()]
+
+    def ids(self, name: str) -> NDArray[np.str_]:
+        """Return a column of ids, which are texts or whole numbers."""
+        values = self.values(name)
+        odd = values.dtype.kind in "fcb" or (
+            values.dtype.kind == "O" and not all(isinstance(v, str | int) for v in values)
+        )
+        if odd:
+            raise InputError(
+                f"column {name!r}: expected strings or integers as ids, got {values.dtype}, such as "
+                f"{values[:1].tolist()}"
+            )
+        return np.array(self.texts(name), dtype=np.str_)
+
+    def numbers(self, name: str) -> NDArray[Any] | None:
+        """Return a column as numbers, or None where it does not hold numbers."""
+        if name not in self._numbers:
+            values = self.values(name)
+            try:
+                found = floats_of(values, name, True) if self.text else values
+            except InputError:
+                found = None
+            self._numbers[name] = None if found is None or found.dtype.kind not in "fiu" else found
+        return self._numbers[name]
+
+    def floats(self, name: str) -> NDArray[np.floating[Any]]:
+        """Return a column of scores, or refuse it."""
+        found = self.numbers(name)
+        return found if found is not None and found.dtype.kind == "f" else floats_of(self.values(name), name, self.text)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the column holds whole numbers, and is no scores that happen to be 0 or 1: counts, folds, classes."""
+        found = self.numbers(name)
+        if found is None:
+            return False
+        if self.text and any("." in str(value) for value in self.values(name)[:100]) and name.lower() not in NOTE_NAMES:
+            return False  # 2.0, 3.0: written as a score is
+        finite = found[np.isfinite(found)]
+        if not finite.size or not (finite == np.floor(finite)).all():
+            return False
+        written_so = found.dtype.kind in "iu" or (
+            self.text and all(str(value).lstrip("-").isdigit() for value in self.values(name))
+        )
+        return written_so or not np.isin(finite, (0, 1)).all()
+
+    def is_fractions(self, name: str) -> bool:
+        """Whether the column holds numbers that are not whole."""
+        found = self.numbers(name)
+        return found is not None and bool((found[np.isfinite(found)] % 1 != 0).any())
+
+    def is_distinct(self, name: str) -> bool:
+        """Whether no two rows of a column are the same."""
+        texts = self.texts(name)
+        return 1 < len(texts) == len(set(texts))
+
+
+def called(names: Sequence[str] | Mapping[str, Any], usual: Sequence[str]) -> str | None:
+    """Return the first of the usual names that is among these, in any case of letters, as it is written there.
+
+    Example:
+        >>> called(["Video_ID", "p0"], ID_NAMES)
+        'Video_ID'
+    """
+    lower = {name.lower(): name for name in reversed(list(names))}
+    return next((lower[name] for name in usual if name in lower), None)
+
+
+def id_column(table: Table, given: str | None) -> str | None:
+    """Choose the column of the ids: the given one, one with a usual name, or pandas' index where it is no counter."""
+    if given is not None:
+        if given == NO_IDS and given not in table.names:
+            return None
+        if given not in table.names:
+            raise InputError(f"expected a column {given!r} for the ids, the table has {first_few(table.names)}")
+        return given
+    usual = [name for name in table.names if name.lower() in ID_NAMES and not table.is_fractions(name)]
+    usual.sort(key=lambda name: ID_NAMES.index(name.lower()))
+    if usual:  # an id that counts the rows says less than another name of the video
+        return next((name for name in usual if not _counts_rows(table.numbers(name))), usual[0])
+    index = next((name for name in table.names if is_index(name)), None)
+    if index is None or _counts_rows(table.numbers(index)):
+        return None
+    return index
+
+
+def _counts_rows(numbers: NDArray[Any] | None) -> bool:
+    return numbers is not None and np.array_equal(numbers, np.arange(len(numbers)))
+
+
+def label_column(table: Table, rest: Sequence[str], given: str | None) -> str | None:
+    """Choose the column of the true classes: the given one, or the first with a usual name.
+
+    A letter of a sign language may be called Y, and a class target; fractions are neither labels nor ids.
+    """
+    if given is not None:
+        if given not in table.names:
+            raise InputError(f"expected a column {given!r} for the label, the table has {first_few(table.names)}")
+        return given
+    return called([name for name in rest if not table.is_fractions(name)], LABEL_NAMES)
+
+
+def long_columns(rest: Sequence[str]) -> tuple[str, str] | None:
+    """The columns of classes and of scores, if the table has one row for each video and class."""
+    if len(rest) != 2:
+        return None
+    score = called(rest, _SCORES)
+    names = called([name for name in rest if name != score], ("class", "label", "class_id", "class_name", "class_idx"))
+    return None if score is None or names is None else (names, score)
+
+
+def score_columns(
+    table: Table, rest: list[str], given: Sequence[str] | str | None, id: str | None, asked: str | None
+) -> tuple[list[str], bool, list[str]]:
+    """Choose the columns of the scores, in class order; say whether their names are the classes', and what to note.
+
+    ========================  =================================================================================
+    given                     those, in the order given; a pattern's in the order of their numbers
+    one numbered set          those, in the order of their numbers. Others are left out with a note if they hold
+                              texts or whole numbers, without one if their name says what they are, and refused
+                              if they could be scores, or ids where none were found
+    several numbered sets     refused: which?
+    none                      all, as classes by name; refused if some hold texts, or whole numbers beside
+                              fractions
+    ========================  =================================================================================
+    """
+    if given is not None:
+        return (*_given_columns(table.names, given), [])
+    index = [name for name in rest if is_index(name) and not table.is_fractions(name)]
+    rest = [name for name in rest if name not in index]
+    runs = _numbered_sets(rest)
+    advice = f"say which columns are scores by their names, or by a pattern: {option('columns', 'p*')}"
+    if len(runs) > 1:
+        patterns = [f"{start}*" for start in runs]
+        raise InputError(f"expected one set of numbered columns, got {first_few(patterns)}; {advice}")
+    chosen = next(iter(runs.values())) if runs else rest
+    # Notes are left out by their name, beside numbered columns, or if what they hold cannot be scores.
+    fractions = any(not table.is_whole(name) and table.numbers(name) is not None for name in chosen)
+    odd = [n for n in rest if n not in chosen] if runs else [n for n in rest if _cannot_be_scores(table, n, fractions)]
+    notes = [name for name in odd if name.lower() in NOTE_NAMES]
+    odd = [name for name in odd if name not in notes]
+    could_be = [n for n in odd if not runs or (table.numbers(n) is not None and not table.is_whole(n))]
+    if not runs:
+        could_be += [name for name in rest if name.lower() in NOTE_NAMES and name not in notes]
+    if could_be:
+        what = f"beside {first_few(chosen, 2)}" if runs else "among columns called by their classes"
+        raise InputError(f"columns {first_few(could_be)} {what}: scores or not? If not, {advice}")
+    if id is None and asked is None:
+        distinct = [name for name in odd if table.is_distinct(name)]
+        if distinct:
+            raise InputError(
+                f"expected a column with the videos' ids, called {', '.join(ID_NAMES[:6])} …; is it "
+                f"{first_few(distinct)}? Say {option('id_column', distinct[0])}, or {option('id_column', NO_IDS)} if "
+                "there is none"
+            )
+    said = [f"columns {first_few(odd, 10)} are no scores, and left out"] if odd else []
+    chosen = [name for name in chosen if name not in notes]
+    if len(chosen) < 2:
+        raise InputError(
+            f"expected at least two columns of scores, got {first_few(chosen) or 'none'}; the table has "
+            f"{first_few(table.names)}"
+        )
+    ordered = _by_number(chosen)
+    if ordered != [name for name in rest if name in chosen]:
+        before = first_few([name for name in rest if name in chosen], 4)
+        said.append(f"columns {before} are taken in the order of their numbers")
+    return ordered, not runs, said
+
+
+def _cannot_be_scores(table: Table, name: str, fractions: bool) -> bool:
+    return table.numbers(name) is None or (fractions and table.is_whole(name))
+
+
+def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[list[str], bool]:
+    if isinstance(given, str):
+        chosen = _by_number([name for name in names if fnmatch.fnmatchcase(name, given)])
+    else:
+        chosen = list(given)
+    unknown = [name for name in chosen if name not in names]
+    if unknown or len(chosen) < 2:
+        raise InputError(
+            f"columns: expected at least two columns of scores, got {first_few(unknown or chosen) or 'none'}; "
+            f"the table has {first_few(names)}"
+        )
+    return chosen, not _is_numbered(chosen)
+
+
+def _numbered_sets(names: Sequence[str]) -> dict[str, list[str]]:
+    """Sets of at least two columns like p0, p1, …: numbers without a gap after a common beginning, in order.
+
+    Example:
+        >>> _numbered_sets(["p0", "p10", "fold", *(f"p{k}" for k in range(1, 10))])["p"][-2:]
+        ['p9', 'p10']
+    """
+    by_start: dict[str, list[str]] = {}
+    for name in names:
+        if match := _NUMBERED.match(name):
+            by_start.setdefault(match[1], []).append(name)
+    ordered = {start: _by_number(found) for start, found in by_start.items() if len(found) > 1}
+    return {start: found for start, found in ordered.items() if _is_numbered(found)}
+
+
+def _by_number(names: list[str]) -> list[str]:
+    """Columns in the order of the numbers that they end in, if all begin alike; else as they are."""
+    found = [_NUMBERED.match(name) for name in names]
+    if not all(match is not None and len(match[2]) < 10 for match in found):
+        return names
+    numbers = {name: int(match[2]) for name, match in zip(names, found, strict=True) if match}
+    return sorted(names, key=numbers.__getitem__) if len({match[1] for match in found if match}) == 1 else names
+
+
+def _is_numbered(columns: Sequence[str]) -> bool:
+    """Whether columns are called like p0, p1 …: numbers in steps of one after a common beginning."""
+    found = [_NUMBERED.match(name) for name in columns]
+    if not all(match is not None and len(match[2]) < 10 for match in found):
+        return False
+    starts = {match[1] for match in found if match}
+    numbers = [int(match[2]) for match in found if match]
+    return len(starts) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def floats_of(values: NDArray[Any], name: str, text: bool) -> NDArray[np.floating[Any]]:
+    """Return a column of scores as floating-point numbers; an empty cell of a text is NaN."""
+    if text:
+        try:
+            return np.fromiter(map(float, values.tolist()), np.float64, len(values))  # twice as fast as astype
+        except ValueError:
+            pass
+        try:
+            return np.fromiter((float(v or "nan") for v in values.tolist()), np.float64, len(values))  # an empty cell
+        except ValueError as error:
+            raise InputError(f"column {name!r}: expected numbers: {error}") from error
+    if values.dtype.kind != "f":
+        raise InputError(
+            f"column {name!r}: expected floating-point scores, got dtype {values.dtype}; "
+            f"name the score columns with {option('columns')}"
+        )
+    return values
+
+
+def is_index(name: str) -> bool:
+    """Whether pandas called a column so, because its index had no name."""
+    return _INDEX.match(name.lower()) is not None

@@ -1,0 +1,245 @@
+"""Tables as people write them: a column that is no score is never taken for one, and no id for a score."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vidfuse as vf
+from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.formats.tables import read_csv
+from vidfuse.stack.frames import read_frame, reordered
+
+N, K = 30, 12
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, K, N)
+Z = np.round(2 * np.eye(K)[LABELS] + RNG.normal(size=(N, K)), 6)
+IDS = [f"v{row}" for row in range(N)]
+COLUMNS = [f"p{k}" for k in range(K)]
+
+
+def frame(**more):
+    table = pd.DataFrame(Z, columns=COLUMNS)
+    table.insert(0, "id", IDS)
+    for name, values in more.items():
+        table[name] = values
+    return table
+
+
+def text(table, **options):
+    return table.to_csv(**options)
+
+
+def assert_read(dump, ids=IDS):
+    np.testing.assert_array_equal(dump.scores, Z)
+    assert dump.ids is None if ids is None else dump.ids.tolist() == list(ids)
+    assert dump.classes is None
+
+
+def test_pandas_index_is_no_class():
+    assert_read(read_csv(text(frame())))  # to_csv() writes the index
+    assert_read(read_csv(text(frame().reset_index(), index=False)))
+    assert_read(read_csv(text(frame().set_index("id"))))
+    unnamed = pd.DataFrame(Z, columns=COLUMNS, index=IDS)
+    assert_read(read_csv(text(unnamed)))
+    assert_read(read_csv(text(pd.DataFrame(Z))), None)  # columns 0, 1, …, rows 0, 1, …
+    assert_read(read_csv(text(pd.DataFrame(Z), index=False)), None)
+    part = frame()[::-1]
+    np.testing.assert_array_equal(read_csv(text(part)).scores, Z[::-1])
+    assert read_csv(text(unnamed.set_axis(range(5, N + 5)))).ids.tolist() == [str(row + 5) for row in range(N)]
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"fold": np.arange(N) % 5},
+        {"pred": Z.argmax(axis=1), "n_frames": np.arange(N) + 30},
+        {"split": "val", "confidence": Z.max(axis=1)},
+        {"fold": np.arange(N) % 5 + 0.0},
+    ],
+)
+def test_columns_that_their_names_explain_are_left_out(notes):
+    assert_read(read_csv(text(frame(**notes), index=False)))
+    first = frame(**notes)
+    assert_read(read_csv(text(first[["id", *notes, *COLUMNS]], index=False)))
+
+
+def test_columns_that_cannot_be_scores_are_left_out_with_a_note():
+    dump = read_csv(text(frame(camera=np.arange(N) % 7, note="seen"), index=False))
+    assert_read(dump)
+    assert dump.notes == ("columns 'camera', 'note' are no scores, and left out",)
+
+
+def test_a_column_that_could_be_a_score_must_be_explained():
+    other = text(frame(background=Z[:, 0] / 2), index=False)
+    with pytest.raises(InputError, match=r"columns 'background' beside 'p0', 'p1' and 10 more.*columns=\"p\*\""):
+        read_csv(other)
+    assert_read(read_csv(other, columns="p*"))
+    both = read_csv(other, columns=["p0", "background"])
+    np.testing.assert_array_equal(both.scores, np.stack([Z[:, 0], Z[:, 0] / 2], axis=1))
+    with pytest.raises(InputError, match="expected at least two columns of scores, got 'p99'"):
+        read_csv(other, columns=["p0", "p99"])
+    two = frame(**{f"logit_{k}": Z[:, k] for k in range(K)})
+    with pytest.raises(InputError, match=r"one set of numbered columns, got 'p\*', 'logit_\*'"):
+        read_csv(text(two, index=False))
+    assert_read(read_csv(text(two, index=False), columns="logit_*"))
+
+
+def test_among_classes_by_name_whole_numbers_and_texts_are_refused():
+    names = [f"{chr(97 + k)} class" for k in range(K)]
+    table = frame().set_axis(["id", *names], axis=1)
+    dump = read_csv(text(table, index=False))
+    assert dump.classes == tuple(names)
+    table["fold"] = np.arange(N) % 5
+    np.testing.assert_array_equal(read_csv(text(table, index=False)).scores, Z)
+    for odd in (np.arange(N) + 3, ["left"] * N):
+        table["camera"] = odd
+        with pytest.raises(InputError, match="columns 'camera' among columns called by their classes: scores or not"):
+            read_csv(text(table, index=False))
+    table = table.drop(columns="camera").assign(duration=np.arange(N) + 0.5)
+    with pytest.raises(InputError, match="columns 'duration' among"):
+        read_csv(text(table, index=False))
+
+
+@given(st.permutations(range(K)), st.sampled_from(["p", "class_", "", "logit"]), st.sampled_from([0, 1]))
+def test_numbered_columns_stand_in_the_order_of_their_numbers(order, start, first):
+    table = pd.DataFrame({"id": IDS, **{f"{start}{k + first}": Z[:, k] for k in order}})
+    dump = read_csv(text(table, index=False))
+    assert_read(dump)
+    assert bool(dump.notes) == (list(order) != sorted(order))
+
+
+def test_files_warn_of_what_they_note_and_frames_too(tmp_path):
+    order = ["id", *sorted(COLUMNS)]
+    frame()[order].to_csv(tmp_path / "x.csv", index=False)
+    with pytest.warns(
+        VidfuseWarning, match=r"x\.csv: columns 'p0', 'p1', 'p10', 'p11' and 8 more are taken in the order"
+    ):
+        stack = vf.read_predictions({"m": tmp_path / "x.csv"}, kind="logits")
+    np.testing.assert_array_equal(stack.scores("m"), Z)
+    with pytest.warns(VidfuseWarning, match="member 'm': columns 'p0', 'p1', 'p10'"):
+        stack = vf.LogitStack.from_frames({"m": frame()[order]}, id="id")
+    np.testing.assert_array_equal(stack.scores("m"), Z)
+
+
+def lines(rows, separator=","):
+    return "".join(separator.join(map(str, row)) + "\n" for row in rows)
+
+
+def test_without_a_header_the_first_column_is_ids_only_where_it_holds_texts():
+    assert_read(read_csv(lines([i, *z] for i, z in zip(IDS, Z, strict=True))))
+    scores = lines(Z)
+    with pytest.raises(InputError, match=r'the first line is numbers.*id_column="1".*id_column="none"'):
+        read_csv(scores)
+    assert_read(read_csv(scores, id_column="none"), None)
+    numbered = lines([row + 7, *z] for row, z in enumerate(Z))
+    assert_read(read_csv(numbered, id_column="1"), [str(row + 7) for row in range(N)])
+    assert_read(read_csv(lines([*z, i] for i, z in zip(IDS, Z, strict=True)), id_column=str(K + 1)))
+    with pytest.raises(InputError, match="score column 13 holds whole numbers"):
+        read_csv(lines([i, *z, row % 2] for row, (i, z) in enumerate(zip(IDS, Z, strict=True))))
+    with pytest.raises(InputError, match="score column 1 holds whole numbers where others hold fractions"):
+        read_csv(lines([i, y, *z] for i, y, z in zip(IDS, LABELS, Z, strict=True)))
+    stream = io.StringIO()
+    np.savetxt(stream, Z)
+    with pytest.raises(InputError, match="the first line is numbers"):
+        read_csv(stream.getvalue())
+    assert_read(read_csv(stream.getvalue(), id_column="none"), None)
+
+
+def test_an_id_that_counts_the_rows_gives_way_to_a_name():
+    table = frame().rename(columns={"id": "filename"})
+    table.insert(0, "id", range(N))
+    assert_read(read_csv(text(table, index=False)))
+    assert_read(read_csv(text(table, index=False), id_column="id"), [str(row) for row in range(N)])
+    assert_read(read_csv(text(table.drop(columns="filename"), index=False)), [str(row) for row in range(N)])
+
+
+def test_classes_called_like_ids_labels_or_an_index_are_scores():
+    letters = [chr(65 + k) for k in range(26)]  # Y is the 25th
+    scores = RNG.random(size=(3, 26)).round(4)
+    dump = read_csv(lines([["id", *letters], *([i, *z] for i, z in zip("abc", scores, strict=True))]))
+    np.testing.assert_array_equal(dump.scores, scores)
+    assert dump.classes == tuple(letters) and dump.labels is None
+    dump = read_csv("clip_id,label,target,index,file\na,2,0.5,0.25,0.25\nb,0,0.5,0.5,0.0\n")
+    assert (
+        dump.classes == ("target", "index", "file")
+        and dump.labels.tolist() == [2, 0]
+        and dump.ids.tolist() == ["a", "b"]
+    )
+    dump = read_csv("id,y,x\na,1,0\nb,0,1\n", columns=["x", "y"])  # one-hot: nothing but columns= can tell
+    assert dump.scores.tolist() == [[0, 1], [1, 0]] and dump.labels is None
+
+
+def test_one_hot_scores_are_scores():
+    named = "id,run,jump\na,1,0\nb,0,1\n"
+    assert read_csv(named).scores.tolist() == [[1, 0], [0, 1]] and read_csv(named).classes == ("run", "jump")
+    with pytest.raises(InputError, match="columns 'half' among columns called by their classes"):
+        read_csv("id,run,jump,half\na,0.9,0.1,0\nb,0.2,0.8,1\n")
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", " "])
+def test_separators(separator):
+    assert_read(read_csv(lines([["id", *COLUMNS], *([i, *z] for i, z in zip(IDS, Z, strict=True))], separator)))
+
+
+def test_a_table_of_ids_that_nobody_recognised_asks_for_them():
+    table = frame().rename(columns={"id": "recording"})
+    with pytest.raises(InputError, match=r'is it \'recording\'. Say id_column="recording", or id_column="none"'):
+        read_csv(text(table, index=False))
+    assert_read(read_csv(text(table, index=False), id_column="recording"))
+    dump = read_csv(text(table, index=False), id_column="none")
+    assert dump.ids is None and "recording" in dump.notes[0]
+    with pytest.raises(InputError, match="expected a column 'clip' for the ids"):
+        read_csv(text(table, index=False), id_column="clip")
+
+
+def test_labels_are_numbers_in_any_writing_or_names():
+    assert read_csv(text(frame(y_true=LABELS + 0.0), index=False)).labels.tolist() == LABELS.tolist()
+    names = sorted(f"{chr(122 - k)} class" for k in range(K))
+    named = frame(label=[names[y] for y in LABELS])
+    with pytest.raises(InputError, match=r"expected labels as class indices, got '. class'"):
+        read_csv(text(named, index=False))
+    assert read_csv(text(named, index=False), classes=names).labels.tolist() == LABELS.tolist()
+    if len(set(LABELS)) == K:
+        assert read_csv(text(named, index=False), classes="sorted").labels.tolist() == LABELS.tolist()
+
+
+@given(st.permutations(range(4)))
+def test_columns_by_name_and_labels_follow_the_given_classes(order):
+    names = ["run", "jump", "walk", "swim"]
+    table = pd.DataFrame(
+        {"id": ["a", "b"], "label": ["walk", "run"], **{n: [k + 0.5, k + 0.25] for k, n in enumerate(names)}}
+    )
+    wanted = [names[k] for k in order]
+    dump = read_csv(text(table, index=False), classes=wanted)
+    assert dump.classes == tuple(wanted)
+    np.testing.assert_array_equal(dump.scores, [[k + 0.5 for k in order], [k + 0.25 for k in order]])
+    assert [wanted[y] for y in dump.labels] == ["walk", "run"]
+    assert read_csv(text(table, index=False), classes="sorted").classes == tuple(sorted(names))
+    with pytest.raises(InputError, match="the file: its classes are others: it lacks 'fly', and has 'swim' besides"):
+        reordered(dump, ["run", "jump", "walk", "fly"])
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame])
+def test_frames_and_parquet_are_held_to_the_same_rules(make, tmp_path):
+    columns = {"id": IDS, **{f"p{k}": Z[:, k] for k in sorted(range(K), key=str)}, "fold": np.arange(N) % 5}
+    dump = read_frame(make(columns))
+    assert_read(dump)
+    pytest.importorskip("pyarrow")
+    pl.DataFrame({**columns, "background": Z[:, 0]}).write_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="columns 'background' beside"):
+        vf.read_predictions({"m": tmp_path / "x.parquet"}, kind="logits")
+    with pytest.raises(InputError, match="column 'id': expected strings or integers as ids, got float64"):
+        read_frame(make({**columns, "id": np.arange(N) + 0.0}))
+
+
+def test_a_frame_whose_columns_are_called_by_numbers():
+    table = pd.DataFrame(Z)
+    table["video"] = IDS
+    assert_read(read_frame(table, id="video"))
