@@ -10,9 +10,11 @@ import inspect
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy.typing
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util import logging
 
@@ -40,9 +42,26 @@ python_maximum_signature_line_length = 88
 linkcheck_timeout, linkcheck_retries = 20, 2
 
 html_theme = "furo"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = f"vidfuse {release}"
 html_copy_source = False
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_theme_options = {"source_repository": _URLS["Source"], "source_branch": "main"} if "Source" in _URLS else {}
+
+
+class ArrayLike:
+    """What stands for `ArrayLike` in the reference: its own text would be a line of private unions."""
+
+
+class NDArray(Generic[TypeVar("Scalar")]):
+    """What stands for `NDArray` in the reference, with its scalar type and no shape: that is in the docstrings."""
+
+
+for _stand_in in (ArrayLike, NDArray):
+    _stand_in.__module__ = "numpy.typing"
+    setattr(numpy.typing, _stand_in.__name__, _stand_in)
+for _field in PyObject.doc_field_types:
+    _field.label = {"variable": "Attributes"}.get(_field.name, _field.label)
 
 
 def _public() -> dict[str, Any]:
@@ -84,14 +103,20 @@ def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any)
     return True if re.fullmatch(r"set_\w+_request", name) else None
 
 
-def _escape_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape the underscore that ends a type of NumPy: `str_` would be a reference of reStructuredText."""
-    lines[:] = [re.sub(r"_(?=\W|$)", r"\\_", line) if line.startswith(":vartype") else line for line in lines]
+def _mend_attributes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Shorten the types of attributes, and escape the underscore that ends `weights_` or `str_`: no reference."""
+    for number, line in enumerate(lines):
+        line = re.sub(r"^(:(?:ivar|vartype) \w+)_:", r"\1\\_:", line)
+        if line.startswith(":vartype"):
+            head, types = line.split(": ", 1)
+            types = re.sub(r"(?<![\w.~])((?:\w+\.)+)", r"~\1", types)
+            line = f"{head}: " + re.sub(r"_(?=\W|$)", r"\_", types)
+        lines[number] = line
 
 
 def setup(app: Sphinx) -> None:
     """Add the check of the reference, and what pages and docstrings need, to the build."""
     app.connect("source-read", _bring_in_root_pages)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("autodoc-process-docstring", _escape_types, priority=900)  # after napoleon
+    app.connect("autodoc-process-docstring", _mend_attributes, priority=900)  # after napoleon
     app.connect("env-check-consistency", _warn_of_missing_names)
