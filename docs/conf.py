@@ -45,7 +45,6 @@ html_theme = "furo"
 pygments_dark_style = "a11y-high-contrast-dark"
 html_title = f"vidfuse {release}"
 html_copy_source = False
-html_static_path, html_css_files = ["_static"], ["site.css"]
 html_theme_options = {"source_repository": _URLS["Source"], "source_branch": "main"} if "Source" in _URLS else {}
 
 

@@ -46,6 +46,11 @@ def name_of(page):
     return page.relative_to(ROOT).as_posix().removeprefix("docs/")
 
 
+def commands(code):
+    """The lines of a console block; one that ends in a backslash goes on in the next."""
+    return code.replace("\\\n", " ").splitlines()
+
+
 def with_blocks(language):
     return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language)]
 
@@ -73,7 +78,7 @@ def test_the_tutorial_runs_as_it_is_typed_and_prints_what_it_quotes(tmp_path, mo
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(block["code"], typed)  # noqa: S102 -- the pages are our own
             continue
-        for line in block["code"].splitlines():
+        for line in commands(block["code"]):
             program, *arguments = shlex.split(line, comments=True)
             if program == "vidfuse":
                 result = CliRunner().invoke(main, arguments)
@@ -104,7 +109,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, reader, tmp_path, mo
 def test_the_commands_of_a_page_exist_and_parse(page):
     found = 0
     for _, code in blocks(page, "console"):
-        for line in code.splitlines():
+        for line in commands(code):
             words = shlex.split(line, comments=True)
             if words[:1] == ["python"] and words[1].endswith(".py"):
                 assert (ROOT / words[1]).is_file(), line
