@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
+import inspect
 import io
 import json
 import re
@@ -207,6 +209,23 @@ def test_the_figures_on_averaging_are_those_of_the_benchmark():
         f"than averaged probabilities in {count(learned, soft)} of {len(cases)} cases and than averaged "
         f"log-likelihoods in {count(learned, logs)}; in {average_wins} the better of the two" in words
     )
+
+
+@pytest.mark.parametrize("module", ["", "errors", "formats", "metrics", "networks", "report", "training", "video"])
+def test_every_public_name_is_described(module):
+    """What it takes, and an example; what it raises, where it takes anything."""
+    room = importlib.import_module(f"vidfuse.{module}".rstrip("."))
+    for name in room.__all__:
+        value = getattr(room, name)
+        if not inspect.isfunction(value):
+            assert not inspect.isclass(value) or value.__doc__, name
+            continue
+        text = inspect.getdoc(value)
+        assert ">>> " in text, f"{name} has no example"
+        parameters = inspect.signature(value).parameters
+        if len(parameters) > 1:
+            lacking = [p for p in parameters if not re.search(rf"^ {{4}}\*{{0,2}}{p}: ", text, re.MULTILINE)]
+            assert not lacking, f"{name} does not describe {lacking}"
 
 
 def test_the_version_is_the_same_wherever_it_stands():

@@ -39,7 +39,7 @@ class Annotations:
 def read_annotations(
     source: str | os.PathLike[str] | Iterable[Any], classes: Sequence[str] | None = None
 ) -> Annotations:
-    """Read a list of videos: which id, and which label, belongs to each row of a dump.
+    r"""Read a list of videos: which id, and which label, belongs to each row of a dump.
 
     Understood are a csv with a header (a column ``id``, ``videoid``, ``path`` …, and perhaps ``label``), MMAction2
     lists ``relative/path.mp4 0``, PySlowFast and PyTorchVideo lists ``path 0`` or ``path,0`` (split from the right),
@@ -52,6 +52,13 @@ def read_annotations(
 
     Raises:
         InputError: No rows, a label that is not a class, a duplicate or unsafe id.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp(), "val.txt")
+        >>> _ = file.write_text("run/a.mp4 1\nwalk/b.mp4 0\n")
+        >>> read_annotations(file).ids.tolist(), read_annotations(file).labels.tolist()
+        (['run/a', 'walk/b'], [1, 0])
     """
     if not isinstance(source, str | os.PathLike):
         return Annotations(check_ids(source), None)

@@ -48,6 +48,14 @@ def read_dump(path: str | Path, *, head: str | None = None, classes: Sequence[st
 
     Raises:
         InputError: No such file, an unknown layout, a damaged file, or a pickle that needs more than arrays.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/swin.npz", scores=np.eye(2), ids=["a", "b"])
+        ...     dump = read_dump(f"{folder}/swin.npz")
+        >>> dump.scores.shape, dump.ids.tolist(), dump.labels
+        ((2, 2), ['a', 'b'], None)
     """
     file = Path(path)
     if not file.is_file():
