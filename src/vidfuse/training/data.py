@@ -130,6 +130,13 @@ def view_plan(recipe: TrainRecipe, clips: int = 10, *, seed: int = 0) -> ViewPla
 def view_input(plan: ViewPlan, network: str) -> Views:
     """Return a plan of views with the colour statistics of a network.
 
+    Args:
+        plan: Which clips, crops and flips of a video.
+        network: A name of the catalogue.
+
+    Raises:
+        InputError: The catalogue has no such network.
+
     Example:
         >>> view_input(ViewPlan(clips=2), "x3d_tiny").mean
         (0.45, 0.45, 0.45)
