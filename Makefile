@@ -1,4 +1,5 @@
 # Two commands do everything on a machine that has Python 3.11 to 3.14 and make: `make demo` and `make test`.
+# `make docs` builds the documentation site, `make dist` the packages; each sets itself up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,13 @@ STAMP := $(VENV)/.installed
 BASE := .venv-base
 BASE_STAMP := $(BASE)/.installed
 
-.PHONY: demo demo-seeds test lint test-base clean
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed
+SPHINX := $(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet
+
+DIST := .venv-dist
+
+.PHONY: demo demo-seeds test lint test-base docs linkcheck dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 $(BASE_STAMP): pyproject.toml constraints.txt
 	test -x $(BASE)/bin/python || $(PYTHON) -m venv $(BASE)
 	$(BASE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 demo: $(STAMP)
@@ -39,5 +51,25 @@ test-base: $(BASE_STAMP)
 test: lint test-base
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+docs: $(DOCS_STAMP)
+	$(SPHINX) --fresh-env --builder html docs docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
+# Asks every site that the pages link to; not for CI, where another site's bad day would be ours.
+linkcheck: $(DOCS_STAMP)
+	$(SPHINX) --builder linkcheck docs docs/_build/linkcheck
+
+# Builds the wheel and the sdist, and tries each where nothing else is installed.
+dist:
+	rm -rf dist $(DIST)
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build
+	$(DIST)/bin/python -m build --outdir dist
+	for package in dist/*; do \
+	  $(PYTHON) -m venv --clear $(DIST) && \
+	  $(DIST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$package && \
+	  $(DIST)/bin/vidfuse demo --out runs/dist-demo || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENV) $(BASE) runs
+	rm -rf $(VENV) $(BASE) $(DOCS) $(DIST) docs/_build dist runs

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from video_corpus import OddVideo, write
 
 import vidfuse as vf
 from vidfuse import networks
 from vidfuse.cache.format import open_part
 from vidfuse.cache.reader import open_cache
 from vidfuse.cli import main
-from vidfuse.cli.networks import _batch_of_rank, _recipe
+from vidfuse.cli.networks import batch_of_rank, resolved_recipe
 from vidfuse.training import evaluate, state
 from vidfuse.training.checkpoints import load_checkpoint
 from vidfuse.training.data import view_input, view_plan
@@ -121,7 +122,7 @@ def extract(trained, videos, out, *more, status=0):
 def test_a_run_is_repeated_from_the_recipe_that_it_left(trained, videos, tmp_path):
     """Its weights too: they are drawn from the recipe's seed."""
     out, _ = trained
-    recipe, augmentation = _recipe(str(out / "recipe.yaml"), ())
+    recipe, augmentation = resolved_recipe(str(out / "recipe.yaml"), ())
     assert (recipe.epochs, recipe.frames, augmentation) == (2, 4, {})
     torch.manual_seed(12345)
     run(
@@ -146,7 +147,7 @@ def test_a_run_goes_on_by_its_own_recipe_only(trained, videos):
     assert "2 epochs" in run("train", "x3d_tiny", videos, *CLIP, "--val", videos, *more).stdout
     error = run("train", "x3d_tiny", videos, *CLIP, *more, "--set", "augmentation.hue=0.1", status=2).stderr
     assert "differs in augmentation; train into another folder" in error
-    assert _recipe(str(out / "recipe.yaml"), ())[1] == {}
+    assert resolved_recipe(str(out / "recipe.yaml"), ())[1] == {}
 
 
 def test_videos_that_cannot_be_decoded_are_named_after_training(videos, tmp_path):
@@ -285,11 +286,11 @@ def test_row_45_every_video_that_is_left_out_is_listed_before_training(videos, t
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(videos, tmp_path, monkeypatch):
     recipe = dataclasses.replace(TINY["x3d_tiny"], batch_size=64, accumulate=2)
-    assert _batch_of_rank(recipe, 4) == 8
+    assert batch_of_rank(recipe, 4) == 8
     with pytest.raises(vf.errors.InputError, match="take --set batch_size=60 or 66"):
-        _batch_of_rank(recipe, 3)
+        batch_of_rank(recipe, 3)
     with pytest.raises(vf.errors.InputError, match="take --set batch_size=128:"):
-        _batch_of_rank(recipe, 64)
+        batch_of_rank(recipe, 64)
     monkeypatch.setattr("vidfuse.training.distributed.world_size", lambda: 3)
     odd = ("--set", "batch_size=4", "--out", tmp_path / "run")
     assert "take --set batch_size=3 or 6:" in run("train", "x3d_tiny", videos, *CLIP, *odd, status=2).stderr
@@ -378,11 +379,11 @@ def test_row_39_other_views_in_the_same_cache_are_a_message(trained, videos, tmp
 def test_a_recipe_file_is_read_and_checked(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("lr: 1e-1\nepochs: 3\naugmentation:\n  hue: 0.1\n")
-    recipe, augmentation = _recipe(str(path), ("epochs=5", "weight_decay=1e-5", "augmentation.scale=[0.5, 1]"))
+    recipe, augmentation = resolved_recipe(str(path), ("epochs=5", "weight_decay=1e-5", "augmentation.scale=[0.5, 1]"))
     assert (recipe.lr, recipe.epochs, recipe.weight_decay) == (0.1, 5, 1e-5)
     assert augmentation == {"hue": 0.1, "scale": [0.5, 1]}
-    assert _recipe("x3d_m", ()) == (TABLE_I["x3d"], {})
-    assert _recipe("swin_b.original", ()) == (TABLE_I["swin"], {})
+    assert resolved_recipe("x3d_m", ()) == (TABLE_I["x3d"], {})
+    assert resolved_recipe("swin_b.original", ()) == (TABLE_I["swin"], {})
     for text, message in (
         ("[1, 2]", "expected fields of a training recipe, got list"),
         ("", "expected fields of a training recipe, got NoneType"),
@@ -391,11 +392,11 @@ def test_a_recipe_file_is_read_and_checked(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(vf.errors.InputError, match=message):
-            _recipe(str(path), ())
+            resolved_recipe(str(path), ())
     with pytest.raises(vf.errors.InputError, match="expected a recipe of slowfast"):
-        _recipe("resnet", ())
+        resolved_recipe("resnet", ())
     with pytest.raises(vf.errors.InputError, match="no file at gone"):
-        _recipe("gone.yaml", ())
+        resolved_recipe("gone.yaml", ())
 
 
 @pytest.mark.parametrize(
@@ -417,3 +418,102 @@ def test_bad_input_is_one_message(arguments, message, videos, tmp_path):
     error = run(*arguments, *CLIP, "--out", tmp_path / "out", status=2)
     assert "Error: " in error.stderr
     assert re.search(message, error.stderr)
+
+
+def test_a_runs_folder_is_a_checkpoint_and_extract_prints_the_accuracy(trained, videos, tmp_path):
+    """Of the best epoch, or of the last one where it is named; without labels there is no accuracy."""
+    out, _ = trained
+    history = load_checkpoint(out / "last.pt")["history"]
+    best = max(history, key=lambda row: (row["val_top1"], -row["val_nll"]))
+    assert load_checkpoint(out / "best.pt")["epoch"] == best["epoch"]
+    plan = ("--clips", 1, "--times", "even", "--crops", "centre", "--flip", "never", "--workers", 0)
+    for weights, row in ((out, best), (out / "last.pt", history[-1])):
+        cache = tmp_path / f"val{row['epoch']}" / weights.stem
+        result = run("extract", "x3d_tiny", videos, *plan, "--checkpoint", weights, "--out", cache, "--json")
+        assert json.loads(result.stdout)["accuracy"] == row["val_top1"]
+    text = run("extract", "x3d_tiny", videos, *plan, "--checkpoint", out, "--out", tmp_path / "again" / "x3d")
+    assert re.search(rf"accuracy {100 * best['val_top1']:.1f} % \[[\d.]+, [\d.]+\] of 8 labelled videos", text.stdout)
+    assert f"weights: {out}/best.pt" in text.stderr and f"{videos} read as --layout folders: 8 videos" in text.stderr
+    assert "expected a checkpoint, or a run's folder" in run(
+        "extract", "x3d_tiny", videos, *plan, "--checkpoint", tmp_path, "--out", tmp_path / "no", status=2
+    ).stderr  # fmt: skip
+
+
+def test_videos_without_labels_go_through_to_a_submission(trained, videos, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(sorted(videos.glob("*/*.mp4"))[2:6]):
+        shutil.copy(file, flat / f"v{number}.mp4")
+    (tmp_path / "paths.txt").write_text("".join(f"flat/v{number}.mp4\n" for number in range(4)))
+    extract(trained, videos, tmp_path / "val" / "x3d")
+    run("fit", tmp_path / "val", "--weights", "uniform", "--out", tmp_path / "ensemble.json")
+    common = ("--workers", 0, "--clips", 3, "--checkpoint", trained[0] / "last.pt")
+    for name, source in (("flat", flat), ("list", tmp_path / "paths.txt")):
+        text = run("extract", "x3d_tiny", source, *common, "--out", tmp_path / name / "x3d").stdout
+        assert "4 videos written" in text and "accuracy" not in text
+        stack = vf.load_stack(tmp_path / name, views="mean-log")
+        assert stack.labels is None and stack.classes == ("dark", "light")
+        run("predict", tmp_path / "ensemble.json", tmp_path / name, "--out", tmp_path / f"{name}.csv")
+        with (tmp_path / f"{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [Path(row["id"]).name for row in rows] == ["v0", "v1", "v2", "v3"]
+    run("submit", tmp_path / "ensemble.json", tmp_path / "flat", "--out", tmp_path / "submission.txt")
+    assert len((tmp_path / "submission.txt").read_text().splitlines()) == 4
+    assert (
+        "expected labelled videos to train on"
+        in run("train", "x3d_tiny", flat, "--out", tmp_path / "r", status=2).stderr
+    )
+
+
+def test_the_network_that_weights_belong_to_is_named(trained, videos, tmp_path):
+    """By what the run says of itself, or by their shapes."""
+    weights = load_checkpoint(trained[0] / "last.pt")["model"]
+    torch.save(weights, tmp_path / "plain.pth")
+    arguments = (videos, *CLIP, "--clips", 1, "--out", tmp_path / "no", "--checkpoint")
+    told = run("extract", "slowfast_tiny", *arguments, trained[0] / "last.pt", status=2).stderr
+    assert "expected weights of slowfast_tiny" in told and "these are x3d_tiny's weights" in told
+    told = run("extract", "slowfast_tiny", *arguments, tmp_path / "plain.pth", "--classes", 2, status=2).stderr
+    assert "these are x3d_tiny's weights; the checkpoint does not fit slowfast_tiny" in told
+    torch.save({"unknown": torch.zeros(3)}, tmp_path / "other.pth")
+    told = run("extract", "slowfast_tiny", *arguments, tmp_path / "other.pth", status=2).stderr
+    assert "weights of" not in told and "the checkpoint does not fit slowfast_tiny" in told
+
+
+def test_train_and_val_have_roots_of_their_own_and_a_finished_run_goes_on(videos, tmp_path):
+    for name in ("train", "val"):
+        shutil.copytree(videos, tmp_path / f"{name}-videos")
+        rows = [f"{f.parent.name}/{f.name},{f.parent.name}" for f in sorted(videos.glob("*/*.mp4"))]
+        (tmp_path / f"{name}.csv").write_text("path,label\n" + "\n".join(rows if name == "train" else rows[::2]))
+    command = (
+        "train", "x3d_tiny", tmp_path / "train.csv", "--root", tmp_path / "train-videos", "--val", tmp_path / "val.csv",
+        "--val-root", tmp_path / "val-videos", "--workers", 0, "--out", tmp_path / "run",
+    )  # fmt: skip
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    first = run(*command, *settings)
+    assert "val.csv read as --layout csv: 4 videos" in first.stderr and "x3d_tiny epoch 1/1: loss" in first.stderr
+    assert state.trained(tmp_path / "run" / "last.pt").classes == ("dark", "light")
+    longer = ["epochs=2" if word == "epochs=1" else word for word in settings]
+    more = run(*command, *longer)
+    assert "goes on after epoch 1 of 2" in more.stderr and "epoch 1/2" not in more.stderr
+    assert resolved_recipe(str(tmp_path / "run" / "recipe.yaml"), ())[0].epochs == 2
+    less = run(*command, *settings, status=2).stderr
+    assert "differs in epochs" in less
+
+
+def test_what_is_left_of_a_video_that_ends_early_is_taken_when_asked_for(trained, videos, tmp_path):
+    cut = write(OddVideo("mkv", "libx264", cut="tail", n_frames=60), tmp_path)
+    command = ("extract", "x3d_tiny", cut, "--workers", 0, "--checkpoint", trained[0], "--clips", 1)
+    text = run(*command, "--out", tmp_path / "no" / "x3d").stdout
+    assert "1 could not be decoded" in text and "(--allow-truncated)" in text
+    assert "1 videos written" in run(*command, "--allow-truncated", "--out", tmp_path / "yes" / "x3d").stdout
+
+
+def test_networks_are_trained_together_by_one_command(videos, tmp_path):
+    command = ("train-together", videos, "a=x3d_tiny", "r2plus1d_tiny", "--val", videos, "--workers", 0)
+    command += tuple(word for setting in (*SMALL[:3], "frames=8", "size=32") for word in ("--set", setting))
+    result = run(*command, "--out", tmp_path / "run", "--shared-time")
+    assert "r2plus1d_tiny" in result.stdout and "fused" in result.stdout and "epoch 1/1: a loss" in result.stderr
+    for name, network in (("a", "x3d_tiny"), ("r2plus1d_tiny", "r2plus1d_tiny")):
+        assert state.trained(tmp_path / "run" / f"{name}.pt").network == network
+    error = run("train-together", videos, "x3d_tiny", "--out", tmp_path / "no", status=2).stderr
+    assert "expected validation videos" in error

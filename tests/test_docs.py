@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
+import inspect
 import io
 import json
 import re
@@ -13,17 +15,23 @@ import types
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import motion
+import vidfuse
 from motion.dataset import encode
 from vidfuse import networks
 from vidfuse.cli import main
 from vidfuse.cli.config import read_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts),
+]
 FENCE = re.compile(
     r"(?:<!-- needs: (?P<needs>\w+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -36,8 +44,17 @@ def blocks(page, language):
     ]
 
 
+def name_of(page):
+    return page.relative_to(ROOT).as_posix().removeprefix("docs/")
+
+
+def commands(code):
+    """The lines of a console block; one that ends in a backslash goes on in the next."""
+    return code.replace("\\\n", " ").splitlines()
+
+
 def with_blocks(language):
-    return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language)]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +70,37 @@ def reader(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", with_blocks("python"))
+def test_the_tutorial_runs_as_it_is_typed_and_prints_what_it_quotes(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "tutorial.md"
+    text = page.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    printed, typed = [], {}
+    for block in FENCE.finditer(text):
+        if block["language"] == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(block["code"], typed)  # noqa: S102 -- the pages are our own
+            continue
+        for line in commands(block["code"]):
+            program, *arguments = shlex.split(line, comments=True)
+            if program == "vidfuse":
+                result = CliRunner().invoke(main, arguments)
+                assert result.exit_code == (2 if line.endswith("# refused") else 0), result.output
+                printed.append(" ".join(result.output.split()))
+    quotes = re.findall(r"^> (.*)$", text, re.MULTILINE)
+    assert len(quotes) == 3
+    for quote in quotes:
+        assert_printed_but_for_rounding(quote, " ".join(printed))
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "fused.csv").is_file()
+
+
+@pytest.mark.parametrize("page", [page for page in with_blocks("python") if page.id != "tutorial.md"])
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, reader, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").symlink_to(reader / "videos")
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     for number, (needs, code) in enumerate(blocks(page, "python")):
-        where = f"{page.name}, block {number}"
+        where = f"{name_of(page)}, block {number}"
         compiled = compile(ast.parse(code, where), where, "exec", dont_inherit=True)
         if needs in INSTALLED:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -71,7 +111,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, reader, tmp_path, mo
 def test_the_commands_of_a_page_exist_and_parse(page):
     found = 0
     for _, code in blocks(page, "console"):
-        for line in code.splitlines():
+        for line in commands(code):
             words = shlex.split(line, comments=True)
             if words[:1] == ["python"] and words[1].endswith(".py"):
                 assert (ROOT / words[1]).is_file(), line
@@ -105,7 +145,7 @@ def test_the_options_file_of_the_page_on_commands_is_read(name, tmp_path):
     assert read_config(path, command, name).keys() >= {p.name for p in command.params if p.required}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[B-Z]*.md"))], ids=name_of)
 def test_the_links_of_a_page_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if target and "://" not in target:
@@ -145,3 +185,51 @@ def assert_printed_but_for_rounding(sentence, page):
     assert found, sentence
     measured = [float(text) for text in re.findall(figure, sentence)]
     assert [float(text) for text in found.groups()] == pytest.approx(measured, abs=0.5)
+
+
+def test_the_figures_on_averaging_are_those_of_the_benchmark():
+    """The page's table and counts, from the file that the benchmark wrote."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "fusion_quality_dumps.json").read_text())
+    cases = results["each case: NLL, accuracy"]
+    page = (ROOT / "docs" / "why-not-average.md").read_text(encoding="utf-8")
+    best, soft, logs = "best single", "uniform linear (scikit-learn's soft voting)", "uniform log-linear"
+    learned = "vidfuse default, groups given"
+    for name in results["sets"]:
+        own = [case for case in cases if case["set"] == name and case["size"] == "20 %"]
+        means = [np.mean([case[rule] for case in own], axis=0) for rule in (best, soft, logs, learned)]
+        assert f"| {name} | " + " | ".join(f"{100 * a:.1f} / {nll:.3f}" for nll, a in means) + " |" in page
+    assert len(re.findall(r"^\| \w+ \| \d", page, re.MULTILINE)) == len(results["sets"])
+
+    def count(rule, than):
+        return sum(case[rule][1] > case[than][1] for case in cases)
+
+    words = " ".join(page.split())
+    average_wins = sum(max(case[soft][1], case[logs][1]) > case[learned][1] for case in cases)
+    assert f"beats the best member in {count(soft, best)} of the {len(cases)} cases" in words
+    assert (
+        f"than averaged probabilities in {count(learned, soft)} of {len(cases)} cases and than averaged "
+        f"log-likelihoods in {count(learned, logs)}; in {average_wins} the better of the two" in words
+    )
+
+
+@pytest.mark.parametrize("module", ["", "errors", "formats", "metrics", "networks", "report", "training", "video"])
+def test_every_public_name_is_described(module):
+    """What it takes, and an example; what it raises, where it takes anything."""
+    room = importlib.import_module(f"vidfuse.{module}".rstrip("."))
+    for name in room.__all__:
+        value = getattr(room, name)
+        if not inspect.isfunction(value):
+            assert not inspect.isclass(value) or value.__doc__, name
+            continue
+        text = inspect.getdoc(value)
+        assert ">>> " in text, f"{name} has no example"
+        parameters = inspect.signature(value).parameters
+        if len(parameters) > 1:
+            lacking = [p for p in parameters if not re.search(rf"^ {{4}}\*{{0,2}}{p}: ", text, re.MULTILINE)]
+            assert not lacking, f"{name} does not describe {lacking}"
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == vidfuse.__version__
+    assert f"## {vidfuse.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

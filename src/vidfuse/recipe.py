@@ -249,12 +249,23 @@ class Recipe:
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe that `Recipe.save` wrote; see `Recipe` for an example.
+    """Read a recipe that `Recipe.save` wrote.
 
     Raises:
         CacheFormatError: the file is no recipe, or of a newer version.
         CacheCorruptError: the arrays beside it are not those that were written.
         OSError: the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from vidfuse import LogLinearPool, LogitStack
+        >>> stack = LogitStack.from_arrays({"swin": 2 * np.eye(2), "x3d": 3 * np.eye(2)}, labels=[0, 1])
+        >>> pool = LogLinearPool(weights="uniform").fit(stack)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Recipe.from_fitted(pool, stack).save(f"{folder}/both.json")
+        ...     load_recipe(path).members
+        ('swin', 'x3d')
     """
     path = Path(path)
     try:

@@ -279,11 +279,14 @@ def test_a_run_says_what_helps_where_its_network_waits(tmp_path):
     path = write(OddVideo("mp4", "libx264"), tmp_path)
     dataset = SimpleNamespace(videos=[SimpleNamespace(path=path, id="a")], short_side=40)
     loader = SimpleNamespace(dataset=dataset)
-    hint = decoding_hint(loader, 0.71)
+    hint = decoding_hint(loader, 0.71, 60.0)
     assert "waits for its videos 71 % of the time" in hint and "--short-side 40" in hint and "a is 96 x 64" in hint
-    assert decoding_hint(loader, 0.1) is None and decoding_hint(ToyLoader(), 0.9) is None
+    assert decoding_hint(loader, 0.1, 60.0) is None and decoding_hint(ToyLoader(), 0.9, 60.0) is None
+    assert decoding_hint(loader, 0.71, 2.0) is None
     dataset.short_side = 60
-    assert "more workers help" in decoding_hint(loader, 0.71) and "shrink" not in decoding_hint(loader, 0.71)
+    assert "more workers help" in decoding_hint(loader, 0.71, 60.0) and "shrink" not in decoding_hint(
+        loader, 0.71, 60.0
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_videos(tmp_path):

@@ -36,7 +36,10 @@ _COMMANDS = {
     "report": ("vidfuse.cli.ensembles:report", "Write one HTML page on members and rules."),
     "submit": ("vidfuse.cli.ensembles:submit", "Fuse by a recipe, and write a submission."),
     "networks": ("vidfuse.cli.catalogue:networks", "List the networks, and count what one costs."),
+    "split": ("vidfuse.cli.videos:split", "Part labelled videos by their source."),
+    "shrink": ("vidfuse.cli.videos:shrink", "Encode a folder of videos to a short side, once."),
     "train": ("vidfuse.cli.networks:train", "Train a network by a recipe; resumes."),
+    "train-together": ("vidfuse.cli.together:train_together", "Train networks on the same decoded videos."),
     "extract": ("vidfuse.cli.networks:extract", "Write a network's logits into a cache; resumes."),
 }
 

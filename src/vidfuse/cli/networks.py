@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,29 +11,42 @@ from typing import Any
 import click
 
 import vidfuse as vf
-from vidfuse.cli import options
+from vidfuse.cli import options, videos
 from vidfuse.errors import InputError, MissingExtraError
 
-__all__ = ["extract", "train"]
+__all__ = [
+    "batch_of_rank",
+    "extract",
+    "keep_left_out",
+    "listed_failures",
+    "loader_of",
+    "modules",
+    "resolved_recipe",
+    "train",
+]
 
-_LAYOUTS = ("vipriors", "folders", "mmaction2", "csv")
 _DECODERS = ("pyav", "torchcodec", "gpu")
 _network = click.argument("network")
-_data = click.argument("data", type=click.Path(exists=True, path_type=Path))
-_layout = click.option(
-    "--layout",
-    type=click.Choice(_LAYOUTS),
-    default="vipriors",
-    show_default=True,
-    help="What DATA is: the challenge's folder, one folder per class, an MMAction2 list, or a csv list.",
+workers_option = click.option("--workers", default=2, show_default=True, help="Processes that decode videos.")
+strict_option = click.option(
+    "--strict", is_flag=True, help="Stop at a video that cannot be decoded, instead of listing it."
 )
-_root = click.option("--root", type=click.Path(path_type=Path), help="The folder that a list's paths start from.")
-_workers = click.option("--workers", default=2, show_default=True, help="Processes that decode videos.")
-_classes = click.option(
-    "--classes", metavar="N|FILE", help="How many classes a list has, or a file of their names, one per line."
+allow_truncated_option = click.option(
+    "--allow-truncated", is_flag=True, help="Take what is left of videos that end early."
 )
-_strict = click.option("--strict", is_flag=True, help="Stop at a video that cannot be decoded, instead of listing it.")
-_decoder = click.option(
+recipe_option = click.option(
+    "--recipe", "recipe_name", help="A network of the method's Table I, a tiny preset, or a YAML file."
+)
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a field of the recipe."
+)
+val_option = click.option(
+    "--val", type=click.Path(exists=True, path_type=Path), help="Videos to score after each epoch."
+)
+val_root_option = click.option(
+    "--val-root", type=click.Path(path_type=Path), help="The folder that the paths of --val start from, if not --root."
+)
+decoder_option = click.option(
     "--decoder",
     type=click.Choice(_DECODERS),
     default="pyav",
@@ -45,17 +57,19 @@ _decoder = click.option(
 
 @click.command()
 @_network
-@_data
-@_layout
-@_root
-@click.option("--val", type=click.Path(exists=True, path_type=Path), help="Videos to score after each epoch.")
-@click.option("--recipe", "recipe_name", help="A network of the method's Table I, a tiny preset, or a YAML file.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a field of the recipe.")
+@videos.data
+@videos.layout
+@videos.root
+@val_option
+@val_root_option
+@recipe_option
+@settings_option
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
-@_classes
-@_workers
-@_decoder
-@_strict
+@videos.classes
+@workers_option
+@decoder_option
+@strict_option
+@allow_truncated_option
 @options.out("runs/train", "The run's folder; a run that stopped goes on from its checkpoint.")
 @options.as_json
 @click.pass_context
@@ -63,9 +77,10 @@ def train(
     context: click.Context,
     network: str,
     data: Path,
-    layout: str,
+    layout: str | None,
     root: Path | None,
     val: Path | None,
+    val_root: Path | None,
     recipe_name: str | None,
     settings: tuple[str, ...],
     checkpoint: Path | None,
@@ -73,74 +88,70 @@ def train(
     workers: int,
     decoder: str,
     strict: bool,
+    allow_truncated: bool,
     out: Path,
     as_json: bool,
 ) -> None:
     """Train NETWORK (a name of the catalogue) on the videos of DATA; under torchrun, on every process.
 
-    With `--layout vipriors` the train split is trained on and the val split is scored after each epoch. The recipe as
-    it was resolved is kept as recipe.yaml in the run's folder.
+    The validation videos (`--val`, or the split of that name where DATA has splits) are scored after each epoch; the
+    best epoch is kept as best.pt beside last.pt. The recipe as it was resolved is kept as recipe.yaml.
     """
-    distributed, inputs, loop, state, torch = _modules(
-        *(f"vidfuse.training.{name}" for name in ("distributed", "data", "loop", "state")), "torch"
+    distributed, inputs, loop, progress, state, torch = modules(
+        *(f"vidfuse.training.{name}" for name in ("distributed", "data", "loop", "progress", "state")), "torch"
     )
-    recipe, augmentation = _recipe(recipe_name or network, settings)
+    recipe, augmentation = resolved_recipe(recipe_name or network, settings)
     source = inputs.train_input(recipe, network, **augmentation)
-    n_named, names = _class_names(classes)
-    videos = _videos(layout, data, root, "train", names)
-    n_classes = n_named or _class_count(videos)
-    if videos.classes is not None and len(videos.classes) != n_classes:
-        raise InputError(
-            f"--classes: expected {len(videos.classes)}, the classes of {data}, got {n_classes}; leave it out, or pass "
-            "a file of all names"
-        )
-    videos, scored = _of_classes(videos, data, None, n_classes), None
-    if val is not None or layout == "vipriors":
-        scored = _of_classes(_videos(layout, val or data, root, "val", names), val or data, videos.classes, n_classes)
+    found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
     # From here on every process of torchrun takes part; process 0 alone writes and prints.
     plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
     with distributed.joined() as device:
-        batch = _batch_of_rank(recipe, distributed.world_size())
+        batch = batch_of_rank(recipe, distributed.world_size())
         torch.manual_seed(recipe.seed)
         model = inputs.network_for(
             recipe.frames,
             network,
             n_classes,
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else _weights(checkpoint),
             replace_classifier=checkpoint is not None,
         )
-        settings_of_loader = (batch, workers, decoder, strict, device)
-        loader = _loader(videos, source, *settings_of_loader, seed=recipe.seed, shuffle=True)
+        settings_of_loader = (batch, workers, decoder, strict, allow_truncated, device)
+        loader = loader_of(found, source, *settings_of_loader, seed=recipe.seed, shuffle=True)
         state.check_folder(out, model, recipe, loader)
         if distributed.rank() == 0:
             _keep_recipe(out, recipe, augmentation)
             options.save_config(context, out)
-            _keep_left_out(out, videos, *([] if scored is None else [scored]))
+            keep_left_out(out, found, *([] if scored is None else [scored]))
         val_loader = None
         if scored is not None:
-            val_loader = _loader(scored, inputs.view_input(plan, network), *settings_of_loader)
+            val_loader = loader_of(scored, inputs.view_input(plan, network), *settings_of_loader)
         result = loop.train(model.to(device), loader, recipe, out, val_loader=val_loader, device=device, name=network)
         failures = {f.id: f.reason for f in (*loader.failures, *(val_loader.failures if val_loader else ()))}
         failures = dict(distributed.gathered(list(failures.items())))
         if distributed.rank() == 0:
-            last = result.history[-1]
+            last, best = result.history[-1], progress.best_row(result.history)
+            text = progress.epoch_line(result.history, recipe.epochs, 0 if scored is None else len(scored))
+            told = {"out": out, "epochs": len(result.history), "last": last, "best": best}
             options.emit(
-                {"out": out, "epochs": len(result.history), "last": last, "failures": list(failures.items())},
-                f"{network}: {len(result.history)} epochs, "
-                + ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-                + _listed(failures)
-                + f"\nwritten to {out}",
+                told | {"failures": list(failures.items())},
+                f"{network}: {len(result.history)} epochs; {text}{listed_failures(failures)}\nwritten to {out}"
+                + (": last.pt" if best is None else ": last.pt, and best.pt, the best epoch on the validation videos"),
                 as_json,
             )
 
 
 @click.command()
 @_network
-@_data
-@_layout
-@_root
+@videos.data
+@videos.layout
+@videos.root
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), required=True, help="The weights.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="The weights; of a run's folder, best.pt.",
+)
 @click.option("--recipe", "recipe_name", help="Take clips as this recipe does; by default as the checkpoint's run did.")
 @click.option("--clips", "n_clips", default=10, show_default=True, help="Clips of each video.")
 @click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip, other than the recipe's.")
@@ -158,10 +169,11 @@ def train(
     show_default=True,
     help="Of the forward pass.",
 )
-@_classes
-@_workers
-@_decoder
-@_strict
+@videos.classes
+@workers_option
+@decoder_option
+@strict_option
+@allow_truncated_option
 @options.out("caches/val/member", "The cache's folder; its name is the member's name.")
 @options.as_json
 @click.pass_context
@@ -169,7 +181,7 @@ def extract(
     context: click.Context,
     network: str,
     data: Path,
-    layout: str,
+    layout: str | None,
     root: Path | None,
     split: str,
     checkpoint: Path,
@@ -188,6 +200,7 @@ def extract(
     workers: int,
     decoder: str,
     strict: bool,
+    allow_truncated: bool,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -196,20 +209,27 @@ def extract(
     Clips have the length, interval and size that the checkpoint was trained with, if `vidfuse train` wrote it; else
     those of the catalogue. Its classes are matched by name with those of the training videos, where it knows them.
     """
-    distributed, clips, inputs, state = _modules(
-        "vidfuse.training.distributed", "vidfuse.video.clips", "vidfuse.training.data", "vidfuse.training.state"
-    )
+    distributed, clips, inputs, progress, state = modules(
+        "vidfuse.training.distributed", "vidfuse.video.clips",
+        *(f"vidfuse.training.{name}" for name in ("data", "progress", "state")),
+    )  # fmt: skip
+    checkpoint = _weights(checkpoint)
     facts, known = vf.networks.info(network), state.trained(checkpoint)
+    if known is not None and known.network not in (None, network):
+        raise InputError(
+            f"expected weights of {network} in {checkpoint}, but these are {known.network}'s weights: "
+            f"vidfuse extract {known.network} …"
+        )
     base = facts if known is None else known.recipe
     if recipe_name is not None:
-        base, _ = _recipe(recipe_name, ())
-    n_named, names = _class_names(classes)
-    videos = _videos(layout, data, root, split, names)
-    n_classes = n_named or (known.n_classes if known else _class_count(videos))
-    videos = _of_classes(videos, data, known.classes if known else None, n_classes)
-    if videos.classes is not None and len(videos.classes) != n_classes:
+        base, _ = resolved_recipe(recipe_name, ())
+    n_named, names = videos.class_names(classes)
+    found = videos.listed(data, layout, root, split, names)
+    n_classes = n_named or (known.n_classes if known else videos.class_count(found))
+    found = videos.of_classes(found, data, known.classes if known else None, n_classes)
+    if found.classes is not None and len(found.classes) != n_classes:
         raise InputError(
-            f"expected a network of the {len(videos.classes)} classes of {data}, got one of {n_classes}: {checkpoint}"
+            f"expected a network of the {len(found.classes)} classes of {data}, got one of {n_classes}: {checkpoint}"
         )
     plan = clips.ViewPlan(
         clips=n_clips,
@@ -226,16 +246,17 @@ def extract(
     weights = known.weights if known else checkpoint
     model = inputs.network_for(plan.length, network, n_classes, checkpoint=weights)
     with distributed.joined() as device:
-        loader = _loader(videos, inputs.view_input(plan, network), batch_size, workers, decoder, strict, device)
+        views = inputs.view_input(plan, network)
+        loader = loader_of(found, views, batch_size, workers, decoder, strict, allow_truncated, device)
         if distributed.rank() == 0:
-            _keep_left_out(out, videos)
+            keep_left_out(out, found)
         done = vf.extract(
             model,
             loader,
             out,
             views=plan,
-            ids=list(videos.ids),
-            classes=videos.classes,
+            ids=list(found.ids),
+            classes=found.classes,
             precision=precision,
             device=device,
         )
@@ -243,15 +264,23 @@ def extract(
         written = int(distributed.total([done.written], device)[0])
         if distributed.rank() == 0:
             options.save_config(context, out)
-            result = {"out": out, "written": written, "present": done.present, "failures": list(failures.items())}
+            accuracy, n_labelled = _accuracy(out)
+            result = {"out": out, "written": written, "present": done.present, "accuracy": accuracy}
+            result["failures"] = list(failures.items())
             text = (
                 f"{written} videos written in {done.seconds:.1f} s, {done.present} were there; each in {plan.n_views} "
                 f"views of {plan.length} frames, interval {plan.interval}, {plan.size} pixels"
             )
-            options.emit(result, text + _listed(failures) + f"\nwritten to {out}", as_json)
+            if accuracy is not None:
+                text += (
+                    f"\naccuracy {progress.accuracy_text(accuracy, n_labelled)} labelled videos, their views averaged"
+                )
+            hint = progress.decoding_hint(loader, done.waited, done.seconds)
+            progress.say(hint or "", hint is not None)
+            options.emit(result, text + listed_failures(failures) + f"\nwritten to {out}", as_json)
 
 
-def _batch_of_rank(recipe: Any, ranks: int) -> int:
+def batch_of_rank(recipe: Any, ranks: int) -> int:
     """Return how many videos a process passes forward at once."""
     parts = recipe.accumulate * ranks
     batch, rest = divmod(recipe.batch_size, parts)
@@ -264,20 +293,22 @@ def _batch_of_rank(recipe: Any, ranks: int) -> int:
     return int(batch)
 
 
-def _loader(
-    videos: Any,
+def loader_of(
+    found: Any,
     source: Any,
     batch: int,
     workers: int,
     decoder: str,
     strict: bool,
+    allow_truncated: bool,
     device: Any,
     *,
     seed: int = 0,
     shuffle: bool = False,
+    shared_time: bool = False,
 ) -> Any:
     """Return a loader of this process's share of the videos."""
-    datasets, loader, distributed = _modules(
+    datasets, loader, distributed = modules(
         "vidfuse.video.datasets", "vidfuse.video.loader", "vidfuse.training.distributed"
     )
     gpu = device.type == "cuda"
@@ -287,7 +318,9 @@ def _loader(
         )
     where = {"decoder": "torchcodec", "device": str(device)} if decoder == "gpu" else {"decoder": decoder}
     return loader.VideoLoader(
-        datasets.VideoDataset(videos, source, seed=seed, strict=strict, **where),
+        datasets.VideoDataset(
+            found, source, seed=seed, strict=strict, allow_truncated=allow_truncated, shared_time=shared_time, **where
+        ),
         batch,
         shuffle=shuffle,
         workers=0 if decoder == "gpu" else workers,
@@ -297,7 +330,7 @@ def _loader(
     )
 
 
-def _modules(*names: str) -> list[ModuleType]:
+def modules(*names: str) -> list[ModuleType]:
     """Import the modules that need torch and the decoder, or say which extra they come with."""
     try:
         return [importlib.import_module(name) for name in names]
@@ -307,56 +340,11 @@ def _modules(*names: str) -> list[ModuleType]:
         raise MissingExtraError("training and extraction", "training") from error
 
 
-def _videos(layout: str, data: Path, root: Path | None, split: str, names: tuple[str, ...] | None) -> Any:
-    """Read a list of videos; what is listed and missing goes to standard error."""
-    lists = importlib.import_module("vidfuse.video.lists")
-    if layout == "vipriors":
-        videos = importlib.import_module("vidfuse.video.vipriors").read_vipriors(data, split)
-    elif layout == "folders":
-        videos = lists.read_class_folders(data)
-    else:
-        videos = (lists.read_mmaction2 if layout == "mmaction2" else lists.read_csv_list)(data, root)
-    if not len(videos):
-        raise InputError(f"{data}: expected at least one video in the split {split!r}, got none; {videos.summary()}")
-    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
-        click.echo(videos.summary(), err=True)
-    return _of_classes(videos, data, names)
-
-
-def _of_classes(videos: Any, data: Path, names: tuple[str, ...] | None, n_classes: int | None = None) -> Any:
-    """Match videos with classes of these names, of this number, or say whose videos do not fit."""
-    try:
-        videos = videos if names is None else videos.relabelled(names)
-        if n_classes is not None:
-            videos.check_labels(n_classes)
-    except InputError as error:
-        raise InputError(f"{data}: {error}") from error
-    return videos
-
-
-def _class_names(given: str | None) -> tuple[int | None, tuple[str, ...] | None]:
-    """Return how many classes `--classes` says there are, and their names if it is a file of them."""
-    if given is None or given.isdecimal():
-        return (None if given is None else int(given)), None
-    if not Path(given).is_file():
-        raise InputError(f"--classes: expected a number, or a file with one class name per line, got {given!r}")
-    names = tuple(line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip())
-    return len(names), names
-
-
-def _class_count(videos: Any) -> int:
-    if videos.classes is not None:
-        return len(videos.classes)
-    if videos.labels is None:
-        raise InputError("the list names neither classes nor labels; say how many there are with --classes")
-    return max(videos.labels) + 1
-
-
-def _recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+def resolved_recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Return the training recipe of a name or a YAML file, and its augmentations, with single fields set."""
     from vidfuse.training.recipes import TABLE_I, TINY, TrainRecipe
 
-    files, values = _modules("vidfuse.training.recipe_files", "vidfuse._yaml")
+    files, values = modules("vidfuse.training.recipe_files", "vidfuse._yaml")
     base, fields, augmentation = None, {}, {}
     if Path(name).suffix in (".yaml", ".yml"):
         fields, augmentation = files.read_recipe(name)
@@ -375,12 +363,15 @@ def _recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
 
 def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
     """Keep the resolved recipe beside the run, or hold a run that goes on to the recipe that it began with."""
-    (files,) = _modules("vidfuse.training.recipe_files")
+    (files,) = modules("vidfuse.training.recipe_files")
     path, now = out / "recipe.yaml", {**dataclasses.asdict(recipe), "augmentation": augmentation}
     if path.exists() and (out / "last.pt").exists():
         fields, own = files.read_recipe(path)
         before = {**fields, "augmentation": own}
-        if differ := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
+        differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        if differ == ["epochs"] and now["epochs"] > before["epochs"]:
+            differ = []  # a run may be given more
+        if differ:
             raise InputError(
                 f"expected {out} to hold a run of this recipe, got one that differs in {', '.join(differ)}; "
                 "train into another folder or remove this one"
@@ -388,17 +379,38 @@ def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
     files.write_recipe(path, recipe, augmentation)
 
 
-def _keep_left_out(out: Path, *lists: Any) -> None:
+def _weights(path: Path) -> Path:
+    """Return the checkpoint at a path; of a run's folder that of its best epoch, or its last where none was scored."""
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in ("best.pt", "last.pt") if (path / name).is_file()), None)
+    if found is None:
+        raise InputError(f"--checkpoint: expected a checkpoint, or a run's folder with best.pt or last.pt, got {path}")
+    click.echo(f"weights: {found}", err=True)
+    return found
+
+
+def _accuracy(cache: Path) -> tuple[float | None, int]:
+    """Return the accuracy of a cache's videos, their views averaged, and their number; None if they have no labels."""
+    if not (cache / "meta.json").is_file():  # no video could be decoded
+        return None, 0
+    stack = vf.load_stack({cache.name: cache}, views="mean-log", partial=True)
+    if stack.labels is None or not len(stack):
+        return None, 0
+    return float((stack.scores(cache.name).argmax(1) == stack.labels).mean()), len(stack)
+
+
+def keep_left_out(out: Path, *lists: Any) -> None:
     """List every video that was left out before the work began, and why, in `<out>.left-out.csv`, if there are any."""
-    (logs,) = _modules("vidfuse.training.logs")
-    rows = [{"video": name, "reason": reason} for videos in lists for name, reason in videos.skipped]
-    rows += [{"video": name, "reason": "a file without a row"} for videos in lists for name in videos.unlisted]
+    (logs,) = modules("vidfuse.training.logs")
+    rows = [{"video": name, "reason": reason} for one in lists for name, reason in one.skipped]
+    rows += [{"video": name, "reason": "a file without a row"} for one in lists for name in one.unlisted]
     if rows:
         out.parent.mkdir(parents=True, exist_ok=True)
         logs.write_csv(out.with_name(out.name + ".left-out.csv"), rows)
 
 
-def _listed(failures: dict[str, str]) -> str:
+def listed_failures(failures: dict[str, str]) -> str:
     """Name the videos that could not be decoded."""
     lines = [f"{len(failures)} could not be decoded:"] if failures else []
     return "".join(f"\n{line}" for line in [*lines, *(f"  {name}: {reason}" for name, reason in failures.items())])

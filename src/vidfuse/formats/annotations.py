@@ -58,7 +58,7 @@ def read_annotations(
     *,
     ids: IdRule = "path",
 ) -> Annotations:
-    """Read a list of videos: which id, and which label, belongs to each row of a dump.
+    r"""Read a list of videos: which id, and which label, belongs to each row of a dump.
 
     Understood are tables with a header (a column ``id``, ``videoid``, ``path`` …, and perhaps ``label``) as csv, tsv or
     parquet; lists ``relative/path.mp4 0``, ``path,0`` (split from the right), ``folder n_frames label``, and plain
@@ -72,6 +72,13 @@ def read_annotations(
 
     Raises:
         InputError: No rows, a label that is not a class, a duplicate or unsafe id, or a layout that is not known.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp(), "val.txt")
+        >>> _ = file.write_text("run/a.mp4 1\nwalk/b.mp4 0\n")
+        >>> read_annotations(file).ids.tolist(), read_annotations(file).labels.tolist()
+        (['run/a', 'walk/b'], [1, 0])
     """
     if not isinstance(source, str | os.PathLike):
         return Annotations(check_ids(source), None)

@@ -51,6 +51,14 @@ def read_dump(
 
     Raises:
         InputError: No such file, an unknown layout, a damaged file, or a pickle that needs more than arrays.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/swin.npz", scores=np.eye(2), ids=["a", "b"])
+        ...     dump = read_dump(f"{folder}/swin.npz")
+        >>> dump.scores.shape, dump.ids.tolist(), dump.labels
+        ((2, 2), ['a', 'b'], None)
     """
     file = Path(path)
 

@@ -57,7 +57,7 @@ class WeightedSum:
 class Rule(ClassifierMixin, BaseEstimator, ABC):
     """A way to fuse members, as a scikit-learn classifier whose features are the members' predictions.
 
-    A rule is a subclass that writes two methods, and declares by class attributes what else it can do:
+    A rule is a subclass that writes two methods, and declares by class attributes what else it can do::
 
         _fit(stack, labels, weight)   sets fitted attributes: names that end in `_`, holding numbers, strings, lists or
                                       arrays, so that a recipe can hold them

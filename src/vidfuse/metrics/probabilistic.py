@@ -143,7 +143,7 @@ def ece(
     n_bins: int = 15,
     binning: Literal["uniform", "quantile"] = "uniform",
 ) -> float:
-    """Return the expected calibration error of the predicted class, Σ_b (N_b/N) |accuracy_b − confidence_b|.
+    """Return the expected calibration error of the predicted class, Σ_b (N_b/N) · abs(accuracy_b − confidence_b).
 
     It lies in 0 … 1. By default there are 15 bins of equal width, each closed on the right: (0, 1/15], …, (14/15, 1].
     The number depends on the bins: state them beside it.

@@ -284,6 +284,12 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], name: str) -> dict[str,
 
     Raises:
         InputError: there is no such name, or there is no state dict in what was passed.
+
+    Example:
+        >>> model = create("x3d_tiny", num_classes=3)
+        >>> published = {f"module.{key}": value for key, value in model.state_dict().items()}
+        >>> model.load_state_dict(convert_state_dict(published, "x3d_tiny"))
+        <All keys matched successfully>
     """
     checkpoints = import_network_module("checkpoints")
     network, config = _resolve(name)
@@ -314,6 +320,10 @@ def load_checkpoint(
 
     Raises:
         InputError: a list of the missing, unexpected and misshapen keys; nothing was loaded.
+
+    Example:
+        >>> model, trained = create("x3d_tiny", num_classes=3), create("x3d_tiny", num_classes=5)
+        >>> load_checkpoint(model, trained.state_dict(), replace_classifier=True)
     """
     checkpoints = import_network_module("checkpoints")
     state_dict = checkpoints.read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint

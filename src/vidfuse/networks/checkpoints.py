@@ -49,6 +49,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         InputError: no such file; or it holds no state dict; or it needs objects to be unpickled (they are named).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"module.head.weight": torch.zeros(2, 3)}}, f"{folder}/epoch_10.pth")
+        ...     {name: tuple(value.shape) for name, value in read_checkpoint(f"{folder}/epoch_10.pth").items()}
+        {'head.weight': (2, 3)}
     """
     path = Path(path)
     if not path.is_file():

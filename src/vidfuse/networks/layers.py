@@ -383,6 +383,11 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
     Raises:
         InputError: the model is in training mode.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv3d(3, 4, 3, bias=False), nn.BatchNorm3d(4)).eval()
+        >>> [type(module).__name__ for module in fold_batch_norm(model)]
+        ['Conv3d', 'Identity']
     """
     if model.training:
         raise InputError("expected a model in eval mode, got one in training mode; call model.eval() first")

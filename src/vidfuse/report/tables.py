@@ -39,14 +39,14 @@ def default_rules(lacking: bool = False) -> dict[str, Any]:
         lacking: Whether some member lacks videos; the greedy selection, which needs them all, is then left out.
 
     Example:
-        >>> print(*default_rules(), sep=", ")
-        learned weights, score-weighted, calibrated, greedy selection, uniform, average of probabilities, majority vote
+        >>> print(*list(default_rules())[:3], sep="; ")
+        learned weights; score-weighted, calibrated; greedy selection
     """
     rules = {
         "learned weights": LogLinearPool(missing="renormalise"),
         "score-weighted, calibrated": Calibrated(LogLinearPool(weights="accuracy", missing="renormalise")),
         "greedy selection": GreedyPool("nll", rounds=50),
-        "uniform": LogLinearPool(weights="uniform", missing="renormalise"),
+        "average of log-likelihoods": LogLinearPool(weights="uniform", missing="renormalise"),
         "average of probabilities": LinearPool(weights="uniform", missing="renormalise"),
         "majority vote": MajorityVote(missing="renormalise"),
     }

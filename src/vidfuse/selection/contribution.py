@@ -98,10 +98,10 @@ def shapley_values(
 ) -> Contributions:
     """Share the score of all members among them: each one's mean marginal gain over all orders of joining, exactly.
 
-    φ_m = Σ_{S ∌ m} |S|! (M − |S| − 1)! / M! · (v(S ∪ m) − v(S)), from the table of all 2^M subsets. The empty set knows
-    nothing: it scores 1/K for accuracies, ln K for the NLL, and a callable's value of uniform log-likelihoods. The
-    values sum to v(all) − v(empty). They describe these videos (in-sample); where members lack some and the rule says
-    `missing="renormalise"`, those that every member has.
+    φ_m = Σ_{S ∌ m} s! (M − s − 1)! / M! · (v(S ∪ m) − v(S)), s = the size of S, from the table of all 2^M subsets. The
+    empty set knows nothing: it scores 1/K for accuracies, ln K for the NLL, and a callable's value of uniform
+    log-likelihoods. The values sum to v(all) − v(empty). They describe these videos (in-sample); where members lack
+    some and the rule says `missing="renormalise"`, those that every member has.
 
     Args:
         stack: A stack, or an array (N, M, K), of at most 16 members.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vidfuse import networks
 from vidfuse.errors import InputError
+from vidfuse.networks.checkpoints import read_checkpoint
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.video.clips import ClipSampler, ViewPlan
 from vidfuse.video.datasets import Input, Views
@@ -32,7 +36,40 @@ def network_for(frames: int, network: str, num_classes: int | None = None, **opt
         32
     """
     tied = {"segments": frames} if hasattr(networks.settings(network), "segments") else {}
-    return networks.create(network, num_classes, **tied, **options)
+    try:
+        return networks.create(network, num_classes, **tied, **options)
+    except InputError as error:
+        owner = _owner(options.get("checkpoint"), network)
+        if owner is None:
+            raise
+        raise InputError(f"expected weights of {network}, but these are {owner}'s weights; {error}") from error
+
+
+def _owner(checkpoint: Any, asked: str) -> str | None:
+    """Name the network of the catalogue, other than the one that was asked for, whose weights a checkpoint holds."""
+    if checkpoint is None:
+        return None
+    try:
+        weights = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    except InputError:
+        return None
+    total = sum(value.numel() for value in weights.values())
+    for name in networks.names():
+        # Only those of about as many parameters are built, without memory for them; classifiers differ.
+        if name == asked or not 0.5 < networks.info(name).parameters / max(1, total) < 2:
+            continue
+        try:
+            converted = networks.convert_state_dict(weights, name)
+            with torch.device("meta"):
+                own = networks.create(name, 2).state_dict()
+        except (InputError, RuntimeError, NotImplementedError):
+            continue
+        shapes = [{k: tuple(v.shape) for k, v in s.items() if "classifier" not in k} for s in (own, converted)]
+        counted = ("num_batches_tracked", "relative_position_index", "n_averaged")
+        own_shapes = {k: v for k, v in shapes[0].items() if not k.endswith(counted)}
+        if own_shapes == {k: v for k, v in shapes[1].items() if not k.endswith(counted)}:
+            return name
+    return None
 
 
 def train_input(recipe: TrainRecipe, network: str, **augmentation: Any) -> Input:
@@ -92,6 +129,13 @@ def view_plan(recipe: TrainRecipe, clips: int = 10, *, seed: int = 0) -> ViewPla
 
 def view_input(plan: ViewPlan, network: str) -> Views:
     """Return a plan of views with the colour statistics of a network.
+
+    Args:
+        plan: Which clips, crops and flips of a video.
+        network: A name of the catalogue.
+
+    Raises:
+        InputError: The catalogue has no such network.
 
     Example:
         >>> view_input(ViewPlan(clips=2), "x3d_tiny").mean

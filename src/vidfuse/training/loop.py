@@ -78,9 +78,9 @@ def train(
 
     After each epoch the folder receives `last.pt` (everything a resumed run needs), `best.pt` (the weights of the epoch
     with the highest validation accuracy so far), `log.csv` (one row an epoch), and TensorBoard's events. Called on a
-    finished run it loads the weights and trains nothing; with a recipe of more epochs, and nothing else changed, it goes
-    on along the longer schedule. Under `torchrun` each rank passes a loader of its own share of the videos, the gradient
-    is the mean over all of them, and rank 0 writes.
+    finished run it loads the weights and trains nothing; with a recipe of more epochs, and nothing else changed, it
+    goes on along the longer schedule. Under `torchrun` each rank passes a loader of its own share of the videos, the
+    gradient is the mean over all of them, and rank 0 writes.
 
     Args:
         model: A network `clips (N, 3, T, H, W) -> logits (N, K)`, or one that returns an object with `.logits`.
@@ -146,8 +146,9 @@ def train(
                 if distributed.rank() == 0:
                     run.save()
                 say(f"{name} {epoch_line(run.history, recipe.epochs, int(scores['n']))}", told)
-                hint = decoding_hint(loader, row["waited"]) if told and run.epoch == resumed_at + 1 else None
-                say(hint or "", hint is not None)
+                if told and run.epoch == resumed_at + 1:
+                    hint = decoding_hint(loader, row["waited"], row["seconds"])
+                    say(hint or "", hint is not None)
     run.best.eval()
     speed = seen / (time.perf_counter() - began) if seen else math.nan
     return TrainResult(run.best, run.history, run.folder, resumed_at, speed)

@@ -13,6 +13,7 @@ from vidfuse.metrics.intervals import accuracy_interval
 __all__ = ["accuracy_text", "bar", "best_row", "decoding_hint", "epoch_line", "say"]
 
 _PATIENCE = 0.3  # share of the time spent waiting for videos above which a run says what would help
+_WORTH_A_WORD = 10.0  # seconds
 _GAIN = 1.3  # how much larger than needed videos must be for re-encoding to be worth its while
 
 
@@ -73,16 +74,17 @@ def epoch_line(history: Sequence[Mapping[str, float]], epochs: int, n_videos: in
     return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(parts)}"
 
 
-def decoding_hint(loader: Any, waited: float) -> str | None:
+def decoding_hint(loader: Any, waited: float, seconds: float) -> str | None:
     """Say what helps where a network waits for its videos, or None where it does not, or nothing is known of them.
 
     Args:
         loader: What yields the videos; if its data set tells their files and its short side, smaller files may help.
         waited: Share of the time that the network waited.
+        seconds: The time; what is short is not worth a word.
     """
     dataset = getattr(loader, "dataset", None)
     videos, short_side = getattr(dataset, "videos", None), getattr(dataset, "short_side", None)
-    if waited < _PATIENCE or not videos or short_side is None:
+    if waited < _PATIENCE or seconds < _WORTH_A_WORD or not videos or short_side is None:
         return None
     from vidfuse.errors import InputError
     from vidfuse.video.decode import probe
@@ -96,6 +98,6 @@ def decoding_hint(loader: Any, waited: float) -> str | None:
     if side < _GAIN * short_side:
         return told
     return (
-        f"{told}, and `vidfuse shrink DATA SMALL --short-side {short_side}` encodes them once as small as they are needed "
-        f"({videos[0].id} is {info.width} x {info.height})"
+        f"{told}, and `vidfuse shrink DATA SMALL --short-side {short_side}` encodes them once as small as they are "
+        f"needed ({videos[0].id} is {info.width} x {info.height})"
     )

@@ -25,7 +25,7 @@ __all__ = ["Run", "Trained", "autocast", "average", "check_folder", "logits_of",
 
 
 class Trained(NamedTuple):
-    """What a run's checkpoint says of its network: recipe, classes K and their names, scored weights, catalogue name."""
+    """What a run's checkpoint says of its network: recipe, K, the classes' names, scored weights, catalogue name."""
 
     recipe: TrainRecipe
     n_classes: int

@@ -29,6 +29,9 @@ except ImportError as error:
 
 __all__ = ["Input", "VideoDataset", "Views", "drop_broken"]
 
+# Videos of which it is remembered, in each process, what `probe` found: some have to be decoded to be counted.
+_PROBED = 4096
+
 
 @dataclass(frozen=True)
 class Input:
@@ -54,9 +57,14 @@ class _Frames:
         self.decoder, self.device, self.short_side, self.room = decoder, device, short_side, room
         self.allow_truncated = allow_truncated
         self.kept: dict[int, torch.Tensor] = {}
+        self.infos: dict[str, VideoInfo] = {}
 
     def probe(self, path: str) -> VideoInfo:
-        info = probe(path) if self.decoder == "pyav" else decode_torchcodec.probe(path)
+        info = self.infos.get(path)
+        if info is None:
+            info = probe(path) if self.decoder == "pyav" else decode_torchcodec.probe(path)
+            if len(self.infos) < _PROBED:
+                self.infos[path] = info
         if not self.allow_truncated:
             refuse_truncated(info)
         return info

@@ -182,7 +182,7 @@ class VideoList(Sequence[VideoItem]):
 
 
 def read_mmaction2(path: str | Path, root: str | Path | None = None, classes: Sequence[str] | None = None) -> VideoList:
-    """Read an MMAction2 list: lines `relative/path.mp4 label`, labels 0-based.
+    r"""Read an MMAction2 list: lines `relative/path.mp4 label`, labels 0-based.
 
     Args:
         path: the list file.
@@ -194,6 +194,14 @@ def read_mmaction2(path: str | Path, root: str | Path | None = None, classes: Se
 
     Raises:
         InputError: no such file, no rows, or a row that is not a path and a label.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "run.mp4").touch()
+        >>> _ = (folder / "val.txt").write_text("run.mp4 0\n")
+        >>> [(video.id, video.label) for video in read_mmaction2(folder / "val.txt")]
+        [('run', 0)]
     """
     return read_csv_list(path, root, classes)
 
@@ -205,7 +213,7 @@ def read_csv_list(
     *,
     group: str | None = None,
 ) -> VideoList:
-    """Read a csv or a list of PyTorchVideo's, PySlowFast's or MMAction2's kind.
+    r"""Read a csv or a list of PyTorchVideo's, PySlowFast's or MMAction2's kind.
 
     Without a header, rows are `path label` or `path,label`, split from the right, or paths alone, without labels. With
     a header, the columns are found by their names: path (or file, filename, video …), label (class, action …), id.
@@ -223,6 +231,14 @@ def read_csv_list(
 
     Raises:
         InputError: no such file, no rows, a row of another form, or a name that is none of the classes.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "run.mp4").touch()
+        >>> _ = (folder / "val.csv").write_text("run.mp4,0\n")
+        >>> [(video.id, video.label) for video in read_csv_list(folder / "val.csv")]
+        [('run', 0)]
     """
     file = Path(path)
     rows = read_rows(file, group)
@@ -277,6 +293,16 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
 
     Raises:
         InputError: no such folder, no video in it, or a folder that is none of the classes.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("run", "walk"):
+        ...     (root / name).mkdir()
+        ...     (root / name / "1.mp4").touch()
+        >>> videos = read_class_folders(root)
+        >>> [(video.id, video.label) for video in videos], videos.classes
+        ([('run/1', 0), ('walk/1', 1)], ('run', 'walk'))
     """
     base = Path(root)
     if not base.is_dir():

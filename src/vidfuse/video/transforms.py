@@ -46,7 +46,7 @@ class TransformConfig:
     Attributes:
         size: side of the square clip in pixels.
         short_side: length of the short side that frames are decoded at, in pixels; None: 8/7 of `size` (256 for 224).
-        scale: least and greatest share of the frame's area that the crop takes; None: `size`² pixels, no resize.
+        scale: least and greatest share of the frame's area that the crop takes; None: `size` pixels a side, no resize.
         ratio: least and greatest aspect (width / height) of the crop, where `scale` is given.
         flip: probability of a horizontal flip.
         gray: probability of gray frames.

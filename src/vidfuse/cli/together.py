@@ -1,0 +1,106 @@
+"""`vidfuse train-together`: several networks on the same decoded videos, their fusion followed from stage to stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidfuse.cli import networks as single
+from vidfuse.cli import options, videos
+from vidfuse.errors import InputError
+
+__all__ = ["train_together"]
+
+
+@click.command("train-together")
+@videos.data
+@click.argument("networks", nargs=-1, required=True, metavar="[MEMBER=]NETWORK...")
+@videos.layout
+@videos.root
+@single.val_option
+@single.val_root_option
+@single.recipe_option
+@single.settings_option
+@click.option("--shared-time", is_flag=True, help="Draw one place in time for all networks: less is decoded.")
+@videos.classes
+@single.workers_option
+@single.decoder_option
+@single.strict_option
+@single.allow_truncated_option
+@options.out("runs/together", "The run's folder; a run that stopped goes on from its checkpoint.")
+@options.as_json
+@click.pass_context
+def train_together(
+    context: click.Context,
+    data: Path,
+    networks: tuple[str, ...],
+    layout: str | None,
+    root: Path | None,
+    val: Path | None,
+    val_root: Path | None,
+    recipe_name: str | None,
+    settings: tuple[str, ...],
+    shared_time: bool,
+    classes: str | None,
+    workers: int,
+    decoder: str,
+    strict: bool,
+    allow_truncated: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train several NETWORKs on each decoded batch of DATA, and fuse their validation predictions after each epoch.
+
+    Each network has the recipe of its name, or that of `--recipe`, with the most epochs and the smallest batch of them
+    all unless `--set` says otherwise. Each becomes a checkpoint of its own in the end, <member>.pt.
+    """
+    distributed, inputs, together, torch = single.modules(
+        *(f"vidfuse.training.{name}" for name in ("distributed", "data", "together")), "torch"
+    )
+    members = options.pairs(tuple(name if "=" in name else f"{name}={name}" for name in networks), "[MEMBER=]NETWORK")
+    recipes, augmentations = {}, {}
+    for member, network in members.items():
+        recipes[member], augmentations[member] = single.resolved_recipe(recipe_name or network, settings)
+    epochs, batch = max(r.epochs for r in recipes.values()), min(r.batch_size for r in recipes.values())
+    recipes = {m: dataclasses.replace(r, epochs=epochs, batch_size=batch, accumulate=1) for m, r in recipes.items()}
+    found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
+    if scored is None:
+        raise InputError("expected validation videos, on which the members are fused: pass them as --val")
+    clips = {m: inputs.train_input(recipes[m], network, **augmentations[m]) for m, network in members.items()}
+    plans = {
+        m: dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
+        for m, recipe in recipes.items()
+    }
+    views = {m: inputs.view_input(plans[m], network) for m, network in members.items()}
+    seed = next(iter(recipes.values())).seed
+    with distributed.joined() as device:
+        models: dict[str, Any] = {}
+        for member, network in members.items():
+            torch.manual_seed(recipes[member].seed)
+            models[member] = inputs.network_for(recipes[member].frames, network, n_classes)
+        batch_here = single.batch_of_rank(next(iter(recipes.values())), distributed.world_size())
+        shared = (batch_here, workers, decoder, strict)
+        loader = single.loader_of(
+            found, clips, *shared, allow_truncated, device, seed=seed, shuffle=True, shared_time=shared_time
+        )
+        val_loader = single.loader_of(scored, views, *shared, allow_truncated, device)
+        result = together.train_together(models, loader, recipes, out, val_loader=val_loader, device=device)
+        if distributed.rank() == 0:
+            options.save_config(context, out)
+            single.keep_left_out(out, found, scored)
+            last = result.stages[-1]
+            told = [f"{m} {100 * last[f'top1_{m}']:.1f} % (weight {last[f'weight_{m}']:.2f})" for m in members]
+            text = (
+                f"{epochs} epochs of {batch} videos a step; on {len(scored)} validation videos: {', '.join(told)}; "
+                f"fused {100 * last['fused_top1']:.1f} %, cross-fitted\nwritten to {out}: "
+                f"{', '.join(f'{m}.pt' for m in members)}, stages.csv"
+            )
+            failures = {f.id: f.reason for f in (*loader.failures, *val_loader.failures)}
+            options.emit(
+                {"out": out, "epochs": epochs, "last": last, "failures": list(failures.items())},
+                text + single.listed_failures(failures),
+                as_json,
+            )

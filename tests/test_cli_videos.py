@@ -1,0 +1,96 @@
+"""`vidfuse split` and `vidfuse shrink`: videos are parted by their source, and encoded once."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from video_corpus import OddVideo, full_decode, picture, write
+
+from vidfuse.cli import main
+from vidfuse.errors import InputError
+from vidfuse.video import read_class_folders, read_csv_list
+from vidfuse.video.decode import decode, probe
+from vidfuse.video.shrink import shrink
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.fixture
+def clips(tmp_path):
+    for name in ("run", "jump"):
+        for source in range(6):
+            for number in range(2):
+                file = tmp_path / "clips" / name / f"g{source}_{number}.mp4"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"x")
+    return tmp_path / "clips"
+
+
+def test_a_split_keeps_sources_whole_and_ids_as_they_are(clips, tmp_path):
+    result = run("split", clips, "--groups", "/(g[0-9])_", "--share", 0.34, "--out", tmp_path / "lists", "--json")
+    train, val = (read_csv_list(tmp_path / "lists" / f"{name}.csv", group="group") for name in ("train", "val"))
+    assert json.loads(result.stdout)["val"] == {"videos": 8, "groups": 2, "list": str(tmp_path / "lists" / "val.csv")}
+    assert len(train) == 16 and len(val) == 8 and train.classes == val.classes == ("jump", "run")
+    assert sorted(train.ids + val.ids) == sorted(read_class_folders(clips).ids)
+    assert not {item.group for item in train} & {item.group for item in val}
+    # The lists are lists with a header themselves: parted again by their column.
+    run("split", tmp_path / "lists" / "train.csv", "--column", "group", "--out", tmp_path / "again")
+    assert "expected either --groups" in run("split", clips, status=2).stderr
+    assert "in every id, not found in 24" in run("split", clips, "--groups", "performer", status=2).stderr
+
+
+def test_classes_on_one_side_only_are_named(tmp_path, clips):
+    rows = [(f"run/g{n}_0.mp4", "run", f"p{n}") for n in range(4)] + [("jump/g5_0.mp4", "jump", "p9")]
+    with (clips / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "performer"), *rows])
+    text = run("split", clips / "list.csv", "--column", "performer", "--out", tmp_path / "lists").stdout
+    assert "on one side only, for want of sources: jump" in text
+
+
+def test_a_folder_is_shrunk_once(tmp_path):
+    data = tmp_path / "data"
+    for name, video in (
+        ("run/a", OddVideo("mp4", "libx264", size=(96, 160), rotation=90)),
+        ("run/b", OddVideo("avi", "libx264", size=(96, 160), b_frames=2)),
+        ("jump/c", OddVideo("webm", "libvpx", size=(32, 48))),
+    ):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        write(video, tmp_path).rename(data / f"{name}.{video.container}")
+    (data / "val.csv").write_text("run/a.mp4,run\n")
+    (data / "jump" / "bad.mp4").write_bytes(b"no video")
+    result = json.loads(run("shrink", data, tmp_path / "small", "--short-side", 40, "--workers", 1, "--json").stdout)
+    assert result["encoded"] == 3 and list(result["failures"]) == [str(data / "jump" / "bad.mp4")]
+    small = tmp_path / "small"
+    sides = {name: probe(small / f"{name}.mp4") for name in ("run/a", "run/b", "jump/c")}
+    assert {name: (i.height, i.width, i.n_frames) for name, i in sides.items()} == {
+        "run/a": (68, 40, 32), "run/b": (40, 68, 32), "jump/c": (32, 48, 32)
+    }  # fmt: skip
+    assert set(read_class_folders(small).ids) < set(read_class_folders(data).ids)
+    assert (small / "val.csv").read_text() == "run/a.mp4,run\n"
+    # The same pictures in the same order: an encoder's noise apart, each is nearest to its own.
+    frames = decode(small / "run/b.mp4", np.arange(32), (96, 160)).astype(int)
+    for index in (0, 1, 2, 3, 17, 31):
+        off = [np.abs(frames[index] - picture(i, 96, 160)).mean() for i in range(32)]
+        assert int(np.argmin(off)) == index
+    again = json.loads(run("shrink", data, small, "--short-side", 40, "--workers", 1, "--json").stdout)
+    assert (again["encoded"], again["present"]) == (0, 3)
+
+
+def test_what_cannot_be_shrunk_is_refused(tmp_path):
+    cut = write(OddVideo("mkv", "libx264", cut="tail", n_frames=60), tmp_path)
+    with pytest.raises(InputError, match="truncated"):
+        shrink(cut, tmp_path / "a.mp4", 32)
+    assert shrink(cut, tmp_path / "a.mp4", 32, allow_truncated=True).n_frames == len(full_decode(cut))
+    with pytest.raises(InputError, match="expected short_side >= 16"):
+        shrink(cut, tmp_path / "b.mp4", 8)
+    assert not (tmp_path / "b.mp4").exists()
