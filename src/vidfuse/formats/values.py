@@ -58,7 +58,7 @@ def label_values(value: Any, n: int) -> NDArray[Any] | None:
         raise InputError(f"expected labels as class indices, got names; pass {option('annotations')}")
     array = np.array(value) if isinstance(value, list) and is_numbers(value) else value
     if isinstance(array, np.ndarray) and array.dtype == object:
-        array = np.array([whole(cell) for cell in array.reshape(-1).tolist()])
+        return np.array([whole(cell) for cell in array.reshape(-1).tolist()], dtype=np.int64)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise InputError(f"expected one label for each video, got {describe(value)}")
     if array.dtype.kind == "f" and array.size == len(np.atleast_1d(array)) and (array == np.floor(array)).all():
