@@ -90,6 +90,8 @@ def test_a_column_that_could_be_a_score_must_be_explained():
     with pytest.raises(InputError, match=r"one set of numbered columns, got 'p\*', 'logit_\*'"):
         read_csv(text(two, index=False))
     assert_read(read_csv(text(two, index=False), columns="logit_*"))
+    with pytest.raises(InputError, match=r"'\*' matches several numbered sets, 'p\*', 'logit_\*'"):
+        read_csv(text(two, index=False), columns="*")
 
 
 def test_among_classes_by_name_whole_numbers_and_texts_are_refused():

@@ -271,7 +271,9 @@ def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[li
     if isinstance(given, str):
         matched = [name for name in names if fnmatch.fnmatchcase(name, given)]
         runs = _numbered_sets(matched)  # of p0, p1 and pred, "p*" means the numbered ones
-        chosen = next(iter(runs.values())) if len(runs) == 1 else _by_number(matched)
+        if len(runs) > 1:
+            raise InputError(f"columns: {given!r} matches several numbered sets, {first_few([f'{s}*' for s in runs])}")
+        chosen = next(iter(runs.values()), _by_number(matched))
     else:
         chosen = list(given)
     unknown = [name for name in chosen if name not in names]
