@@ -65,6 +65,12 @@ def test_other_rules_for_ids(rule, expected):
     assert name_ids(["run/a.mp4", "b.v2"], rule) == expected
 
 
+def test_a_path_out_of_the_folder_has_a_name_all_the_same():
+    with pytest.raises(InputError, match=r'got \.\./a\.mp4; ids="stem" takes the files'):
+        name_ids(["../a.mp4"])
+    assert name_ids(["../a.mp4", "C:\\b.avi"], "stem") == ["a", "b"]
+
+
 def test_a_path_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "list.txt").write_text("run/../../a.mp4 0\n")
     for read in (read_annotations, read_csv_list):

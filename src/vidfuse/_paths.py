@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Final, Literal, get_args
 
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, option
 
 __all__ = ["VIDEO_SUFFIXES", "IdRule", "name_ids", "path_ids"]
 
@@ -42,8 +42,14 @@ def name_ids(names: Sequence[str], rule: IdRule = "path", base: str | os.PathLik
         raise InputError(f"ids: expected one of {', '.join(map(repr, get_args(IdRule)))}, got {rule!r}")
     if rule == "exact":
         return list(names)
-    ids = path_ids(names, base)
-    return ids if rule == "path" else [name.rpartition("/")[2] for name in ids]
+    if rule == "stem":
+        return path_ids([name.replace("\\", "/").rpartition("/")[2] for name in names])
+    try:
+        return path_ids(names, base)
+    except InputError as error:
+        raise InputError(
+            f"{str(error).partition(';')[0]}; {option('ids', 'stem')} takes the files' names alone"
+        ) from error
 
 
 def path_ids(paths: Sequence[str], base: str | os.PathLike[str] | None = None) -> list[str]:

@@ -268,6 +268,28 @@ def test_a_torch_archive_that_needs_more_than_arrays_is_refused(tmp_path):
         read_dump(tmp_path / "x.pt")
 
 
+def test_labels_by_name_in_an_archive(tmp_path):
+    named = sorted({f"class {y % 7}{y}" for y in range(K)})
+    np.savez(tmp_path / "x.npz", scores=Z, labels=np.array([named[y] for y in LABELS]))
+    with pytest.raises(InputError, match="expected labels as class indices, got 'class"):
+        read_dump(tmp_path / "x.npz")
+    assert read_dump(tmp_path / "x.npz", classes=named).labels.tolist() == LABELS.tolist()
+    assert accuracy(read(tmp_path / "x.npz", classes="sorted")) == ACCURACY
+    order = RNG.permutation(K)
+    content = {"scores": Z[:, order], "labels": [named[y] for y in LABELS], "classes": [named[k] for k in order]}
+    stack = read(dumped(tmp_path / "x.pkl", content), classes=named)
+    np.testing.assert_array_equal(stack.scores("m"), Z)
+    assert stack.labels.tolist() == LABELS.tolist()
+
+
+def test_labels_in_an_array_of_objects(tmp_path):
+    np.savez(tmp_path / "x.npz", scores=Z, labels=np.array(LABELS.tolist(), dtype=object))
+    assert read_dump(tmp_path / "x.npz").labels.tolist() == LABELS.tolist()
+    np.savez(tmp_path / "x.npz", scores=Z, labels=np.array([*LABELS[1:], 0.5], dtype=object))
+    with pytest.raises(InputError, match="expected integer labels"):
+        read_dump(tmp_path / "x.npz")
+
+
 def test_a_safety_check_that_labels_in_the_dump_allow_is_made(tmp_path):
     other = np.roll(np.arange(N), 1)
     np.savez(tmp_path / "x.npz", scores=Z, y_true=LABELS)

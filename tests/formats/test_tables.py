@@ -81,6 +81,7 @@ def test_a_column_that_could_be_a_score_must_be_explained():
     with pytest.raises(InputError, match=r"columns 'background' beside 'p0', 'p1' and 10 more.*columns=\"p\*\""):
         read_csv(other)
     assert_read(read_csv(other, columns="p*"))
+    assert_read(read_csv(text(frame(background=Z[:, 0], pred=LABELS, p_max=Z[:, 1]), index=False), columns="p*"))
     both = read_csv(other, columns=["p0", "background"])
     np.testing.assert_array_equal(both.scores, np.stack([Z[:, 0], Z[:, 0] / 2], axis=1))
     with pytest.raises(InputError, match="expected at least two columns of scores, got 'p99'"):
@@ -89,6 +90,8 @@ def test_a_column_that_could_be_a_score_must_be_explained():
     with pytest.raises(InputError, match=r"one set of numbered columns, got 'p\*', 'logit_\*'"):
         read_csv(text(two, index=False))
     assert_read(read_csv(text(two, index=False), columns="logit_*"))
+    with pytest.raises(InputError, match=r"'\*' matches several numbered sets, 'p\*', 'logit_\*'"):
+        read_csv(text(two, index=False), columns="*")
 
 
 def test_among_classes_by_name_whole_numbers_and_texts_are_refused():

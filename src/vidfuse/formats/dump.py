@@ -78,7 +78,7 @@ def read_dump(
             elif isinstance(content, Parquet):
                 dump = read_parquet(content.stream, classes=classes, columns=columns, id=id_column)
             else:
-                dump = read_layout(content, Ask(stored.size, head, id_column))
+                dump = read_layout(content, Ask(stored.size, head, id_column, classes))
         dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes)
     except MemoryError as error:
         raise InputError(f"{file}: it asks for more memory than there is") from error

@@ -28,7 +28,7 @@ from vidfuse.formats.values import (
     whole,
 )
 from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
-from vidfuse.stack.frames import Dump
+from vidfuse.stack.frames import Dump, sorted_classes
 
 __all__ = ["LAYOUTS", "Ask", "Layout", "read_layout"]
 
@@ -49,11 +49,13 @@ class Ask:
         size: The file's size in bytes, or what it unpacks to; arrays may take a small multiple of it.
         head: Which scores to take where there are several, by name.
         id_column: The key of the ids, or "none".
+        classes: Class names, for labels that are names, or "sorted".
     """
 
     size: int
     head: str | None = None
     id_column: str | None = None
+    classes: Sequence[str] | str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,21 +123,23 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     else:
         dump = read_layout(value, replace(ask, id_column=None))
     n = len(dump.scores)
-    label_key = _label_key(content, key, ask)
+    if content.get("classes") is not None:
+        dump = replace(dump, classes=tuple(_some_names(content["classes"], "classes")))
+    label_key = _label_key(content, key)
     if label_key is not None:
         used.add(label_key)
         given = content[label_key]
         if isinstance(given, dict) and dump.ids is not None:
             given = [given.get(name) for name in dump.ids.tolist()]
-        labels = label_values(given, n)
+        names = dump.classes or sorted_classes(ask.classes, as_names(given))
+        labels = label_values(given, n, names)
         # TSN's rows carry their own labels; those beside them may be a placeholder of another length.
-        dump = replace(dump, labels=labels if dump.labels is None or len(labels) == n else dump.labels)  # type: ignore[arg-type]
+        dump = replace(dump, labels=labels if dump.labels is None or len(labels) == n else dump.labels)
+        dump = replace(dump, classes=None if names is None else tuple(names))
     id_key = _id_key(content, ask)
     if id_key is not None:
         used.add(id_key)
         dump = replace(dump, ids=np.array(_some_names(content[id_key], id_key), dtype=np.str_))
-    if "classes" in content and content["classes"] is not None:
-        dump = replace(dump, classes=tuple(_some_names(content["classes"], "classes")))
     kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
     if ask.head is not None:  # what belongs to the other heads is known, and not wanted
         used |= {name for name, other in content.items() if is_matrix(other) or name.endswith(_HEAD_LABELS)}
@@ -146,7 +150,8 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
 def _score_key(content: Mapping[str, Any], ask: Ask) -> str:
     usual = [k for k in content if k.lower() in SCORE_NAMES and _holds_scores(content[k])]
     matrices = [key for key, value in content.items() if is_matrix(value) or is_cells(value)]
-    choices = usual if len(usual) == 1 or not matrices else [k for k in content if k in usual or k in matrices]
+    either = {*usual, *matrices}
+    choices = usual if len(usual) == 1 or not matrices else [key for key in content if key in either]
     if ask.head is not None and (len(choices) != 1 or ask.head in content):
         return _head(choices or list(content), ask.head)
     if len(choices) == 1:
@@ -163,7 +168,8 @@ def _head(keys: Sequence[str], head: str) -> str:
     return found
 
 
-def _label_key(content: Mapping[str, Any], key: str, ask: Ask) -> str | None:
+def _label_key(content: Mapping[str, Any], key: str) -> str | None:
+    """The labels' key: that of the head whose scores `key` holds, or one with a usual name."""
     start = next((key.removesuffix(end) for end in reversed(_HEAD_ENDINGS) if key.endswith(end)), key)
     own = next((start + end for end in _HEAD_LABELS if start + end in content), None)
     return own or called([name for name in content if name != key], LABEL_NAMES)
@@ -272,7 +278,7 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
             key = next(iter(heads)) if ask.head is None else _head(list(heads), ask.head)
             found = heads[key]
         scores.append(found)
-        label_key = _label_key({str(name): None for name in sample}, key, ask)
+        label_key = _label_key({str(name): None for name in sample}, key)
         label = None if label_key is None else sample.get(label_key)
         if isinstance(label, dict):
             label = label.get(key, next(iter(label.values()), None))
@@ -370,8 +376,8 @@ def _read_list(videos: list[Any], ask: Ask) -> Dump:
 
 def _read_votes(content: Any, ask: Ask) -> Dump:
     if isinstance(content, dict):
-        return Dump(label_values(list(content.values()), len(content)), ids=_keys(content))  # type: ignore[arg-type]
-    return Dump(label_values(content, len(content)))  # type: ignore[arg-type]
+        return Dump(label_values(list(content.values()), len(content)), ids=_keys(content))
+    return Dump(label_values(content, len(content)))
 
 
 LAYOUTS: Final = (

@@ -150,7 +150,8 @@ def _end_of(data: bytes, at: int) -> int:
     opcode = data[at]
     size = _SIZES.get(opcode)
     if size is None:
-        raise _RefusedError(f"the opcode {bytes([opcode])!r}")
+        makes = "an object of a class, by " if opcode in b"\x81\x92io" else ""
+        raise _RefusedError(f"{makes}the opcode {bytes([opcode])!r}")
     if size >= 0:
         end = at + 1 + size
     elif size == pickletools.UP_TO_NEWLINE:

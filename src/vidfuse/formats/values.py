@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
-from vidfuse.errors import InputError, option
+from vidfuse.errors import InputError
 from vidfuse.formats.containers import SPARE_BYTES
+from vidfuse.stack.frames import label_indices
 
 __all__ = [
     "as_labels",
@@ -49,16 +50,17 @@ def as_labels(value: Any) -> NDArray[np.int64] | None:
     return value.reshape(-1).astype(np.int64) if value.size == len(value) else None
 
 
-def label_values(value: Any, n: int) -> NDArray[Any] | None:
-    """Labels under a name that says so: integers, or whole numbers as floats (3.0 is 3)."""
+def label_values(value: Any, n: int, classes: Sequence[str] | None = None) -> NDArray[np.int64]:
+    """Labels under a name that says so: integers, whole numbers as floats (3.0 is 3), or names of classes."""
     found = as_labels(value)
     if found is not None:
         return found
-    if as_names(value):
-        raise InputError(f"expected labels as class indices, got names; pass {option('annotations')}")
+    names = as_names(value)
+    if names is not None:
+        return label_indices(names, classes)
     array = np.array(value) if isinstance(value, list) and is_numbers(value) else value
     if isinstance(array, np.ndarray) and array.dtype == object:
-        array = np.array([whole(cell) for cell in array.reshape(-1).tolist()])
+        return np.array([whole(cell) for cell in array.reshape(-1).tolist()], dtype=np.int64)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise InputError(f"expected one label for each video, got {describe(value)}")
     if array.dtype.kind == "f" and array.size == len(np.atleast_1d(array)) and (array == np.floor(array)).all():

@@ -211,7 +211,7 @@ def score_columns(
     """Choose the columns of the scores, in class order; say whether their names are the classes', and what to note.
 
     ========================  =================================================================================
-    given                     those, in the order given; a pattern's in the order of their numbers
+    given                     those, in the order given; of a pattern's, the numbered set if there is one
     one numbered set          those, in the order of their numbers. Others are left out with a note if they hold
                               texts or whole numbers, without one if their name says what they are, and refused
                               if they could be scores, or ids where none were found
@@ -269,7 +269,11 @@ def _cannot_be_scores(table: Table, name: str, fractions: bool) -> bool:
 
 def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[list[str], bool]:
     if isinstance(given, str):
-        chosen = _by_number([name for name in names if fnmatch.fnmatchcase(name, given)])
+        matched = [name for name in names if fnmatch.fnmatchcase(name, given)]
+        runs = _numbered_sets(matched)  # of p0, p1 and pred, "p*" means the numbered ones
+        if len(runs) > 1:
+            raise InputError(f"columns: {given!r} matches several numbered sets, {first_few([f'{s}*' for s in runs])}")
+        chosen = next(iter(runs.values()), _by_number(matched))
     else:
         chosen = list(given)
     unknown = [name for name in chosen if name not in names]
