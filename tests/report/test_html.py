@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import vidfuse as vf
+from vidfuse._tables import points
 from vidfuse.errors import InputError
-from vidfuse.report.layout import points
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
 VOID = {"meta", "img"}

@@ -18,6 +18,7 @@ from sklearn.base import clone
 
 from vidfuse import __version__
 from vidfuse._files import replace
+from vidfuse._tables import Table, number, percent, points
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import best_single, class_names, log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
@@ -25,7 +26,6 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
 from vidfuse.report import svg
 from vidfuse.report.combinations import combinations_of
-from vidfuse.report.layout import Table, number, percent, points
 from vidfuse.report.tables import Leaderboard, board_of, checked_rules
 from vidfuse.selection.contribution import shapley_values
 from vidfuse.selection.subsets import search_subsets

@@ -14,7 +14,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.report.layout import percent, points, span
+from vidfuse._tables import percent, points, span
 
 __all__ = ["Bin", "Mark", "Shift", "dot_plot", "heat_map", "reliability_diagram", "shift_plot", "weight_bars"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vidfuse._tables import MINUS, Column, Estimate, Table, Tabular, number, p_value, percent, points, span
 from vidfuse.errors import InputError
 from vidfuse.evaluation.scores import (
     Gain,
@@ -25,7 +27,6 @@ from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Missing
 from vidfuse.fusion.votes import MajorityVote
-from vidfuse.report.layout import MINUS, Table, number, p_value, points, share, span
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Entry", "Leaderboard", "board_of", "checked_rules", "default_rules", "leaderboard"]
@@ -66,7 +67,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Leaderboard:
+class Leaderboard(Tabular):
     """Members and fusion rules on the same videos, best first.
 
     Attributes:
@@ -130,33 +131,47 @@ class Leaderboard:
         return self.how_scored.how()
 
     def table(self) -> Table:
-        """Return the leaderboard as a table of strings."""
-        top_5 = any(not np.isnan(entry.score.top_5) for entry in self.entries)
-        columns = ["", "top-1 % (95 %)", "mean class % (95 %)", *(["top-5 %"] if top_5 else []), "NLL", "ECE %"]
+        """Return the leaderboard as a table; the best member's gain is empty."""
+        columns = (
+            Column("", "name"),
+            Column("fused", shown=False),
+            Column("videos", "n", shown=False),
+            Column("top-1 % (95 %)", "accuracy", percent, best="high"),
+            Column("mean class % (95 %)", "mean_class_accuracy", percent, best="high"),
+            Column("top-5 %", "top_5", percent, best="high", shown=not all(isnan(e.score.top_5) for e in self.entries)),
+            Column("NLL", "nll", number, best="low"),
+            Column("ECE %", "ece", percent, best="low"),
+            Column("gain (95 %)", "gain", points),
+            Column("p", "p_value", lambda p: p_value(p).removeprefix("p = ").removeprefix("p ")),
+        )
         rows = []
         for entry in self.entries:
-            s = entry.score
-            cells = [
-                s.name if entry.fused else f"  {s.name}",
-                share(s.accuracy, s.accuracy_interval),
-                share(s.mean_class_accuracy, s.mean_class_interval),
-                *([number(100 * s.top_5, 1)] if top_5 else []),
-                number(s.nll),
-                number(100 * s.ece, 1),
-                "best single" if entry.gain is None else points(entry.gain.difference),
-                "" if entry.gain is None else p_value(entry.gain.p_value).removeprefix("p = ").removeprefix("p "),
-            ]
-            rows.append(tuple(cells))
+            s, gained = entry.score, entry.gain
+            rows.append(
+                (
+                    s.name,
+                    entry.fused,
+                    s.n,
+                    Estimate(s.accuracy, *s.accuracy_interval),
+                    Estimate(s.mean_class_accuracy, *s.mean_class_interval),
+                    s.top_5,
+                    s.nll,
+                    s.ece,
+                    None if gained is None else Estimate(gained.difference, *gained.interval),
+                    None if gained is None else gained.p_value,
+                )
+            )
         return Table(
-            columns=(*columns, "gain", "p"),
+            columns=columns,
             rows=tuple(rows),
             title="Leaderboard (members are indented)",
             notes=(
                 self.how(),
-                f"gain: points of top-1 over the best single member, chosen on {self.chosen_on}; "
+                f"gain: points of top-1 over the best single member, {self.best_single}, chosen on {self.chosen_on}; "
                 "p: McNemar's exact test.",
             ),
             strong=frozenset(i for i, e in enumerate(self.entries) if e.score.name == self.headline_rule),
+            indented=frozenset(i for i, e in enumerate(self.entries) if not e.fused),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +191,7 @@ class Leaderboard:
                     "accuracy_interval": list(e.score.accuracy_interval),
                     "mean_class_accuracy": e.score.mean_class_accuracy,
                     "mean_class_interval": list(e.score.mean_class_interval),
-                    "top_5": None if np.isnan(e.score.top_5) else e.score.top_5,
+                    "top_5": None if isnan(e.score.top_5) else e.score.top_5,
                     "nll": e.score.nll,
                     "ece": e.score.ece,
                     "gain": None if e.gain is None else e.gain.difference,
@@ -189,9 +204,6 @@ class Leaderboard:
 
     def __str__(self) -> str:
         return f"{self.headline()}\n\n{self.table()}"
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
 
 def _against(difference: float, other: str) -> str:
