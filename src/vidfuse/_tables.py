@@ -187,7 +187,7 @@ class Table:
     def to_html(self) -> str:
         """Return a `<table>` with a caption, scoped headings, the best numbers in `<strong>`, and the notes below."""
         best, shown = self.best(), self._shown()
-        head = "".join(f'<th scope="col">{escape(self.heads[j].heading)}</th>' for j in shown)
+        head = "".join(f'<th scope="col">{_heading(self.heads[j])}</th>' for j in shown)
         body = []
         for i, row in enumerate(self.rows):
             classes = [name for name, rows in (("strong", self.strong), ("indented", self.indented)) if i in rows]
@@ -462,6 +462,11 @@ def _finite(cell: Cell) -> float | None:
 def _text(column: Column, cell: Cell, star: str) -> str:
     value, interval = column.value(cell), column.interval(cell)
     return f"{value}{star} ({interval})" if interval else f"{value}{star}"
+
+
+def _heading(column: Column) -> str:
+    """Return a heading's HTML, in which no line begins with a per cent sign."""
+    return escape(column.heading).replace(" %", "&#160;%")
 
 
 def _html(column: Column, cell: Cell, best: bool) -> str:

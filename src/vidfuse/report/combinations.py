@@ -69,7 +69,7 @@ class Combinations(Tabular):
         best = max(range(len(self.rows)), key=lambda i: self.rows[i].best_accuracy)
         columns = [Column("members", "added"), Column("members", shown=False)]
         for rule in self.rules:
-            columns.append(Column(f"{rule} %", f"{rule} accuracy", percent, best="high"))
+            columns.append(Column(rule, f"{rule} accuracy", percent, best="high"))
             columns.append(Column("mean class", f"{rule} mean class accuracy", percent, shown=False))
         rows = []
         previous: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Combinations(Tabular):
         return Table(
             columns=tuple(columns),
             rows=tuple(rows),
-            title="Members and their combinations (top-1 accuracy, 95 % interval)",
+            title="Members and their combinations (top-1 accuracy in %, 95 % interval)",
             notes=(self.how_scored.how(), f"Vote: the majority of {voters}."),
             strong=frozenset([best]),
         )

@@ -280,6 +280,18 @@ def checked_rules(rules: Mapping[str, Any] | None, trial: Trial) -> dict[str, An
     return chosen
 
 
+def own_rules(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rules that learn how the members go together: those that differ from the default's fixed ones.
+
+    Example:
+        >>> list(own_rules({**default_rules(), "mine": LinearPool(weights={"swin": 2.0, "x3d": 1.0})}))
+        ['learned weights', 'mine']
+    """
+    missing: tuple[Missing, ...] = ("error", "renormalise")
+    known = {repr(rule) for option in missing for rule in list(default_rules(option).values())[1:]}
+    return {name: rule for name, rule in rules.items() if repr(rule) not in known}
+
+
 def board_of(
     stack: LogitStack, predictions: Mapping[str, ArrayLike], protocol: Protocol, best: str | None = None
 ) -> Leaderboard:
