@@ -29,7 +29,7 @@ from vidfuse._tables import (
     points,
     share,
 )
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.report import combination_table
 
 TABLE = Table(
@@ -165,7 +165,7 @@ def test_a_table_is_written_to_a_file_or_refused(tmp_path):
 
 def test_a_frame_without_pandas_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install 'vidfuse\[report\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'vidfuse\[report\]'"):
         TABLE.to_frame()
 
 

@@ -14,7 +14,7 @@ from html import escape
 from typing import Any, Literal, NamedTuple
 
 from vidfuse._files import replace
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, MissingExtraError
 
 __all__ = [
     "MINUS",
@@ -266,12 +266,12 @@ class Table:
         """Return every column as a pandas frame: numbers in full, an interval as two columns more.
 
         Raises:
-            ImportError: pandas is not installed.
+            MissingExtraError: pandas is not installed.
         """
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install 'vidfuse[report]'") from error
+            raise MissingExtraError("a table as a frame", "report") from error
         return pd.DataFrame(self._values())
 
     def __str__(self) -> str:
@@ -310,7 +310,7 @@ class Tabular(ABC):
         """Return the table as a pandas frame; see `Table.to_frame`.
 
         Raises:
-            ImportError: pandas is not installed.
+            MissingExtraError: pandas is not installed.
         """
         return self.table().to_frame()
 
