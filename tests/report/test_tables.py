@@ -12,11 +12,12 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import best_single
+from vidfuse.evaluation.board import board_of
 from vidfuse.evaluation.trial import Protocol
 from vidfuse.fusion.crossfit import split_folds
 from vidfuse.report import combination_table
-from vidfuse.report.tables import board_of, default_rules
+from vidfuse.report.tables import default_rules
+from vidfuse.selection.single import best_single
 
 MEMBERS = {"swin": 2.0, "x3d": 1.5, "tin": 1.0}
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vidfuse.report.combinations import Combinations, combination_table
     from vidfuse.report.html import write_report
     from vidfuse.report.layout import Table
-    from vidfuse.report.tables import Leaderboard, leaderboard
+    from vidfuse.report.tables import Leaderboard, leaderboard, leaderboard_of_splits
 
 _HOME = {
     "Combinations": "combinations",
@@ -17,10 +17,19 @@ _HOME = {
     "Table": "layout",
     "combination_table": "combinations",
     "leaderboard": "tables",
+    "leaderboard_of_splits": "tables",
     "write_report": "html",
 }
 
-__all__ = ["Combinations", "Leaderboard", "Table", "combination_table", "leaderboard", "write_report"]
+__all__ = [
+    "Combinations",
+    "Leaderboard",
+    "Table",
+    "combination_table",
+    "leaderboard",
+    "leaderboard_of_splits",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -153,7 +153,12 @@ def combinations_of(trial: Trial, plain: Trial, combinations: Sequence[Sequence[
             "score-weighted": _predicted(chosen, weighted, uniform),
             "vote": _predicted(voters, votes, equal_votes),
         }
-        rows.append(Combination(tuple(names), {rule: score(rule, chosen.labels, z) for rule, z in predictions.items()}))
+        rows.append(
+            Combination(
+                tuple(names),
+                {rule: score(rule, chosen.labels, z, groups=chosen.scored.groups) for rule, z in predictions.items()},
+            )
+        )
     return Combinations(
         rows=tuple(rows),
         rules=("uniform", "score-weighted", "vote"),

@@ -19,15 +19,18 @@ from sklearn.base import clone
 from vidfuse import __version__
 from vidfuse._files import replace
 from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import best_single, class_names, log_proba_of
+from vidfuse.evaluation.board import board_of, plain_average
+from vidfuse.evaluation.scores import class_names, log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.metrics import oracle_accuracy, prediction_disagreement, reliability
+from vidfuse.metrics.objectives import Objective
 from vidfuse.report import svg
 from vidfuse.report.combinations import combinations_of
 from vidfuse.report.layout import Table, number, percent, points
-from vidfuse.report.tables import Leaderboard, board_of, checked_rules
+from vidfuse.report.tables import Leaderboard, checked_rules
 from vidfuse.selection.contribution import shapley_values
+from vidfuse.selection.single import best_single
 from vidfuse.selection.subsets import search_subsets
 from vidfuse.stack.stack import LogitStack
 
@@ -79,6 +82,7 @@ def write_report(
     *,
     test: LogitStack | None = None,
     rules: Mapping[str, Any] | None = None,
+    objective: str | Objective = "accuracy",
     folds: int = 5,
     groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
@@ -97,13 +101,13 @@ def write_report(
         path: The file to write.
         test: Labelled stack that rules are scored on; without it they are cross-fitted on `stack`.
         rules: Name → unfitted rule, the headline rule first; see `leaderboard`.
+        objective: What rows are ranked and gains counted by; see `leaderboard`.
         folds: The number of folds without `test`; 0 for in-sample scores, which the page then says.
-        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
-            fold splits a group.
+        groups: What each video comes from; see `leaderboard`.
         views: How views are reduced where the stack has them.
         title: The page's title.
         thumbnails: Video id → a PNG, JPEG, GIF or WebP image, shown with the mistakes.
-        random_state: Seed of the folds.
+        random_state: Seed of folds, resamples and sign flips.
 
     Returns:
         The path.
@@ -122,7 +126,7 @@ def write_report(
         (True, True)
     """
     trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
-    data = _predict(trial.reduced(views), rules, thumbnails or {})
+    data = _predict(trial.reduced(views), rules, objective, random_state, thumbnails or {})
     combinations = combinations_of(trial, data.trial)
     sections = [
         _leaderboard_section(data),
@@ -139,12 +143,28 @@ def write_report(
     return replace(path, _page(title, data, [section for section in sections if section]))
 
 
-def _predict(trial: Trial, rules: Mapping[str, Any] | None, thumbnails: Mapping[str, bytes]) -> _Data:
+def _predict(
+    trial: Trial,
+    rules: Mapping[str, Any] | None,
+    objective: str | Objective,
+    random_state: int | None,
+    thumbnails: Mapping[str, bytes],
+) -> _Data:
     """Fit every rule once for each fold, and the headline rule on all videos, whose weights the page shows."""
     rules = checked_rules(rules, trial)
     copies = {name: trial.fit(rule) for name, rule in rules.items()}
     fused = {name: trial.predict(fitted) for name, fitted in copies.items()}
-    board = board_of(trial.scored, fused, trial.protocol, best_single(trial.fit_stack))
+    board = Leaderboard.of(
+        board_of(
+            trial.scored,
+            fused,
+            trial.protocol,
+            best=best_single(trial.fit_stack, objective),
+            average=plain_average(trial, rules, fused),
+            objective=objective,
+            random_state=random_state,
+        )
+    )
     first = board.headline_rule
     predictions = np.stack([log_proba_of(trial.scored, name).argmax(axis=1) for name in trial.scored.members], axis=1)
     if trial.scored.present is not None:
@@ -356,8 +376,8 @@ def _method_section(data: _Data) -> str:
     settings = {
         "headline rule": f"{data.board.headline_rule}: {data.rule!r}",
         "scores": data.board.how(),
-        "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
-        "p-value": f"McNemar's exact test against the best single member (chosen on {data.board.chosen_on}), two-sided",
+        "intervals": "95 %: Wilson; mean class accuracy from variances within classes; groups count as wholes",
+        "p-value": f"against the best single member (chosen on {data.board.chosen_on}), two-sided; see the leaderboard",
         "calibration error": "15 bins of equal width",
         "order": "checked by id" if data.board.how_scored.order_checked else "unchecked (no ids)",
         "vidfuse": __version__,
