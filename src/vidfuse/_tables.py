@@ -23,12 +23,14 @@ __all__ = [
     "Estimate",
     "Table",
     "Tabular",
+    "bare_p",
     "latex_escape",
     "number",
     "p_value",
     "percent",
     "points",
     "share",
+    "signed",
     "span",
     "weight_table",
 ]
@@ -412,6 +414,27 @@ def p_value(value: float) -> str:
     if value < 0.001:
         return "p < 0.001"
     return f"p = {value:.1g}" if value < 0.01 else f"p = {value:.2g}"
+
+
+def bare_p(value: float) -> str:
+    """Write a p-value below the heading "p".
+
+    Example:
+        >>> bare_p(0.0034), bare_p(1e-9)
+        ('0.003', '< 0.001')
+    """
+    return p_value(value).removeprefix("p ").removeprefix("= ")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Write a difference of other numbers than shares, with its sign.
+
+    Example:
+        >>> signed(0.25), signed(-0.25), signed(0.0)
+        ('+0.250', '−0.250', '0.000')
+    """
+    text = number(value, digits)
+    return f"+{text}" if value > 0 and float(text.replace("∞", "inf")) != 0 else text
 
 
 _LATEX: Mapping[str, str] = {

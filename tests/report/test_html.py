@@ -16,6 +16,7 @@ import vidfuse as vf
 import vidfuse.report
 from vidfuse._tables import points
 from vidfuse.errors import InputError
+from vidfuse.evaluation.worth import member_worth
 from vidfuse.report.drawings import DARK_FROM
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
@@ -50,8 +51,10 @@ def make_stack(n=120, k=4, seed=0, members=("swin", "x3d", "tin"), strength=1.5,
     return vf.LogitStack.from_arrays(arrays, labels=y, **options)
 
 
-def page_of(tmp_path, stack, **options):
-    text = vf.write_report(stack, tmp_path / "deep" / "report.html", **options).read_text(encoding="utf-8")
+def page_of(tmp_path, stack, curves=False, **options):
+    text = vf.write_report(stack, tmp_path / "deep" / "report.html", curves=curves, **options).read_text(
+        encoding="utf-8"
+    )
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
@@ -70,10 +73,12 @@ def test_the_page_answers_first_and_shows_what_the_answer_rests_on(tmp_path):
     assert "<title>Trial &amp; error</title>" in text
     assert "Rules were fitted on 120 videos and scored on 120 others." in text
     assert headings(text) == [
+        "What to do",
         "Leaderboard",
         "Weights",
         "Contributions",
         "Growing combinations",
+        "How many are enough",
         "Classes",
         "Agreement",
         "Calibration",
@@ -159,14 +164,56 @@ def test_the_same_input_gives_the_same_page(tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_contributions_are_those_of_the_library(tmp_path):
+def test_contributions_are_those_of_the_headline_rule(tmp_path):
     val, test = make_stack(seed=1), make_stack(seed=2)
     text, _ = page_of(tmp_path, val, test=test)
+    worth = member_worth(val, test)
+    plain = re.sub("</?strong>", "", text)
+    for row in worth.rows:
+        low, high = row.lost.interval
+        cell = f"<td>{points(row.lost.difference)} <small>({points(low)} to {points(high)})</small></td>"
+        assert re.search(f'<th scope="row">{row.member}</th><td>[^/]*</small></td>{re.escape(cell)}', plain)
+
+
+def test_what_would_take_minutes_is_left_out_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("vidfuse.report.html._MOST_NUMBERS", 100)
+    val, test = make_stack(seed=1), make_stack(seed=2)
+    text, _ = page_of(tmp_path, val, test=test, curves=True)
+    assert "anew without each member would take minutes here" in text
+    assert "on each would take minutes here; `combination_table` does it" in text
+    assert "Labelled videos that weights are fitted on" not in text
     shapley, without = vf.shapley_values(test, objective="accuracy"), vf.leave_one_out(test, objective="accuracy")
+    plain = re.sub("</?strong>", "", text)
     for name in test.members:
         cells = f"<td>{points(shapley.values[name])}</td><td>{points(without.values[name])}</td>"
-        plain = re.sub("</?strong>", "", text)
         assert re.search(f'<th scope="row">{name}</th><td>[0-9.]+</td>{re.escape(cells)}', plain)
+
+
+def test_curves_say_how_many_are_enough(tmp_path):
+    rng = np.random.default_rng(3)
+    y = np.arange(120) % 3
+    z = {m: rng.normal(size=(120, 4, 3)) + np.eye(3)[y][:, None] for m in ("swin", "x3d")}
+    stack = vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(120)])
+    rules = {"mine": vf.LogLinearPool(weights="accuracy")}
+    text, _ = page_of(tmp_path, stack, rules=rules, curves=True, costs={"swin": 3.0, "x3d": 1.0})
+    for title in ("Labelled videos that weights are fitted on", "Members, as they join", "Views of each video"):
+        assert f"<figcaption>{title}. From " in text
+    members = vf.members_curve(vf.reduce_views(stack, "mean-log"), rule=rules["mine"], cost={"swin": 3.0, "x3d": 1.0})
+    assert f"They join in this order: {members.points[0].label}, {members.points[1].label}." in text
+
+
+def test_figures_for_a_paper_are_written_beside_the_page(tmp_path):
+    val, test = make_stack(seed=1), make_stack(seed=2)
+    page_of(tmp_path, val, test=test, figures=tmp_path / "figures", formats=["svg"], curves=True)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "agreement.svg",
+        "contributions.svg",
+        "leaderboard.svg",
+        "members-curve.svg",
+        "reliability.svg",
+        "risk.svg",
+        "videos-curve.svg",
+    ]
 
 
 def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
@@ -184,13 +231,13 @@ def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
     ("views", "held_out", "most"),
     [
         # cross-fitted: learned and score-weighted 5 each, three rules that learn nothing 1 each, the headline's weights
-        # 1 (14); the combination table: learned weights 5 for each of 13 combinations, score weights 5, equal weights
-        # 1, vote 1, or by views 1 + 5
-        (None, False, 86),
-        (3, False, 91),
-        # held-out: five rules 1 each; the table 13 + 3, or 13 + 4
-        (None, True, 21),
-        (3, True, 22),
+        # 1 (14); what each of 7 members is worth 5 (35); the combination table: learned weights 5 for each combination
+        # of 2 to 6 (25), score weights 5, equal weights 1, vote 1, or by views 1 + 5
+        (None, False, 81),
+        (3, False, 86),
+        # held-out: five rules 1 each; members 7; the table 5 + 3, or 5 + 4
+        (None, True, 20),
+        (3, True, 21),
     ],
 )
 def test_a_rule_is_fitted_once_for_each_fold(tmp_path, monkeypatch, views, held_out, most):

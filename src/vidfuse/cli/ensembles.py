@@ -109,20 +109,29 @@ def predict(context: click.Context, recipe: Path, source: Path, partial: bool, o
 @_recipe
 @options.source
 @options.partial
+@_objective
+@options.groups
 @options.as_json
-def evaluate(recipe: Path, source: Path, partial: bool, as_json: bool) -> None:
+def evaluate(recipe: Path, source: Path, partial: bool, objective: str, groups: str | None, as_json: bool) -> None:
     """Score RECIPE on the labelled caches in SOURCE, beside each member."""
+    from vidfuse.evaluation.board import board_of
+    from vidfuse.evaluation.sources import warn_if_clips
     from vidfuse.evaluation.trial import Protocol
-    from vidfuse.report.tables import board_of
+    from vidfuse.report.tables import Leaderboard
 
     loaded, stack = _load(recipe, source, partial)
+    stack = options.grouped(stack, groups)
+    warn_if_clips(stack)
     protocol = Protocol(
         n_fit=loaded.fitted_on["videos"],
         n_scored=len(stack),
-        n_shared=len(stack) if loaded.was_fitted_on(stack) else None,  # a recipe keeps no ids, but a digest of them all
+        n_shared=loaded.shared_videos(stack),
+        n_scored_groups=None if stack.groups is None else len(set(stack.groups.tolist())),
         order_checked=loaded.order_checked and stack.ids is not None,
     )
-    board = board_of(stack, {"recipe": loaded.predict_log_proba(stack)}, protocol)
+    best = loaded.fitted_on.get("best_single")
+    known = {"recipe": loaded.predict_log_proba(stack)}
+    board = Leaderboard.of(board_of(stack, known, protocol, best=best, objective=objective))
     options.emit(board.to_dict(), str(board), as_json)
 
 
@@ -177,7 +186,7 @@ def report(
 ) -> None:
     """Compare members and fusion rules on the caches in SOURCE, as one self-contained HTML page."""
     stack = options.grouped(vf.load_stack(source, views=views, partial=partial), groups)
-    held_out = None if test is None else vf.load_stack(test, views=views, partial=partial)
+    held_out = None if test is None else options.grouped(vf.load_stack(test, views=views, partial=partial), groups)
     vf.write_report(stack, out, test=held_out, title=title)
     options.save_config(context, out)
     click.echo(f"written to {out}")

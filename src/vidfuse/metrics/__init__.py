@@ -18,15 +18,24 @@ if TYPE_CHECKING:
         prediction_disagreement,
         q_statistic,
     )
-    from vidfuse.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
+    from vidfuse.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, share_interval
     from vidfuse.metrics.objectives import Scorer, resolve_objective, scorers
     from vidfuse.metrics.probabilistic import brier, ece, nll, reliability
-    from vidfuse.metrics.significance import McNemar, PairedDifference, mcnemar, paired_bootstrap
+    from vidfuse.metrics.selective import RiskCoverage, risk_coverage
+    from vidfuse.metrics.significance import (
+        McNemar,
+        PairedDifference,
+        holm,
+        mcnemar,
+        paired_bootstrap,
+        share_difference,
+    )
 
 _HOME = {
     "Interval": "intervals",
     "McNemar": "significance",
     "PairedDifference": "significance",
+    "RiskCoverage": "selective",
     "Scorer": "objectives",
     "accuracy_interval": "intervals",
     "bootstrap_interval": "intervals",
@@ -35,6 +44,7 @@ _HOME = {
     "disagreement": "diversity",
     "double_fault": "diversity",
     "ece": "probabilistic",
+    "holm": "significance",
     "mcnemar": "significance",
     "mean_class_accuracy": "accuracy",
     "nll": "probabilistic",
@@ -44,7 +54,10 @@ _HOME = {
     "q_statistic": "diversity",
     "reliability": "probabilistic",
     "resolve_objective": "objectives",
+    "risk_coverage": "selective",
     "scorers": "objectives",
+    "share_difference": "significance",
+    "share_interval": "intervals",
     "top_k_accuracy": "accuracy",
     "top_k_hits": "accuracy",
 }
@@ -53,6 +66,7 @@ __all__ = [
     "Interval",
     "McNemar",
     "PairedDifference",
+    "RiskCoverage",
     "Scorer",
     "accuracy_interval",
     "bootstrap_interval",
@@ -61,6 +75,7 @@ __all__ = [
     "disagreement",
     "double_fault",
     "ece",
+    "holm",
     "mcnemar",
     "mean_class_accuracy",
     "nll",
@@ -70,7 +85,10 @@ __all__ = [
     "q_statistic",
     "reliability",
     "resolve_objective",
+    "risk_coverage",
     "scorers",
+    "share_difference",
+    "share_interval",
     "top_k_accuracy",
     "top_k_hits",
 ]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vidfuse._tables import Table
     from vidfuse.report.combinations import Combinations, combination_table
     from vidfuse.report.html import write_report
-    from vidfuse.report.tables import Leaderboard, leaderboard
+    from vidfuse.report.tables import Leaderboard, leaderboard, leaderboard_of_splits
 
 _HOME = {
     "Combinations": "vidfuse.report.combinations",
@@ -17,10 +17,19 @@ _HOME = {
     "Table": "vidfuse._tables",
     "combination_table": "vidfuse.report.combinations",
     "leaderboard": "vidfuse.report.tables",
+    "leaderboard_of_splits": "vidfuse.report.tables",
     "write_report": "vidfuse.report.html",
 }
 
-__all__ = ["Combinations", "Leaderboard", "Table", "combination_table", "leaderboard", "write_report"]
+__all__ = [
+    "Combinations",
+    "Leaderboard",
+    "Table",
+    "combination_table",
+    "leaderboard",
+    "leaderboard_of_splits",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

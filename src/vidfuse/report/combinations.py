@@ -109,9 +109,9 @@ def combination_table(
 ) -> Combinations:
     """Score each member, growing combinations and all members under learned, score-weighted, uniform and voted fusion.
 
-    Learned weights, and rules of one's own, are fitted anew on each combination. Uniform and score-weighted
-    fusion add log-likelihoods, Σ_m w_m log p_m(c), with w_m = 1/M or the accuracy of member m on the videos of the fit;
-    views are reduced first. The vote is that of the views where the stack has them,
+    Learned weights, and rules of one's own, are fitted anew on each combination of two or more. Uniform and
+    score-weighted fusion add log-likelihoods, Σ_m w_m log p_m(c), with w_m = 1/M or the accuracy of member m on the
+    videos of the fit; views are reduced first. The vote is that of the views where the stack has them,
     each view fused with the score weights (a single member's views vote alone), and that of the members otherwise.
     Videos of the fit and scored videos are those of `leaderboard` for the same arguments.
 
@@ -148,8 +148,11 @@ def combinations_of(
     plain: Trial,
     combinations: Sequence[Sequence[str]] | None = None,
     rules: Mapping[str, Any] | None = None,
+    known: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Combinations:
     """Return the combination table of a trial; `plain` is the same trial with its views reduced.
+
+    Rules of `known` are not fitted on all members again: these are their log-likelihoods (N, K).
 
     The three fixed rules are fitted once, on all members: with `missing="renormalise"` they predict with any of them.
     Without views the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
@@ -176,11 +179,18 @@ def combinations_of(
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
         chosen, voters = plain.select(names), trial.select(names)
-        scores = {rule: _refitted(rule, rules[rule], plain, chosen) for rule in rules}
+        scores: dict[str, Score | None] = {}
+        for rule in rules:
+            if len(names) == len(plain.scored.members) and known is not None and rule in known:
+                scores[rule] = score(rule, chosen.labels, known[rule], groups=chosen.scored.groups)
+            elif len(names) > 1:
+                scores[rule] = _refitted(rule, rules[rule], plain, chosen)
         fixed = zip(_FIXED, ((weighted, uniform), (uniform, uniform), (votes, equal_votes)), strict=True)
         for rule, copies in fixed:
             z = _predicted(voters if rule == "vote" else chosen, *copies)
-            scores[rule] = score(rule, chosen.labels, z)
+            scores[rule] = score(rule, chosen.labels, z, groups=chosen.scored.groups)
+        if len(names) == 1:  # there is nothing to fuse: these rules are scored as the member itself
+            scores |= {rule: scores["uniform"] for rule in rules}
         rows.append(Combination(tuple(names), scores))
     return Combinations(
         rows=tuple(rows),
@@ -202,7 +212,8 @@ def _refitted(name: str, rule: Any, trial: Trial, chosen: Trial) -> Score | None
         if len(chosen.scored.members) < len(trial.fit_stack.members):  # two of many may well agree by chance only
             warnings.filterwarnings("ignore", "member .* agreed with the others", VidfuseWarning)
         try:
-            return score(name, chosen.labels, chosen.predict(fit_copies(rule, fit_stack, labels, splits)))
+            log_proba = chosen.predict(fit_copies(rule, fit_stack, labels, splits))
+            return score(name, chosen.labels, log_proba, groups=chosen.scored.groups)
         except InputError:
             if len(chosen.scored.members) == len(trial.fit_stack.members):
                 raise  # it is not the members that are left out

@@ -20,7 +20,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._tables import percent, points
+from vidfuse._tables import MINUS, percent, points
 
 __all__ = [
     "DARK_FROM",
@@ -93,6 +93,7 @@ def dot_plot(
     reference: float | None = None,
     write: Callable[[float], str] = percent,
     unit: str = " %",
+    scale: float = 100,
 ) -> str:
     """Draw a row for each value: a dot, its interval as a line, its number at the right.
 
@@ -102,6 +103,7 @@ def dot_plot(
         reference: A value at which a dashed line stands.
         write: How a value is written.
         unit: What stands behind the axis's numbers.
+        scale: What a value is multiplied by on the axis.
 
     Example:
         >>> drawing = dot_plot([Mark("swin", 0.64, 0.6, 0.68)], title="Accuracy")
@@ -118,7 +120,7 @@ def dot_plot(
     rows, described = [], []
     for mark in marks:
         interval = "" if math.isnan(mark.low + mark.high) else f"{write(mark.low)}–{write(mark.high)}"  # noqa: RUF001
-        if "+" in interval or "\N{MINUS SIGN}" in interval:
+        if "+" in interval or MINUS in interval:
             interval = f"{write(mark.low)} to {write(mark.high)}"
         body = [_line(x(tick), x(tick), "vf-grid") for tick in ticks]
         body += [] if reference is None else [_line(x(reference), x(reference), "vf-reference")]
@@ -127,7 +129,7 @@ def dot_plot(
         small = f" <small>({interval})</small>" if interval else ""
         rows.append(_row(mark.label, body, f"{write(mark.value)}{small}", mark.role))
         described.append(f"{mark.label} {write(mark.value)}" + (f" ({interval})" if interval else ""))
-    axis = _axis([(x(tick), f"{100 * tick:g}{unit}") for tick in ticks])
+    axis = _axis([(x(tick), f"{scale * tick:g}{unit}".replace("-", MINUS)) for tick in ticks])
     return _plot(f"{title}: {'; '.join(described)}", [*rows, axis])
 
 
@@ -231,6 +233,7 @@ def line_plot(
     x_name: str,
     y_name: str,
     write: Callable[[float], str] = percent,
+    x_write: Callable[[float], str] = "{:,g}".format,
     log_x: bool = False,
 ) -> str:
     """Draw curves with their intervals as bands.
@@ -241,6 +244,7 @@ def line_plot(
         x_name: What stands below the axis.
         y_name: What stands beside the other one.
         write: How a value of y is written.
+        x_write: How a value of x is written.
         log_x: Whether equal factors of x are equally far apart.
 
     Example:
@@ -266,10 +270,10 @@ def line_plot(
     for tick in ticks:
         body.append(_segment(left, y(tick), left + width, y(tick), "vf-grid"))
         body.append(_text(left - 8, y(tick) + 4, write(tick).removesuffix(".0"), "end"))
-    placed = -math.inf
-    for value in known:
-        if x(value) - placed >= 34:  # the numbers below the axis that have room
-            body.append(_text(x(value), top + height + 18, f"{value:,g}", "middle"))
+    placed, marks = -math.inf, known if len(known) <= 12 else _ticks(known[0], known[-1])[2]
+    for value in marks:
+        if known[0] <= value <= known[-1] and x(value) - placed >= 34:  # the numbers that have room
+            body.append(_text(x(value), top + height + 18, x_write(value).removesuffix(".0"), "middle"))
             placed = x(value)
     for line in lines:
         body.append(f'<g class="vf-{line.role}">')
@@ -282,7 +286,7 @@ def line_plot(
         body.append(f'<polyline points="{steps}" class="vf-curve"/>')
         if len(found) <= 30:
             for a, b in found:
-                text = f"{line.label}: {write(b)} at {a:,g} {x_name}"
+                text = f"{line.label}: {write(b)} at {x_write(a)} {x_name}"
                 body.append(
                     f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.5" class="vf-dot">'
                     f"<title>{escape(text)}</title></circle>"

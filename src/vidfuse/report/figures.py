@@ -21,7 +21,10 @@ import numpy as np
 
 from vidfuse._files import replace
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.evaluation.curves import Curve
+from vidfuse.evaluation.worth import MemberWorth
 from vidfuse.metrics.probabilistic import Reliability
+from vidfuse.metrics.selective import RiskCoverage
 from vidfuse.report.tables import Leaderboard
 from vidfuse.selection.contribution import Contributions, Diversity
 
@@ -29,7 +32,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "FORMATS", "STYLE", "WIDTH", "agreement", "contributions", "leaderboard", "reliability", "save"]
+__all__ = [
+    "COLOURS",
+    "FORMATS",
+    "STYLE",
+    "WIDTH",
+    "agreement",
+    "close",
+    "contributions",
+    "curve",
+    "leaderboard",
+    "reliability",
+    "risk",
+    "save",
+    "worth",
+]
 
 WIDTH: Final = 3.3
 """Inches: a column of most two-column papers."""
@@ -45,6 +62,8 @@ COLOURS: Final = {
     "purple": "#CC79A7",
     "grey": "#6E7781",
 }
+
+_DASHES: Final = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)))
 
 STYLE: Final[dict[str, Any]] = {
     "font.size": 8,
@@ -180,8 +199,74 @@ def contributions(found: Contributions, *, ax: Axes | None = None) -> Axes:
         axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
         axes.invert_yaxis()
         _rows_only(axes)
-        axes.set_xlabel(f"{'points of ' if percent else ''}{found.objective.replace('-', ' ')},\n{found.method}")
+        axes.set_xlabel(f"{_unit(found.objective, points=True)},\n{found.method}")
     return axes
+
+
+def worth(found: MemberWorth, *, ax: Axes | None = None) -> Axes:
+    """Draw what the rule loses without each member, with intervals: right of 0 the member helps."""
+    scale = 100 if found.objective.endswith("accuracy") else 1
+    with _canvas(ax, 0.7 + 0.19 * len(found.rows)) as axes:
+        for place, row in enumerate(found.rows):
+            low, high = row.lost.interval
+            helps, harms = low > 0, high < 0
+            colour = COLOURS["blue" if helps else "vermilion" if harms else "grey"]
+            axes.plot([scale * low, scale * high], [place, place], color=colour, linewidth=1.6, solid_capstyle="round")
+            marker, fill = "X" if harms else "o", colour if helps or harms else "white"
+            axes.plot(scale * row.lost.difference, place, marker, color=colour, markerfacecolor=fill, markersize=5)
+        axes.axvline(0, color="0.2", linewidth=0.6)
+        axes.set_yticks(range(len(found.rows)), [row.member for row in found.rows])
+        axes.invert_yaxis()
+        _rows_only(axes)
+        axes.set_xlabel(f"lost without it ({_unit(found.objective, points=True)})")
+    return axes
+
+
+def curve(found: Curve, *, ax: Axes | None = None) -> Axes:
+    """Draw a curve of `learning_curve`, `members_curve` or `views_curve` with intervals; against costs, if it has some.
+
+    Args:
+        found: The curve.
+        ax: Axes to draw on.
+    """
+    scale = 100 if found.objective.endswith("accuracy") else 1
+    costs = not np.isnan(found.points[0].cost)
+    colours = _cycle(len(found.names))
+    with _canvas(ax, 2.3) as axes:
+        for name, colour, marker in zip(found.names, [*colours[1:], colours[0]], "osD^vPX", strict=False):
+            series = found.series(name)
+            x = [p.cost if costs else p.x for p in series]
+            low, high = np.array([tuple(p.interval) for p in series]).T * scale
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(x, [scale * p.value for p in series], marker=marker, color=colour, label=name)
+        if x[0] > 0 and x[-1] > 8 * x[0]:
+            axes.set_xscale("log")
+            axes.set_xticks(x, [f"{value:,g}" for value in x])
+            axes.minorticks_off()
+        elif not costs and len(x) <= 12:
+            axes.set_xticks(x)
+        if len(found.names) > 1:
+            axes.legend(loc="best")
+        axes.set_xlabel("cost" if costs else found.x_name)
+        axes.set_ylabel(_unit(found.objective))
+    return axes
+
+
+def risk(found: Mapping[str, RiskCoverage], *, ax: Axes | None = None) -> Axes:
+    """Draw the errors that are left if a prediction abstains where it is unsure, against the share that it keeps."""
+    with _canvas(ax, 2.3) as axes:
+        for (name, one), colour, dash in zip(found.items(), _cycle(len(found)), _DASHES, strict=False):
+            axes.plot(100 * one.coverage, 100 * one.risk, color=colour, label=name, linestyle=dash)
+        axes.set(xlabel="share of the videos that is kept (%)", ylabel="errors (%)", xlim=(0, 100), ylim=(0, None))
+        axes.legend(loc="best")
+    return axes
+
+
+def _unit(objective: str, points: bool = False) -> str:
+    name = objective.replace("-", " ")
+    if objective.endswith("accuracy"):
+        return f"points of {name}" if points else f"{name} (%)"
+    return "nats" if points and objective == "nll" else f"{name.upper()} (nats)" if objective == "nll" else name
 
 
 def save(ax: Axes, stem: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -203,6 +288,11 @@ def save(ax: Axes, stem: str | os.PathLike[str], formats: Sequence[str] = FORMAT
             figure.savefig(out, format=name, metadata=dates.get(name))
             paths.append(replace(Path(f"{os.fspath(stem)}.{name}"), out.getvalue()))
     return paths
+
+
+def close(ax: Axes) -> None:
+    """Forget an axes' figure, as a script that draws many should."""
+    _pyplot().close(ax.get_figure(root=True))
 
 
 def _rows_only(ax: Axes) -> None:

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.utils import get_tags
 
 from vidfuse._files import replace
 from vidfuse._tables import percent
-from vidfuse.evaluation.scores import best_single, log_proba_of
+from vidfuse.evaluation.board import board_of, plain_average
+from vidfuse.evaluation.curves import Curve, learning_curve, members_curve, views_curve
+from vidfuse.evaluation.resampling import Draw
+from vidfuse.evaluation.scores import log_proba_of, missing_of
 from vidfuse.evaluation.trial import Trial, open_trial
-from vidfuse.metrics import oracle_accuracy
+from vidfuse.evaluation.worth import worth_of
+from vidfuse.fusion.log_linear import LogLinearPool
+from vidfuse.metrics import oracle_accuracy, risk_coverage
+from vidfuse.metrics.objectives import Objective
+from vidfuse.report import figures as paper
 from vidfuse.report.combinations import combinations_of
 from vidfuse.report.page import facts, page
 from vidfuse.report.sections import Findings, sections_of
-from vidfuse.report.tables import board_of, checked_rules, own_rules
+from vidfuse.report.tables import Leaderboard, checked_rules, own_rules
+from vidfuse.selection.contribution import diversity
+from vidfuse.selection.single import best_single
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["write_report"]
 
-_MOST_REFITTED = 16  # members: the headline rule is fitted anew on each of their growing combinations
+_MOST_NUMBERS = 20_000_000
+"""Scores that further fits of the headline rule may read: seconds. What needs more is left out, and that is said."""
+
+_MOST_FITS = 60  # in all folds; a fit of the default takes a tenth of a second on few videos, too
+
+_FEWEST = 60  # videos of the fit that a learning curve needs
 
 
 def write_report(
@@ -32,37 +49,49 @@ def write_report(
     *,
     test: LogitStack | None = None,
     rules: Mapping[str, Any] | None = None,
+    objective: str | Objective = "accuracy",
     folds: int = 5,
     groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
     title: str = "Fusion report",
     thumbnails: Mapping[str, bytes] | None = None,
+    costs: Mapping[str, float] | None = None,
+    curves: bool = True,
+    figures: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = ("svg", "pdf", "png"),
     random_state: int | None = 0,
 ) -> Path:
     """Write one HTML page on what fusing the members is worth; nothing is loaded from elsewhere when it is opened.
 
-    The page answers first (accuracy with its 95 % interval, gain over the best single member, p-value) and goes on with
-    the leaderboard, the growing combinations, weights, contributions, classes, the agreement of the members,
-    calibration, confusions and the most confident mistakes. Scores are taken as `leaderboard` takes them.
+    The page answers first (accuracy with its 95 % interval, gain over the best single member, p-value), says what to do
+    about it, and goes on with the leaderboard, weights, what each member is worth, the growing combinations, curves,
+    classes, the agreement of the members, calibration, confusions and the most confident mistakes. Scores are taken as
+    `leaderboard` takes them. Where fitting the headline rule again and again would take minutes (more than 20 million
+    scores to read), the page leaves out what needs it, and says so.
 
     Args:
         stack: Labelled stack that rules are fitted on, (N, M, K) or (N, M, V, K).
         path: The file to write.
         test: Labelled stack that rules are scored on; without it they are cross-fitted on `stack`.
         rules: Name → unfitted rule, the headline rule first; see `leaderboard`.
+        objective: What rows are ranked and gains counted by; see `leaderboard`.
         folds: The number of folds without `test`; 0 for in-sample scores, which the page then says.
-        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
-            fold splits a group.
+        groups: What each video comes from; see `leaderboard`.
         views: How views are reduced where the stack has them.
         title: The page's title.
-        thumbnails: Video id → a PNG, JPEG, GIF or WebP image, shown with the mistakes.
-        random_state: Seed of the folds.
+        thumbnails: Video id → a PNG, JPEG, GIF or WebP image of at most 100 kB, shown with the mistakes.
+        costs: Member → what it costs, in one unit, for accuracy against cost; by default each costs 1.
+        curves: Whether the headline rule is fitted on fewer videos, members and views, too.
+        figures: A folder for the figures, as for a paper (needs matplotlib, the extra `report`).
+        formats: The figures' formats.
+        random_state: Seed of folds, resamples and sign flips.
 
     Returns:
         The path.
 
     Raises:
-        InputError: labels are missing, or a thumbnail is of no known format.
+        InputError: labels are missing, a thumbnail is of no known format or too large, or costs are of other members.
+        MissingExtraError: figures are asked for, and matplotlib is not installed.
 
     Example:
         >>> import tempfile
@@ -75,7 +104,13 @@ def write_report(
         (True, True)
     """
     trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
-    found = _found(trial, trial.reduced(views), rules, thumbnails or {})
+    found = _found(trial, trial.reduced(views), rules, objective, random_state, thumbnails or {})
+    if curves:
+        settings: dict[str, Any] = {"folds": folds, "groups": groups, "views": views, "random_state": random_state}
+        settings["objective"] = objective
+        found = dataclasses.replace(found, curves=_curves(found, trial, stack, test, settings, costs))
+    if figures is not None:
+        _write_figures(found, Path(figures), formats)
     board = found.board
     text = page(
         title,
@@ -89,23 +124,49 @@ def write_report(
 
 
 def _found(
-    with_views: Trial, trial: Trial, rules: Mapping[str, Any] | None, thumbnails: Mapping[str, bytes]
+    with_views: Trial,
+    trial: Trial,
+    rules: Mapping[str, Any] | None,
+    objective: str | Objective,
+    random_state: int | None,
+    thumbnails: Mapping[str, bytes],
 ) -> Findings:
     """Fit every rule once for each fold, and the headline rule on all videos, whose weights the page shows."""
     rules = checked_rules(rules, trial)
     copies = {name: trial.fit(rule) for name, rule in rules.items()}
     fused = {name: trial.predict(fitted) for name, fitted in copies.items()}
-    board = board_of(trial.scored, fused, trial.protocol, best_single(trial.fit_stack))
+    board = Leaderboard.of(
+        board_of(
+            trial.scored,
+            fused,
+            trial.protocol,
+            best=best_single(trial.fit_stack, objective),
+            average=plain_average(trial, rules, fused),
+            objective=objective,
+            random_state=random_state,
+        )
+    )
     first = board.headline_rule
-    predictions = np.stack([log_proba_of(trial.scored, name).argmax(axis=1) for name in trial.scored.members], axis=1)
+    members = trial.scored.members
+    predictions = np.stack([log_proba_of(trial.scored, name).argmax(axis=1) for name in members], axis=1)
     if trial.scored.present is not None:
         predictions[~trial.scored.present] = -1
-    few = len(trial.scored.members) <= _MOST_REFITTED
+    own = own_rules(rules)
+    sizes = range(2, len(members))  # of the growing combinations, but for all members
+    again = {name: rule for name, rule in own.items() if _affordable(trial, rule, sizes)}
+    worth = None
+    complete = trial.scored.present is None and trial.fit_stack.present is None
+    if complete and len(members) > 1 and _affordable(trial, rules[first], [len(members) - 1] * len(members)):
+        draw = Draw(trial.labels, objective, random_state=random_state, groups=trial.scored.groups)
+        worth = worth_of(trial, rules[first], draw, fused[first])
     return Findings(
         trial=trial,
         board=board,
-        combinations=combinations_of(with_views, trial, rules=own_rules(rules) if few else {}),
+        combinations=combinations_of(with_views, trial, rules=again, known=fused),
+        worth=worth,
+        curves=(),
         fused=fused[first],
+        headline=rules[first],
         rule=clone(rules[first]).fit(trial.fit_stack) if trial.protocol.folds else copies[first][0],
         single=log_proba_of(trial.scored, board.best_single),
         predictions=predictions,
@@ -113,12 +174,69 @@ def _found(
     )
 
 
+def _affordable(trial: Trial, rule: Any, members: Sequence[float]) -> bool:
+    """Return whether a rule may be fitted once for each entry, on so many members, without minutes of waiting."""
+    if not get_tags(rule).target_tags.required:
+        return True
+    folds = trial.protocol.folds
+    numbers = len(trial.fit_stack) * trial.fit_stack.n_classes * sum(members) * max(folds - 1, 1)
+    return numbers <= _MOST_NUMBERS and len(members) * max(folds, 1) <= _MOST_FITS
+
+
+def _curves(
+    found: Findings,
+    with_views: Trial,
+    stack: LogitStack,
+    test: LogitStack | None,
+    settings: Mapping[str, Any],
+    costs: Mapping[str, float] | None,
+) -> tuple[Curve, ...]:
+    """Return how the headline rule does with fewer labelled videos, members and views."""
+    if found.board.how_scored.flatters:
+        return ()
+    trial, rule, name = found.trial, found.headline, found.board.headline_rule
+    m = len(trial.fit_stack.members)
+    curves = []
+    if _affordable(trial, rule, [0.05 * m, 0.1 * m, 0.25 * m, 0.5 * m, m]) and len(trial.fit_stack) >= _FEWEST:
+        most = min(len(np.arange(len(trial.fit_stack))[rows]) for rows, _ in trial.splits)
+        sizes = sorted({most, *(round(most * share) for share in (0.05, 0.1, 0.25, 0.5) if most * share >= 20)})
+        rules = {name: rule, "plain average": LogLinearPool(weights="uniform", missing=missing_of(stack, test))}
+        curves.append(learning_curve(stack, test, rules=rules, sizes=sizes, repeats=1, **settings))
+    if m > 1 and _affordable(trial, rule, range(1, m + 1)):
+        curves.append(members_curve(stack, test, rule=rule, cost=costs, **settings))
+    n_views = with_views.scored.n_views
+    if n_views is not None and n_views > 1 and isinstance(settings["views"], str):
+        sizes = sorted({v for v in (1, 2, 3, 5, 10, n_views) if v <= n_views})
+        if with_views.fit_stack.n_views == n_views and _affordable(trial, rule, [m] * len(sizes)):
+            curves.append(views_curve(stack, test, rule=rule, sizes=sizes, **settings))
+    return tuple(curves)
+
+
+def _write_figures(found: Findings, folder: Path, formats: Sequence[str]) -> None:
+    """Write what the page shows as figures for a paper; all are drawn before the first is written."""
+    drawn = {"leaderboard": paper.leaderboard(found.board), "reliability": paper.reliability(found.reliability())}
+    risks = {name: risk_coverage(found.labels, z) for name, z in found.pair().items()}
+    drawn["risk"] = paper.risk(risks)
+    if len(found.scored.members) > 1:
+        drawn["agreement"] = paper.agreement(diversity(found.scored, found.labels))
+    if found.worth is not None:
+        drawn["contributions"] = paper.worth(found.worth)
+    for curve in found.curves:
+        costs = curve.x_name == "members" and not math.isnan(curve.points[0].cost)
+        drawn["cost" if costs else f"{curve.x_name}-curve"] = paper.curve(curve)
+    for name, ax in drawn.items():
+        paper.save(ax, folder / name, formats)
+        paper.close(ax)
+
+
 def _facts(found: Findings) -> str:
     board, scored = found.board, found.scored
     oracle = oracle_accuracy(found.predictions == found.labels[:, None])
+    n_groups = board.how_scored.n_scored_groups
     return facts(
         [
             ("videos scored", f"{len(scored):,}"),
+            *([] if n_groups is None else [("groups that they come in", f"{n_groups:,}")]),
             ("classes", f"{scored.n_classes:,}"),
             ("members", f"{len(scored.members)}"),
             (f"best single: {board.best_single}", f"{percent(board.entry(board.best_single).score.accuracy)} %"),

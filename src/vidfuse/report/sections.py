@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -11,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse import __version__
-from vidfuse._tables import Column, Table, number, percent, points
+from vidfuse._tables import Column, Estimate, Table, bare_p, number, percent, points, signed
+from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.scores import class_names
 from vidfuse.evaluation.trial import Trial
+from vidfuse.evaluation.worth import MemberWorth
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.metrics import prediction_disagreement, reliability
+from vidfuse.metrics import prediction_disagreement, reliability, risk_coverage
+from vidfuse.metrics.probabilistic import Reliability
 from vidfuse.report import drawings
+from vidfuse.report.advice import SHARES, advise, certain
 from vidfuse.report.combinations import Combinations
 from vidfuse.report.page import Section, beside, data_url, figure, scrolled
 from vidfuse.report.tables import Leaderboard
@@ -40,8 +45,11 @@ class Findings:
     trial: Trial
     board: Leaderboard
     combinations: Combinations
+    worth: MemberWorth | None  # what each member is worth to the headline rule; None where that would take too long
+    curves: tuple[Curve, ...]  # the headline rule with fewer labelled videos, members, views
     fused: NDArray[np.float64]  # the headline rule's log-likelihoods (N, K) of the scored videos
-    rule: Any  # the headline rule, fitted on all videos of the fit
+    headline: Any  # the headline rule, unfitted
+    rule: Any  # the same, fitted on all videos of the fit
     single: NDArray[np.float32]  # the best single member's log-likelihoods (N, K)
     predictions: NDArray[np.int64]  # every member's class (N, M); -1, which is never right, where it lacks the video
     thumbnails: Mapping[str, bytes]
@@ -72,14 +80,29 @@ class Findings:
         """Where the fusion is right."""
         return np.asarray(self.fused.argmax(axis=1) == self.labels)
 
+    @property
+    def confidence(self) -> float:
+        """The fusion's mean probability of the class that it predicts."""
+        return float(np.exp(self.fused.max(axis=1)).mean())
+
+    def reliability(self) -> dict[str, Reliability]:
+        """Return the reliability of the best single member, and of the fusion."""
+        return {name: reliability(self.labels, z, n_bins=10) for name, z in self.pair().items()}
+
+    def pair(self) -> dict[str, NDArray[Any]]:
+        """Return the log-likelihoods (N, K) of the best single member, and of the fusion."""
+        return {self.single_name: self.single, "fusion": self.fused}
+
 
 def sections_of(found: Findings) -> list[Section]:
     """Return the page's sections in their order; those that have nothing to show are left out."""
     sections = (
+        _advice(found),
         _leaderboard(found),
         _weights(found),
         _contributions(found),
         _combinations(found),
+        _curves(found),
         _classes(found),
         _agreement(found),
         _calibration(found),
@@ -88,6 +111,15 @@ def sections_of(found: Findings) -> list[Section]:
         _method(found),
     )
     return [section for section in sections if section is not None]
+
+
+def _advice(found: Findings) -> Section:
+    too_sure = found.confidence - found.board.entry(found.board.headline_rule).score.accuracy
+    items = "".join(
+        f'<li class="{advice.kind}"><strong>{escape(advice.lead)}</strong> {escape(advice.text)}</li>'
+        for advice in advise(found.board, found.worth, too_sure)
+    )
+    return Section("What to do", f'<ul class="advice">{items}</ul>')
 
 
 def _leaderboard(found: Findings) -> Section:
@@ -107,6 +139,8 @@ def _leaderboard(found: Findings) -> Section:
 
 def _combinations(found: Findings) -> Section:
     text = "What each further member adds, most accurate first, under the rules that are compared."
+    if found.board.headline_rule not in found.combinations.rules and len(found.combinations.rules) == 3:
+        text += f" Fitting “{found.board.headline_rule}” on each would take minutes here; `combination_table` does it."
     return Section("Growing combinations", scrolled(found.combinations.table()), text)
 
 
@@ -129,6 +163,38 @@ def _weights(found: Findings) -> Section | None:
 
 
 def _contributions(found: Findings) -> Section | None:
+    if found.worth is None:
+        return _shares(found)
+    worth, scale = found.worth, found.board.objective in SHARES
+    write = points if scale else signed
+    roles = {1: "up", 0: "same", -1: "down"}
+    marks = [
+        drawings.Mark(r.member, r.lost.difference, *r.lost.interval, role=roles[certain(r.lost)]) for r in worth.rows
+    ]
+    drawing = drawings.dot_plot(
+        marks, title="What is lost without each member", reference=0.0, write=write, unit="", scale=100 if scale else 1
+    )
+    columns = (
+        "member",
+        Column("alone", write=percent if scale else number, best="low" if found.board.objective == "nll" else "high"),
+        Column("lost without it", "lost", write, best="high"),
+        Column("p", "p_value", bare_p),
+    )
+    rows = tuple(
+        (r.member, Estimate(r.alone, *r.interval), Estimate(r.lost.difference, *r.lost.interval), r.lost.p_value)
+        for r in worth.rows
+    )
+    unit = "points" if scale else "nats" if found.board.objective == "nll" else found.board.objective
+    text = (
+        f"What “{found.board.headline_rule}”, fitted anew on the others, loses without a member, in {unit}: right of 0 "
+        "the member helps. Members cover for each other, so that losses do not add up."
+    )
+    caption = "Blue and orange: the whole interval is on one side of 0."
+    return Section("Contributions", figure(drawing, caption) + scrolled(Table(columns, rows)), text)
+
+
+def _shares(found: Findings) -> Section | None:
+    """Return what members bring to score-weighted fusion, which needs no fits."""
     members = found.scored.members
     if not 2 <= len(members) <= MOST_SHAPLEY or found.scored.present is not None:
         return None
@@ -142,7 +208,8 @@ def _contributions(found: Findings) -> Section | None:
         lost = shapley.full - subsets.score_of(set(members) - {name})
         rows.append((name, alone, shapley.values[name], lost))
     text = (
-        "What each member brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
+        f"Fitting “{found.board.headline_rule}” anew without each member would take minutes here; this is what each "
+        "brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
         f"orders of adding the members; they sum to {percent(shapley.full)} % less the {percent(shapley.empty)} % of "
         "chance. Left out: points lost without it, with all others there. Weights are the members' accuracies on the "
         "scored videos."
@@ -155,6 +222,46 @@ def _contributions(found: Findings) -> Section | None:
     )
     table = Table(columns, tuple(rows))
     return Section("Contributions", scrolled(table), text)
+
+
+def _curves(found: Findings) -> Section | None:
+    """Return how many labelled videos, members and views are enough, and what abstaining would save."""
+    scale = found.board.objective in SHARES
+    write = percent if scale else number
+    y_name = f"{found.board.objective.replace('-', ' ')}{' %' if scale else ''}"
+    parts = []
+    for curve in found.curves:
+        lines = []
+        for name in curve.names:
+            series = curve.series(name)
+            x = [float(p.x) if math.isnan(p.cost) else p.cost for p in series]
+            ends = [tuple(p.interval) for p in series]
+            role = "headline" if name == curve.names[0] else "member"
+            low, high = [low for low, _ in ends], [high for _, high in ends]
+            lines.append(drawings.Line(name, x, [p.value for p in series], low, high, role))
+        costs = not math.isnan(curve.points[0].cost)
+        x_name = "cost" if costs else curve.x_name
+        log_x = lines[0].x[-1] > 8 * lines[0].x[0] > 0
+        title = escape(curve.title)
+        drawing = drawings.line_plot(lines, title=title, x_name=x_name, y_name=y_name, write=write, log_x=log_x)
+        caption = f"{curve.title}. From {curve.enough():,} {curve.x_name} on, none is certainly worse than all."
+        joined = [p.label for p in curve.series() if p.label]
+        caption += f" They join in this order: {', '.join(joined)}." if joined else ""
+        parts.append(figure(drawing, caption))
+    risk = risk_coverage(found.labels, found.fused)
+    kept = np.unique(np.linspace(0, len(risk.coverage) - 1, 60).astype(int))  # more would not be seen
+    kept = kept[risk.coverage[kept] >= 0.05]
+    empty = [math.nan] * len(kept)
+    line = drawings.Line("fusion", risk.coverage[kept].tolist(), risk.risk[kept].tolist(), empty, empty)
+    drawing = drawings.line_plot(
+        [line], title="Errors among the surest", x_name="share kept %", y_name="errors %", x_write=percent
+    )
+    caption = (
+        f"Errors that are left if the fusion abstains where it is unsure: {percent(risk.at(0.9))} % on the surest 90 % "
+        f"of the videos, {percent(risk.at(0.5))} % on the surest half, {percent(float(risk.risk[-1]))} % on all."
+    )
+    parts.append(figure(drawing, caption))
+    return Section("How many are enough", beside(*parts))
 
 
 def _classes(found: Findings) -> Section | None:
@@ -199,8 +306,9 @@ def _agreement(found: Findings) -> Section | None:
 
 def _calibration(found: Findings) -> Section | None:
     series, rows = [], []
-    for name, role, z in ((found.single_name, "member", found.single), ("fusion", "headline", found.fused)):
-        r = reliability(found.labels, z, n_bins=10)
+    bins_of, roles = found.reliability(), ("member", "headline")
+    for (name, z), role in zip(found.pair().items(), roles, strict=True):
+        r = bins_of[name]
         bins = zip(r.confidence.tolist(), r.accuracy.tolist(), r.counts.tolist(), strict=True)
         series.append((name, role, [drawings.Bin(c, a, int(n)) for c, a, n in bins if n >= _FEWEST]))
         entry = found.board.entry(name if role == "member" else found.board.headline_rule).score
@@ -276,8 +384,8 @@ def _method(found: Findings) -> Section:
     settings = {
         "headline rule": f"{found.board.headline_rule}: {found.rule!r}",
         "scores": found.board.how(),
-        "intervals": "accuracy: Wilson, 95 %; mean class accuracy: bootstrap within classes, 2,000 resamples, seed 0",
-        "p-value": f"McNemar's exact test against the best single member ({found.board.chosen_on}), two-sided",
+        "intervals": "95 %: Wilson; mean class accuracy from variances within classes; groups count as wholes",
+        "p-value": "two-sided, against the best single member; the leaderboard says which test",
         "calibration error": "15 bins of equal width",
         "bold": "the best of its column",
         "order": "checked by id" if found.board.how_scored.order_checked else "unchecked (no ids)",
