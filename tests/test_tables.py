@@ -30,6 +30,7 @@ from vidfuse._tables import (
     share,
 )
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.evaluation.worth import member_worth
 from vidfuse.report import combination_table
 
 TABLE = Table(
@@ -186,6 +187,15 @@ def results():
         "subsets": (vf.search_subsets(stack).table, 7),
         "greedy": (greedy := vf.greedy_search(stack), len(greedy.weights)),
         "coordinate": (vf.coordinate_search(stack), 3),
+        "learning curve": (vf.learning_curve(stack, sizes=[10, 30], repeats=1, folds=2), 4),
+        "members curve": (vf.members_curve(stack, folds=2, cost={"swin": 3, "x3d": 1, "tin": 1}), 3),
+        "worth": (member_worth(stack, folds=2, objective="nll"), 3),
+        "splits": (
+            splits := vf.leaderboard_of_splits([stack[:30], stack[30:]], [stack[30:], stack[:30]]),
+            len(splits.rows),
+        ),
+        "comparison": (vf.compare({"a": vf.LogLinearPool("uniform"), "b": vf.MajorityVote()}, stack), 1),
+        "honest": (vf.honest_score(vf.LogLinearPool("uniform"), stack, repeats=1), 4),
         "reliability": (found := vf.metrics.reliability(y, pool.predict_log_proba(stack)), len(found.bins)),
     }
 

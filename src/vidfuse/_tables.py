@@ -33,6 +33,7 @@ __all__ = [
     "signed",
     "span",
     "weight_table",
+    "writers",
 ]
 
 _NONE = "\N{EN DASH}"
@@ -435,6 +436,16 @@ def signed(value: float, digits: int = 3) -> str:
     """
     text = number(value, digits)
     return f"+{text}" if value > 0 and float(text.replace("∞", "inf")) != 0 else text
+
+
+def writers(objective: str) -> tuple[Callable[[float], str], Callable[[float], str], str]:
+    """Return how values of an objective are written, how their differences are, and what stands behind the heading.
+
+    Example:
+        >>> [write(0.5) for write in writers("accuracy")[:2]], [write(0.5) for write in writers("nll")[:2]]
+        (['50.0', '+50.0'], ['0.500', '+0.500'])
+    """
+    return (percent, points, " %") if objective.endswith("accuracy") else (number, signed, "")
 
 
 _LATEX: Mapping[str, str] = {

@@ -11,6 +11,7 @@ import pytest
 
 import vidfuse as vf
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.evaluation.worth import member_worth
 from vidfuse.report import figures
 
 matplotlib.use("agg")
@@ -28,6 +29,7 @@ def results():
     names = ("swin", "x3d", "a network with a long name", "tin_r50")
     arrays = {name: rng.normal(size=(120, 3)) + (2 - 0.4 * i) * np.eye(3)[y] for i, name in enumerate(names)}
     stack = vf.LogitStack.from_arrays(arrays, labels=y, ids=[f"v{i}" for i in range(120)])
+    plain = vf.LogLinearPool("accuracy")
     pool = vf.LogLinearPool().fit(stack)
     member = stack.select(["swin"]).log_likelihoods()[:, 0]
     pair = {"swin": member, "fusion": pool.predict_log_proba(stack)}
@@ -38,6 +40,16 @@ def results():
             {name: vf.metrics.reliability(y, z, n_bins=10) for name, z in pair.items()},
         ),
         "agreement": (figures.agreement, vf.diversity(stack)),
+        "worth": (figures.worth, member_worth(stack, rule=plain)),
+        "learning curve": (
+            figures.curve,
+            vf.learning_curve(stack, sizes=[20, 60, 96], repeats=1, rules={"a": plain, "b": vf.MajorityVote()}),
+        ),
+        "members curve": (
+            figures.curve,
+            vf.members_curve(stack, rule=plain, cost=dict(zip(names, (90, 1, 2, 5), strict=True))),
+        ),
+        "risk": (figures.risk, {name: vf.metrics.risk_coverage(y, z) for name, z in pair.items()}),
         "contributions": (figures.contributions, vf.leave_one_out(stack, rule=vf.LogLinearPool(weights="uniform"))),
     }
 

@@ -172,6 +172,11 @@ def select(
 @options.views
 @options.groups
 @click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    help="A folder for figures as svg, pdf and png, a paper's column wide; needs the extra report.",
+)
 @options.out("report.html", "The page to write.")
 @click.pass_context
 def report(
@@ -182,12 +187,13 @@ def report(
     views: str,
     groups: str | None,
     title: str,
+    figures: Path | None,
     out: Path,
 ) -> None:
     """Compare members and fusion rules on the caches in SOURCE, as one self-contained HTML page."""
     stack = options.grouped(vf.load_stack(source, views=views, partial=partial), groups)
     held_out = None if test is None else options.grouped(vf.load_stack(test, views=views, partial=partial), groups)
-    vf.write_report(stack, out, test=held_out, title=title)
+    vf.write_report(stack, out, test=held_out, title=title, figures=figures)
     options.save_config(context, out)
     click.echo(f"written to {out}")
 

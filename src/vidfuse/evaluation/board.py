@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._tables import Cell, Column, Table, Tabular, writers
 from vidfuse.errors import InputError
 from vidfuse.evaluation.resampling import Draw
 from vidfuse.evaluation.scores import Score, log_proba_of, require_labels, score
@@ -139,7 +140,7 @@ class SplitRow:
 
 
 @dataclass(frozen=True)
-class SplitBoard:
+class SplitBoard(Tabular):
     """Members and rules over several splits, best mean first.
 
     Attributes:
@@ -153,6 +154,40 @@ class SplitBoard:
     rows: tuple[SplitRow, ...]
     objective: str
     headline_rule: str
+
+    def table(self) -> Table:
+        """Return each row's mean and standard deviation over the splits; frames have every split's value, too."""
+        write, change, unit = writers(self.objective)
+        splits = [Column(f"split {i + 1}", write=write, shown=False) for i in range(len(self.boards))]
+        columns = (
+            Column("", "name"),
+            Column("fused", shown=False),
+            Column(
+                self.objective.replace("-", " ") + unit,
+                "mean",
+                write,
+                "low" if self.objective == "nll" else "high",
+            ),
+            Column("s.d.", "sd", write),
+            Column("gain", "gain", change, "high"),
+            Column("s.d.", "gain_sd", write),
+            *splits,
+        )
+        rows: list[tuple[Cell, ...]] = [
+            (row.name, row.fused, row.mean, row.spread, row.mean_gain, row.spread_of_gain, *row.values)
+            for row in self.rows
+        ]
+        return Table(
+            columns=columns,
+            rows=tuple(rows),
+            title=f"Mean over {len(self.boards)} splits (members are indented)",
+            notes=("gain: over each split's best single member; s.d.: over the splits.",),
+            strong=frozenset(i for i, row in enumerate(self.rows) if row.name == self.headline_rule),
+            indented=frozenset(i for i, row in enumerate(self.rows) if not row.fused),
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
 
 
 def over_splits(boards: Sequence[Board], objective: str | Objective = "accuracy") -> SplitBoard:

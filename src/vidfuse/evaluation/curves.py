@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils import get_tags
 
+from vidfuse._tables import Column, Estimate, Table, Tabular, writers
 from vidfuse.errors import InputError
 from vidfuse.evaluation.resampling import LARGEST_LOSS, Draw, Repeated
 from vidfuse.evaluation.scores import missing_of, require_labels
@@ -56,7 +57,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Tabular):
     """An objective against how much of something there is, for one rule or several.
 
     Attributes:
@@ -97,6 +98,32 @@ class Curve:
         points = self.series(name)
         worse = [p.behind is not None and p.behind.interval.high < 0 for p in points]
         return points[max((i for i, bad in enumerate(worse) if bad), default=-1) + 1].x
+
+    def table(self) -> Table:
+        """Return a row for each point."""
+        write, change, unit = writers(self.objective)
+        rows = tuple(
+            (
+                p.series,
+                p.x,
+                p.label,
+                p.cost,
+                Estimate(p.value, *p.interval),
+                p.spread,
+                None if p.step is None else Estimate(p.step.difference, *p.step.interval),
+            )
+            for p in self.points
+        )
+        columns = (
+            Column("rule", "series"),
+            Column(self.x_name, "x", "{:,}".format),
+            Column("joins", "label", shown=any(p.label for p in self.points)),
+            Column("cost", write="{:,g}".format, shown=not all(math.isnan(p.cost) for p in self.points)),
+            Column(self.objective.replace("-", " ") + unit, "value", write),
+            Column("s.d.", "spread", write, shown=False),
+            Column("over the one before", "step", change),
+        )
+        return Table(columns, rows, self.title, (self.how_scored.how(),))
 
     def __str__(self) -> str:
         width = max(len(self.x_name), 8)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse._checks import as_array, check_scores
+from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.evaluation.resampling import Draw
 from vidfuse.evaluation.sources import warn_if_clips
@@ -27,7 +28,7 @@ __all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_s
 
 
 @dataclass(frozen=True)
-class HonestScore:
+class HonestScore(Tabular):
     """A rule's score on videos that it was not fitted on, beside what it claims on its own.
 
     Attributes:
@@ -59,6 +60,22 @@ class HonestScore:
     n_videos: int
     n_groups: int | None
     folds: int
+
+    def table(self) -> Table:
+        """Return the rule, its in-sample number, and the two baselines, with the rule's gain over each."""
+        write, change, unit = writers(self.objective)
+        columns = (
+            Column("", "name"),
+            Column(self.objective.replace("-", " ") + unit, "score", write),
+            Column("the rule is better by", "gain", change),
+            Column("p", "p_value", bare_p),
+        )
+        pairs = {"best single": self.versus_best_single, "uniform": self.versus_uniform}
+        values = {"best single": self.best_single, "uniform": self.uniform}
+        rows = tuple((name, values[name], Estimate(d.difference, *d.interval), d.p_value) for name, d in pairs.items())
+        rule = ("rule", Estimate(self.score, *self.interval), None, None)
+        note = f"{self.n_videos:,} videos, {self.folds} folds, {len(self.repeats)} repeats."
+        return Table(columns, (rule, ("rule, in-sample", self.in_sample, None, None), *rows), "Honest score", (note,))
 
     def __repr__(self) -> str:
         groups = "" if self.n_groups is None else f", {self.n_groups:,} groups"
@@ -93,7 +110,7 @@ class PairedComparison:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Several rules on the same videos, none of which any rule was fitted on.
 
     Attributes:
@@ -111,6 +128,32 @@ class Comparison:
     pairs: tuple[PairedComparison, ...]
     test: str
     n_groups: int | None
+
+    def table(self) -> Table:
+        """Return a row for each pair of rules; how much better the first is."""
+        write, change, unit = writers(self.objective)
+        columns = (
+            "first",
+            Column("second"),
+            Column(f"first{unit}", "first_value", write),
+            Column(f"second{unit}", "second_value", write),
+            Column("difference", write=change),
+            Column("p", "p_value", bare_p),
+            Column("p (Holm)", "p_adjusted", bare_p),
+        )
+        rows = tuple(
+            (
+                pair.first,
+                pair.second,
+                Estimate(self.scores[pair.first], *self.intervals[pair.first]),
+                Estimate(self.scores[pair.second], *self.intervals[pair.second]),
+                Estimate(pair.difference.difference, *pair.difference.interval),
+                pair.difference.p_value,
+                pair.p_adjusted,
+            )
+            for pair in self.pairs
+        )
+        return Table(columns, rows, f"Comparison by {self.objective}", (f"p: {self.test}.",))
 
     def __repr__(self) -> str:
         lines = [f"  {name}: {self.scores[name]:.4f} {_ends(self.intervals[name])}" for name in self.scores]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import InputError
 from vidfuse.evaluation.resampling import Draw
 from vidfuse.evaluation.scores import log_proba_of, missing_of
@@ -41,7 +42,7 @@ class MemberRow:
 
 
 @dataclass(frozen=True)
-class MemberWorth:
+class MemberWorth(Tabular):
     """What each member is worth to one rule, the most valuable first.
 
     Attributes:
@@ -63,6 +64,21 @@ class MemberWorth:
             if row.member == member:
                 return row
         raise InputError(f"expected one of {[row.member for row in self.rows]}, got {member!r}")
+
+    def table(self) -> Table:
+        """Return a row for each member, the most valuable first."""
+        write, change, unit = writers(self.objective)
+        columns = (
+            "member",
+            Column(f"alone{unit}", "alone", write, "low" if self.objective == "nll" else "high"),
+            Column("lost without it", "lost", change, "high"),
+            Column("p", "p_value", bare_p),
+        )
+        rows = tuple(
+            (r.member, Estimate(r.alone, *r.interval), Estimate(r.lost.difference, *r.lost.interval), r.lost.p_value)
+            for r in self.rows
+        )
+        return Table(columns, rows, f"What {self.rule} loses without a member", (self.how_scored.how(),))
 
     @property
     def to_drop(self) -> tuple[str, ...]:

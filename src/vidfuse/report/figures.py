@@ -206,7 +206,7 @@ def contributions(found: Contributions, *, ax: Axes | None = None) -> Axes:
 def worth(found: MemberWorth, *, ax: Axes | None = None) -> Axes:
     """Draw what the rule loses without each member, with intervals: right of 0 the member helps."""
     scale = 100 if found.objective.endswith("accuracy") else 1
-    with _canvas(ax, 0.7 + 0.19 * len(found.rows)) as axes:
+    with _canvas(ax, 0.8 + 0.19 * len(found.rows)) as axes:
         for place, row in enumerate(found.rows):
             low, high = row.lost.interval
             helps, harms = low > 0, high < 0
@@ -218,7 +218,7 @@ def worth(found: MemberWorth, *, ax: Axes | None = None) -> Axes:
         axes.set_yticks(range(len(found.rows)), [row.member for row in found.rows])
         axes.invert_yaxis()
         _rows_only(axes)
-        axes.set_xlabel(f"lost without it ({_unit(found.objective, points=True)})")
+        axes.set_xlabel(f"lost without it\n({_unit(found.objective, points=True)})")
     return axes
 
 
