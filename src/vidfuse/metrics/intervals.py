@@ -319,8 +319,8 @@ def mean_difference_bounds(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the ends of Student's intervals of mean differences (N, J), each (J,); NaN where all are the same.
 
-    Differences of two losses have long tails on both sides, for which the bootstrap-t is too short: with 60 videos or 30
-    groups it covers 88 to 93 % where Student's covers 94 to 96 (`benchmarks/coverage.py`).
+    Differences of two losses have long tails on both sides, for which the bootstrap-t is too short: with 60 videos or
+    30 groups it covers 88 to 93 % where Student's covers 94 to 96 (`benchmarks/coverage.py`).
 
     Source:
         Student (1908), The probable error of a mean, Biometrika 6; groups as in `Design.spread`.
