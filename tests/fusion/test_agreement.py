@@ -71,3 +71,14 @@ def test_a_view_on_which_members_know_nothing_is_no_other_order():
     with pytest.warns(VidfuseWarning, match="agreed with the others on the videos of the fit"):
         rule.predict(second)
     assert members_first(rule, stack, "mean-log").shape == (200, 5)
+
+
+def test_videos_of_one_class_say_nothing_of_the_order():
+    """Members agree on them whatever the order: no member has lost anything."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 600)
+    fit = LogitStack.from_arrays((rng.normal(size=(600, 3, 10)) + 3 * np.eye(10)[y][:, None]), labels=y)
+    one = rng.normal(size=(200, 3, 10)) + 3 * np.eye(10)[np.zeros(200, int)][:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LogLinearPool(weights="uniform").fit(fit).predict(one)

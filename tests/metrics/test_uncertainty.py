@@ -18,12 +18,18 @@ from vidfuse.metrics import (
     bootstrap_interval,
     holm,
     mcnemar,
-    paired_bootstrap,
+    mean_difference,
     share_difference,
     share_interval,
 )
 from vidfuse.metrics.design import design_of
-from vidfuse.metrics.intervals import difference_bounds, mean_bounds, metric_bounds, share_bounds
+from vidfuse.metrics.intervals import (
+    difference_bounds,
+    mean_bounds,
+    mean_difference_bounds,
+    metric_bounds,
+    share_bounds,
+)
 from vidfuse.metrics.significance import flip_p_values
 
 CASES = [(8, 10), (0, 7), (7, 7), (123, 456), (1, 1), (1, 10_000)]
@@ -238,11 +244,27 @@ def test_differences_are_covered():
         assert 0.93 <= covered(*difference_bounds(a.astype(float) - b, design, 0.95), truth) <= 0.975
 
 
-def test_paired_bootstrap_is_antisymmetric_and_tighter_than_unpaired():
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(40), 3)])
+def test_a_mean_difference_is_students(groups):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 120))
+    values = (a - b) if groups is None else (a - b).reshape(40, 3).mean(axis=1)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert mean_difference(a, b, groups=groups, confidence=0.9).interval == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_losses_that_differ_on_few_videos_are_covered():
+    rng = np.random.default_rng(0)
+    first, second = (np.logaddexp(0, -3 * (1.2 + rng.normal(size=(60, 1000)))) for _ in range(2))
+    low, high = mean_difference_bounds(first - second, design_of(60), 0.95)
+    assert 0.93 <= covered(low, high, 0.0) <= 0.97
+
+
+def test_a_mean_difference_is_antisymmetric_and_tighter_than_unpaired():
     rng = np.random.default_rng(0)
     easy = rng.normal(size=500)
     a, b = easy + 0.1 * rng.normal(size=500) + 0.05, easy + 0.1 * rng.normal(size=500)
-    forth, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
+    forth, back = mean_difference(a, b), mean_difference(b, a)
     assert forth.difference == pytest.approx(a.mean() - b.mean())
     assert forth.difference == -back.difference and forth.p_value == back.p_value
     assert forth.p_value < 1e-3 and forth.interval.low > 0
@@ -252,7 +274,7 @@ def test_paired_bootstrap_is_antisymmetric_and_tighter_than_unpaired():
 
 
 def test_equal_predictions_have_p_1():
-    assert paired_bootstrap([1, 0, 1], [1, 0, 1]).p_value == 1.0
+    assert mean_difference([1, 0, 1], [1, 0, 1]).p_value == 1.0
     assert share_difference([1, 0, 1], [1, 0, 1]).p_value == 1.0
     assert mcnemar([1, 0, 1], [1, 0, 1]).p_value == 1.0
 
@@ -290,8 +312,8 @@ def test_holm_is_the_step_down_rule(values):
         (lambda: bootstrap_interval([1.0], n_resamples=0), "n_resamples"),
         (lambda: mcnemar([1, 2], [0, 1]), "booleans"),
         (lambda: mcnemar([1, 1], [0]), "got 2 and 1"),
-        (lambda: paired_bootstrap([1.0], [1.0, 2.0]), "got 1 and 2"),
-        (lambda: share_difference([1.0, 3.0], [1.0, 0.0]), "paired_bootstrap"),
+        (lambda: mean_difference([1.0], [1.0, 2.0]), "got 1 and 2"),
+        (lambda: share_difference([1.0, 3.0], [1.0, 0.0]), "mean_difference"),
     ],
 )
 def test_bad_input(call, message):

@@ -58,6 +58,12 @@ def _unfitted(rule: str, weights: tuple[str, ...], objective: str = "nll") -> An
 @options.views
 @options.groups
 @options.out("ensemble.json", "The recipe to write.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Cross-fit the rule on these videos, and say how it does beside the members.",
+)
 @options.as_json
 @click.pass_context
 def fit(
@@ -69,6 +75,7 @@ def fit(
     views: str,
     groups: str | None,
     out: Path,
+    check: bool,
     as_json: bool,
 ) -> None:
     """Fit a fusion rule on the labelled caches in SOURCE, and write it as a recipe."""
@@ -77,7 +84,17 @@ def fit(
     recipe = vf.Recipe.from_fitted(fitted, stack, views=views)
     recipe.save(out)
     options.save_config(context, out)
-    options.emit({"out": out, **recipe.describe()}, f"{recipe}\nwritten to {out}", as_json)
+    board = _checked(_unfitted(rule, weights), stack) if check else None
+    text = f"{recipe}\nwritten to {out}" + ("" if board is None else f"\n{board.headline()} {board.how()}")
+    result = {"out": out, **recipe.describe(), "check": None if board is None else board.to_dict()}
+    options.emit(result, text, as_json)
+
+
+def _checked(rule: Any, stack: Any) -> Any:
+    """Return the leaderboard of a rule that is cross-fitted on the videos of its fit; None where they are too few."""
+    folds = min(5, len(stack if stack.groups is None else set(stack.groups.tolist())))
+    rules = {"this rule": rule, "plain average": vf.LogLinearPool(weights="uniform", missing="renormalise")}
+    return vf.leaderboard(stack, rules=rules, folds=folds) if folds > 1 else None
 
 
 @click.command()

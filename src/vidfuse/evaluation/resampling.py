@@ -18,6 +18,7 @@ from vidfuse.metrics.intervals import (
     difference_bounds,
     interval_of,
     mean_bounds,
+    mean_difference_bounds,
     metric_bounds,
     resampled_rows,
     share_bounds,
@@ -41,7 +42,8 @@ class Draw:
     """Intervals and differences of an objective on the same videos.
 
     Shares get Wilson's interval, mean class accuracies the same with variances within classes, losses the bootstrap-t,
-    callables BCa; p-values are McNemar's exact ones, or those of sign flips of groups.
+    callables BCa; differences of shares Agresti and Min's interval, of losses Student's. P-values are McNemar's exact
+    ones, or those of sign flips of groups.
 
     Attributes:
         labels: True classes (N,).
@@ -103,7 +105,7 @@ class Draw:
     def differences(
         self, predictions: Mapping[str, Repeated], pairs: Sequence[tuple[str, str]]
     ) -> list[PairedDifference]:
-        """Return how much better the first prediction of each pair of names is; all share the resamples."""
+        """Return how much better the first prediction of each pair of names is; all share resamples and flips."""
         if not pairs:
             return []
         if callable(self.objective):
@@ -113,17 +115,9 @@ class Draw:
         first, second = ([names.index(pair[side]) for pair in pairs] for side in (0, 1))
         if self.objective == "nll":
             better = values[:, second] - values[:, first]
-            low, high = mean_bounds(
-                better,
-                self.design,
-                self.confidence,
-                self.n_resamples,
-                self.random_state,
-                LARGEST_LOSS,
-                two_sided=True,
-            )
+            low, high = mean_difference_bounds(better, self.design, self.confidence)
             p, test = mean_p_values(better, self.design, self.random_state)
-            method = f"bootstrap-t, {self.n_resamples:,} resamples, losses of at most {LARGEST_LOSS:.1f} nats"
+            method = f"Student's t, losses of at most {LARGEST_LOSS:.1f} nats"
         else:
             better = values[:, first] - values[:, second]
             low, high = difference_bounds(better, self.design, self.confidence)

@@ -17,6 +17,7 @@ __all__ = ["agreement_beyond_chance", "check_numbering", "warn_if_agreement_is_l
 
 _SAMPLE = 256  # videos that are looked at, evenly spaced: enough to tell agreement from chance, and read in a moment
 _FEWEST = 30
+_MOST_CHANCE = 2 / 3  # of two predictions in a random order that are equal, beyond which nothing tells of the order
 
 
 def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
@@ -27,7 +28,8 @@ def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
     The deviation is that of a random order, the binomial √(e (1 − e) / n) / (1 − e). At most 256 videos are read.
 
     Returns:
-        Kappa and its deviation (2, M); NaN where one member alone, or fewer than 30 complete videos, tell nothing.
+        Kappa and its deviation (2, M); NaN where one member alone, fewer than 30 complete videos, or videos of mostly
+        one class, tell nothing.
 
     Source:
         Cohen (1960), A coefficient of agreement for nominal scales.
@@ -52,7 +54,7 @@ def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
     others = 1 - np.eye(len(stack.members))
     agreed = np.average(1 - prediction_disagreement(predictions), axis=1, weights=others)
     chance = np.average(frequencies @ frequencies.T, axis=1, weights=others)
-    room = np.where(chance < 1, 1 - chance, np.nan)
+    room = np.where(chance < _MOST_CHANCE, 1 - chance, np.nan)
     return np.stack([(agreed - chance) / room, np.sqrt(chance * (1 - chance) / n) / room])
 
 

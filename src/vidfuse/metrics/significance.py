@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_hits, as_values
 from vidfuse.metrics.design import Design, design_of
-from vidfuse.metrics.intervals import Interval, check_confidence, difference_bounds, interval_of, mean_bounds
+from vidfuse.metrics.intervals import Interval, check_confidence, difference_bounds, interval_of, mean_difference_bounds
 
 __all__ = [
     "McNemar",
@@ -24,8 +24,8 @@ __all__ = [
     "holm",
     "mcnemar",
     "mcnemar_p_values",
+    "mean_difference",
     "mean_p_values",
-    "paired_bootstrap",
     "share_difference",
     "share_p_values",
 ]
@@ -207,7 +207,7 @@ def share_difference(
     check_confidence(confidence)
     a, b = _pair(first, second)
     if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) > 1:
-        raise InputError("expected shares of hits within 0 … 1; for other numbers there is paired_bootstrap")
+        raise InputError("expected shares of hits within 0 … 1; for other numbers there is mean_difference")
     design = design_of(len(a), strata, groups)
     difference = (a - b)[:, None]
     low, high = difference_bounds(difference, design, confidence)
@@ -234,48 +234,44 @@ def mean_p_values(
     return p, f"{'all' if every else f'{_FLIPS:,}'} sign flips of {of}"
 
 
-def paired_bootstrap(
+def mean_difference(
     first: ArrayLike,
     second: ArrayLike,
     *,
     groups: ArrayLike | None = None,
-    largest: float | None = None,
     confidence: float = 0.95,
-    n_resamples: int = 2000,
     random_state: int | np.random.Generator | None = 0,
 ) -> PairedDifference:
     """Return the mean difference of two numbers for each video (losses, log-likelihoods), with interval and p-value.
 
-    The interval is the bootstrap-t's (see `bootstrap_interval`), the p-value that of sign flips of groups. For hits
-    there is `share_difference`.
+    The interval is Student's, of group totals where there are groups; the p-value is that of sign flips of groups. For
+    hits there is `share_difference`.
 
     Args:
         first: One number a video, shape (N,).
         second: The other prediction's numbers, in the same order of videos.
         groups: What each video comes from, shape (N,); None where videos are independent.
-        largest: The largest possible distance of the two numbers, where there is one.
         confidence: The interval's nominal coverage.
-        n_resamples: How many resamples.
-        random_state: Seed or generator; the same seed gives the same result.
+        random_state: Seed of the flips; the same seed gives the same result.
 
     Raises:
         InputError: On numbers that are not finite or shapes that differ.
 
     Source:
-        Efron and Tibshirani (1993), An introduction to the bootstrap, section 12.5; Fisher (1935), The design of
-        experiments, section 21.
+        Student (1908), The probable error of a mean, Biometrika 6; Fisher (1935), The design of experiments,
+        section 21.
 
     Example:
-        >>> paired_bootstrap([0.3, 0.9, 0.8, 0.7, 0.2, 0.6], [0.1, 0.7, 0.9, 0.1, 0.1, 0.2])
-        PairedDifference(+0.2333, 95% interval +0.007666 … +0.53, p_value=0.09375)
+        >>> mean_difference([0.3, 0.9, 0.8, 0.7, 0.2, 0.6], [0.1, 0.7, 0.9, 0.1, 0.1, 0.2])
+        PairedDifference(+0.2333, 95% interval -0.02085 … +0.4875, p_value=0.09375)
     """
     check_confidence(confidence)
     a, b = _pair(first, second)
     design = design_of(len(a), None, groups)
     difference = (a - b)[:, None]
-    low, high = mean_bounds(difference, design, confidence, n_resamples, random_state, largest, two_sided=True)
+    low, high = mean_difference_bounds(difference, design, confidence)
     p, test = mean_p_values(difference, design, random_state)
-    interval = interval_of(low, high, design, confidence, f"bootstrap-t, {n_resamples:,} resamples")
+    interval = interval_of(low, high, design, confidence, "Student's t")
     return PairedDifference(float(design.means(difference)[0]), interval, confidence, float(p[0]), test)
 
 
