@@ -178,12 +178,11 @@ def test_evaluate_on_the_fits_own_videos_says_in_sample(caches, recipe):
     assert "in-sample" not in run("evaluate", recipe, caches / "test").stdout.lower()
 
 
-def test_evaluate_calls_no_video_another_that_may_be_of_the_fit(caches, recipe):
+def test_evaluate_counts_the_videos_of_the_fit(caches, recipe):
     stack = vf.load_stack(caches / "val")
     stack[:59].save(caches / "most")
     text = run("evaluate", recipe, caches / "most").stdout
-    assert "fitted on 60 videos and scored on 59; whether some are in both is not known" in text
-    assert "chosen on these videos" in text
+    assert "IN-SAMPLE: the 59 videos" in text and "chosen on the videos of the fit" in text
 
 
 def test_predict_writes_npz(caches, recipe):

@@ -12,7 +12,8 @@ from sklearn.base import clone
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
-from vidfuse.recipe import ids_digest
+from vidfuse.recipe import hashed_ids
+from vidfuse.selection.single import best_single
 
 
 def make_stack(n=80, k=4, members="abc", seed=0, **options):
@@ -46,12 +47,38 @@ def test_a_recipe_carries_members_classes_kinds_order_and_the_fit(tmp_path):
     assert recipe.classes == ("jump", "kick", "run", "walk")
     assert recipe.kinds == {"a": "logits", "b": "log-likelihoods", "c": "logits"}
     assert (recipe.views, recipe.order_checked, recipe.n_classes) == ("mean-log", True, 4)
-    assert recipe.fitted_on == {"videos": 80, "ids_sha256": ids_digest(stack.ids)}
+    assert (recipe.fitted_on["videos"], recipe.fitted_on["best_single"]) == (80, best_single(stack))
+    np.testing.assert_array_equal(recipe.fitted_on["ids"], hashed_ids(stack.ids))
     assert recipe.rule.get_params() == pool.get_params()
-    assert recipe.was_fitted_on(stack[::-1])
-    assert not recipe.was_fitted_on(stack[:79])
+    assert recipe.was_fitted_on(stack[::-1]) and recipe.shared_videos(stack[:79]) == 79
     content = json.loads(path.read_text())
     assert (content["format"], content["version"]) == ("vidfuse-recipe", 1)
+
+
+@pytest.mark.parametrize("n", [80, 10_001])
+def test_row_63_a_recipe_counts_the_videos_of_its_fit(tmp_path, n):
+    """Up to 10,000 hashed ids stand in the JSON; more in the file of arrays."""
+    rng = np.random.default_rng(0)
+    ids = [f"v{i}" for i in range(n + 50)]
+    z = {name: rng.normal(size=(n + 50, 2)).astype(np.float32) for name in "ab"}
+    stack = vf.LogitStack.from_arrays(z, labels=rng.integers(0, 2, n + 50), ids=ids)
+    fit = stack[:n]
+    path = vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(fit), fit).save(tmp_path / "e.json")
+    recipe = vf.load_recipe(path)
+    assert recipe.shared_videos(fit) == n and recipe.shared_videos(fit[: n - 1]) == n - 1
+    assert recipe.shared_videos(stack[n - 7 : n + 50]) == 7
+    assert recipe.shared_videos(stack[n:]) == 0 and not recipe.was_fitted_on(stack[n:])
+    assert recipe.shared_videos(vf.LogitStack.from_arrays(z)) is None
+    assert path.with_suffix(".safetensors").exists() == (n > 10_000)
+    assert path.stat().st_size < 3000 + (0 if n > 10_000 else 8 * n)
+    again = vf.load_recipe(recipe.save(tmp_path / "again.json"))
+    np.testing.assert_array_equal(again.fitted_on["ids"], recipe.fitted_on["ids"])
+
+
+def test_hashes_of_ids_do_not_collide():
+    names = [f"v_Run_g{i // 1000:03}_c{i % 1000:03}" for i in range(100_000)]
+    assert len(np.unique(hashed_ids(names))) == len(names)
+    assert hashed_ids(["é"]) == hashed_ids(np.array(["é"]))
 
 
 def test_row_24_the_sum_of_given_weights_is_kept(tmp_path):

@@ -6,6 +6,7 @@ is written so that it is read back bit by bit. Every 1.x release reads the recip
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import json
@@ -25,9 +26,10 @@ from vidfuse import __version__
 from vidfuse._files import replace
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.fusion.views import reduce_views
+from vidfuse.selection.single import best_single
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["RULES", "Recipe", "ids_digest", "load_recipe"]
+__all__ = ["RULES", "Recipe", "hashed_ids", "load_recipe"]
 
 RULES = MappingProxyType(
     {
@@ -49,6 +51,7 @@ RULES = MappingProxyType(
 _FORMAT = "vidfuse-recipe"
 _VERSION = 1
 _LARGE = 256  # an array with more elements goes to the safetensors file
+_MOST_IDS = 10_000  # hashed ids that the JSON holds, in 80 kB; more go to the safetensors file
 _LISTS = re.compile(r"\[(\n[^\[\]{}]*\n\s*)\]")  # the innermost lists, which are written on one line
 _FITTED = re.compile(r"[a-zA-Z]\w*_")
 _IN_FILE = {  # attributes that are called otherwise in files
@@ -70,7 +73,9 @@ class Recipe:
         kinds: What each member's numbers are (`"logits"`, `"log-likelihoods"`, `"probabilities"`, `"sum"`), by name.
         views: The reduction of each member's views to apply before the rule; None where there are no views to reduce.
         order_checked: Whether the members were aligned by id; False reads "order unchecked".
-        fitted_on: The number of the videos of the fit, and a digest of their ids (None without ids).
+        fitted_on: What the fit saw: `videos`, their number; `best_single`, the most accurate member on them (None
+            without labels); `ids`, 48 bits of a hash of each id, sorted (None without ids). Recipes of the first
+            releases have a digest of all ids instead, which only tells the very same videos.
 
     Example:
         >>> import numpy as np, tempfile, vidfuse as vf
@@ -124,7 +129,7 @@ class Recipe:
             kinds={name: kinds[name] for name in members},
             views=views,
             order_checked=stack.ids is not None,
-            fitted_on={"videos": len(stack), "ids_sha256": ids_digest(stack.ids)},
+            fitted_on={"videos": len(stack), "best_single": _best(stack), "ids": hashed_ids(stack.ids)},
         )
 
     def predict_log_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
@@ -147,10 +152,18 @@ class Recipe:
         needed = self.rule.needed_members()
         return tuple(name for name in self.members if name in needed)
 
+    def shared_videos(self, stack: LogitStack) -> int | None:
+        """Return how many of these videos were in the fit, by their ids; None where that cannot be told."""
+        found = hashed_ids(stack.ids)
+        known = self.fitted_on.get("ids")
+        if found is not None and known is not None:
+            return int(np.isin(found, known).sum())
+        digest = _digest(stack.ids)  # of a recipe of the first releases: all of them, or it cannot be told
+        return len(stack) if digest is not None and digest == self.fitted_on.get("ids_sha256") else None
+
     def was_fitted_on(self, stack: LogitStack) -> bool:
-        """Return whether these are the very videos of the fit, so that a score on them is in-sample."""
-        digest = ids_digest(stack.ids)
-        return digest is not None and digest == self.fitted_on.get("ids_sha256")
+        """Return whether some of these videos were in the fit, so that a score on them is in-sample."""
+        return bool(self.shared_videos(stack))
 
     def describe(self) -> dict[str, Any]:
         """Return what the recipe is, without its large arrays, in plain types."""
@@ -163,7 +176,7 @@ class Recipe:
             "kinds": dict(self.kinds),
             "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
             "order": "checked by id" if self.order_checked else "unchecked",
-            "fitted_on": dict(self.fitted_on),
+            "fitted_on": {key: value for key, value in self.fitted_on.items() if key != "ids"},
             "weights": None if weights is None else np.asarray(weights).tolist(),
             "temperature": _optional_float(getattr(self.rule, "temperature_", None)),
             "choices": list(self.rule.choices()),
@@ -204,7 +217,7 @@ class Recipe:
             "kinds": dict(self.kinds),
             "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
             "order": "checked by id" if self.order_checked else "unchecked",
-            "fitted_on": dict(self.fitted_on),
+            "fitted_on": {**self.fitted_on, "ids": _packed(self.fitted_on.get("ids"), arrays)},
             "fuser": _encode(self.rule, arrays, type(self.rule).__name__),
         }
         if arrays:
@@ -280,7 +293,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             f"{path}: the recipe has version {version!r}, and vidfuse {__version__} reads up to {_VERSION}; upgrade"
         )
     try:
-        rule = _decode(content["fuser"], _load_arrays(path, content.get("arrays")))
+        arrays = _load_arrays(path, content.get("arrays"))
+        rule = _decode(content["fuser"], arrays)
         return Recipe(
             rule=rule,
             members=tuple(content["members"]),
@@ -289,22 +303,59 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             kinds=dict(content["kinds"]),
             views=content["views"],
             order_checked=content["order"] == "checked by id",
-            fitted_on=dict(content["fitted_on"]),
+            fitted_on={**content["fitted_on"], "ids": _unpacked(content["fitted_on"].get("ids"), arrays)},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CacheFormatError(f"{path}: the recipe is damaged: {error!r}") from error
 
 
-def ids_digest(ids: Sequence[str] | NDArray[np.str_] | None) -> str | None:
-    """Return the SHA-256 of a set of ids, whatever their order; None where there are none.
+def hashed_ids(ids: Sequence[str] | NDArray[np.str_] | None) -> NDArray[np.uint64] | None:
+    """Return 48 bits of a hash of each id, sorted; None where there are none.
+
+    Of a million videos to score, beside a million of the fit, 0.004 are expected to be mistaken for one of the fit.
 
     Example:
-        >>> ids_digest(["b", "a"]) == ids_digest(["a", "b"]), ids_digest(None)
+        >>> bool((hashed_ids(["b", "a"]) == hashed_ids(["a", "b"])).all()), hashed_ids(None)
         (True, None)
     """
     if ids is None:
         return None
+    digests = b"".join(hashlib.blake2b(str(name).encode(), digest_size=6).digest() + b"\0\0" for name in ids)
+    return np.sort(np.frombuffer(digests, dtype="<u8").astype(np.uint64))
+
+
+def _packed(ids: NDArray[np.uint64] | None, arrays: dict[str, NDArray[Any]]) -> Any:
+    """Return hashed ids as JSON: 6 bytes each, in base64; those of many videos go to the file of arrays."""
+    if ids is None:
+        return None
+    six = ids.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :6]
+    if len(ids) > _MOST_IDS:
+        arrays["fitted_on.ids"] = np.ascontiguousarray(six)
+        return {"$tensor": "fitted_on.ids"}
+    return {"$hashes": base64.b64encode(six.tobytes()).decode("ascii")}
+
+
+def _unpacked(ids: Any, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint64] | None:
+    """Return what `_packed` was given."""
+    if ids is None:
+        return None
+    if "$tensor" in ids:
+        six = arrays[ids["$tensor"]]
+    else:
+        six = np.frombuffer(base64.b64decode(ids["$hashes"], validate=True), np.uint8).reshape(-1, 6)
+    return np.pad(six, ((0, 0), (0, 2))).view("<u8")[:, 0].astype(np.uint64)
+
+
+def _digest(ids: NDArray[np.str_] | None) -> str | None:
+    """Return the digest of a set of ids that recipes of the first releases hold."""
+    if ids is None:
+        return None
     return hashlib.sha256("\n".join(sorted(json.dumps(str(name)) for name in ids)).encode()).hexdigest()
+
+
+def _best(stack: LogitStack) -> str | None:
+    """Return the best single member of the fit; None where it cannot be told."""
+    return None if stack.labels is None or stack.n_views is not None else best_single(stack)
 
 
 def _encode(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:

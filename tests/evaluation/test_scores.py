@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 from scipy.stats import binomtest
-from selection_cases import ensemble, stack_of
+from selection_cases import ensemble
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import (
-    best_single,
-    class_names,
-    gain,
-    log_proba_of,
-    missing_of,
-    require_labels,
-    score,
-)
+from vidfuse.evaluation.scores import class_names, log_proba_of, missing_of, require_labels, score
 
 
 def predictions(n=200, k=7, seed=0, strength=1.5):
@@ -79,35 +71,6 @@ def test_only_present_videos_count():
     np.testing.assert_array_equal(found.present, present)
     with pytest.raises(InputError, match="a: expected at least one video"):
         score("a", y, z, np.zeros(200, bool))
-
-
-def test_a_gain_is_that_of_the_videos_that_both_have():
-    y, z = predictions()
-    _, other = predictions(seed=9, strength=0)
-    present, also = np.arange(200) >= 20, np.arange(200) < 150
-    both = present & also
-    found = gain(score("a", y, z, present), score("b", y, other, also))
-    a, b = (z.argmax(axis=1) == y)[both], (other.argmax(axis=1) == y)[both]
-    assert found.difference == pytest.approx(a.mean() - b.mean())
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    assert found.p_value == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
-    assert 0 < found.interval.low < found.difference < found.interval.high
-
-
-def test_the_best_single_is_the_most_accurate_then_the_surest_then_the_first():
-    z, y = ensemble(0, n=80, m=3, signal=3.0)
-    hits = (z.argmax(axis=-1) == y[:, None]).mean(axis=0)
-    assert len(set(hits)) == 3
-    assert best_single(stack_of(z, y)) == f"m{hits.argmax()}"
-    best = z[:, hits.argmax()]
-    same_hits = {"flat": 0.01 * best, "sharp": best, "third": z[:, hits.argmin()]}
-    assert best_single(vf.LogitStack.from_arrays(same_hits, labels=y)) == "sharp"
-    equal = {"b": best, "a": best}
-    assert best_single(vf.LogitStack.from_arrays(equal, labels=y)) == "a"
-
-
-def test_a_member_that_lacks_videos_misses_them_where_the_best_is_chosen():
-    assert best_single(partial_stack()) == "whole"
 
 
 def test_what_a_stack_lacks_is_named():

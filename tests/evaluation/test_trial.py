@@ -35,8 +35,8 @@ def test_the_same_rule_gets_the_same_number_wherever_it_is_printed(seed, grouped
     rules = {"learned": vf.LogLinearPool(), "score-weighted": vf.LogLinearPool(weights="accuracy")}
     board = vf.leaderboard(stack, rules=rules, **options)
     combined = combination_table(stack, **options).rows[-1].scores
-    page = vf.write_report(stack, tmp_path / "report.html", rules=rules, **options).read_text(encoding="utf-8")
-    assert f"<h1>{board.headline()}</h1>" in page
+    page = vf.write_report(stack, tmp_path / "report.html", rules=rules, curves=False, **options)
+    assert f"<h1>{board.headline()}</h1>" in re.sub("</?span[^>]*>", "", page.read_text(encoding="utf-8"))
     assert combined["score-weighted"].accuracy == board.entry("score-weighted").score.accuracy
     for objective, value in OBJECTIVES.items():
         compared = vf.compare(rules, stack, objective=objective, n_resamples=20, **options)
@@ -110,7 +110,7 @@ def test_row_63_videos_of_the_fit_are_counted_and_called_in_sample(fit, scored, 
         assert f"IN-SAMPLE: the {n} videos that are scored are videos of the fit" in text
         assert " (in-sample)." in board.headline()
     else:
-        assert f"scored on {n}, of which {n_shared} are videos of the fit" in text
+        assert f"scored on {n}: {n_shared} of {n} were in the fit" in text
         assert f"({n_shared} of {n} videos in-sample)." in board.headline()
     assert ("Order unchecked" in text) == (ids is None)
 
@@ -163,6 +163,8 @@ def test_the_protocol_is_plain_json():
         "n_shared": 0,
         "folds": 0,
         "n_groups": None,
+        "n_scored_groups": None,
+        "n_related": 0,
         "order_checked": True,
     }
 

@@ -93,3 +93,14 @@ def test_the_advice_is_one_that_can_be_followed(by_id):
         LogitStack.from_arrays(arrays, labels=y, ids=ids)
     with pytest.warns(VidfuseWarning, match=f"agreed with the others.*{advice}"):
         rule.predict(LogitStack.from_arrays(arrays, ids=ids))
+
+
+def test_videos_of_one_class_say_nothing_of_the_order():
+    """Members agree on them whatever the order: no member has lost anything."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 600)
+    fit = LogitStack.from_arrays((rng.normal(size=(600, 3, 10)) + 3 * np.eye(10)[y][:, None]), labels=y)
+    one = rng.normal(size=(200, 3, 10)) + 3 * np.eye(10)[np.zeros(200, int)][:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LogLinearPool(weights="uniform").fit(fit).predict(one)

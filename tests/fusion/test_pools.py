@@ -269,3 +269,12 @@ def test_a_member_without_any_loss_gets_nearly_all_the_weight():
     np.testing.assert_allclose(inverse_nll_weights([0.0, 1.0]), [1.0, 0.0], atol=1e-9)
     np.testing.assert_allclose(inverse_nll_weights([np.inf, 1.0]), [0.0, 1.0])
     np.testing.assert_allclose(inverse_nll_weights([0.0, 0.0]), [0.5, 0.5])
+
+
+def test_a_bootstrap_of_inverse_loss_weights_can_leave_out_a_veto():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(50, 2, 3))
+    y = rng.integers(0, 3, 50)
+    z[0, 0, y[0]] = -np.inf
+    summary = LogLinearPool(weights="inverse-nll").fit(z, y).summary(bootstrap=50)  # warnings are errors
+    assert summary.weights.tolist() == [0.0, 1.0] and summary.upper[0] > 0.3

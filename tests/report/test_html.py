@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vidfuse as vf
+import vidfuse.report
+from vidfuse._tables import points
 from vidfuse.errors import InputError
+from vidfuse.evaluation.worth import member_worth
 from vidfuse.fusion.rule import Rule
-from vidfuse.report.layout import points
+from vidfuse.report.drawings import DARK_FROM
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
 VOID = {"meta", "img"}
@@ -47,8 +52,10 @@ def make_stack(n=120, k=4, seed=0, members=("swin", "x3d", "tin"), strength=1.5,
     return vf.LogitStack.from_arrays(arrays, labels=y, **options)
 
 
-def page_of(tmp_path, stack, **options):
-    text = vf.write_report(stack, tmp_path / "deep" / "report.html", **options).read_text(encoding="utf-8")
+def page_of(tmp_path, stack, curves=False, **options):
+    text = vf.write_report(stack, tmp_path / "deep" / "report.html", curves=curves, **options).read_text(
+        encoding="utf-8"
+    )
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
@@ -56,21 +63,23 @@ def page_of(tmp_path, stack, **options):
 
 
 def headings(text):
-    return re.findall(r"<h2>(.*?)</h2>", text)
+    return re.findall(r"<h2 [^>]*>(.*?)</h2>", text)
 
 
 def test_the_page_answers_first_and_shows_what_the_answer_rests_on(tmp_path):
     val, test = make_stack(seed=1), make_stack(seed=2)
     text, checker = page_of(tmp_path, val, test=test, title="Trial & error")
     board = vf.leaderboard(val, test)
-    assert f"<h1>{html.escape(board.headline())}</h1>" in text
+    assert html.escape(board.headline()) in re.sub(r"</?span[^>]*>", "", text.split("<nav")[0])
     assert "<title>Trial &amp; error</title>" in text
     assert "Rules were fitted on 120 videos and scored on 120 others." in text
     assert headings(text) == [
+        "What to do",
         "Leaderboard",
-        "Growing combinations",
         "Weights",
         "Contributions",
+        "Growing combinations",
+        "How many are enough",
         "Classes",
         "Agreement",
         "Calibration",
@@ -79,13 +88,12 @@ def test_the_page_answers_first_and_shows_what_the_answer_rests_on(tmp_path):
         "How this was computed",
     ]
     assert [attrs["lang"] for tag, attrs in checker.tags if tag == "html"] == ["en"]
-    assert all(attrs.get("aria-label") for tag, attrs in checker.tags if tag == "svg")
     assert "IN-SAMPLE" not in text
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):
     text, checker = page_of(tmp_path, make_stack(), thumbnails={f"v{i}": PNG for i in range(120)})
-    assert all(link.startswith("data:image/png;base64,") for link in checker.links)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in checker.links)
     assert not re.search(r"https?:|@import|url\(|<script", text)
     assert "prefers-color-scheme: dark" in text
 
@@ -157,13 +165,56 @@ def test_the_same_input_gives_the_same_page(tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_contributions_are_those_of_the_library(tmp_path):
+def test_contributions_are_those_of_the_headline_rule(tmp_path):
     val, test = make_stack(seed=1), make_stack(seed=2)
     text, _ = page_of(tmp_path, val, test=test)
+    worth = member_worth(val, test)
+    plain = re.sub("</?strong>", "", text)
+    for row in worth.rows:
+        low, high = row.lost.interval
+        cell = f"<td>{points(row.lost.difference)} <small>({points(low)} to {points(high)})</small></td>"
+        assert re.search(f'<th scope="row">{row.member}</th><td>[^/]*</small></td>{re.escape(cell)}', plain)
+
+
+def test_what_would_take_minutes_is_left_out_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("vidfuse.report.html._MOST_NUMBERS", 100)
+    val, test = make_stack(seed=1), make_stack(seed=2)
+    text, _ = page_of(tmp_path, val, test=test, curves=True)
+    assert "anew without each member would take minutes here" in text
+    assert "on each would take minutes here; `combination_table` does it" in text
+    assert "Labelled videos that weights are fitted on" not in text
     shapley, without = vf.shapley_values(test, objective="accuracy"), vf.leave_one_out(test, objective="accuracy")
+    plain = re.sub("</?strong>", "", text)
     for name in test.members:
         cells = f"<td>{points(shapley.values[name])}</td><td>{points(without.values[name])}</td>"
-        assert re.search(f'<th scope="row">{name}</th><td>[0-9.]+</td>{re.escape(cells)}', text)
+        assert re.search(f'<th scope="row">{name}</th><td>[0-9.]+</td>{re.escape(cells)}', plain)
+
+
+def test_curves_say_how_many_are_enough(tmp_path):
+    rng = np.random.default_rng(3)
+    y = np.arange(120) % 3
+    z = {m: rng.normal(size=(120, 4, 3)) + np.eye(3)[y][:, None] for m in ("swin", "x3d")}
+    stack = vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(120)])
+    rules = {"mine": vf.LogLinearPool(weights="accuracy")}
+    text, _ = page_of(tmp_path, stack, rules=rules, curves=True, costs={"swin": 3.0, "x3d": 1.0})
+    for title in ("Labelled videos that weights are fitted on", "Members, as they join", "Views of each video"):
+        assert f"<figcaption>{title}. From " in text
+    members = vf.members_curve(vf.reduce_views(stack, "mean-log"), rule=rules["mine"], cost={"swin": 3.0, "x3d": 1.0})
+    assert f"They join in this order: {members.points[0].label}, {members.points[1].label}." in text
+
+
+def test_figures_for_a_paper_are_written_beside_the_page(tmp_path):
+    val, test = make_stack(seed=1), make_stack(seed=2)
+    page_of(tmp_path, val, test=test, figures=tmp_path / "figures", formats=["svg"], curves=True)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "agreement.svg",
+        "contributions.svg",
+        "leaderboard.svg",
+        "members-curve.svg",
+        "reliability.svg",
+        "risk.svg",
+        "videos-curve.svg",
+    ]
 
 
 def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
@@ -180,14 +231,14 @@ def test_members_may_lack_videos_where_the_stack_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("views", "held_out", "most"),
     [
-        # cross-fitted: learned 5, calibrated 5 and score weights within 5, greedy 5 and pools of its weights 5,
-        # three rules that learn nothing 1 each, the headline's weights 1 (29); the combination table: score weights 1,
-        # which the folds' follow from, and by views 1 + 5 votes; the others are those of the board
-        (None, False, 30),
-        (3, False, 36),
-        # held-out: the same six rules 1 or 2 each (8); the table 1, or 3
-        (None, True, 9),
-        (3, True, 11),
+        # cross-fitted: learned and score-weighted 5 each, three rules that learn nothing 1 each, the headline's weights
+        # 1 (14); what each of 7 members is worth 5 (35); the combination table: learned weights 5 for each combination
+        # of 2 to 6 (25), score weights 5, equal weights 1, vote 1, or by views 1 + 5
+        (None, False, 81),
+        (3, False, 86),
+        # held-out: five rules 1 each; members 7; the table 5 + 3, or 5 + 4
+        (None, True, 20),
+        (3, True, 21),
     ],
 )
 def test_a_rule_is_fitted_once_for_each_fold(tmp_path, monkeypatch, views, held_out, most):
@@ -217,3 +268,93 @@ def test_a_bin_of_the_reliability_diagram_holds_at_least_five_videos(tmp_path):
         ("65.0", "5"),
         ("95.0", "6"),
     ]
+
+
+class Outline(HTMLParser):
+    """What a screen reader and a validator look at: headings, names, and where links lead."""
+
+    def __init__(self):
+        super().__init__()
+        self.headings, self.ids, self.links, self.faults = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.headings += [int(tag[1])] if re.fullmatch(r"h[1-6]", tag) else []
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if tag == "a" else []
+        named = attrs.get("aria-label") or attrs.get("aria-labelledby")
+        if (attrs.get("role") in ("img", "region") or tag in ("section", "nav")) and not named:
+            self.faults.append(f"<{tag}> has no name")
+        if tag == "svg" and not (named or attrs.get("aria-hidden") == "true"):
+            self.faults.append("a drawing is neither described nor hidden")
+        if tag == "img" and not attrs.get("alt"):
+            self.faults.append("a picture without alt")
+        if tag == "th" and attrs.get("scope") not in ("row", "col"):
+            self.faults.append("a heading cell without scope")
+        if "scroll" in attrs.get("class", "").split() and attrs.get("tabindex") != "0":
+            self.faults.append("a box that scrolls cannot be reached by keys")
+
+
+def test_the_outline_is_one_that_a_screen_reader_can_follow(tmp_path):
+    text, _ = page_of(tmp_path, make_stack(strength=0.8), thumbnails={f"v{i}": PNG for i in range(120)})
+    outline = Outline()
+    outline.feed(text)
+    assert outline.faults == []
+    assert outline.headings[0] == 1 and outline.headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(outline.headings))
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
+    assert len(outline.links) == len(headings(text))
+    assert "<main>" in text and "<header>" in text and '<html lang="en">' in text
+
+
+def themes():
+    """Return the colours of page.css: light, dark, and on paper."""
+    css = (Path(vidfuse.report.__file__).parent / "page.css").read_text()
+    return {
+        name: dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        for name, block in zip(("light", "dark", "paper"), re.findall(r":root \{(.*?)\}", css, re.DOTALL), strict=True)
+    }
+
+
+def rgb(colour):
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+
+
+def contrast(first, second):
+    """WCAG 2.2, relative luminance and contrast ratio, of sRGB colours 0 … 1."""
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in (first, second)]
+    high, low = sorted((float(c @ (0.2126, 0.7152, 0.0722)) for c in linear), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "paper"])
+def test_words_and_marks_stand_out_in_every_theme(theme):
+    colours = {name: rgb(colour) for name, colour in themes()[theme].items()}
+    for word in ("text", "muted", "accent", "down"):
+        for ground in ("surface", "raised"):
+            assert contrast(colours[word], colours[ground]) >= 4.5, (word, ground)
+    for mark in ("member", "fusion", "accent", "down"):
+        assert contrast(colours[mark], colours["surface"]) >= 3, mark
+    for depth in np.arange(101) / 100:
+        ground = depth * colours["heat"] + (1 - depth) * colours["surface"]
+        assert contrast(colours["on-heat" if depth > DARK_FROM else "ink"], ground) >= 4.5, depth
+
+
+def test_facts_of_equal_value_stand_side_by_side(tmp_path):
+    """Three classes and three members are two facts."""
+    text, _ = page_of(tmp_path, make_stack(k=3))
+    strip = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.split("<nav")[0])
+    assert strip[:3] == [("videos scored", "120"), ("classes", "3"), ("members", "3")]
+
+
+def test_a_page_of_many_long_names_and_large_thumbnails_stays_small(tmp_path):
+    members = [f"a member with a long name and the number {i}" for i in range(17)]
+    stack = make_stack(n=160, k=40, members=members, strength=0.5, classes=[f"class {i} " * 5 for i in range(40)])
+    rules = {"uniform": vf.LogLinearPool(weights="uniform")}
+    text, _ = page_of(tmp_path, stack, rules=rules, thumbnails={f"v{i}": PNG.ljust(100_000, b"x") for i in range(160)})
+    assert len(text.encode()) < 2_000_000
+    with pytest.raises(InputError, match=r"thumbnail of 'v\d+': expected at most 100,000 bytes, got 100,001"):
+        vf.write_report(
+            stack, tmp_path / "x.html", rules=rules, thumbnails={f"v{i}": PNG.ljust(100_001) for i in range(160)}
+        )

@@ -12,11 +12,12 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.evaluation.scores import best_single
+from vidfuse.evaluation.board import board_of
 from vidfuse.evaluation.trial import Protocol
 from vidfuse.fusion.crossfit import split_folds
 from vidfuse.report import combination_table
-from vidfuse.report.tables import board_of, default_rules
+from vidfuse.report.tables import default_rules
+from vidfuse.selection.single import best_single
 
 MEMBERS = {"swin": 2.0, "x3d": 1.5, "tin": 1.0}
 
@@ -65,13 +66,15 @@ def test_rules_are_fitted_on_the_one_stack_and_scored_on_the_other(board):
 def test_the_cells_are_the_scores_in_percent():
     board = vf.leaderboard(make_stack(k=7, seed=1), make_stack(k=7, seed=2))
     table = board.table()
-    row = next(row for row in table.rows if row[0] == "learned weights")
+    shown = [column.heading for column in table.heads if column.shown]
+    assert shown[1:6] == ["top-1 % (95 %)", "mean class % (95 %)", "top-5 %", "NLL", "ECE %"]
     s = board.entry("learned weights").score
     low, high = s.accuracy_interval
-    assert table.columns[1:6] == ("top-1 % (95 %)", "mean class % (95 %)", "top-5 %", "NLL", "ECE %")
-    assert row[1] == f"{100 * s.accuracy:.1f} ({100 * low:.1f}\N{EN DASH}{100 * high:.1f})"
-    assert row[3:6] == (f"{100 * s.top_5:.1f}", f"{s.nll:.3f}", f"{100 * s.ece:.1f}")
-    assert "top-5 %" not in vf.leaderboard(VAL, TEST).table().columns
+    row = next(line for line in table.to_markdown().splitlines() if "learned weights" in line).replace("*", "")
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[1] == f"{100 * s.accuracy:.1f} ({100 * low:.1f}\N{EN DASH}{100 * high:.1f})"
+    assert cells[3:6] == [f"{100 * s.top_5:.1f}", f"{s.nll:.3f}", f"{100 * s.ece:.1f}"]
+    assert "top-5 %" not in str(vf.leaderboard(VAL, TEST))
 
 
 def test_gain_and_p_value_are_those_of_the_paired_test(board):
@@ -240,6 +243,24 @@ def test_views_vote_members_first():
         ties = log_softmax(log_softmax(fused, axis=2).mean(axis=1), axis=1)
         expected = ((votes + 0.5 * np.exp(ties)).argmax(axis=1) == test.labels).mean()
         assert row.scores["vote"].accuracy == pytest.approx(expected)
+
+
+def test_learned_and_own_rules_are_fitted_on_the_members_of_each_combination():
+    rules = {
+        "mine": vf.LogLinearPool(per_class=False),
+        "given": vf.LogLinearPool(weights={"swin": 2, "x3d": 1, "tin": 1}),
+    }
+    table = combination_table(VAL, TEST, rules=rules)
+    assert table.rules == ("mine", "given", "score-weighted", "uniform", "vote")
+    for row in table.rows:
+        single = row.scores["uniform"].accuracy if len(row.members) == 1 else None
+        pool = vf.LogLinearPool(per_class=False).fit(VAL.select(row.members))
+        expected = (pool.predict(TEST.select(row.members)) == TEST.labels).mean()
+        assert row.scores["mine"].accuracy == (expected if single is None else single)
+        assert (row.scores["given"] is None) == (len(row.members) == 2)  # it has weights for all three
+    assert list(table.to_frame()["members"]) == [" + ".join(row.members) for row in table.rows]
+    with pytest.raises(InputError, match="has 'vote' already; give yours another name"):
+        combination_table(VAL, TEST, rules={"vote": vf.MajorityVote()})
 
 
 def test_given_combinations_are_kept():

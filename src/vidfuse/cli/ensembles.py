@@ -68,6 +68,12 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
 @options.views
 @options.groups
 @options.out("ensemble.json", "The recipe to write.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Cross-fit the rule on these videos, and say how it does beside the members.",
+)
 @options.as_json
 @click.pass_context
 def fit(
@@ -80,6 +86,7 @@ def fit(
     views: tuple[str, ...],
     groups: str | None,
     out: Path,
+    check: bool,
     as_json: bool,
 ) -> None:
     """Fit a fusion rule on labelled predictions, and write it as a recipe.
@@ -93,7 +100,20 @@ def fit(
     recipe = vf.Recipe.from_fitted(fitted, stack, views=reduction)
     recipe.save(out)
     options.save_config(context, out)
-    options.emit({"out": out, **recipe.describe()}, f"{recipe}\nwritten to {out}", as_json)
+    board = _checked(_unfitted(rule, weights, reading.missing, objective), stack) if check else None
+    text = f"{recipe}\nwritten to {out}" + ("" if board is None else f"\n{board.headline()} {board.how()}")
+    result = {"out": out, **recipe.describe(), "check": None if board is None else board.to_dict()}
+    options.emit(result, text, as_json)
+
+
+def _checked(rule: Any, stack: Any) -> Any:
+    """Return the leaderboard of a rule that is cross-fitted on the videos of its fit; None where they are too few."""
+    folds = min(5, len(stack if stack.groups is None else set(stack.groups.tolist())))
+    rules = {
+        "this rule": rule,
+        "average of log-likelihoods": vf.LogLinearPool(weights="uniform", missing="renormalise"),
+    }
+    return vf.leaderboard(stack, rules=rules, folds=folds) if folds > 1 else None
 
 
 @click.command()
@@ -130,35 +150,41 @@ def predict(
 @_recipe
 @sources()
 @reads_predictions
-@click.option("--objective", type=click.Choice(_OBJECTIVES), help="Print this score too.")
+@click.option(
+    "--objective",
+    type=click.Choice(_OBJECTIVES),
+    default="accuracy",
+    show_default=True,
+    help="What rows are ranked by.",
+)
+@options.groups
 @options.as_json
-def evaluate(recipe: Path, source: tuple[str, ...], reading: Reading, objective: str | None, as_json: bool) -> None:
+def evaluate(
+    recipe: Path, source: tuple[str, ...], reading: Reading, objective: str, groups: str | None, as_json: bool
+) -> None:
     """Score RECIPE on labelled predictions, beside each member.
 
     SOURCE is a folder of caches, or MEMBER=FILE for each dump.
     """
-    from vidfuse.evaluation.scores import log_proba_of
+    from vidfuse.evaluation.board import board_of
+    from vidfuse.evaluation.sources import warn_if_clips
     from vidfuse.evaluation.trial import Protocol
-    from vidfuse.metrics import resolve_objective
-    from vidfuse.report.tables import board_of
+    from vidfuse.report.tables import Leaderboard
 
     loaded, stack = _load(recipe, source, reading)
+    stack = options.grouped(stack, groups)
+    warn_if_clips(stack)
     protocol = Protocol(
         n_fit=loaded.fitted_on["videos"],
         n_scored=len(stack),
-        n_shared=len(stack) if loaded.was_fitted_on(stack) else None,  # a recipe keeps no ids, but a digest of them all
+        n_shared=loaded.shared_videos(stack),
+        n_scored_groups=None if stack.groups is None else len(set(stack.groups.tolist())),
         order_checked=loaded.order_checked and stack.ids is not None,
     )
-    fused = loaded.predict_log_proba(stack)
-    board = board_of(stack, {"recipe": fused}, protocol)
-    result, text = board.to_dict(), str(board)
-    if objective is not None:
-        metric = resolve_objective(objective)
-        scores = {"recipe": metric(stack.labels, fused)}
-        scores |= {name: metric(stack.labels, log_proba_of(stack, name)) for name in stack.members}
-        result |= {"objective": objective, "scores": scores}
-        text += f"\n\n{objective}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    options.emit(result, text, as_json)
+    best = loaded.fitted_on.get("best_single")
+    known = {"recipe": loaded.predict_log_proba(stack)}
+    board = Leaderboard.of(board_of(stack, known, protocol, best=best, objective=objective))
+    options.emit(board.to_dict(), str(board), as_json)
 
 
 @click.command()
@@ -205,6 +231,11 @@ def select(
 @options.views
 @options.groups
 @click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    help="A folder for figures as svg, pdf and png, a paper's column wide; needs the extra report.",
+)
 @options.out("report.html", "The page to write.")
 @click.pass_context
 def report(
@@ -216,6 +247,7 @@ def report(
     views: tuple[str, ...],
     groups: str | None,
     title: str,
+    figures: Path | None,
     out: Path,
 ) -> None:
     """Compare members and fusion rules, as one self-contained HTML page.
@@ -226,7 +258,8 @@ def report(
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)
     held_out = reading.open(test, reduction, list(stack.members), test_annotations) if test else None
-    vf.write_report(stack, out, test=held_out, title=title)
+    held_out = None if held_out is None else options.grouped(held_out, groups)
+    vf.write_report(stack, out, test=held_out, title=title, figures=figures)
     options.save_config(context, out)
     headline = vf.leaderboard(stack, held_out).headline()
     click.echo(f"{headline}\nwritten to {out}")

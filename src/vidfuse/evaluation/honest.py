@@ -12,27 +12,29 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse._checks import as_array, check_scores
+from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.evaluation.resampling import Draw
+from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_presence
 from vidfuse.metrics.intervals import Interval
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
-from vidfuse.metrics.significance import PairedDifference, mcnemar
+from vidfuse.metrics.significance import PairedDifference, holm
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score"]
 
 
 @dataclass(frozen=True)
-class HonestScore:
+class HonestScore(Tabular):
     """A rule's score on videos that it was not fitted on, beside what it claims on its own.
 
     Attributes:
         objective: The objective's name; the NLL is a loss in nats.
         score: Mean over the repeats of the out-of-fold score.
-        interval: Bootstrap interval of `score` over videos.
+        interval: Interval of `score` over videos, or over groups of videos; see `Draw`.
         in_sample: The naive number: fitted and scored on all videos.
         optimism: How much better `in_sample` looks than `score`, positive where it flatters, for a loss too.
         repeats: The out-of-fold score of each repeat.
@@ -41,6 +43,7 @@ class HonestScore:
         versus_best_single: Paired difference to `best_single`, positive where the rule is better.
         versus_uniform: Paired difference to `uniform`, positive where the rule is better.
         n_videos: N.
+        n_groups: The number of groups that the videos come in; None where each stands for itself.
         folds: The number of folds.
     """
 
@@ -55,11 +58,29 @@ class HonestScore:
     versus_best_single: PairedDifference
     versus_uniform: PairedDifference
     n_videos: int
+    n_groups: int | None
     folds: int
 
+    def table(self) -> Table:
+        """Return the rule, its in-sample number, and the two baselines, with the rule's gain over each."""
+        write, change, unit = writers(self.objective)
+        columns = (
+            Column("", "name"),
+            Column(self.objective.replace("-", " ") + unit, "score", write),
+            Column("the rule is better by", "gain", change),
+            Column("p", "p_value", bare_p),
+        )
+        pairs = {"best single": self.versus_best_single, "uniform": self.versus_uniform}
+        values = {"best single": self.best_single, "uniform": self.uniform}
+        rows = tuple((name, values[name], Estimate(d.difference, *d.interval), d.p_value) for name, d in pairs.items())
+        rule = ("rule", Estimate(self.score, *self.interval), None, None)
+        note = f"{self.n_videos:,} videos, {self.folds} folds, {len(self.repeats)} repeats."
+        return Table(columns, (rule, ("rule, in-sample", self.in_sample, None, None), *rows), "Honest score", (note,))
+
     def __repr__(self) -> str:
+        groups = "" if self.n_groups is None else f", {self.n_groups:,} groups"
         return (
-            f"HonestScore({self.objective} {self.score:.4f} [{self.interval.low:.4f}, {self.interval.high:.4f}] "
+            f"HonestScore({self.objective} {self.score:.4f} {_ends(self.interval)}{groups}, "
             f"out of {self.folds} folds x {len(self.repeats)}; in-sample {self.in_sample:.4f}, "
             f"optimism {self.optimism:+.4f}; best single {self.best_single:.4f}, uniform {self.uniform:.4f})"
         )
@@ -72,47 +93,73 @@ class PairedComparison:
     Attributes:
         first: The first rule's name.
         second: The second's.
-        difference: How much better the first is, with interval and bootstrap p-value.
-        p_adjusted: The bootstrap p-value after Holm's correction for all pairs of the comparison.
-        mcnemar_p: McNemar's exact p-value of their hits.
+        difference: How much better the first is, with its interval and exact p-value.
+        p_adjusted: The p-value after Holm's correction for all pairs of the comparison.
     """
 
     first: str
     second: str
     difference: PairedDifference
     p_adjusted: float
-    mcnemar_p: float
 
     def __repr__(self) -> str:
-        low, high = self.difference.interval
         return (
-            f"{self.first} vs {self.second}: {self.difference.difference:+.4f} [{low:+.4f}, {high:+.4f}], "
-            f"p={self.difference.p_value:.4g}, Holm p={self.p_adjusted:.4g}, McNemar p={self.mcnemar_p:.4g}"
+            f"{self.first} vs {self.second}: {self.difference.difference:+.4f} {_ends(self.difference.interval, '+')}, "
+            f"p={self.difference.p_value:.4g}, Holm p={self.p_adjusted:.4g}"
         )
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Several rules on the same videos, none of which any rule was fitted on.
 
     Attributes:
         objective: The objective's name.
         scores: {rule: score}.
-        intervals: {rule: bootstrap interval}.
+        intervals: {rule: interval}.
         pairs: Every pair of rules; differences are positive where the first is better.
+        test: Where the p-values come from, in words.
+        n_groups: The number of groups that the videos come in; None where each stands for itself.
     """
 
     objective: str
     scores: dict[str, float]
     intervals: dict[str, Interval]
     pairs: tuple[PairedComparison, ...]
+    test: str
+    n_groups: int | None
+
+    def table(self) -> Table:
+        """Return a row for each pair of rules; how much better the first is."""
+        write, change, unit = writers(self.objective)
+        columns = (
+            "first",
+            Column("second"),
+            Column(f"first{unit}", "first_value", write),
+            Column(f"second{unit}", "second_value", write),
+            Column("difference", write=change),
+            Column("p", "p_value", bare_p),
+            Column("p (Holm)", "p_adjusted", bare_p),
+        )
+        rows = tuple(
+            (
+                pair.first,
+                pair.second,
+                Estimate(self.scores[pair.first], *self.intervals[pair.first]),
+                Estimate(self.scores[pair.second], *self.intervals[pair.second]),
+                Estimate(pair.difference.difference, *pair.difference.interval),
+                pair.difference.p_value,
+                pair.p_adjusted,
+            )
+            for pair in self.pairs
+        )
+        return Table(columns, rows, f"Comparison by {self.objective}", (f"p: {self.test}.",))
 
     def __repr__(self) -> str:
-        lines = [
-            f"  {name}: {self.scores[name]:.4f} [{self.intervals[name].low:.4f}, {self.intervals[name].high:.4f}]"
-            for name in self.scores
-        ]
-        return "\n".join([f"Comparison by {self.objective}:", *lines, *(f"  {pair!r}" for pair in self.pairs)])
+        lines = [f"  {name}: {self.scores[name]:.4f} {_ends(self.intervals[name])}" for name in self.scores]
+        reasons = {interval.refused: None for interval in self.intervals.values() if interval.refused}
+        notes = [f"  p: {self.test}", *(f"  no interval: {reason}" for reason in reasons)]
+        return "\n".join([f"Comparison by {self.objective}:", *lines, *(f"  {pair!r}" for pair in self.pairs), *notes])
 
 
 def honest_score(
@@ -131,9 +178,9 @@ def honest_score(
     """Score a rule by repeated, stratified cross-fitting, beside its in-sample number and two baselines.
 
     Everything that the rule chooses (weights, members, temperatures) is chosen anew from each fold's own training
-    videos, so that the score holds for the whole procedure. The interval is a bootstrap over videos, each of which
-    counts with its mean over the repeats. The folds of the first repeat are those of `compare` and `leaderboard`: with
-    `repeats=1` all three give the same number.
+    videos, so that the score holds for the whole procedure. The interval is over videos, or groups of them, each of
+    which counts with its mean over the repeats. The folds of the first repeat are those of `compare` and
+    `leaderboard`: with `repeats=1` all three give the same number.
 
     Args:
         rule: Any unfitted rule, a search such as `SubsetPool` or `GreedyPool` included.
@@ -142,15 +189,18 @@ def honest_score(
         repeats: How often the videos are split anew.
         groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a
             group.
-        random_state: Seed of splits and bootstrap; the same seed gives the same result.
+        random_state: Seed of splits, resamples and sign flips; the same seed gives the same result.
         objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
         confidence: The interval's nominal coverage.
-        n_resamples: Bootstrap resamples (200 at most for a callable objective, which is called on each).
+        n_resamples: Bootstrap resamples, of losses and of a callable objective, which is called on each.
 
     Raises:
         InputError: Fewer than 2 folds or videos for them, or labels are missing.
         AlignmentError: Members lack videos.
+
+    Warns:
+        VidfuseWarning: Ids look like clips of one source, and there are no groups.
 
     Source:
         Varma and Simon (2006), Bias in error estimation when using cross-validation for model selection, BMC
@@ -166,6 +216,7 @@ def honest_score(
     """
     stack = as_stack(stack) if groups is None else as_stack(stack).with_groups(groups)
     y = labels_of(stack, labels, where="the stack to score on")
+    warn_if_clips(stack)
     check_presence(stack, None)  # single members are scored on the same videos
     metric = resolve_objective(objective)
     sign = 1.0 if higher_is_better(objective) else -1.0
@@ -183,19 +234,22 @@ def honest_score(
     fitted = clone(rule).fit(stack, y)
     in_sample = float(metric(y, fitted.predict_log_proba(stack)))
     score = float(np.mean(scores["rule"]))
-    draw = Draw(y, objective, confidence, n_resamples, random_state)
+    draw = Draw(y, objective, confidence, n_resamples, random_state, stack.groups)
+    against = draw.differences(predictions, [("rule", "best single"), ("rule", "uniform")])
+    interval = draw.interval(predictions["rule"])
     return HonestScore(
         objective=objective_name(objective),
         score=score,
-        interval=draw.interval(predictions["rule"]),
+        interval=interval,
         in_sample=in_sample,
         optimism=sign * (in_sample - score) + 0.0,
         repeats=tuple(scores["rule"]),
         best_single=float(np.mean(scores["best single"])),
         uniform=float(np.mean(scores["uniform"])),
-        versus_best_single=draw.difference(predictions["rule"], predictions["best single"]),
-        versus_uniform=draw.difference(predictions["rule"], predictions["uniform"]),
+        versus_best_single=against[0],
+        versus_uniform=against[1],
         n_videos=len(y),
+        n_groups=interval.n_groups,
         folds=folds,
     )
 
@@ -214,27 +268,32 @@ def compare(
 ) -> Comparison:
     """Compare rules on the same videos: paired differences, intervals and p-values.
 
-    Rules are scored out of fold, all on the same folds. Log-likelihoods are scored as they are: whatever gave them
-    should not have been fitted on these videos.
+    Tests are exact where both rules are equally good: McNemar's for the accuracy of independent videos, otherwise flips
+    of which rule is called the first, group by group. Rules are scored out of fold, all on the same folds.
+    Log-likelihoods are scored as they are: whatever gave them should not have been fitted on these videos.
 
     Args:
         rules: {name: unfitted rule, or log-likelihoods (N, K)}.
         stack: A stack with the videos' labels, or an array (N, M, K) with `labels`.
-        random_state: Seed of the folds and the bootstrap.
+        random_state: Seed of the folds, the resamples and the sign flips.
         objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         labels: True classes, shape (N,); the stack's own by default.
         folds: The number of folds, at least 2.
         groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a
             group.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples.
+        n_resamples: Bootstrap resamples, of losses and of a callable objective, which is called on each.
 
     Raises:
         InputError: Fewer than two rules, or labels are missing.
         AlignmentError: Log-likelihoods are not of shape (N, K).
 
+    Warns:
+        VidfuseWarning: Ids look like clips of one source, and there are no groups.
+
     Source:
-        Holm (1979), A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6, for `p_adjusted`.
+        Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, for
+        `p_adjusted`.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -247,6 +306,7 @@ def compare(
     """
     stack = as_stack(stack) if groups is None else as_stack(stack).with_groups(groups)
     y = labels_of(stack, labels, where="the stack to compare on")
+    warn_if_clips(stack)
     if len(rules) < 2:
         raise InputError(f"compare: expected at least two rules, got {len(rules)}")
     metric = resolve_objective(objective)
@@ -264,19 +324,21 @@ def compare(
             )
         check_scores(log_proba, "log-likelihoods", member=name, ids=stack.ids)
         predictions[name] = [log_proba]
-    draw = Draw(y, objective, confidence, n_resamples, random_state)
+    draw = Draw(y, objective, confidence, n_resamples, random_state, stack.groups)
     names = list(combinations(rules, 2))
-    differences = [draw.difference(predictions[a], predictions[b]) for a, b in names]
-    adjusted = _holm([difference.p_value for difference in differences])
-    hits = {name: repeated[0].argmax(axis=1) == y for name, repeated in predictions.items()}
+    differences = draw.differences(predictions, names)
+    adjusted = holm([difference.p_value for difference in differences])
+    intervals = draw.intervals(predictions)
     return Comparison(
         objective=objective_name(objective),
         scores={name: float(metric(y, repeated[0])) for name, repeated in predictions.items()},
-        intervals={name: draw.interval(repeated) for name, repeated in predictions.items()},
+        intervals=intervals,
         pairs=tuple(
-            PairedComparison(a, b, difference, p, mcnemar(hits[a], hits[b]).p_value)
+            PairedComparison(a, b, difference, p)
             for (a, b), difference, p in zip(names, differences, adjusted, strict=True)
         ),
+        test=f"{differences[0].test}, two-sided",
+        n_groups=draw.design.n_groups,
     )
 
 
@@ -307,16 +369,5 @@ def _best_single(
     return results
 
 
-def _holm(p_values: list[float]) -> list[float]:
-    """Adjust p-values by Holm's step-down rule.
-
-    Example:
-        >>> _holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+def _ends(interval: Interval, sign: str = "") -> str:
+    return "[no interval]" if interval.refused else f"[{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"

@@ -1,83 +1,204 @@
-"""Intervals and differences of any objective, by drawing videos."""
+"""Intervals and differences of any objective, for predictions of the same videos that come in groups."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from vidfuse.metrics.intervals import Interval, bootstrap_interval
+from vidfuse.errors import InputError
+from vidfuse.metrics.design import Design, design_of
+from vidfuse.metrics.intervals import (
+    Interval,
+    check_confidence,
+    difference_bounds,
+    interval_of,
+    mean_bounds,
+    mean_difference_bounds,
+    metric_bounds,
+    resampled_rows,
+    share_bounds,
+)
 from vidfuse.metrics.objectives import Objective, resolve_objective
-from vidfuse.metrics.significance import PairedDifference, paired_bootstrap
+from vidfuse.metrics.significance import PairedDifference, mean_p_values, share_p_values
 
-__all__ = ["Draw"]
+__all__ = ["LARGEST_LOSS", "Draw", "Repeated"]
+
+LARGEST_LOSS = -math.log(1e-6)
+"""What a loss counts at most where its interval is computed, in nats: a true class of probability 0 has no mean."""
+
+_LEFT_OUT = 100  # blocks of groups that are left out in turn, for the acceleration of a callable's interval
+
+Repeated = Sequence[NDArray[np.floating]]
+"""The log-likelihoods (N, K) of each repeat of a cross-fit; one array where there are no repeats."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Intervals and differences of an objective by drawing videos."""
+    """Intervals and differences of an objective on the same videos.
 
-    labels: NDArray[np.int64]
-    objective: str | Objective
-    confidence: float
-    n_resamples: int
-    random_state: int | None
+    Shares get Wilson's interval, mean class accuracies the same with variances within classes, losses the bootstrap-t,
+    callables BCa; differences of shares Agresti and Min's interval, of losses Student's. P-values are McNemar's exact
+    ones, or those of sign flips of groups.
 
-    def _values(self, repeated: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return a number for each video, higher is better: the mean over repeats of its hits or log-likelihoods."""
-        true = self.labels[:, None]
-        if self.objective == "nll":
-            values = [np.take_along_axis(p, true, axis=1)[:, 0] for p in repeated]
-            return np.maximum(np.mean(values, axis=0), -1e6)  # no mean can be drawn of a loss that is infinite
-        return np.mean([p.argmax(axis=1) == self.labels for p in repeated], axis=0)
+    Attributes:
+        labels: True classes (N,).
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        confidence: The intervals' nominal coverage.
+        n_resamples: Bootstrap resamples of losses and of callables; also the swaps of a callable's test.
+        random_state: Seed; the same one draws the same videos for every prediction.
+        groups: What each video comes from (N,), or None.
+    """
 
-    @property
-    def _strata(self) -> NDArray[np.int64] | None:
-        return self.labels if self.objective == "mean-class-accuracy" else None
+    labels: NDArray[np.int64] = field(repr=False)
+    objective: str | Objective = "accuracy"
+    confidence: float = 0.95
+    n_resamples: int = 2000
+    random_state: int | None = 0
+    groups: ArrayLike | None = field(default=None, repr=False)
 
-    def interval(self, repeated: list[NDArray[np.float64]]) -> Interval:
+    def __post_init__(self) -> None:
+        check_confidence(self.confidence)
+        resolve_objective(self.objective)
+        if self.n_resamples < 1:
+            raise InputError(f"n_resamples: expected at least 1, got {self.n_resamples}")
+
+    @cached_property
+    def design(self) -> Design:
+        """How the videos were drawn: their groups, and their classes where class means are averaged."""
+        strata = self.labels if self.objective == "mean-class-accuracy" else None
+        return design_of(len(self.labels), strata, self.groups)
+
+    def interval(self, repeated: Repeated) -> Interval:
         """Return the interval of the mean score of these predictions."""
+        return self.intervals({"": repeated})[""]
+
+    def difference(self, first: Repeated, second: Repeated) -> PairedDifference:
+        """Return how much better the first predictions are, positive where they are, for a loss too."""
+        return self.differences({"first": first, "second": second}, [("first", "second")])[0]
+
+    def intervals(self, predictions: Mapping[str, Repeated]) -> dict[str, Interval]:
+        """Return the interval of each prediction's mean score; all share the resamples."""
         if callable(self.objective):
-            low, high = np.quantile(self._redrawn(repeated), [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-            return Interval(float(low), float(high))
-        low, high = bootstrap_interval(
-            self._values(repeated),
-            strata=self._strata,
-            confidence=self.confidence,
-            n_resamples=self.n_resamples,
-            random_state=self.random_state,
-        )
-        return Interval(-high, -low) if self.objective == "nll" else Interval(low, high)
-
-    def difference(self, first: list[NDArray[np.float64]], second: list[NDArray[np.float64]]) -> PairedDifference:
-        """Return how much better the first predictions are."""
-        if not callable(self.objective):
-            return paired_bootstrap(
-                self._values(first),
-                self._values(second),
-                strata=self._strata,
-                confidence=self.confidence,
-                n_resamples=self.n_resamples,
-                random_state=self.random_state,
+            return {
+                name: self._bca(drawn[0], drawn[1:], left_out)
+                for name, (drawn, left_out) in self._redrawn(predictions).items()
+            }
+        values = self._values(predictions)
+        if self.objective == "nll":
+            low, high = mean_bounds(
+                values, self.design, self.confidence, self.n_resamples, self.random_state, LARGEST_LOSS
             )
-        drawn = self._redrawn(first) - self._redrawn(second)
-        low, high = np.quantile(drawn, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        other_side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-        metric = self.objective
-        return PairedDifference(
-            difference=float(
-                np.mean([metric(self.labels, p) for p in first]) - np.mean([metric(self.labels, p) for p in second])
-            ),
-            interval=Interval(float(low), float(high)),
-            confidence=self.confidence,
-            p_value=min(1.0, 2 * (1 + other_side) / (len(drawn) + 1)),
-        )
+            method = f"bootstrap-t, {self.n_resamples:,} resamples, losses of at most {LARGEST_LOSS:.1f} nats"
+        else:
+            low, high = share_bounds(values, self.design, self.confidence)
+            method = "Wilson" if self.objective == "accuracy" else "Wilson, variance within classes"
+        return {
+            name: interval_of(low[i], high[i], self.design, self.confidence, method)
+            for i, name in enumerate(predictions)
+        }
 
-    def _redrawn(self, repeated: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return a callable objective on resampled videos; the same videos for every rule."""
+    def differences(
+        self, predictions: Mapping[str, Repeated], pairs: Sequence[tuple[str, str]]
+    ) -> list[PairedDifference]:
+        """Return how much better the first prediction of each pair of names is; all share resamples and flips."""
+        if not pairs:
+            return []
+        if callable(self.objective):
+            return self._callable_differences(predictions, pairs)
+        names = list(predictions)
+        values = self._values(predictions)
+        first, second = ([names.index(pair[side]) for pair in pairs] for side in (0, 1))
+        if self.objective == "nll":
+            better = values[:, second] - values[:, first]
+            low, high = mean_difference_bounds(better, self.design, self.confidence)
+            p, test = mean_p_values(better, self.design, self.random_state)
+            method = f"Student's t, losses of at most {LARGEST_LOSS:.1f} nats"
+        else:
+            better = values[:, first] - values[:, second]
+            low, high = difference_bounds(better, self.design, self.confidence)
+            p, test = share_p_values(better, self.design, self.random_state)
+            method = "adjusted for few differences (Agresti and Min)"
+        means = self.design.means(better)
+        return [
+            PairedDifference(
+                float(means[i]) + 0.0,
+                interval_of(low[i], high[i], self.design, self.confidence, method),
+                self.confidence,
+                float(p[i]),
+                test,
+            )
+            for i in range(len(pairs))
+        ]
+
+    def _values(self, predictions: Mapping[str, Repeated]) -> NDArray[np.float64]:
+        """Return hits, or losses, of each video and prediction: (N, J), means over the repeats."""
+        values = np.empty((len(self.labels), len(predictions)))
+        for column, repeated in enumerate(predictions.values()):
+            if self.objective == "nll":
+                true = [np.take_along_axis(p, self.labels[:, None], axis=1)[:, 0] for p in repeated]
+                values[:, column] = np.mean([np.minimum(-t.astype(np.float64), LARGEST_LOSS) for t in true], axis=0)
+            else:
+                values[:, column] = np.mean([p.argmax(axis=1) == self.labels for p in repeated], axis=0)
+        return values
+
+    def _score(self, rows: NDArray[np.int64] | slice, repeated: Repeated) -> float:
         metric = resolve_objective(self.objective)
-        rng = np.random.default_rng(self.random_state)
-        n = len(self.labels)
-        rows = rng.integers(0, n, size=(min(self.n_resamples, 200), n))
-        return np.array([np.mean([metric(self.labels[r], p[r]) for p in repeated]) for r in rows])
+        return float(np.mean([metric(self.labels[rows], p[rows]) for p in repeated]))
+
+    def _redrawn(
+        self, predictions: Mapping[str, Repeated]
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Return a callable on all videos and each resample (1 + B,), and without each block, by prediction."""
+        drawn: dict[str, list[float]] = {name: [self._score(slice(None), p)] for name, p in predictions.items()}
+        left_out: dict[str, list[float]] = {name: [] for name in predictions}
+        for rows in resampled_rows(self.design, self.n_resamples, self.random_state):
+            for name, repeated in predictions.items():
+                drawn[name].append(self._score(rows, repeated))
+        blocks = np.arange(self.design.size) * min(_LEFT_OUT, self.design.size) // self.design.size
+        block = blocks[self.design.group]
+        for index in range(int(block.max()) + 1) if self.design.size > 1 else ():
+            for name, repeated in predictions.items():
+                left_out[name].append(self._score(np.flatnonzero(block != index), repeated))
+        return {name: (np.array(drawn[name]), np.array(left_out[name])) for name in predictions}
+
+    def _bca(self, value: float, drawn: NDArray[np.float64], left_out: NDArray[np.float64]) -> Interval:
+        none = np.count_nonzero(~np.isfinite(drawn)) + np.count_nonzero(~np.isfinite(left_out))
+        if none or self.design.size < 2:
+            reason = (
+                f"the objective is no finite number on {none:,} of {len(drawn) + len(left_out):,} resamples"
+                if none
+                else ""
+            )
+            empty = interval_of(math.nan, math.nan, self.design, self.confidence, "")
+            return Interval(math.nan, math.nan, self.confidence, self.design.n_groups, refused=reason or empty.refused)
+        low, high = metric_bounds(value, drawn, left_out, self.confidence)
+        return interval_of(low, high, self.design, self.confidence, f"BCa, {len(drawn):,} resamples")
+
+    def _callable_differences(
+        self, predictions: Mapping[str, Repeated], pairs: Sequence[tuple[str, str]]
+    ) -> list[PairedDifference]:
+        """Return differences of a callable: BCa intervals, and tests that swap the two predictions group by group."""
+        redrawn = self._redrawn(predictions)
+        found = []
+        for first, second in pairs:
+            drawn = redrawn[first][0] - redrawn[second][0]
+            interval = self._bca(drawn[0], drawn[1:], redrawn[first][1] - redrawn[second][1])
+            rng = np.random.default_rng(self.random_state)
+            as_far = 0
+            for _ in range(self.n_resamples):
+                swap = (rng.random(self.design.size) < 0.5)[self.design.group][:, None]
+                pair = list(zip(predictions[first], predictions[second], strict=True))
+                off = self._score(slice(None), [np.where(swap, b, a) for a, b in pair]) - self._score(
+                    slice(None), [np.where(swap, a, b) for a, b in pair]
+                )
+                as_far += abs(off) >= abs(drawn[0]) - 1e-12
+            of = "videos" if self.design.n_groups is None else f"{self.design.n_groups:,} groups"
+            test = f"{self.n_resamples:,} swaps of {of}"
+            p = (1 + as_far) / (1 + self.n_resamples)
+            found.append(PairedDifference(float(drawn[0]) + 0.0, interval, self.confidence, p, test))
+        return found

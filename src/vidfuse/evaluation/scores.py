@@ -1,4 +1,4 @@
-"""The score of one prediction, with its interval and its gain over another: what every table is made of."""
+"""The score of one prediction, with its intervals: what every table is made of."""
 
 from __future__ import annotations
 
@@ -6,50 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError, option
 from vidfuse.fusion.rule import Missing
 from vidfuse.metrics import (
     Interval,
-    accuracy_interval,
-    bootstrap_interval,
     ece,
-    mcnemar,
     mean_class_accuracy,
     nll,
-    paired_bootstrap,
+    share_interval,
     top_k_accuracy,
     top_k_hits,
 )
 from vidfuse.stack.stack import LogitStack
 
-__all__ = [
-    "Gain",
-    "Score",
-    "best_single",
-    "class_names",
-    "gain",
-    "log_proba_of",
-    "missing_of",
-    "require_labels",
-    "score",
-]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How much more accurate one prediction is than another, on the same videos.
-
-    Attributes:
-        difference: Difference of the accuracies.
-        interval: Its paired bootstrap interval.
-        p_value: McNemar's exact two-sided p-value.
-    """
-
-    difference: float
-    interval: Interval
-    p_value: float
+__all__ = ["Score", "class_names", "log_proba_of", "missing_of", "require_labels", "score"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +31,11 @@ class Score:
     Attributes:
         name: Who predicts.
         n: The number of videos that count.
+        n_groups: The number of groups that they come in; None where each stands for itself.
         accuracy: Share of videos whose most likely class is the true one.
-        accuracy_interval: Wilson's interval of the accuracy.
+        accuracy_interval: Wilson's interval of the accuracy, with the design effect of groups.
         mean_class_accuracy: Accuracy of each class, averaged over the classes that are present.
-        mean_class_interval: Its bootstrap interval, videos drawn within their class.
+        mean_class_interval: Its interval, from the variance within classes; refused where each has one video.
         top_5: Top-5 accuracy; NaN for fewer than six classes.
         nll: Mean negative log-likelihood of the true class, in nats.
         ece: Expected calibration error of the most likely class.
@@ -72,6 +45,7 @@ class Score:
 
     name: str
     n: int
+    n_groups: int | None
     accuracy: float
     accuracy_interval: Interval
     mean_class_accuracy: float
@@ -89,8 +63,9 @@ def score(
     log_proba: NDArray[Any],
     present: NDArray[np.bool_] | None = None,
     confidence: float = 0.95,
+    groups: ArrayLike | None = None,
 ) -> Score:
-    """Score log-likelihoods (N, K) against labels (N,), on the videos that are `present` (N,).
+    """Score log-likelihoods (N, K) against labels (N,), on the videos that are `present` (N,); `groups` is (N,) too.
 
     Raises:
         InputError: no video is present, or a row is not normalised.
@@ -100,34 +75,29 @@ def score(
         >>> result.accuracy, round(result.nll, 3)
         (0.5, 0.857)
     """
-    rows = slice(None) if present is None else np.flatnonzero(present)
+    rows = np.arange(len(labels)) if present is None else np.flatnonzero(present)
     y, z = labels[rows], np.asarray(log_proba, dtype=np.float64)[rows]
     if len(y) == 0:
         raise InputError(f"{name}: expected at least one video, got none")
+    own_groups = None if groups is None else np.asarray(groups)[rows]
     hits = top_k_hits(y, z)
     all_hits = np.zeros(len(labels), dtype=np.bool_)
     all_hits[rows] = hits
+    accuracy_interval = share_interval(hits, groups=own_groups, confidence=confidence)
     return Score(
         name=name,
         n=len(y),
+        n_groups=accuracy_interval.n_groups,
         accuracy=float(hits.mean()),
-        accuracy_interval=accuracy_interval(int(hits.sum()), len(y), confidence),
+        accuracy_interval=accuracy_interval,
         mean_class_accuracy=mean_class_accuracy(y, z),
-        mean_class_interval=bootstrap_interval(hits, strata=y, confidence=confidence),
+        mean_class_interval=share_interval(hits, strata=y, groups=own_groups, confidence=confidence),
         top_5=top_k_accuracy(y, z, k=5) if z.shape[1] > 5 else float("nan"),
         nll=nll(y, z),
         ece=ece(y, z),
         hits=all_hits,
         present=np.ones(len(labels), dtype=np.bool_) if present is None else np.asarray(present),
     )
-
-
-def gain(first: Score, second: Score, confidence: float = 0.95) -> Gain:
-    """Compare two scores on the videos that count in both."""
-    both = first.present & second.present
-    a, b = first.hits[both], second.hits[both]
-    paired = paired_bootstrap(a, b, confidence=confidence)
-    return Gain(paired.difference, paired.interval, mcnemar(a, b).p_value)
 
 
 def log_proba_of(stack: LogitStack, member: str) -> NDArray[np.float32]:
@@ -154,18 +124,6 @@ def require_labels(stack: LogitStack, what: str, split: str = "the stack") -> ND
             f"{what} needs labels, and {split} has none; give them with {option('labels')}, or load a labelled split"
         )
     return stack.labels
-
-
-def best_single(stack: LogitStack) -> str:
-    """Return the member with the highest accuracy on the stack; among equals the lower NLL, then the first name."""
-    labels = require_labels(stack, "the best single member")
-    ranked = []
-    for column, name in enumerate(stack.members):
-        rows = slice(None) if stack.present is None else np.flatnonzero(stack.present[:, column])
-        z = log_proba_of(stack, name)[rows]
-        hits = float(top_k_hits(labels[rows], z).sum()) / len(stack)
-        ranked.append((-hits, nll(labels[rows], z), name))
-    return min(ranked)[2]
 
 
 def class_names(stack: LogitStack) -> tuple[str, ...]:

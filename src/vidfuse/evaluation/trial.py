@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.evaluation.scores import require_labels
+from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion.crossfit import Splits, fit_copies, predict_by_copies, split_folds
 from vidfuse.fusion.views import reduce_views
 from vidfuse.stack.stack import LogitStack
@@ -27,6 +28,9 @@ class Protocol:
         n_shared: How many of the scored videos are videos of the fit; None where that cannot be told.
         folds: The number of folds where rules were cross-fitted, 0 otherwise.
         n_groups: The number of groups that no fold splits; None without groups.
+        n_scored_groups: The number of groups of the scored videos; None without groups.
+        n_related: How many scored videos, not of the fit themselves, share a group with videos of the fit; 0 where
+            groups are not known on both sides.
         order_checked: Whether the members were aligned by id.
     """
 
@@ -35,6 +39,8 @@ class Protocol:
     n_shared: int | None
     folds: int = 0
     n_groups: int | None = None
+    n_scored_groups: int | None = None
+    n_related: int = 0
     order_checked: bool = True
 
     @property
@@ -54,6 +60,8 @@ class Protocol:
     def how(self) -> str:
         """Return in a sentence or two on which videos the scores were taken."""
         fit, n = f"{self.n_fit:,}", f"{self.n_scored:,}"
+        if self.n_scored_groups is not None:
+            n += f" (in {self.n_scored_groups:,} groups)" if self.name != "cross-fitted" else ""
         if self.name == "cross-fitted":
             groups = "" if self.n_groups is None else f", none of {self.n_groups:,} groups split"
             text = f"{n} videos; each was predicted by rules that were fitted without it ({self.folds} folds{groups})."
@@ -61,13 +69,15 @@ class Protocol:
             text = f"IN-SAMPLE: the {n} videos that are scored are videos of the fit, so the scores are too good."
         elif self.name == "partly in-sample":
             text = (
-                f"PARTLY IN-SAMPLE: rules were fitted on {fit} videos and scored on {n}, of which {self.n_shared:,} "
-                "are videos of the fit, so the scores are too good."
+                f"PARTLY IN-SAMPLE: rules were fitted on {fit} videos and scored on {n}: {self.n_shared:,} of "
+                f"{self.n_scored:,} were in the fit, so the scores are too good."
             )
         elif self.n_shared is None:
             text = f"Rules were fitted on {fit} videos and scored on {n}; whether some are in both is not known."
         else:
             text = f"Rules were fitted on {fit} videos and scored on {n} others."
+        if self.n_related:
+            text += f" {self.n_related:,} of the others share a group with the fit, which flatters: split by group."
         return text if self.order_checked else f"{text} Order unchecked: there are no ids."
 
     def remark(self) -> str:
@@ -86,6 +96,8 @@ class Protocol:
             "n_shared": self.n_shared,
             "folds": self.folds,
             "n_groups": self.n_groups,
+            "n_scored_groups": self.n_scored_groups,
+            "n_related": self.n_related,
             "order_checked": self.order_checked,
         }
 
@@ -165,10 +177,14 @@ def open_trial(
         stack: Labelled stack that rules are fitted on.
         test: Labelled stack, with the members of `stack`, that they are scored on.
         folds: The number of folds without `test`; 0 for in-sample scores.
-        groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
-            fold splits a group.
+        groups: What each video comes from, as in `LogitStack.with_groups`; by default the stacks' own. No fold splits a
+            group. A function of the id, or a mapping, is for both stacks; one name for each video is for those of
+            `stack`, and `test` brings its own.
         random_state: Seed of the folds.
         what: What needs the labels, for the error.
+
+    Warns:
+        VidfuseWarning: Ids look like clips of one source, and there are no groups.
 
     Raises:
         InputError: labels are missing, or folds or groups are out of range.
@@ -180,7 +196,10 @@ def open_trial(
         >>> open_trial(stack[:4], stack[2:]).protocol.name
         'partly in-sample'
     """
-    stack = stack if groups is None else stack.with_groups(groups)
+    if groups is not None:
+        by_id = callable(groups) or isinstance(groups, Mapping)
+        stack, test = stack.with_groups(groups), test.with_groups(groups) if test is not None and by_id else test
+    warn_if_clips(stack if test is None else test)
     fit_labels = require_labels(stack, what, "the stack" if test is None else "the stack of the fit")
     splits: Splits = [(slice(None), slice(None))]
     n_groups = None
@@ -196,9 +215,18 @@ def open_trial(
         n_shared=0 if cross_fitted else shared_videos(stack, scored),
         folds=folds if cross_fitted else 0,
         n_groups=n_groups,
+        n_scored_groups=None if scored.groups is None else len(np.unique(scored.groups)),
+        n_related=0 if cross_fitted else _related(stack, scored),
         order_checked=stack.ids is not None and scored.ids is not None,
     )
     return Trial(stack, scored, labels, splits, protocol)
+
+
+def _related(fit: LogitStack, scored: LogitStack) -> int:
+    """Return how many scored videos are not of the fit, but of a group that is."""
+    if fit.groups is None or scored.groups is None or fit.ids is None or scored.ids is None:
+        return 0
+    return int((np.isin(scored.groups, fit.groups) & ~np.isin(scored.ids, fit.ids)).sum())
 
 
 def _reduced(stack: LogitStack, views: str | Mapping[str, str]) -> LogitStack:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._tables import Column, Estimate, Table, Tabular, number
 from vidfuse.errors import InputError
 
 __all__ = ["PoolSummary", "Refit", "summarise"]
@@ -18,7 +18,7 @@ Refit = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class PoolSummary:
+class PoolSummary(Tabular):
     """Each member's weight in a pool, with an interval where a bootstrap was asked for.
 
     Attributes:
@@ -51,28 +51,23 @@ class PoolSummary:
             table.append(row)
         return table
 
+    def table(self) -> Table:
+        """Return the weights as a table, in falling order."""
+        rows = tuple(
+            (str(row["member"]), Estimate(float(row["weight"]), float(row["lower"]), float(row["upper"])))
+            if "lower" in row
+            else (str(row["member"]), float(row["weight"]))
+            for row in self.rows()
+        )
+        interval = "" if self.lower is None else f" ({self.confidence:.0%} interval, {self.replicates} replicates)"
+        weight = Column(f"weight{interval}", "weight", lambda value: number(value, 4))
+        return Table(("member", weight), rows, notes=tuple(self._notes()))
+
     def __str__(self) -> str:
-        width = max(6, *map(len, self.members))
-        interval = "" if self.lower is None else f"  {self.confidence:.0%} interval ({self.replicates} replicates)"
-        lines = [f"{'member':<{width}}  weight{interval}"]
-        for row in self.rows():
-            ends = f"  {row['lower']:.4f} to {row['upper']:.4f}" if "lower" in row else ""
-            lines.append(f"{row['member']:<{width}}  {row['weight']:.4f}{ends}")
-        return "\n".join([*lines, *self._notes()])
+        return str(self.table())
 
     def _notes(self) -> list[str]:
         return [f"temperature {self.temperature:.4g}", *self.choices]
-
-    def _repr_html_(self) -> str:
-        rows = self.rows()
-        head = "".join(f"<th>{name}</th>" for name in rows[0])
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td>{html.escape(v) if isinstance(v, str) else format(v, '.4f')}</td>" for v in row.values())
-            + "</tr>"
-            for row in rows
-        )
-        return f"<table><tr>{head}</tr>{body}</table><p>{'<br>'.join(map(html.escape, self._notes()))}</p>"
 
 
 def summarise(

@@ -228,5 +228,6 @@ def score_weights(
         n = 1.0 / float(omega @ omega)
         return log_odds_weights(n * (omega @ evidence), n, n_classes)
     if rule == "inverse-nll":
-        return inverse_nll_weights(-(omega @ evidence))
+        counted = omega > 0  # a bootstrap leaves videos out: 0 × -inf is no number
+        return inverse_nll_weights(-(omega[counted] @ evidence[counted]))
     return np.full(evidence.shape[1], 1.0 / evidence.shape[1])

@@ -18,15 +18,24 @@ if TYPE_CHECKING:
         prediction_disagreement,
         q_statistic,
     )
-    from vidfuse.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
+    from vidfuse.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, share_interval
     from vidfuse.metrics.objectives import Scorer, resolve_objective, scorers
     from vidfuse.metrics.probabilistic import brier, ece, nll, reliability
-    from vidfuse.metrics.significance import McNemar, PairedDifference, mcnemar, paired_bootstrap
+    from vidfuse.metrics.selective import RiskCoverage, risk_coverage
+    from vidfuse.metrics.significance import (
+        McNemar,
+        PairedDifference,
+        holm,
+        mcnemar,
+        mean_difference,
+        share_difference,
+    )
 
 _HOME = {
     "Interval": "intervals",
     "McNemar": "significance",
     "PairedDifference": "significance",
+    "RiskCoverage": "selective",
     "Scorer": "objectives",
     "accuracy_interval": "intervals",
     "bootstrap_interval": "intervals",
@@ -35,17 +44,21 @@ _HOME = {
     "disagreement": "diversity",
     "double_fault": "diversity",
     "ece": "probabilistic",
+    "holm": "significance",
     "macro_f1": "accuracy",
     "mcnemar": "significance",
     "mean_class_accuracy": "accuracy",
+    "mean_difference": "significance",
     "nll": "probabilistic",
     "oracle_accuracy": "diversity",
-    "paired_bootstrap": "significance",
     "prediction_disagreement": "diversity",
     "q_statistic": "diversity",
     "reliability": "probabilistic",
     "resolve_objective": "objectives",
+    "risk_coverage": "selective",
     "scorers": "objectives",
+    "share_difference": "significance",
+    "share_interval": "intervals",
     "top_k_accuracy": "accuracy",
     "top_k_hits": "accuracy",
 }
@@ -54,6 +67,7 @@ __all__ = [
     "Interval",
     "McNemar",
     "PairedDifference",
+    "RiskCoverage",
     "Scorer",
     "accuracy_interval",
     "bootstrap_interval",
@@ -62,17 +76,21 @@ __all__ = [
     "disagreement",
     "double_fault",
     "ece",
+    "holm",
     "macro_f1",
     "mcnemar",
     "mean_class_accuracy",
+    "mean_difference",
     "nll",
     "oracle_accuracy",
-    "paired_bootstrap",
     "prediction_disagreement",
     "q_statistic",
     "reliability",
     "resolve_objective",
+    "risk_coverage",
     "scorers",
+    "share_difference",
+    "share_interval",
     "top_k_accuracy",
     "top_k_hits",
 ]

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._tables import Column, Table, Tabular, percent, span
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_log_proba
 
@@ -65,7 +66,7 @@ def brier(labels: ArrayLike, log_proba: ArrayLike) -> float:
 
 
 @dataclass(frozen=True)
-class Reliability:
+class Reliability(Tabular):
     """A reliability diagram's numbers, one entry for each bin that holds a video.
 
     Attributes:
@@ -81,6 +82,19 @@ class Reliability:
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
+
+    def table(self) -> Table:
+        """Return a row for each bin that holds a video."""
+        columns = (
+            "bin",
+            Column("videos"),
+            Column("confidence %", "confidence", percent),
+            Column("accuracy %", "accuracy", percent),
+        )
+        low, high = self.edges[self.bins].tolist(), self.edges[self.bins + 1].tolist()
+        bins = [f"{span(ends)} %" for ends in zip(low, high, strict=True)]
+        values = (bins, self.counts.tolist(), self.confidence.tolist(), self.accuracy.tolist())
+        return Table(columns, tuple(zip(*values, strict=True)), "Confidence and accuracy")
 
     def __repr__(self) -> str:
         gap = float(np.abs(self.confidence - self.accuracy).max())

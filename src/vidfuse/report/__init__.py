@@ -6,26 +6,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vidfuse._tables import Table
     from vidfuse.report.combinations import Combinations, combination_table
     from vidfuse.report.html import write_report
-    from vidfuse.report.layout import Table
-    from vidfuse.report.tables import Leaderboard, leaderboard
+    from vidfuse.report.tables import Leaderboard, leaderboard, leaderboard_of_splits
 
 _HOME = {
-    "Combinations": "combinations",
-    "Leaderboard": "tables",
-    "Table": "layout",
-    "combination_table": "combinations",
-    "leaderboard": "tables",
-    "write_report": "html",
+    "Combinations": "vidfuse.report.combinations",
+    "Leaderboard": "vidfuse.report.tables",
+    "Table": "vidfuse._tables",
+    "combination_table": "vidfuse.report.combinations",
+    "leaderboard": "vidfuse.report.tables",
+    "leaderboard_of_splits": "vidfuse.report.tables",
+    "write_report": "vidfuse.report.html",
 }
 
-__all__ = ["Combinations", "Leaderboard", "Table", "combination_table", "leaderboard", "write_report"]
+__all__ = [
+    "Combinations",
+    "Leaderboard",
+    "Table",
+    "combination_table",
+    "leaderboard",
+    "leaderboard_of_splits",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = getattr(importlib.import_module(f"vidfuse.report.{_HOME[name]}"), name)
+        value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'vidfuse.report' has no attribute {name!r}")

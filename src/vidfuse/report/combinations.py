@@ -1,4 +1,4 @@
-"""The table of the growing combinations: each member, two, three, … all, under three fusion rules."""
+"""The table of the growing combinations: each member, two, three, … all, under the rules that are compared."""
 
 from __future__ import annotations
 
@@ -10,28 +10,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._tables import Cell, Column, Estimate, Table, Tabular, percent
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.evaluation.scores import Score, require_labels, score
+from vidfuse.evaluation.scores import Score, missing_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
+from vidfuse.fusion.crossfit import fit_copies
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.votes import MajorityVote
 from vidfuse.fusion.weights import member_hits
-from vidfuse.report.layout import Table, share
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Combination", "Combinations", "combination_table", "combinations_of"]
 
+_FIXED = ("score-weighted", "uniform", "vote")
+
 
 @dataclass(frozen=True)
 class Combination:
-    """A row of the combination table: some members, and the score of each rule by its name."""
+    """A row of the combination table: some members, and the score of each rule by its name.
+
+    Attributes:
+        members: The members.
+        scores: Rule → score; None where the rule does not take these members without the others.
+    """
 
     members: tuple[str, ...]
-    scores: Mapping[str, Score]
+    scores: Mapping[str, Score | None]
+
+    @property
+    def best_accuracy(self) -> float:
+        """The accuracy of the rule that does best with these members."""
+        return max(score.accuracy for score in self.scores.values() if score is not None)
 
 
 @dataclass(frozen=True)
-class Combinations:
+class Combinations(Tabular):
     """Each member, growing combinations, and all members, under several rules.
 
     Attributes:
@@ -52,25 +65,29 @@ class Combinations:
         return self.how_scored.flatters
 
     def table(self) -> Table:
-        """Return the combinations as a table of strings."""
-        best = max(range(len(self.rows)), key=lambda i: max(score.accuracy for score in self.rows[i].scores.values()))
+        """Return the accuracies as a table; frames have the mean class accuracies too, and all members by name."""
+        best = max(range(len(self.rows)), key=lambda i: self.rows[i].best_accuracy)
+        columns = [Column("members", "added"), Column("members", shown=False)]
+        for rule in self.rules:
+            columns.append(Column(rule, f"{rule} accuracy", percent, best="high"))
+            columns.append(Column("mean class", f"{rule} mean class accuracy", percent, shown=False))
         rows = []
         previous: tuple[str, ...] = ()
         for row in self.rows:
             grown = len(previous) > 1 and row.members[: len(previous)] == previous
             added = " + ".join(row.members[len(previous) :] if grown else row.members)
-            cells = [f"… + {added}" if grown else added]
+            cells: list[Cell] = [f"… + {added}" if grown else added, " + ".join(row.members)]
             for rule in self.rules:
                 s = row.scores[rule]
-                cells += [share(s.accuracy, s.accuracy_interval), share(s.mean_class_accuracy, s.mean_class_interval)]
+                cells.append(None if s is None else Estimate(s.accuracy, *s.accuracy_interval))
+                cells.append(None if s is None else Estimate(s.mean_class_accuracy, *s.mean_class_interval))
             rows.append(tuple(cells))
             previous = row.members
         voters = "the members" if self.n_views is None else f"{self.n_views} views of the score-weighted fusion"
-        columns = [heading for rule in self.rules for heading in (f"{rule}: top-1", "mean class")]
         return Table(
-            columns=("members", *columns),
+            columns=tuple(columns),
             rows=tuple(rows),
-            title="Members and their combinations (accuracy in %, 95 % interval)",
+            title="Members and their combinations (top-1 accuracy in %, 95 % interval)",
             notes=(self.how_scored.how(), f"Vote: the majority of {voters}."),
             strong=frozenset([best]),
         )
@@ -78,24 +95,23 @@ class Combinations:
     def __str__(self) -> str:
         return str(self.table())
 
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
-
 
 def combination_table(
     stack: LogitStack,
     test: LogitStack | None = None,
     *,
     combinations: Sequence[Sequence[str]] | None = None,
+    rules: Mapping[str, Any] | None = None,
     folds: int = 5,
     groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
     random_state: int | None = 0,
 ) -> Combinations:
-    """Score each member, growing combinations and all members under uniform, score-weighted and majority-vote fusion.
+    """Score each member, growing combinations and all members under learned, score-weighted, uniform and voted fusion.
 
-    Uniform and score-weighted fusion add log-likelihoods, Σ_m w_m log p_m(c), with w_m = 1/M or the accuracy of
-    member m on the videos of the fit; views are reduced first. The vote is that of the views where the stack has them,
+    Learned weights, and rules of one's own, are fitted anew on each combination of two or more. Uniform and
+    score-weighted fusion add log-likelihoods, Σ_m w_m log p_m(c), with w_m = 1/M or the accuracy of member m on the
+    videos of the fit; views are reduced first. The vote is that of the views where the stack has them,
     each view fused with the score weights (a single member's views vote alone), and that of the members otherwise.
     Videos of the fit and scored videos are those of `leaderboard` for the same arguments.
 
@@ -104,6 +120,7 @@ def combination_table(
         test: Another labelled stack of the same members, which is scored; without it, score weights are cross-fitted.
         combinations: Tuples of member names; by default each member, then from the two that are the most accurate on
             `stack` up to all, one more at a time.
+        rules: Name → unfitted rule, beside the three fixed ones; by default the learned log-linear pool.
         folds: The number of folds without `test`; 0 for in-sample scores.
         groups: What each video of `stack` comes from, as in `LogitStack.with_groups`; by default the stack's own. No
             fold splits a group.
@@ -111,28 +128,42 @@ def combination_table(
         random_state: Seed of the folds.
 
     Raises:
-        InputError: labels are missing, or a combination is empty or names an unknown member.
+        InputError: labels are missing, a combination is empty or names an unknown member, or a rule has the name of
+            one of the three.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> y = rng.integers(0, 3, size=99)
         >>> logits = {name: rng.normal(size=(99, 3)) + np.eye(3)[y] for name in ("x3d", "swin", "tin")}
         >>> table = combination_table(LogitStack.from_arrays(logits, labels=y))
-        >>> len(table.rows), len(table.rows[-1].members), table.how_scored.name
-        (5, 3, 'cross-fitted')
+        >>> len(table.rows), len(table.rows[-1].members), table.rules
+        (5, 3, ('learned', 'score-weighted', 'uniform', 'vote'))
     """
     trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a combination table")
-    return combinations_of(trial, trial.reduced(views), combinations)
+    return combinations_of(trial, trial.reduced(views), combinations, rules)
 
 
-def combinations_of(trial: Trial, plain: Trial, combinations: Sequence[Sequence[str]] | None = None) -> Combinations:
+def combinations_of(
+    trial: Trial,
+    plain: Trial,
+    combinations: Sequence[Sequence[str]] | None = None,
+    rules: Mapping[str, Any] | None = None,
+    known: Mapping[str, NDArray[np.float64]] | None = None,
+) -> Combinations:
     """Return the combination table of a trial; `plain` is the same trial with its views reduced.
 
-    Each rule is fitted once, on all members: with `missing="renormalise"` it predicts with any of them. Without views
-    the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
+    Rules of `known` are not fitted on all members again: these are their log-likelihoods (N, K).
+
+    The three fixed rules are fitted once, on all members: with `missing="renormalise"` they predict with any of them.
+    Without views the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
     """
     if combinations is None:
         combinations = _growing(plain.fit_stack)
+    if rules is None:
+        rules = {"learned": LogLinearPool(missing=missing_of(plain.fit_stack, plain.scored))}
+    taken = sorted(set(rules) & set(_FIXED))
+    if taken:
+        raise InputError(f"rules: the table has {', '.join(map(repr, taken))} already; give yours another name")
     uniform = plain.fit(LogLinearPool(weights="uniform", missing="renormalise"))
     weighted = plain.fit(LogLinearPool(weights="accuracy", missing="renormalise"))
     if trial.scored.n_views is None:
@@ -148,18 +179,45 @@ def combinations_of(trial: Trial, plain: Trial, combinations: Sequence[Sequence[
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
         chosen, voters = plain.select(names), trial.select(names)
-        predictions = {
-            "uniform": _predicted(chosen, uniform, uniform),
-            "score-weighted": _predicted(chosen, weighted, uniform),
-            "vote": _predicted(voters, votes, equal_votes),
-        }
-        rows.append(Combination(tuple(names), {rule: score(rule, chosen.labels, z) for rule, z in predictions.items()}))
+        scores: dict[str, Score | None] = {}
+        for rule in rules:
+            if len(names) == len(plain.scored.members) and known is not None and rule in known:
+                scores[rule] = score(rule, chosen.labels, known[rule], groups=chosen.scored.groups)
+            elif len(names) > 1:
+                scores[rule] = _refitted(rule, rules[rule], plain, chosen)
+        fixed = zip(_FIXED, ((weighted, uniform), (uniform, uniform), (votes, equal_votes)), strict=True)
+        for rule, copies in fixed:
+            z = _predicted(voters if rule == "vote" else chosen, *copies)
+            scores[rule] = score(rule, chosen.labels, z, groups=chosen.scored.groups)
+        if len(names) == 1:  # there is nothing to fuse: these rules are scored as the member itself
+            scores |= {rule: scores["uniform"] for rule in rules}
+        rows.append(Combination(tuple(names), scores))
     return Combinations(
         rows=tuple(rows),
-        rules=("uniform", "score-weighted", "vote"),
+        rules=(*rules, *_FIXED),
         how_scored=trial.protocol,
         n_views=trial.scored.n_views,
     )
+
+
+def _refitted(name: str, rule: Any, trial: Trial, chosen: Trial) -> Score | None:
+    """Return the score of a rule that knows no other members; None where it insists on one that is left out."""
+    fit_stack = trial.fit_stack.select(chosen.scored.members)
+    labels = require_labels(fit_stack, "a combination table")
+    splits = trial.splits
+    if fit_stack.present is not None:  # a video that none of them has teaches nothing
+        known, rows = np.asarray(fit_stack.present.any(axis=1)), np.arange(len(fit_stack))
+        splits = [(rows[fit_rows][known[fit_rows]], scored_rows) for fit_rows, scored_rows in splits]
+    with warnings.catch_warnings():
+        if len(chosen.scored.members) < len(trial.fit_stack.members):  # two of many may well agree by chance only
+            warnings.filterwarnings("ignore", "member .* agreed with the others", VidfuseWarning)
+        try:
+            log_proba = chosen.predict(fit_copies(rule, fit_stack, labels, splits))
+            return score(name, chosen.labels, log_proba, groups=chosen.scored.groups)
+        except InputError:
+            if len(chosen.scored.members) == len(trial.fit_stack.members):
+                raise  # it is not the members that are left out
+            return None
 
 
 def _growing(stack: LogitStack) -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._tables import Cell, Column, Table, Tabular, number, percent, points
 from vidfuse.errors import InputError
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.metrics import diversity as pairwise
@@ -23,7 +24,7 @@ MOST_PLAYERS = 16
 
 
 @dataclass(frozen=True)
-class Contributions:
+class Contributions(Tabular):
     """What each member adds to the score, positive where it helps, for a loss too.
 
     Attributes:
@@ -43,6 +44,12 @@ class Contributions:
     def __getitem__(self, member: str) -> float:
         return self.values[member]
 
+    def table(self) -> Table:
+        """Return the contributions as a table, the largest first."""
+        write = points if self.objective.endswith("accuracy") else lambda value: number(value, 4)
+        ranked = sorted(self.values.items(), key=lambda item: (-item[1], item[0]))
+        return Table(("member", Column("contribution", write=write)), tuple(ranked), f"{self.method}, {self.objective}")
+
     def __repr__(self) -> str:
         ranked = sorted(self.values.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{name} {value:+.4g}" for name, value in ranked)
@@ -50,7 +57,7 @@ class Contributions:
 
 
 @dataclass(frozen=True)
-class Diversity:
+class Diversity(Tabular):
     """How the members differ in what they get right; matrices are (M, M) in the order of `members`.
 
     Attributes:
@@ -70,6 +77,25 @@ class Diversity:
     q_statistic: NDArray[np.float64]
     double_fault: NDArray[np.float64]
     oracle: float
+
+    def table(self) -> Table:
+        """Return a row for each pair of members."""
+        columns = (
+            "first",
+            "second",
+            Column("one right %", "disagreement", percent),
+            Column("other class %", "prediction_disagreement", percent),
+            Column("Q", "q_statistic", number),
+            Column("both wrong %", "double_fault", percent),
+        )
+        matrices = (self.disagreement, self.prediction_disagreement, self.q_statistic, self.double_fault)
+        pairs = zip(*np.triu_indices(len(self.members), 1), strict=True)
+        rows: list[tuple[Cell, ...]] = [
+            (self.members[a], self.members[b], *(float(matrix[a, b]) for matrix in matrices)) for a, b in pairs
+        ]
+        return Table(
+            columns, tuple(rows), f"How the members differ (one or more of them right: {percent(self.oracle)} %)"
+        )
 
     def __repr__(self) -> str:
         upper = np.triu_indices(len(self.members), 1)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._checks import check_weights
+from vidfuse._tables import Table, Tabular, weight_table
 from vidfuse.errors import InputError
 from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.metrics.objectives import Objective
@@ -31,7 +32,7 @@ _SWEEPS: Final = 100  # over all members: what a callable that is no function of
 
 
 @dataclass(frozen=True)
-class CoordinateSearch:
+class CoordinateSearch(Tabular):
     """The result of a coordinate search.
 
     Attributes:
@@ -45,6 +46,10 @@ class CoordinateSearch:
     score: float
     objective: str
     path: tuple[float, ...] = field(repr=False)
+
+    def table(self) -> Table:
+        """Return the weights as a table, the largest first."""
+        return weight_table(self.weights, f"{self.objective} {self.score:.6g} (in-sample)")
 
     def __repr__(self) -> str:
         listed = ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items())

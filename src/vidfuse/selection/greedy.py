@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from vidfuse._tables import Table, Tabular, weight_table
 from vidfuse._threads import one_blas_thread
 from vidfuse.errors import InputError
 from vidfuse.fusion.floors import Floor, member_floors
@@ -37,7 +38,7 @@ The score of a candidate that another one beats may be a lower bound.
 
 
 @dataclass(frozen=True)
-class GreedySearch:
+class GreedySearch(Tabular):
     """The result of a greedy search.
 
     Attributes:
@@ -56,6 +57,10 @@ class GreedySearch:
     def members(self) -> tuple[str, ...]:
         """The chosen members, sorted by name."""
         return tuple(self.weights)
+
+    def table(self) -> Table:
+        """Return the weights as a table, the largest first."""
+        return weight_table(self.weights, f"{self.objective} {self.score:.6g} (in-sample)")
 
     def __repr__(self) -> str:
         listed = " + ".join(f"{weight:.3g} {name}" for name, weight in self.weights.items())

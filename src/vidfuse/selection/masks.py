@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
+from vidfuse._tables import Column, Table, Tabular
 from vidfuse.errors import InputError
 
 __all__ = [
@@ -51,7 +52,7 @@ class Subset(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class SubsetTable:
+class SubsetTable(Tabular):
     """The scores of all subsets that were searched, as columns.
 
     Attributes:
@@ -122,6 +123,25 @@ class SubsetTable:
         return [
             Subset(self.members_of(i), float(self.scores[i]), float(self.costs[i])) for i in ascending[order[:count]]
         ]
+
+    def table(self, count: int | None = None) -> Table:
+        """Return the best subsets as a table, best first; by default all of them."""
+        write = "{:.6g}".format
+        columns = (
+            Column("members"),
+            Column("n", "n_members"),
+            Column("score", write=write),
+            Column("cost", write=write),
+        )
+        rows = self.best(len(self) if count is None else count)
+        return Table(
+            columns,
+            tuple((" + ".join(row.members), len(row.members), row.score, row.cost) for row in rows),
+            f"The best {len(rows):,} of {len(self):,} subsets",
+        )
+
+    def _repr_html_(self) -> str:
+        return self.table(10).to_html()
 
     def _name_keys(self, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return keys whose ascending order is that of the sorted names, among subsets of equal size."""

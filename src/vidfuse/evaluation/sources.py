@@ -1,0 +1,57 @@
+"""Ids that look like clips of one source, where nobody said what the videos come from."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+
+from vidfuse._checks import first_few
+from vidfuse.errors import VidfuseWarning
+from vidfuse.stack.stack import LogitStack
+
+__all__ = ["clips_of_one_source", "warn_if_clips"]
+
+_COUNTER = re.compile(r"[_\-.]?[A-Za-z]{0,5}[_\-.]?\d+$")  # c02, _clip_3, -0007
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+_FEWEST = 10  # sources, below which a pattern may be chance
+_SHARED = 0.5  # share of the ids that have a sibling
+
+
+def clips_of_one_source(ids: list[str], n_classes: int) -> tuple[int, list[str]] | None:
+    """Return how many sources ids name, and the ids of one of them; None where ids do not look like clips of sources.
+
+    An id without its last counter is its stem. Ids look like clips where at least half of them share a stem with
+    another, and there are more stems than classes: `run_001`, `run_002` … name a class, not a source.
+
+    Example:
+        >>> ids = [f"v_Run_g{g:02}_c{c:02}" for g in range(12) for c in range(3)]
+        >>> clips_of_one_source(ids, n_classes=2)
+        (12, ['v_Run_g00_c00', 'v_Run_g00_c01', 'v_Run_g00_c02'])
+        >>> clips_of_one_source([f"v{i}" for i in range(36)], n_classes=2) is None
+        True
+    """
+    stems = [_COUNTER.sub("", _SUFFIX.sub("", name)) for name in ids]
+    names, which, counts = np.unique(np.array(stems), return_inverse=True, return_counts=True)
+    if len(names) < max(_FEWEST, n_classes + 1) or "" in names or (counts[which] > 1).mean() < _SHARED:
+        return None
+    most = int(np.flatnonzero(counts > 1)[0])
+    return len(names), [ids[row] for row in np.flatnonzero(which == most)]
+
+
+def warn_if_clips(stack: LogitStack) -> None:
+    """Warn where ids look like clips of one source and the stack has no groups: intervals would be too short."""
+    if stack.groups is not None or stack.ids is None:
+        return
+    found = clips_of_one_source(stack.ids.tolist(), stack.n_classes)
+    if found is not None:
+        n_sources, clips = found
+        warnings.warn(
+            f"{len(stack):,} ids look like clips of {n_sources:,} sources ({first_few(clips, 2)}), which are not "
+            "independent: folds would split them, and intervals and p-values be too small. Say what each video comes "
+            "from: groups=, with one name for each video or a function of the id (in the command, --groups), or "
+            "groups=ids where each stands for itself",
+            VidfuseWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,136 @@
+"""The leaderboard's numbers: gains from two baselines, members that lack videos, advice, several splits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import vidfuse as vf
+from vidfuse.errors import InputError
+from vidfuse.evaluation.board import board_of, over_splits
+from vidfuse.evaluation.trial import Protocol
+
+OBJECTIVES = ["accuracy", "mean-class-accuracy", "nll", vf.metrics.brier]
+HELD_OUT = Protocol(100, 200, 0)
+
+
+def make_stack(seed=0, n=200, k=4, strengths=(2.0, 1.5, 1.0), **options):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    z = {f"m{i}": (rng.normal(size=(n, k)) + s * np.eye(k)[y]).astype(np.float32) for i, s in enumerate(strengths)}
+    return vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(n)], **options)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rows_and_gains_are_by_the_objective(objective):
+    stack = make_stack()
+    groups = np.arange(200) // 4
+    board = vf.leaderboard(stack, objective=objective, groups=groups, n_resamples=100)
+    metric = vf.metrics.resolve_objective(objective)
+    rule = vf.LogLinearPool(weights="uniform").fit(stack).predict_log_proba(stack)
+    assert board.entry("uniform").value == pytest.approx(metric(stack.labels, rule))
+    assert board.average == "uniform" and board.entry("uniform").gain_over_average is None
+    assert board.entry(board.best_single).gain is None
+    sign = -1 if objective == "nll" else 1
+    values = [sign * entry.value for entry in board.entries]
+    assert values == sorted(values, reverse=True)
+    for entry in board.entries:
+        for found, base in ((entry.gain, board.best_single), (entry.gain_over_average, "uniform")):
+            if found is not None:
+                assert found.difference == pytest.approx(sign * (entry.value - board.entry(base).value), abs=1e-6)
+                assert found.interval.n_groups == 50
+    assert board.objective in ("accuracy", "mean-class-accuracy", "nll", "brier")
+    assert board.headline() and str(board.table())
+
+
+def test_the_plain_average_need_not_be_a_row():
+    stack = make_stack()
+    board = vf.leaderboard(stack, rules={"learned": vf.LogLinearPool()})
+    assert board.average == "average of log-likelihoods"
+    assert board.average not in [entry.score.name for entry in board.entries]
+    with_it = vf.leaderboard(stack, rules={"learned": vf.LogLinearPool(), "u": vf.LogLinearPool(weights="uniform")})
+    assert with_it.average == "u"
+    assert board.entry("learned").gain_over_average == with_it.entry("learned").gain_over_average
+
+
+def test_what_to_take_instead_of_a_rule_that_is_below_a_member():
+    stack = make_stack(strengths=(3.0, 0.7, 0.7))
+    vote = vf.MajorityVote()
+    board = vf.leaderboard(stack, rules={"vote": vote})
+    assert board.instead.name == board.instead.member == "m0" and not board.instead.fused
+    assert board.instead.difference.difference < 0
+    points = -100 * board.instead.difference.difference
+    assert f"{points:.1f} points below the best single member (m0)" in board.headline()
+    assert board.headline().endswith("Take m0 alone instead: nothing here scores better.")
+    better = vf.leaderboard(stack, rules={"vote": vote, "learned": vf.LogLinearPool()})
+    if better.entry("learned").value > better.entry("m0").value:
+        assert better.instead.name == "learned" and "Take “learned” instead" in better.headline()
+    assert vf.leaderboard(stack, rules={"learned": vf.LogLinearPool(), "vote": vote}).instead is None
+    assert vf.leaderboard(stack, rules={"vote": vote}, folds=0).instead is None  # in-sample scores cannot tell
+
+
+def partial_stack(few):
+    """Of three members one has the given videos only."""
+    whole = make_stack(5)
+    ids = whole.ids.tolist()
+    arrays = {"m0": whole.scores("m0"), "m1": whole.scores("m1"), "few": 5 * whole.scores("m2")[few]}
+    return vf.LogitStack.from_arrays(
+        arrays,
+        ids={"m0": ids, "m1": ids, "few": [ids[i] for i in few]},
+        labels=dict(zip(ids, whole.labels.tolist(), strict=True)),
+        join="outer",
+    )
+
+
+def test_a_member_of_three_videos_is_no_rival():
+    whole = make_stack(5)
+    easy = np.flatnonzero(whole.scores("m2").argmax(axis=1) == whole.labels)[:3]
+    board = vf.leaderboard(partial_stack(easy))
+    assert board.entry("few").value == 1.0 and board.entry("few").score.n == 3
+    assert board.best_single != "few" and board.best_on_scored != "few"
+    assert "few" not in board.headline()
+
+
+def test_a_member_that_lacks_videos_is_ranked_on_common_ones():
+    stack = partial_stack(np.arange(0, 200, 2))
+    board = vf.leaderboard(stack)
+    entry, best = board.entry("few"), board.entry(board.best_single)
+    both = entry.score.present & best.score.present
+    assert both.sum() == 100
+    expected = entry.score.hits[both].mean() - best.score.hits[both].mean()
+    assert entry.gain.difference == pytest.approx(expected)
+    where = best.value + expected
+    values = [where if e is entry else e.value for e in board.entries]
+    assert values == sorted(values, reverse=True)
+
+
+def test_several_splits_have_a_mean_and_a_spread():
+    tests = [make_stack(seed) for seed in (1, 2, 3)]
+    found = vf.leaderboard_of_splits([make_stack(0)] * 3, tests, groups=lambda name: name)
+    boards = [vf.leaderboard(make_stack(0), test, groups=lambda name: name) for test in tests]
+    assert {row.name for row in found.rows} == {e.score.name for e in boards[0].entries}
+    for row in found.rows:
+        values = [board.entry(row.name).value for board in boards]
+        assert row.values == tuple(values)
+        assert (row.mean, row.spread) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+        gains = [0.0 if b.entry(row.name).gain is None else b.entry(row.name).gain.difference for b in boards]
+        assert row.mean_gain == pytest.approx(np.mean(gains))
+    assert [row.mean for row in found.rows] == sorted((row.mean for row in found.rows), reverse=True)
+    loss = vf.leaderboard_of_splits([make_stack(0)] * 2, tests[:2], objective="nll", n_resamples=50)
+    assert [row.mean for row in loss.rows] == sorted(row.mean for row in loss.rows)
+    assert np.isnan(over_splits(boards[:1]).rows[0].spread)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: board_of(make_stack(), {}, HELD_OUT), "predictions: expected at least one"),
+        (lambda: over_splits([]), "at least one split"),
+        (lambda: vf.leaderboard_of_splits([make_stack()], []), "one test stack for each of 1"),
+        (lambda: vf.leaderboard(make_stack(), objective="f1"), "objective: expected one of"),
+        (lambda: vf.leaderboard(make_stack(), confidence=2), "confidence"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
