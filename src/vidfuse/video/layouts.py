@@ -32,6 +32,13 @@ def guess_layout(path: str | Path) -> Layout:
 
     Raises:
         InputError: nothing is there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "list.csv").write_text("run/a.mp4,0")
+        >>> guess_layout(folder), guess_layout(folder / "list.csv")
+        ('unlabelled', 'csv')
     """
     place = Path(path)
     if place.is_file():
