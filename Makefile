@@ -52,7 +52,8 @@ test: lint test-base
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: $(DOCS_STAMP)
-	$(SPHINX) --fresh-env --builder html docs docs/_build/html
+	rm -rf docs/_build/html
+	$(SPHINX) --builder html docs docs/_build/html
 	@echo 'open docs/_build/html/index.html'
 
 # Asks every site that the pages link to; not for CI, where another site's bad day would be ours.

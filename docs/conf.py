@@ -36,6 +36,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Source"]
 napoleon_use_ivar = True  # attributes as one list with their class
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -98,8 +99,8 @@ def _bring_in_root_pages(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out what scikit-learn adds to an estimator for its metadata routing."""
-    return True if re.fullmatch(r"set_\w+_request", name) else None
+    """Leave out what scikit-learn adds to an estimator for its metadata routing, and the fields of named tuples."""
+    return True if re.fullmatch(r"set_\w+_request", name) or type(obj).__name__ == "_tuplegetter" else None
 
 
 def _mend_attributes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
