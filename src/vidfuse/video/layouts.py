@@ -84,6 +84,14 @@ def read_videos(
 
     Raises:
         InputError: what is there does not fit the layout.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "run").mkdir()
+        >>> _ = (folder / "run" / "a.mp4").write_bytes(b"")
+        >>> read_videos(folder).ids
+        ('run/a',)
     """
     layout = guess_layout(path) if layout is None else layout
     if layout == "vipriors":
