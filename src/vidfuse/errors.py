@@ -92,7 +92,16 @@ def option(name: str, value: Any = _UNSAID) -> str:
 
 
 def python_words(name: str, *value: Any) -> str:
-    """Name a parameter as Python does: what `option` says unless an interface has other words."""
+    """Name a parameter as Python does: what `option` says unless an interface has other words.
+
+    Args:
+        name: The parameter's name.
+        *value: What to give it, or nothing.
+
+    Example:
+        >>> python_words("join", "inner"), python_words("partial", True)
+        ('join="inner"', 'partial=True')
+    """
     texts = [json.dumps(v, ensure_ascii=False) if isinstance(v, str | dict) else repr(v) for v in value]
     return f"{name}={''.join(texts)}"
 

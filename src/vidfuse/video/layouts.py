@@ -32,6 +32,13 @@ def guess_layout(path: str | Path) -> Layout:
 
     Raises:
         InputError: nothing is there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "list.csv").write_text("run/a.mp4,0")
+        >>> guess_layout(folder), guess_layout(folder / "list.csv")
+        ('unlabelled', 'csv')
     """
     place = Path(path)
     if place.is_file():
@@ -77,6 +84,14 @@ def read_videos(
 
     Raises:
         InputError: what is there does not fit the layout.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "run").mkdir()
+        >>> _ = (folder / "run" / "a.mp4").write_bytes(b"")
+        >>> read_videos(folder).ids
+        ('run/a',)
     """
     layout = guess_layout(path) if layout is None else layout
     if layout == "vipriors":

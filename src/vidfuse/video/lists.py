@@ -266,6 +266,14 @@ def read_folder(root: str | Path) -> VideoList:
 
     Raises:
         InputError: no such folder, or no video in it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "run").mkdir()
+        >>> _ = (folder / "run" / "a.mp4").write_bytes(b"")
+        >>> read_folder(folder).ids
+        ('run/a',)
     """
     base = Path(root)
     if not base.is_dir():
