@@ -23,6 +23,8 @@ _save = state.save_checkpoint
 
 def save_and_halt(path, content):
     _save(path, content)
+    if Path(path).name != "last.pt":  # the best epoch's is written before it
+        return
     os.write(1, b"halted\n")
     while True:
         signal.pause()

@@ -221,3 +221,15 @@ def test_row_43_a_truncated_video_is_a_failure_with_its_reason(name, videos, tmp
     with pytest.raises(InputError, match="truncated"):
         VideoDataset(listed, PLAN, strict=True)[1]
     assert len(VideoDataset(listed, PLAN, allow_truncated=True)[1].clips) == PLAN.n_views
+
+
+def test_a_video_is_counted_once_whatever_is_asked_of_it(small_videos, monkeypatch):
+    """Some videos have to be decoded to be counted."""
+    asked = []
+    count = datasets.probe
+    monkeypatch.setattr(datasets, "probe", lambda path: (asked.append(path), count(path))[1])
+    items = VideoList(tuple(VideoItem(f"v{i}", str(path), 0) for i, path in enumerate(small_videos[:2])))
+    dataset = VideoDataset(items, ViewPlan(clips=2, length=4, size=16))
+    first = [sample.clips for sample in dataset]
+    assert all(torch.equal(a, b.clips) for a, b in zip(first, dataset, strict=True))
+    assert asked == [item.path for item in items]

@@ -250,7 +250,7 @@ class Run:
     def save(self) -> None:
         """Publish the checkpoint and the log, and the checkpoint of the best epoch if this one is."""
         state = self.state()
-        if best_row(self.history) is self.history[-1]:
+        if best_row(self.history) is self.history[-1]:  # first: a run that is killed here does this epoch again
             unneeded = ("stepped", "optimizer", "scaler")
             save_checkpoint(self.folder / "best.pt", {k: v for k, v in state.items() if k not in unneeded})
         save_checkpoint(self.folder / "last.pt", state)

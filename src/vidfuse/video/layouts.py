@@ -10,7 +10,7 @@ from vidfuse.errors import InputError
 from vidfuse.video.lists import VideoItem, VideoList, read_class_folders, read_csv_list, read_folder
 from vidfuse.video.vipriors import read_vipriors
 
-__all__ = ["LAYOUTS", "Layout", "guess_layout", "read_videos"]
+__all__ = ["LAYOUTS", "Layout", "guess_layout", "read_videos", "split_folder"]
 
 Layout = Literal["vipriors", "folders", "mmaction2", "csv", "unlabelled"]
 LAYOUTS: Final = get_args(Layout)
