@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import functools
 import json
 import os
 import re
@@ -189,6 +190,7 @@ def test_every_dead_end_says_how_to_go_on(arguments, message, folder):
 
 def test_dumps_are_not_read_by_what_caches_need_and_the_other_way_round(folder):
     run("import", *DUMPS, "--out", "caches/val")
+    assert "--join inner" in run("fit", *DUMPS, "--partial", status=2).stderr
     assert "--kind says how dumps are read" in run("fit", "caches/val", "--kind", "logits", status=2).stderr
     assert json.loads(run("fit", "caches/val", "--json").stdout)["members"] == ["swin", "x3d"]
 
@@ -213,8 +215,13 @@ def texts_of_errors():
                     yield f"{path.name}:{node.lineno}", node.value
 
 
+@functools.cache
 def options_that_are_said():
     """(name, value) of every call of `option` in the package, values that are not literal left out."""
+    return sorted(set(_said()), key=str)
+
+
+def _said():
     for path in sorted(Path(vf.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "option":
@@ -236,7 +243,7 @@ def test_every_hint_names_an_option_that_exists(command):
     context = click.Context(main)
     context.invoked_subcommand = command
     words = _words_of(context)
-    said = sorted(set(options_that_are_said()), key=str)
+    said = options_that_are_said()
     assert len(said) > 15
     for name, *value in said:
         text = words(name, *value)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.metrics import class_accuracies, mean_class_accuracy, top_k_accuracy, top_k_hits
+from vidfuse.metrics import class_accuracies, macro_f1, mean_class_accuracy, top_k_accuracy, top_k_hits
 
 
 def sample(seed, n=200, k=7):
@@ -30,6 +30,13 @@ def test_all_classes_always_hit():
 def test_mean_class_accuracy_equals_scikit_learn():
     y, z = sample(2)
     assert mean_class_accuracy(y, z) == pytest.approx(balanced_accuracy_score(y, z.argmax(1)), abs=1e-15)
+
+
+@pytest.mark.parametrize(("n", "k"), [(200, 7), (5, 7), (30, 40)])  # few videos: some classes are neither true nor said
+def test_macro_f1_equals_scikit_learn(n, k):
+    for seed in range(5):
+        y, z = sample(seed, n, k)
+        assert macro_f1(y, z) == pytest.approx(f1_score(y, z.argmax(1), average="macro"), abs=1e-15)
 
 
 def test_mean_class_accuracy_worked_by_hand():

@@ -141,6 +141,10 @@ class Reading:
         return vf.load_stack(folder, members=members, views=views, partial=self.partial, join=self.join)
 
     def _dumps(self, files: Mapping[str, str], views: Any, annotations: Any) -> Any:
+        if self.partial:
+            raise click.UsageError(
+                "--partial is for caches; of dumps, --join inner keeps the videos that all members have"
+            )
         lists = options.named_values(self.annotations, "MEMBER=FILE") if annotations is None else annotations
         return vf.read_predictions(
             {name: _files(text) for name, text in files.items()},
