@@ -104,12 +104,14 @@ def span(interval: Sequence[float]) -> str:
 
 
 def share(value: float, interval: Sequence[float]) -> str:
-    """Write a share and its interval in percent.
+    """Write a share and its interval in percent; the share alone where the interval was refused.
 
     Example:
-        >>> share(0.8314, (0.799, 0.86))
-        '83.1 (79.9–86.0)'
+        >>> share(0.8314, (0.799, 0.86)), share(0.8314, (math.nan, math.nan))
+        ('83.1 (79.9–86.0)', '83.1')
     """
+    if math.isnan(interval[0]):
+        return percent(value)
     return f"{percent(value)} ({span(interval)})"
 
 
