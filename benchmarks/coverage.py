@@ -185,7 +185,7 @@ def honest(seed: int, videos: int = 300, members: int = 8, classes: int = 5) -> 
         ("exact subset", vf.SubsetPool(vf.LogLinearPool(weights="uniform"))),
         ("greedy", vf.GreedyPool("accuracy")),
     ):
-        told = vf.honest_score(rule, fit, folds=5, repeats=1, n_resamples=1, random_state=seed)
+        told = vf.honest_score(rule, fit, folds=10, repeats=1, n_resamples=1, random_state=seed)
         found[name] = told.score, told.in_sample, float(rule.fit(fit).score(other))
     return found
 

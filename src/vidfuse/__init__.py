@@ -39,6 +39,7 @@ _HOME = {
     "leave_one_out": "vidfuse.selection.contribution",
     "load_recipe": "vidfuse.recipe",
     "load_stack": "vidfuse.stack.open",
+    "member_worth": "vidfuse.evaluation.worth",
     "members_curve": "vidfuse.evaluation.curves",
     "members_first": "vidfuse.fusion.views",
     "read_predictions": "vidfuse.formats.importers",

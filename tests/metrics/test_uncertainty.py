@@ -91,6 +91,12 @@ def test_equal_losses_have_no_interval_unless_the_largest_is_known():
     assert low < 0.05 < 0.05 + 10 / 20 < high  # a video in twenty may lose 10 nats
 
 
+def test_the_mean_of_booleans_is_a_share():
+    hits = np.arange(30) < 28
+    assert bootstrap_interval(hits) == share_interval(hits)
+    assert bootstrap_interval(np.ones(30, bool)).low < 0.9
+
+
 def test_an_interval_is_a_pair_that_survives_a_pickle():
     found = share_interval([1, 0, 1, 1], groups=["a", "a", "b", "b"])
     low, high = found

@@ -20,6 +20,7 @@ from vidfuse.evaluation.trial import Protocol, Trial, open_trial
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.views import reduce_views
+from vidfuse.likelihood import log_softmax
 from vidfuse.metrics import Interval, PairedDifference
 from vidfuse.metrics.objectives import Objective, higher_is_better, objective_name, resolve_objective
 from vidfuse.stack.stack import LogitStack
@@ -423,7 +424,7 @@ def joining_order(stack: LogitStack, objective: str | Objective = "accuracy") ->
         values = {}
         for name in left:
             mean = (total + floored(name)) / (len(order) + 1)
-            values[name] = sign * float(metric(labels, mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)))
+            values[name] = sign * float(metric(labels, log_softmax(mean)))
         best = max(left, key=lambda name: values[name])
         total += floored(best)
         left.remove(best)

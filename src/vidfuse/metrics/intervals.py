@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import as_array
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_values
 from vidfuse.metrics.design import Design, design_of
@@ -226,8 +227,8 @@ def bootstrap_interval(
     Groups are drawn with replacement; each resample's (mean* − mean) / s.e.* takes the place of Student's t, so that
     the interval reaches further to the side of a long tail: (mean − t*(1 − α/2) s.e., mean − t*(α/2) s.e.).
     With `largest`, no end lies beyond Gaffke's bound, which holds for any values within 0 … largest; where fewer than
-    three groups hold a loss above ln 2, so that the sample does not tell of its tail, that bound is the upper end. For
-    hits there is `share_interval`.
+    three groups hold a loss above ln 2, so that the sample does not tell of its tail, that bound is the upper end.
+    Booleans are hits, whose mean is a share: they get the interval of `share_interval`.
 
     Args:
         values: One number a video, shape (N,).
@@ -255,6 +256,8 @@ def bootstrap_interval(
     """
     check_confidence(confidence)
     v = as_values(values)
+    if as_array(values).dtype.kind == "b":
+        return share_interval(v, groups=groups, confidence=confidence)
     design = design_of(len(v), None, groups)
     low, high = mean_bounds(v[:, None], design, confidence, n_resamples, random_state, largest)
     return interval_of(low, high, design, confidence, f"bootstrap-t, {n_resamples:,} resamples")
