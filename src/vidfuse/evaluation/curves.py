@@ -423,7 +423,8 @@ def joining_order(stack: LogitStack, objective: str | Objective = "accuracy") ->
     while left:
         values = {}
         for name in left:
-            values[name] = sign * float(metric(labels, log_softmax((total + floored(name)) / (len(order) + 1))))
+            mean = (total + floored(name)) / (len(order) + 1)
+            values[name] = sign * float(metric(labels, log_softmax(mean)))
         best = max(left, key=lambda name: values[name])
         total += floored(best)
         left.remove(best)
