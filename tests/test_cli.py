@@ -279,6 +279,7 @@ def test_report_writes_a_page_and_its_configuration(caches):
             "views": ["mean-log"],
             "groups": None,
             "title": "Trial",
+            "figures": None,
             "out": str(page),
             **HOW_READ,
         },

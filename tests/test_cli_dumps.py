@@ -115,8 +115,9 @@ def test_evaluate_predict_and_select_take_dumps(folder):
 
     expected = f1_score(LABELS, np.load("swin.npy").argmax(axis=1), average="macro")
     assert board["protocol"] == "in-sample"
-    assert board["scores"]["swin"] == pytest.approx(expected)
-    assert "macro-f1: recipe" in run("evaluate", "ensemble.json", *DUMPS, "--objective", "macro-f1").stdout
+    assert board["objective"] == "macro-f1"
+    assert next(e["value"] for e in board["entries"] if e["name"] == "swin") == pytest.approx(expected)
+    assert "macro-f1" in run("evaluate", "ensemble.json", *DUMPS, "--objective", "macro-f1").stdout
     run("predict", "ensemble.json", *DUMPS, "--out", "fused.csv")
     assert len(Path("fused.csv").read_text().splitlines()) == N + 1
     found = json.loads(run("select", *DUMPS, "--objective", "macro-f1", "--json").stdout)

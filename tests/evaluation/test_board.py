@@ -12,6 +12,7 @@ from vidfuse.evaluation.trial import Protocol
 
 OBJECTIVES = ["accuracy", "mean-class-accuracy", "nll", vf.metrics.brier]
 HELD_OUT = Protocol(100, 200, 0)
+AVERAGE = "average of log-likelihoods"
 
 
 def make_stack(seed=0, n=200, k=4, strengths=(2.0, 1.5, 1.0), **options):
@@ -28,14 +29,14 @@ def test_rows_and_gains_are_by_the_objective(objective):
     board = vf.leaderboard(stack, objective=objective, groups=groups, n_resamples=100)
     metric = vf.metrics.resolve_objective(objective)
     rule = vf.LogLinearPool(weights="uniform").fit(stack).predict_log_proba(stack)
-    assert board.entry("uniform").value == pytest.approx(metric(stack.labels, rule))
-    assert board.average == "uniform" and board.entry("uniform").gain_over_average is None
+    assert board.entry(AVERAGE).value == pytest.approx(metric(stack.labels, rule))
+    assert board.average == AVERAGE and board.entry(AVERAGE).gain_over_average is None
     assert board.entry(board.best_single).gain is None
     sign = -1 if objective == "nll" else 1
     values = [sign * entry.value for entry in board.entries]
     assert values == sorted(values, reverse=True)
     for entry in board.entries:
-        for found, base in ((entry.gain, board.best_single), (entry.gain_over_average, "uniform")):
+        for found, base in ((entry.gain, board.best_single), (entry.gain_over_average, AVERAGE)):
             if found is not None:
                 assert found.difference == pytest.approx(sign * (entry.value - board.entry(base).value), abs=1e-6)
                 assert found.interval.n_groups == 50
@@ -46,7 +47,7 @@ def test_rows_and_gains_are_by_the_objective(objective):
 def test_the_plain_average_need_not_be_a_row():
     stack = make_stack()
     board = vf.leaderboard(stack, rules={"learned": vf.LogLinearPool()})
-    assert board.average == "average of log-likelihoods"
+    assert board.average == AVERAGE
     assert board.average not in [entry.score.name for entry in board.entries]
     with_it = vf.leaderboard(stack, rules={"learned": vf.LogLinearPool(), "u": vf.LogLinearPool(weights="uniform")})
     assert with_it.average == "u"

@@ -333,7 +333,7 @@ def views_curve(
     if n_views is None or trial.scored.n_views != n_views:
         raise InputError(
             f"a curve of views takes stacks (N, M, V, K) of as many views, got {trial.fit_stack.shape} and "
-            f"{trial.scored.shape}; load them without views="
+            f"{trial.scored.shape}; load them with their views, unreduced"
         )
     if sizes is None:
         sizes = sorted({*(v for v in (1, 2, 3, 5, *range(10, n_views, 10)) if v < n_views), n_views})

@@ -90,7 +90,8 @@ def write_report(
         The path.
 
     Raises:
-        InputError: labels are missing, a thumbnail is of no known format or too large, or costs are of other members.
+        InputError: labels are missing, the path does not end in .html, a thumbnail is of no known format or too large,
+            or costs are of other members.
         MissingExtraError: figures are asked for, and matplotlib is not installed.
 
     Example:
@@ -103,6 +104,8 @@ def write_report(
         >>> page.startswith("<!doctype html>"), "The fusion of 3 members gets" in page
         (True, True)
     """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path}: expected a file name that ends in .html, as the report is a page")
     trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
     found = _found(trial, trial.reduced(views), rules, objective, random_state, thumbnails or {})
     if curves:

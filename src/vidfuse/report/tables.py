@@ -8,6 +8,7 @@ from math import isnan
 from typing import Any, Self
 
 import numpy as np
+from sklearn.base import clone
 
 from vidfuse._tables import (
     MINUS,
@@ -47,21 +48,29 @@ def default_rules(lacking: bool = False) -> dict[str, Any]:
     """Return the fusion rules that a leaderboard compares, the default pool first; none is fitted.
 
     Args:
-        lacking: Whether some member lacks videos; the greedy selection, which needs them all, is then left out.
+        lacking: Whether some member lacks videos. The greedy selection, which needs them all, is then left out, and
+            score weights are not calibrated: a fold of a fold may hold no video that every member has.
 
     Example:
         >>> print(*list(default_rules())[:3], sep="; ")
         learned weights; score-weighted, calibrated; greedy selection
     """
-    rules = {
+    score_weighted = LogLinearPool(weights="accuracy", missing="renormalise")
+    some: dict[str, Any] = (
+        {"score-weighted": score_weighted}
+        if lacking
+        else {
+            "score-weighted, calibrated": Calibrated(score_weighted),
+            "greedy selection": GreedyPool("nll", rounds=50),
+        }
+    )
+    return {
         "learned weights": LogLinearPool(missing="renormalise"),
-        "score-weighted, calibrated": Calibrated(LogLinearPool(weights="accuracy", missing="renormalise")),
-        "greedy selection": GreedyPool("nll", rounds=50),
+        **some,
         "average of log-likelihoods": LogLinearPool(weights="uniform", missing="renormalise"),
         "average of probabilities": LinearPool(weights="uniform", missing="renormalise"),
         "majority vote": MajorityVote(missing="renormalise"),
     }
-    return {name: rule for name, rule in rules.items() if not (lacking and name == "greedy selection")}
 
 
 @dataclass(frozen=True)
@@ -372,5 +381,12 @@ def own_rules(rules: Mapping[str, Any]) -> dict[str, Any]:
         >>> list(own_rules({**default_rules(), "mine": LinearPool(weights={"swin": 2.0, "x3d": 1.0})}))
         ['learned weights', 'mine']
     """
-    known = {repr(rule) for rule in list(default_rules().values())[1:]}
-    return {name: rule for name, rule in rules.items() if repr(rule) not in known}
+    fixed = [rule for lacking in (False, True) for rule in list(default_rules(lacking).values())[1:]]
+    known = set(map(_but_for_missing, fixed))
+    return {name: rule for name, rule in rules.items() if _but_for_missing(rule) not in known}
+
+
+def _but_for_missing(rule: Any) -> str:
+    """Describe a rule, but for what it does where members lack videos."""
+    with_option = "missing" in rule.get_params(deep=False)
+    return repr(clone(rule).set_params(missing="renormalise") if with_option else rule)
