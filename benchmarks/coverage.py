@@ -264,6 +264,14 @@ def bootstrap(
     return np.concatenate(found)
 
 
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
 def main() -> None:
     """Run what was asked for, print a summary and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -299,7 +307,7 @@ def main() -> None:
                 f"{objective}: by source over plain bootstrap of sources {ratio.min():.3f} … {ratio.max():.3f}, "
                 f"over interval by clip {clip.min():.2f} … {clip.max():.2f} ({len(rows)} members and splits)"
             )
-    options.out.write_text(json.dumps(written, indent=1) + "\n")
+    options.out.write_text(json.dumps(_rounded(written), indent=1) + "\n")
     print(f"{time.perf_counter() - start:.0f} s; {options.out}")
 
 

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from vidfuse._checks import first_few
-from vidfuse.errors import VidfuseWarning
+from vidfuse.errors import VidfuseWarning, option
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["clips_of_one_source", "warn_if_clips"]
@@ -50,8 +50,8 @@ def warn_if_clips(stack: LogitStack) -> None:
         warnings.warn(
             f"{len(stack):,} ids look like clips of {n_sources:,} sources ({first_few(clips, 2)}), which are not "
             "independent: folds would split them, and intervals and p-values be too small. Say what each video comes "
-            "from: groups=, with one name for each video or a function of the id (in the command, --groups), or "
-            "groups=ids where each stands for itself",
+            f"from by {option('groups')}: one name for each video, or what the id says of it; the id itself where each "
+            "stands for itself",
             VidfuseWarning,
             stacklevel=3,
         )

@@ -15,6 +15,7 @@ from sklearn.utils import get_tags
 
 from vidfuse._files import replace
 from vidfuse._tables import percent
+from vidfuse.errors import InputError
 from vidfuse.evaluation.board import board_of, plain_average
 from vidfuse.evaluation.curves import Curve, learning_curve, members_curve, views_curve
 from vidfuse.evaluation.resampling import Draw
