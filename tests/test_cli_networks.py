@@ -459,6 +459,8 @@ def test_videos_without_labels_go_through_to_a_submission(trained, videos, tmp_p
         assert [Path(row["id"]).name for row in rows] == ["v0", "v1", "v2", "v3"]
     run("submit", tmp_path / "ensemble.json", tmp_path / "flat", "--out", tmp_path / "submission.txt")
     assert len((tmp_path / "submission.txt").read_text().splitlines()) == 4
+    told = run("train", "x3d_tiny", videos, "--val", flat, "--out", tmp_path / "r", status=2).stderr
+    assert f"expected labelled videos to score in {flat}" in told
     assert (
         "expected labelled videos to train on"
         in run("train", "x3d_tiny", flat, "--out", tmp_path / "r", status=2).stderr

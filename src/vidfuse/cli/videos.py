@@ -51,6 +51,15 @@ def _read(path: Path, kind: str | None, root: Path | None, split: str, names: tu
     return of_classes(found, path, names)
 
 
+def _labelled(path: Path, found: Any, why: str) -> Any:
+    if found.labels is None:
+        raise InputError(
+            f"expected labelled videos to {why} in {path}, got some without a label; put them into one folder per "
+            "class, or write a list of `path,label`"
+        )
+    return found
+
+
 def _tell(path: Path, kind: str | None, found: Any) -> None:
     guess = importlib.import_module("vidfuse.video.layouts").guess_layout
     _say(f"{path}{f' read as --layout {guess(path)}' if kind is None else ''}: {found.summary()}")
@@ -101,12 +110,7 @@ def to_train(
     """
     layouts = importlib.import_module("vidfuse.video.layouts")
     n_named, names = class_names(classes)
-    found = _read(path, kind, root, "train", names)
-    if found.labels is None:
-        raise InputError(
-            f"expected labelled videos to train on in {path}, got some without a label; put them into one folder per "
-            "class, or write a list of `path,label`"
-        )
+    found = _labelled(path, _read(path, kind, root, "train", names), "train on")
     n_classes = n_named or class_count(found)
     if found.classes is not None and len(found.classes) != n_classes:
         raise InputError(
@@ -122,7 +126,7 @@ def to_train(
         _say("none is scored after each epoch: pass others as --val, or part some by source with `vidfuse split`")
         return found, None, n_classes
     same = kind if val.is_dir() == path.is_dir() else None
-    scored = _read(val, same, root if val_root is None else val_root, "val", names)
+    scored = _labelled(val, _read(val, same, root if val_root is None else val_root, "val", names), "score")
     scored = of_classes(scored, val, found.classes, n_classes)
     # What one list leaves out for the other is not left out.
     files = {os.path.abspath(item.path) for one in (found, scored) for item in one}
