@@ -168,6 +168,44 @@ def test_evaluate_counts_the_videos_of_the_fit(caches, recipe):
     assert "IN-SAMPLE: the 59 videos" in text and "chosen on the videos of the fit" in text
 
 
+def test_evaluate_and_report_name_the_same_best_member_and_gain(caches, recipe):
+    """The member is chosen on the videos of the fit, though another one may turn out to be the best."""
+    for seed in (2, 5, 6):
+        make_stack(60, seed).save(caches / f"test{seed}")
+        found = json.loads(run("evaluate", recipe, caches / f"test{seed}", "--json").stdout)
+        board = vf.leaderboard(vf.load_stack(caches / "val"), vf.load_stack(caches / f"test{seed}"))
+        assert found["best_single"] == board.best_single
+        headline = next(entry for entry in found["entries"] if entry["name"] == "recipe")
+        gained = board.entry(board.headline_rule).gain
+        assert headline["gain"]["difference"] == pytest.approx(gained.difference)
+        assert headline["gain"]["p_value"] == pytest.approx(gained.p_value)
+        over = board.entry(board.headline_rule).gain_over_average
+        assert headline["gain_over_average"]["difference"] == pytest.approx(over.difference)
+
+
+def test_evaluate_takes_groups_and_an_objective(caches, recipe):
+    found = json.loads(
+        run("evaluate", recipe, caches / "test", "--objective", "nll", "--groups", r"(\d)$", "--json").stdout
+    )
+    assert (found["objective"], found["n_scored_groups"]) == ("nll", 10)
+    assert all(entry["n_groups"] == 10 for entry in found["entries"])
+    assert "NLL" in run("evaluate", recipe, caches / "test", "--objective", "nll").stdout
+
+
+def test_fit_says_where_the_rule_is_below_a_member(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 4
+    z = {m: rng.normal(size=(120, 4)) + s * np.eye(4)[y] for m, s in (("good", 3.0), ("weak", 0.7), ("poor", 0.7))}
+    stack = vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(120)])
+    stack.save(tmp_path / "val")
+    text = run("fit", tmp_path / "val", "--rule", "vote", "--out", tmp_path / "e.json").stdout
+    assert "points below the best single member (good)" in text and "instead" in text
+    assert "each was predicted by rules that were fitted without it" in text
+    found = json.loads(run("fit", tmp_path / "val", "--rule", "vote", "--out", tmp_path / "e.json", "--json").stdout)
+    assert found["check"]["instead"]["below"] == "good" and found["check"]["protocol"] == "cross-fitted"
+    assert "points" not in run("fit", tmp_path / "val", "--no-check", "--out", tmp_path / "e.json").stdout
+
+
 def test_predict_writes_npz(caches, recipe):
     run("predict", recipe, caches / "hidden", "--out", caches / "fused.npz")
     with np.load(caches / "fused.npz") as saved:
@@ -212,7 +250,8 @@ def test_report_writes_a_page_and_its_configuration(caches):
     assert "Rules were fitted on 60 videos and scored on 60 others." in text
     run("report", caches / "val", "--out", caches / "own.html")
     headline = vf.leaderboard(vf.load_stack(caches / "val")).headline()  # honest_score's number, see test_trial
-    assert f"<h1>{headline}</h1>" in (caches / "own.html").read_text()
+    own = (caches / "own.html").read_text()
+    assert f"<h1>{headline}</h1>" in re.sub("</?span[^>]*>", "", own)  # a span keeps an interval on one line
     config = json.loads((caches / "out" / "report.html.config.json").read_text())
     assert config == {
         "vidfuse": vf.__version__,
@@ -224,6 +263,7 @@ def test_report_writes_a_page_and_its_configuration(caches):
             "views": "mean-log",
             "groups": None,
             "title": "Trial",
+            "figures": None,
             "out": str(page),
         },
     }

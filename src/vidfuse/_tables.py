@@ -29,7 +29,6 @@ __all__ = [
     "p_value",
     "percent",
     "points",
-    "share",
     "signed",
     "span",
     "weight_table",
@@ -368,16 +367,6 @@ def span(interval: Sequence[float]) -> str:
         '79.9–86.0'
     """
     return f"{percent(interval[0])}{_NONE}{percent(interval[1])}"
-
-
-def share(value: float, interval: Sequence[float]) -> str:
-    """Write a share and its interval in percent.
-
-    Example:
-        >>> share(0.8314, (0.799, 0.86))
-        '83.1 (79.9–86.0)'
-    """
-    return f"{percent(value)} ({span(interval)})"
 
 
 def points(value: float, digits: int = 1) -> str:

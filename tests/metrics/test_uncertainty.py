@@ -80,6 +80,8 @@ def test_row_66_an_interval_that_nothing_can_hold_is_refused(options, reason):
     found = share_interval(np.arange(50) % 3 > 0, **options)
     assert np.isnan(found.low) and np.isnan(found.high) and reason in found.refused
     assert reason in repr(found)
+    for same in (np.ones(50), np.zeros(50)):
+        assert np.isnan(share_interval(same, **options)).all()
     one = np.arange(50) == 0
     tested = share_difference(one, np.zeros(50), **options)
     assert reason in tested.interval.refused and tested.p_value == 1 and "no interval" in repr(tested)

@@ -409,8 +409,10 @@ def _wilson(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    low = np.where(share <= 1e-12, 0.0, np.maximum(centre - half, 0.0))
-    return low, np.where(share >= 1 - 1e-12, 1.0, np.minimum(centre + half, 1.0))
+    low, high = np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)  # NaN, where refused, stays
+    low[(share <= 1e-12) & ~np.isnan(half)] = 0.0
+    high[(share >= 1 - 1e-12) & ~np.isnan(half)] = 1.0
+    return low, high
 
 
 def _around(
