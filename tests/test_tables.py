@@ -27,7 +27,6 @@ from vidfuse._tables import (
     p_value,
     percent,
     points,
-    share,
 )
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.evaluation.worth import member_worth
@@ -237,7 +236,6 @@ def test_a_row_of_another_length_is_refused():
     [
         (percent(0.99996), "100.0"),
         (percent(float("nan")), "–"),
-        (share(0.5, (0.25, 0.75)), "50.0 (25.0–75.0)"),
         (points(0.0004), "0.0"),
         (points(-0.0004), "0.0"),
         (points(-0.123), "−12.3"),

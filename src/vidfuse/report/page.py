@@ -18,6 +18,8 @@ __all__ = ["Section", "beside", "data_url", "facts", "figure", "page", "scrolled
 MOST_PICTURE = 100_000
 """Bytes of a thumbnail: with twelve of them a page stays below 2 MB."""
 
+_MANY = 6  # columns: in wider tables intervals stand below their numbers
+
 _PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -55,6 +57,8 @@ def scrolled(table: Table) -> str:
     title = f'<p class="caption">{escape(table.title)}</p>' if table.title else ""
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     inner = replace(table, title="", notes=()).to_html()
+    if sum(column.shown for column in table.heads) > _MANY:
+        inner = inner.replace("<table>", '<table class="wide">', 1)
     return (
         f'<div class="table">{title}<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
         f"{inner}</div>{notes}</div>"
