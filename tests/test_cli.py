@@ -223,6 +223,18 @@ def test_fit_says_where_the_rule_is_below_a_member(tmp_path):
     assert "points" not in run("fit", tmp_path / "val", "--no-check", "--out", tmp_path / "e.json").stdout
 
 
+def test_a_fit_that_cannot_be_cross_fitted_is_written_all_the_same(tmp_path, monkeypatch):
+    y = np.arange(12) % 3
+    z = {m: np.eye(3)[y] + np.random.default_rng(i).normal(size=(12, 3)) for i, m in enumerate("ab")}
+    vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(12)]).save(tmp_path / "val")
+    recipe = tmp_path / "e.json"
+    said = run("fit", tmp_path / "val", "--groups", "^(v)", "--out", recipe).stdout
+    assert "not cross-fitted: expected videos of two sources at least" in said and recipe.is_file()
+    monkeypatch.setattr("vidfuse.cli.ensembles._SECONDS", 12 * 2 * 3 - 1)
+    assert "--check does it" in run("fit", tmp_path / "val", "--out", recipe).stdout
+    assert "points" in run("fit", tmp_path / "val", "--check", "--out", recipe).stdout
+
+
 def test_predict_writes_npz(caches, recipe):
     run("predict", recipe, caches / "hidden", "--out", caches / "fused.npz")
     with np.load(caches / "fused.npz") as saved:

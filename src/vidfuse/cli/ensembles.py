@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _weights = click.option(
     metavar="NAME|MEMBER=NUMBER",
     help="learned (default), uniform, accuracy, log-odds, inverse-nll, or a number for each member.",
 )
+_SECONDS = 20_000_000  # scores that a rule is cross-fitted on unasked
 _OBJECTIVES = ("accuracy", "mean-class-accuracy", "macro-f1", "nll")
 _objective = click.option(
     "--objective",
@@ -70,9 +72,8 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
 @options.out("ensemble.json", "The recipe to write.")
 @click.option(
     "--check/--no-check",
-    default=True,
-    show_default=True,
-    help="Cross-fit the rule on these videos, and say how it does beside the members.",
+    default=None,
+    help="Cross-fit the rule on these videos, and say how it does beside members.  [default: if it takes seconds]",
 )
 @options.as_json
 @click.pass_context
@@ -86,7 +87,7 @@ def fit(
     views: tuple[str, ...],
     groups: str | None,
     out: Path,
-    check: bool,
+    check: bool | None,
     as_json: bool,
 ) -> None:
     """Fit a fusion rule on labelled predictions, and write it as a recipe.
@@ -100,20 +101,26 @@ def fit(
     recipe = vf.Recipe.from_fitted(fitted, stack, views=reduction)
     recipe.save(out)
     options.save_config(context, out)
-    board = _checked(_unfitted(rule, weights, reading.missing, objective), stack) if check else None
-    text = f"{recipe}\nwritten to {out}" + ("" if board is None else f"\n{board.headline()} {board.how()}")
+    board, said = None, ""
+    if check is None and math.prod(stack.shape) > _SECONDS:
+        said = "\nnot cross-fitted, which would take minutes here; --check does it"
+    elif check is not False:
+        try:
+            board = _cross_fitted(_unfitted(rule, weights, reading.missing, objective), stack)
+            said = f"\n{board.headline()} {board.how()}"
+        except InputError as error:  # the recipe is written: too few videos for folds, or a member with too few
+            said = f"\nnot cross-fitted: {error}"
     result = {"out": out, **recipe.describe(), "check": None if board is None else board.to_dict()}
-    options.emit(result, text, as_json)
+    options.emit(result, f"{recipe}\nwritten to {out}{said}", as_json)
 
 
-def _checked(rule: Any, stack: Any) -> Any:
-    """Return the leaderboard of a rule that is cross-fitted on the videos of its fit; None where they are too few."""
+def _cross_fitted(rule: Any, stack: Any) -> Any:
+    """Return the leaderboard of a rule, fitted and scored on folds of the videos of its fit."""
     folds = min(5, len(stack if stack.groups is None else set(stack.groups.tolist())))
-    rules = {
-        "this rule": rule,
-        "average of log-likelihoods": vf.LogLinearPool(weights="uniform", missing="renormalise"),
-    }
-    return vf.leaderboard(stack, rules=rules, folds=folds) if folds > 1 else None
+    if folds < 2:
+        raise InputError(f"expected videos of two sources at least, got {len(stack)} of one")
+    average = vf.LogLinearPool(weights="uniform", missing="renormalise")
+    return vf.leaderboard(stack, rules={"this rule": rule, "average of log-likelihoods": average}, folds=folds)
 
 
 @click.command()
