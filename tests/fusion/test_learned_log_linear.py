@@ -487,6 +487,18 @@ def test_vetoes_enter_weights_per_class_as_a_hundred_nats():
     np.testing.assert_allclose(own, found.x, atol=1e-3)
 
 
+@pytest.mark.parametrize("weights", ["learned", "accuracy"])
+def test_summary_draws_whole_groups(weights):
+    """Each video four times: four times the rows, and the evidence of a quarter of them, so intervals twice as long."""
+    z, y = problem(n=150, seed=2)
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(150), 4))
+    z, y = z[groups], y[groups]
+    pool = LogLinearPool(weights=weights, shrinkage=None)
+    by_clip, by_group = (pool.fit(z, y, groups=g).summary(bootstrap=400) for g in (None, groups))
+    length = [float((summary.upper - summary.lower).sum()) for summary in (by_clip, by_group)]
+    assert 1.6 < length[1] / length[0] < 2.5
+
+
 def test_summary_bootstraps_the_weights():
     z, y = problem(n=300, seed=2)
     pool = LogLinearPool(shrinkage=None).fit(z, y)

@@ -84,7 +84,7 @@ class LinearPool(WeightedRule):
             )
         fit = fit_linear(log_true, videos.omega)
         self.optimality_gap_ = fit.gap
-        self._set_found(fit.weights, partial(_refit, log_true), videos.omega)
+        self._set_found(fit.weights, partial(_refit, log_true), videos.omega, videos.stack.groups)
 
     def weighted_sum(self) -> WeightedSum:
         """Return the pool as a weighted sum of probabilities, over all of `members_`."""

@@ -160,7 +160,9 @@ class LogLinearPool(WeightedRule):
             self.class_weights_, self.class_bias_ = beta[:, None] + found.deviations, found.bias
             self.class_shares_ = np.stack(strengths)
             self.optimality_gap_ = max(self.optimality_gap_, found.gap)
-        self._set_found(beta / beta.sum(), _OneStep(beta, shared.penalty, videos.passes), videos.omega)
+        self._set_found(
+            beta / beta.sum(), _OneStep(beta, shared.penalty, videos.passes), videos.omega, videos.stack.groups
+        )
 
     def _strengths(
         self, videos: FitVideos, beta: NDArray[np.float64], shrunk: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,14 +78,16 @@ def summarise(
     *,
     refit: Refit | None,
     omega: NDArray[np.float64] | None,
+    groups: NDArray[Any] | None,
     bootstrap: int,
     confidence: float,
     random_state: int | None,
 ) -> PoolSummary:
-    """Summarise weights; with `bootstrap` replicates, percentile intervals over resampled videos.
+    """Summarise weights; with `bootstrap` replicates, percentile intervals over resampled videos, or groups of them.
 
     Source:
-        Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3 (the percentile interval).
+        Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3 (the percentile interval); Davison
+        and Hinkley 1997, "Bootstrap Methods and their Application", section 3.8 (whole groups are drawn).
 
     Raises:
         InputError: a negative number of replicates, a level outside (0, 1), or a pool that no longer has its evidence.
@@ -101,8 +104,10 @@ def summarise(
         )
     rng = np.random.default_rng(random_state)
     draws = np.empty((bootstrap, len(members)))
+    group_of = np.arange(len(omega)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n = int(group_of.max()) + 1
     for draw in draws:
-        share = rng.multinomial(len(omega), np.full(len(omega), 1.0 / len(omega))) * omega
+        share = rng.multinomial(n, np.full(n, 1.0 / n))[group_of] * omega
         draw[:] = refit(share / share.sum()) if share.any() else weights
     tail = 50.0 * (1.0 - confidence)
     lower, upper = np.percentile(draws, [tail, 100.0 - tail], axis=0)

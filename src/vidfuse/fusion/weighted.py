@@ -48,6 +48,7 @@ class WeightedRule(Rule):
     n_missing_: NDArray[np.int64]
     _refit: Refit | None
     _omega: NDArray[np.float64] | None
+    _groups: NDArray[Any] | None
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -64,7 +65,7 @@ class WeightedRule(Rule):
         if self._refit is None or self._omega is None or len(weight) != len(self._omega):
             raise InputError(f"expected a rule fitted on {len(weight)} videos of positive weight, got {self!r}")
         rule, omega = copy(self), weight / weight.sum()
-        rule._set_found(self._refit(omega), self._refit, omega)
+        rule._set_found(self._refit(omega), self._refit, omega, self._groups)
         return rule
 
     def needed_members(self) -> tuple[str, ...]:
@@ -99,7 +100,7 @@ class WeightedRule(Rule):
         m = len(stack.members)
         self.floor_ = member_floors(stack, self.floor, default_floor)
         self.n_missing_ = np.zeros(m, dtype=np.int64) if stack.present is None else (~stack.present).sum(axis=0)
-        self._refit, self._omega = None, None
+        self._refit, self._omega, self._groups = None, None, None
         if not isinstance(self.weights, str):
             listed = check_weights(self.weights, self.feature_names_in_)
             given = dict(zip(self.feature_names_in_, listed.tolist(), strict=True))
@@ -112,12 +113,14 @@ class WeightedRule(Rule):
         if self.weights == "learned":
             return videos
         refit = _by_score(self.weights, videos, self.power, self.floor)
-        self._set_found(refit(videos.omega), refit, videos.omega)
+        self._set_found(refit(videos.omega), refit, videos.omega, videos.stack.groups)
         return None
 
-    def _set_found(self, weights: NDArray[np.float64], refit: Refit, omega: NDArray[np.float64]) -> None:
+    def _set_found(
+        self, weights: NDArray[np.float64], refit: Refit, omega: NDArray[np.float64], groups: NDArray[Any] | None
+    ) -> None:
         """Set weights that were found on videos, and how to find them again on resampled ones."""
-        self.weights_, self._refit, self._omega = weights, refit, omega
+        self.weights_, self._refit, self._omega, self._groups = weights, refit, omega, groups
 
     def _with_a_say(self, stack: LogitStack) -> tuple[LogitStack, NDArray[np.float64], NDArray[np.float64]]:
         """Return the members of positive weight, with their weights and floors; each video has at least one."""
@@ -133,10 +136,12 @@ class WeightedRule(Rule):
         return stack, self.weights_[columns], self.floor_[columns]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_refit": None, "_omega": None}
+        return {**super().__getstate__(), "_refit": None, "_omega": None, "_groups": None}
 
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each member's weight, with percentile intervals over `bootstrap` resamples of the fit's videos.
+
+        Where the videos were fitted with groups, whole groups are resampled.
 
         Scored weights and the linear optimum are refitted on each resample; learned log-linear weights take one
         Newton step from the fit (the one-step bootstrap: Davison and Hinkley 1997, section 7.2.4 discusses it for
@@ -148,14 +153,17 @@ class WeightedRule(Rule):
         check_is_fitted(self, "weights_")
         refit: Refit | None = getattr(self, "_refit", None)
         omega: NDArray[np.float64] | None = getattr(self, "_omega", None)
+        groups: NDArray[Any] | None = getattr(self, "_groups", None)
         if not isinstance(self.weights, str) or self.weights == "uniform":  # no video has a say in these weights
             refit, omega = self._unmoved, np.ones(1)
+            groups = None
         return summarise(
             self.members_,
             self.weights_,
             getattr(self, "temperature_", 1.0),  # votes have none
             refit=refit,
             omega=omega,
+            groups=groups,
             bootstrap=bootstrap,
             confidence=confidence,
             random_state=random_state,

@@ -330,15 +330,16 @@ class GreedyPool(Rule):
         self.path_ = [name for name, _ in found.path]
         self.pool_ = named_pool(self.pool, self.floor, found.weights).fit(stack.select(found.members))
         self._omega = np.ones(len(stack)) if weight is None else weight
+        self._groups = stack.groups
         self._refit: Refit | None = partial(_searched_weights, stack, labels, self.get_params(deep=False))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_refit": None, "_omega": None}
+        return {**super().__getstate__(), "_refit": None, "_omega": None, "_groups": None}
 
     def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
         """Return each member's weight, with percentile intervals over `bootstrap` resamples of the fit's videos.
 
-        The whole search is repeated on each resample.
+        The whole search is repeated on each resample, which is one of whole groups where the videos have them.
 
         Raises:
             InputError: the rule comes from a recipe or a pickle, which keep no videos, the objective is a callable,
@@ -351,6 +352,7 @@ class GreedyPool(Rule):
             1.0,
             refit=getattr(self, "_refit", None),
             omega=getattr(self, "_omega", None),
+            groups=getattr(self, "_groups", None),
             bootstrap=bootstrap,
             confidence=confidence,
             random_state=random_state,
