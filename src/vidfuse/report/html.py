@@ -36,7 +36,7 @@ from vidfuse.stack.stack import LogitStack
 
 __all__ = ["write_report"]
 
-_MOST_NUMBERS = 20_000_000
+_MOST_NUMBERS = 10_000_000
 """Scores that further fits of the headline rule may read: seconds. What needs more is left out, and that is said."""
 
 _MOST_FITS = 60  # in all folds; a fit of the default takes a tenth of a second on few videos, too
@@ -67,7 +67,7 @@ def write_report(
     The page answers first (accuracy with its 95 % interval, gain over the best single member, p-value), says what to do
     about it, and goes on with the leaderboard, weights, what each member is worth, the growing combinations, curves,
     classes, the agreement of the members, calibration, confusions and the most confident mistakes. Scores are taken as
-    `leaderboard` takes them. Where fitting the headline rule again and again would take minutes (more than 20 million
+    `leaderboard` takes them. Where fitting the headline rule again and again would take minutes (more than 10 million
     scores to read), the page leaves out what needs it, and says so.
 
     Args:
