@@ -161,7 +161,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
                     given[key] = wanted[key]
     missing = [key for key in wanted if key not in given]
     # What only training uses may be missing as a whole: published files are often cut down to what predicts.
-    spare = tuple(getattr(model, "training_only", ()))
+    spare = tuple(part for part in getattr(model, "training_only", ()) if any(key.startswith(part) for key in wanted))
     cut = bool(spare) and not any(key.startswith(spare) for key in state_dict)
     if cut:
         missing = [key for key in missing if not key.startswith(spare)]

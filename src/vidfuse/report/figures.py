@@ -119,7 +119,7 @@ def leaderboard(board: Leaderboard, *, ax: Axes | None = None) -> Axes:
         >>> arrays = {name: rng.normal(size=(60, 3)) + np.eye(3)[y] for name in ("swin", "x3d")}
         >>> ax = leaderboard(score(LogitStack.from_arrays(arrays, labels=y)))
         >>> ax.get_xlabel(), len(ax.get_yticks())
-        ('top-1 accuracy (%)', 7)
+        ('top-1 accuracy (%)', 8)
     """
     with _canvas(ax, 0.6 + 0.16 * len(board.entries)) as axes:
         for place, entry in enumerate(board.entries):
