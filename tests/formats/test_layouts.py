@@ -419,6 +419,14 @@ def test_rows_that_a_sampler_padded_are_recognised(tmp_path):
         read(dumped(tmp_path / "x.pkl", ([*IDS, IDS[0]], np.concatenate([Z, Z[1:2]]))))
 
 
+@pytest.mark.parametrize("blank", [-np.inf, np.nan])
+def test_a_row_that_is_not_finite_is_no_copy_of_any_other(tmp_path, blank):
+    z = Z.copy()
+    z[:, 0] = blank
+    with pytest.raises(AlignmentError, match="41 rows, but the annotations list 40 videos"):
+        read(dumped(tmp_path / "x.pkl", list(np.concatenate([z, z[5:6]]))), annotations=IDS)
+
+
 # Ids
 
 

@@ -165,9 +165,8 @@ def cut_padding(dump: Dump, n: int) -> Dump:
 def _same_scores(dump: Dump, row: int, other: int) -> bool:
     """Whether two rows have the same scores; a last digit may differ, as their batches did."""
     a, b = np.asarray(dump.scores[row]), np.asarray(dump.scores[other])
-    if a.shape != b.shape or not np.allclose(
-        a, b, rtol=1e-3, atol=1e-5 + 1e-3 * float(np.abs(b).max()), equal_nan=True
-    ):
+    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
+    if a.shape != b.shape or not np.allclose(a, b, rtol=1e-3, atol=1e-5 + 1e-3 * largest, equal_nan=True):
         return False
     return dump.labels is None or len(dump.labels) <= max(row, other) or dump.labels[row] == dump.labels[other]
 
