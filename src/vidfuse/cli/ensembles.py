@@ -1,4 +1,4 @@
-"""`vidfuse fit`, `predict`, `evaluate`, `select`, `report` and `submit`: from caches to a fused, scored prediction."""
+"""`vidfuse fit`, `evaluate`, `select` and `report`: from caches to a fitted, scored rule."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import click
 
 import vidfuse as vf
 from vidfuse.cli import options
-from vidfuse.cli.reading import Reading, reads_predictions, sources
-from vidfuse.errors import InputError, option
+from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe, with_recipe
+from vidfuse.errors import InputError
 
-__all__ = ["evaluate", "fit", "predict", "report", "select", "submit"]
+__all__ = ["evaluate", "fit", "report", "select"]
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_recipe = click.argument("recipe", type=_FILE)
 _RULES = ("log-linear", "linear", "vote", "borda", "stacked", "dynamic", "greedy")
 _rule = click.option("--rule", type=click.Choice(_RULES), default="log-linear", show_default=True, help="Fusion rule.")
 _weights = click.option(
@@ -124,37 +122,7 @@ def _cross_fitted(rule: Any, stack: Any) -> Any:
 
 
 @click.command()
-@_recipe
-@sources()
-@reads_predictions
-@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump, by torch).")
-@options.as_json
-@click.pass_context
-def predict(
-    context: click.Context, recipe: Path, source: tuple[str, ...], reading: Reading, out: Path, as_json: bool
-) -> None:
-    """Fuse predictions by RECIPE, and write the probability of every class.
-
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
-    """
-    from vidfuse.formats.export import write_predictions
-
-    loaded, stack = _load(recipe, source, reading)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_predictions(
-        loaded.predict_proba(stack),
-        out,
-        ids=stack.ids,
-        labels=stack.labels,
-        classes=loaded.classes,
-        kind="probabilities",
-    )
-    options.save_config(context, out)
-    options.emit({"out": out, "videos": len(stack)}, f"{len(stack)} videos written to {out}", as_json)
-
-
-@click.command()
-@_recipe
+@takes_recipe
 @sources()
 @reads_predictions
 @click.option(
@@ -178,7 +146,7 @@ def evaluate(
     from vidfuse.evaluation.trial import Protocol
     from vidfuse.report.tables import Leaderboard
 
-    loaded, stack = _load(recipe, source, reading)
+    loaded, stack = with_recipe(recipe, source, reading)
     stack = options.grouped(stack, groups)
     warn_if_clips(stack)
     protocol = Protocol(
@@ -270,111 +238,3 @@ def report(
     options.save_config(context, out)
     headline = vf.leaderboard(stack, held_out).headline()
     click.echo(f"{headline}\nwritten to {out}")
-
-
-@click.command()
-@_recipe
-@sources()
-@reads_predictions
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["vipriors", "csv", "epic"]),
-    default="vipriors",
-    show_default=True,
-    help="vipriors: five classes for each video, best first, 1-based. csv: as the sample has it. epic: EPIC-KITCHENS' "
-    "zip of verbs and nouns.",
-)
-@click.option(
-    "--sample", type=_FILE, help="The sample submission of a competition, whose columns and rows are followed."
-)
-@click.option(
-    "--nouns",
-    type=_FILE,
-    help="With epic: what `vidfuse predict` wrote of the nouns; RECIPE and SOURCE are the verbs'.",
-)
-@click.option(
-    "--supervision",
-    metavar="PT,TL,TD",
-    help="With epic: the levels of supervision (pretraining, training labels, training data) that the models had.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The file to write.  [default: submission.txt, or .csv, or .zip, by the format]",
-)
-@click.pass_context
-def submit(
-    context: click.Context,
-    recipe: Path,
-    source: tuple[str, ...],
-    reading: Reading,
-    layout: str,
-    sample: Path | None,
-    nouns: Path | None,
-    supervision: str | None,
-    out: Path | None,
-) -> None:
-    """Fuse predictions by RECIPE, and write a submission.
-
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
-    """
-    loaded, stack = _load(recipe, source, reading)
-    if stack.ids is None:
-        raise InputError(
-            f"a submission names videos, and these predictions have no ids; pass {option('annotations')}, the list of "
-            "videos in the rows' order"
-        )
-    out = out or Path("submission").with_suffix({"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}[layout])
-    fused = loaded.predict_log_proba(stack)
-    if layout == "epic":
-        fused = {"verb": fused, "noun": _fused_nouns(nouns, stack.ids)}
-    vf.write_submission(
-        fused,
-        stack.ids,
-        out,
-        format=layout,
-        sample=sample,
-        classes=loaded.classes,
-        supervision=None if supervision is None else _levels(supervision),
-    )
-    options.save_config(context, out)
-    click.echo(f"{len(stack)} videos written to {out}")
-
-
-def _fused_nouns(path: Path | None, ids: Any) -> Any:
-    """Return the nouns' log-likelihoods (N, K) of these videos, from a file of `vidfuse predict`."""
-    from vidfuse._checks import first_few
-
-    if path is None:
-        raise click.BadParameter("--format epic needs --nouns, what `vidfuse predict` wrote of the nouns")
-    stack = vf.read_predictions({"nouns": path}, kind="probabilities", labels=None)
-    row_of = {name: row for row, name in enumerate([] if stack.ids is None else stack.ids.tolist())}
-    absent = [name for name in ids.tolist() if name not in row_of]
-    if absent:
-        raise InputError(f"{path}: it has no nouns for {len(absent)} of {len(ids)} videos: {first_few(absent)}")
-    return stack[[row_of[name] for name in ids.tolist()]].log_likelihoods()[:, 0]
-
-
-def _levels(text: str) -> tuple[int, ...]:
-    """Return whole numbers that stand between commas."""
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"--supervision: expected three numbers such as 2,3,3, got {text!r}") from error
-
-
-def _load(recipe: Path, source: tuple[str, ...], reading: Reading) -> tuple[Any, Any]:
-    """Load a recipe, and the members that it names.
-
-    Raises:
-        click.UsageError: Dumps were given, and not those of the recipe's members.
-    """
-    loaded = vf.load_recipe(recipe)
-    given = [word.partition("=")[0] for word in source if "=" in word]
-    if given and (absent := [name for name in loaded.members if name not in given]):
-        raise click.UsageError(
-            f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
-            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
-        )
-    return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members))

@@ -14,7 +14,9 @@ import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.errors import InputError
 
-__all__ = ["Reading", "reads_predictions", "sources"]
+__all__ = ["Reading", "reads_predictions", "sources", "takes_recipe", "with_recipe"]
+
+takes_recipe = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 _OPTIONS = (
     click.option(
@@ -181,6 +183,22 @@ def reads_predictions(command: Callable[..., Any]) -> Callable[..., Any]:
     for add in reversed(_OPTIONS):
         collected = add(collected)
     return collected
+
+
+def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading) -> tuple[Any, Any]:
+    """Load a recipe, and the members that it names.
+
+    Raises:
+        click.UsageError: Dumps were given, and not those of the recipe's members.
+    """
+    loaded = vf.load_recipe(recipe)
+    given = [word.partition("=")[0] for word in source if "=" in word]
+    if given and (absent := [name for name in loaded.members if name not in given]):
+        raise click.UsageError(
+            f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
+            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
+        )
+    return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members))
 
 
 def _files(text: str) -> list[str]:
