@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidfuse.metrics.accuracy import class_accuracies, macro_f1, mean_class_accuracy, top_k_accuracy, top_k_hits
+    from vidfuse.metrics.bounds import (
+        betting_p_value,
+        binomial_p_value,
+        clopper_pearson,
+        difference_p_value,
+        risk_p_value,
+    )
     from vidfuse.metrics.diversity import (
         disagreement,
         double_fault,
@@ -38,9 +45,13 @@ _HOME = {
     "RiskCoverage": "selective",
     "Scorer": "objectives",
     "accuracy_interval": "intervals",
+    "betting_p_value": "bounds",
+    "binomial_p_value": "bounds",
     "bootstrap_interval": "intervals",
     "brier": "probabilistic",
     "class_accuracies": "accuracy",
+    "clopper_pearson": "bounds",
+    "difference_p_value": "bounds",
     "disagreement": "diversity",
     "double_fault": "diversity",
     "ece": "probabilistic",
@@ -56,6 +67,7 @@ _HOME = {
     "reliability": "probabilistic",
     "resolve_objective": "objectives",
     "risk_coverage": "selective",
+    "risk_p_value": "bounds",
     "scorers": "objectives",
     "share_difference": "significance",
     "share_interval": "intervals",
@@ -70,9 +82,13 @@ __all__ = [
     "RiskCoverage",
     "Scorer",
     "accuracy_interval",
+    "betting_p_value",
+    "binomial_p_value",
     "bootstrap_interval",
     "brier",
     "class_accuracies",
+    "clopper_pearson",
+    "difference_p_value",
     "disagreement",
     "double_fault",
     "ece",
@@ -88,6 +104,7 @@ __all__ = [
     "reliability",
     "resolve_objective",
     "risk_coverage",
+    "risk_p_value",
     "scorers",
     "share_difference",
     "share_interval",

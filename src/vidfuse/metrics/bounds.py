@@ -1,0 +1,197 @@
+"""Tests of "the risk is at most a" that keep their level at any number of videos: exact, or by betting.
+
+A *risk* is the expected loss of a video that is drawn like these. A p-value here is that of "the risk is above a": if
+it is at most 5 %, the risk is at most a with 95 % confidence, whatever the distribution. Which test fits which losses:
+
+    losses                       each video for itself            videos of one group may depend on each other
+    0 or 1                       binomial_p_value                 betting_p_value
+    -1, 0 or 1 (differences)     difference_p_value               betting_p_value
+    any of at most 1             betting_p_value                  betting_p_value
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, betaincinv
+
+from vidfuse.errors import InputError
+from vidfuse.metrics._inputs import as_values
+from vidfuse.metrics.design import design_of
+
+__all__ = ["betting_p_value", "binomial_p_value", "clopper_pearson", "difference_p_value", "risk_p_value"]
+
+_NUISANCE: Final = 0.004  # what the bound of the share of unequal videos may cost: a part of the usual 5 %
+_STAKES: Final = 16  # stakes that are tried side by side, each √½ of the one before; they share 1 as 1, ½, ⅓ …
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share: (low, high).
+
+    Each end is wrong in at most half of 1 - confidence: for a bound of one side at 95 %, ask for 90 % and take one end.
+
+    Args:
+        successes: How many of the videos count, 0 … n.
+        n: The number of independent videos.
+        confidence: Within 0 … 1.
+
+    Raises:
+        InputError: A count or a confidence is out of range.
+
+    Source:
+        Clopper and Pearson (1934), The use of confidence or fiducial limits, Biometrika 26.
+
+    Example:
+        >>> [round(end, 4) for end in clopper_pearson(0, 100, confidence=0.9)]
+        [0.0, 0.0295]
+    """
+    _check_counts(successes, n)
+    _check_share("confidence", confidence)
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
+    return low, high
+
+
+def binomial_p_value(errors: int, n: int, risk: float) -> float:
+    """Return the p-value of "the risk is above this", for losses of 0 and 1: ``P(Binomial(n, risk) ≤ errors)``.
+
+    It is at most 5 % exactly where the upper end of `clopper_pearson` with 90 % is at most `risk`.
+
+    Args:
+        errors: How many of the videos have a loss of 1.
+        n: The number of independent videos.
+        risk: The share that is to be undercut, within 0 … 1.
+
+    Raises:
+        InputError: A count or the risk is out of range.
+
+    Example:
+        >>> round(binomial_p_value(0, 299, 0.01), 3), round(binomial_p_value(1, 299, 0.01), 3)
+        (0.05, 0.199)
+    """
+    _check_counts(errors, n)
+    _check_share("risk", risk)
+    return float(bdtr(errors, n, risk))
+
+
+def difference_p_value(lost: int, won: int, n: int, margin: float) -> float:
+    """Return the p-value of "the mean difference is above the margin", for differences of -1, 0 and 1.
+
+    With d the margin and q the (unknown) share of unequal videos, ``lost - won`` is at most what was seen with a
+    probability F(q), largest over q at d. For q ≤ ½ a difference is a sum of two independent indicators less 1, so that
+    the sum over videos is unimodal with a mode next to its mean (Darroch 1964), and F grows with q wherever what was
+    seen lies two below the mean. So F is taken at an upper bound of q that fails in 0.4 % of all samples, and these
+    0.4 % are added (Berger and Boos 1994).
+
+    Args:
+        lost: Videos with a difference of 1, for instance right by all members and wrong by fewer.
+        won: Videos with a difference of -1.
+        n: The number of independent videos, unequal or not.
+        margin: The mean difference that is to be undercut, above 0 and below 1.
+
+    Raises:
+        InputError: A count or the margin is out of range.
+
+    Source:
+        Berger and Boos (1994), P values maximized over a confidence set for the nuisance parameter, JASA 89.
+
+    Example:
+        >>> round(difference_p_value(lost=3, won=3, n=2000, margin=0.005), 3)
+        0.01
+    """
+    _check_counts(lost + won, n)
+    _check_share("margin", margin)
+    unequal = clopper_pearson(lost + won, n, 1 - 2 * _NUISANCE)[1]
+    if unequal <= margin:  # fewer are unequal than the difference would need
+        return _NUISANCE
+    seen = lost - won
+    if unequal > 0.5 or seen > (n - 1) * margin - 2:
+        return 1.0
+    # a difference is A + B - 1 with P(A) P(B) = (q + d)/2 and P(A) + P(B) = 1 + d
+    root = np.sqrt(1 + margin**2 - 2 * unequal)
+    a, b = (1 + margin + root) / 2, (1 + margin - root) / 2
+    others = np.arange(n + 1)
+    mass = np.diff(bdtr(others, n, b), prepend=0.0)
+    most = seen + n - others  # A may come so often where B came `others` times
+    below = np.where(most >= n, 1.0, bdtr(np.clip(most, 0, n), n, min(a, 1.0)))
+    return min(1.0, float(mass @ np.where(most < 0, 0.0, below)) + _NUISANCE)
+
+
+def betting_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None) -> float:
+    """Return the p-value of "the risk is above this" for any losses of at most 1, and for videos in groups.
+
+    Whoever doubts that the risk is above a bets on it: a stake λ turns 1 into ``Π_g (1 + λ·(n_g·a - Σ_g loss)/n_max)``,
+    g the groups (videos, without groups). If the risk is above a, no stake that was fixed before multiplies the money
+    in the mean, whatever the losses of a group have to do with each other: a product of independent factors has the
+    mean ``Π (1 + λ·x_g) ≤ (1 + λ·mean x_g)^G ≤ 1``. So what 1 becomes that is spread over sixteen stakes
+    exceeds 1/p with a probability of at most p (Markov). The sizes of the groups are taken as given.
+
+    Args:
+        losses: One number of at most 1 for each video (N,); negative ones are gains.
+        risk: The mean loss that is to be undercut, at least 0 and below 1.
+        groups: What each video comes from (N,); videos of different groups are independent.
+
+    Raises:
+        InputError: Losses above 1, a risk out of range, or not one group for each video.
+
+    Source:
+        Waudby-Smith and Ramdas (2024), Estimating means of bounded random variables by betting, JRSS B 86, sections 4
+        and 5; the stakes are constant here, so that the order of the videos does not matter.
+
+    Example:
+        >>> losses = np.repeat([0.0, 1.0], [990, 10])
+        >>> round(betting_p_value(losses, 0.03), 4), betting_p_value(losses, 0.01)
+        (0.0006, 1.0)
+    """
+    values = as_values(losses, "losses")
+    if values.max() > 1:
+        raise InputError(f"losses: expected numbers of at most 1, got {values.max()}")
+    if not 0 <= risk < 1:
+        raise InputError(f"risk: expected a number of at least 0 and below 1, got {risk!r}")
+    group = design_of(len(values), groups=groups).group
+    sizes = np.bincount(group)
+    gains = (risk * sizes - np.bincount(group, values)) / sizes.max()
+    stakes = 0.5 ** (0.5 * np.arange(_STAKES)) / (1 - risk)
+    with np.errstate(divide="ignore"):  # everything may be lost
+        money = np.log(np.maximum(1 + stakes[:, None] * gains, 0.0)).sum(axis=1)
+    most = float(money.max())
+    if most <= 0:
+        return 1.0
+    return min(1.0, float(np.exp(-most) / np.average(np.exp(money - most), weights=1 / np.arange(1, _STAKES + 1))))
+
+
+def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None) -> float:
+    """Return the p-value of "the risk is above this" by the sharpest test here that fits the losses.
+
+    Args:
+        losses: One number of at most 1 for each video (N,).
+        risk: The mean loss that is to be undercut, above 0 and below 1.
+        groups: What each video comes from (N,), or None where each stands for itself.
+
+    Raises:
+        InputError: As `betting_p_value`.
+
+    Example:
+        >>> losses = np.zeros(299)
+        >>> [round(risk_p_value(losses, 0.01, groups), 3) for groups in (None, np.arange(299) // 2)]
+        [0.05, 0.393]
+    """
+    values: NDArray[np.float64] = as_values(losses, "losses")
+    if groups is None and np.isin(values, (0, 1)).all():
+        return binomial_p_value(int(values.sum()), len(values), risk)
+    if groups is None and np.isin(values, (-1, 0, 1)).all():
+        return difference_p_value(int((values == 1).sum()), int((values == -1).sum()), len(values), risk)
+    return betting_p_value(values, risk, groups)
+
+
+def _check_counts(successes: int, n: int) -> None:
+    if not 0 <= successes <= n or n < 1:
+        raise InputError(f"expected a count within 0 … n and an n of at least 1, got {successes} of {n}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r}")
