@@ -518,8 +518,9 @@ def test_summary_bootstraps_the_weights():
     assert "<table>" in summary._repr_html_()
     with pytest.raises(InputError, match="fit the pool again"):
         pickle.loads(pickle.dumps(pool)).summary(bootstrap=10)
-    with pytest.raises(InputError, match="confidence"):
-        pool.summary(confidence=1.0)
+    for level in (0.0, 1.0):
+        with pytest.raises(InputError, match="confidence"):
+            pool.summary(confidence=level)
 
 
 def _best_of_all_supports(hessian, linear, low, high):
