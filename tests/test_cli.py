@@ -28,6 +28,8 @@ HOW_READ = {  # the options that say how predictions are read, where none is giv
     "join": "exact",
     "missing": "error",
     "partial": False,
+    "folds": False,
+    "labelled": False,
 }
 
 
@@ -318,7 +320,7 @@ def test_errors_are_one_message_and_status_2(caches, recipe):
     ("arguments", "message"),
     [
         (["fit", "absent"], "found no such path"),
-        (["fit", "{caches}"], "none found|found none"),
+        (["fit", "{caches}"], r"not numbered as shards are \('hidden'"),
         (["fit", "{caches}/val", "--weights", "oracle"], "weights"),
         (["fit", "{caches}/val", "--weights", "swin=much"], "expected MEMBER=NUMBER"),
         (["fit", "{caches}/val", "--weights", "swin=1"], "weights"),
@@ -408,3 +410,29 @@ def test_a_configuration_of_another_form_is_refused(tmp_path, text, message):
     config = tmp_path / "config.json"
     config.write_text("{")
     assert "expected options as JSON in " in run("--config", config, "fit", status=2).stderr
+
+
+def test_shards_are_read_as_one_set_by_every_command(tmp_path, caches):
+    stack = vf.load_stack(caches / "val")
+    for number, rows in enumerate(np.array_split(np.arange(len(stack)), 3)):
+        stack[rows].save(tmp_path / "shards" / f"shard{number}")
+    folders = [tmp_path / "shards" / f"shard{number}" for number in range(3)]
+    run("fit", caches / "val", "--out", tmp_path / "whole.json")
+    written = []
+    for source in ([tmp_path / "shards"], folders, [f"{tmp_path}/shards/shard*"]):
+        run("fit", *source, "--out", tmp_path / "ensemble.json")
+        run("predict", tmp_path / "ensemble.json", *source, "--out", tmp_path / "p.csv")
+        written.append((tmp_path / "p.csv").read_bytes())
+    run("predict", tmp_path / "whole.json", caches / "val", "--out", tmp_path / "p.csv")
+    assert set(written) == {(tmp_path / "p.csv").read_bytes()}
+    boards = [run("evaluate", tmp_path / "ensemble.json", *source).stdout for source in (folders, [caches / "val"])]
+    assert boards[0] == boards[1]
+    assert json.loads(run("info", tmp_path / "shards", "--json").stdout)["videos"] == len(stack)
+    (part,) = (folders[1] / "swin").glob("*.safetensors")
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    found = json.loads(run("verify", *folders, "--quarantine", "--json", status=1).stdout)
+    assert [problem["path"] for problem in found["problems"]] == [str(part)] and found["parts"] == 3 * len(
+        stack.members
+    ) - 1

@@ -174,7 +174,7 @@ def test_a_coarse_member_and_named_classes(folder):
         (["submit", "ensemble.json", "swin=swin.npy", "--kind", "probabilities"], "x3d is missing"),
         (["fit", "swin=swn.npy", "--kind", "logits"], "expected a file"),
         (["fit", "swin=off_*.npy", "--kind", "logits"], "none matches this pattern"),
-        (["fit", "val", "swin=swin.npy"], "expected MEMBER=FILE, or one folder of caches, got 'val'"),
+        (["fit", "val", "swin=swin.npy"], "expected MEMBER=FILE, or folders of caches, got 'val'"),
         (["report", *DUMPS, "--out", "page.txt"], "ends in .html"),
         (
             ["submit", "ensemble.json", *DUMPS, "--out", "s.csv"],

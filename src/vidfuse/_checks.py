@@ -266,9 +266,14 @@ def _check_id_texts(text: NDArray[np.str_], owner: str) -> None:
 
 
 def check_labels(
-    labels: Any, n: int | None = None, n_classes: int | None = None, ids: NDArray[np.str_] | None = None
+    labels: Any,
+    n: int | None = None,
+    n_classes: int | None = None,
+    ids: NDArray[np.str_] | None = None,
+    *,
+    some: bool = False,
 ) -> NDArray[np.int64]:
-    """Return labels as int64 of shape (N,), each in 0 … K − 1.
+    """Return labels as int64 of shape (N,), each in 0 … K − 1; with `some`, -1 stands for a label that is not known.
 
     Raises:
         InputError: Floats, one-hot or multi-label rows, a wrong number, or a value out of range (with its id).
@@ -292,7 +297,8 @@ def check_labels(
         )
     if n is not None and len(array) != n:
         raise InputError(f"labels: expected {n}, one for each video, got {len(array)}")
-    bad = array < 0 if n_classes is None else (array < 0) | (array >= n_classes)
+    least = -1 if some else 0
+    bad = array < least if n_classes is None else (array < least) | (array >= n_classes)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         valid = "0 or more" if n_classes is None else f"0 to {n_classes - 1} ({n_classes} classes)"

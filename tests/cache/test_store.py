@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from vidfuse.cache import reader
 from vidfuse.cache.format import Part, encode_part, open_part
-from vidfuse.cache.reader import find_caches, open_cache
+from vidfuse.cache.reader import open_cache
+from vidfuse.cache.shards import find_shards
 from vidfuse.cache.upkeep import consolidate, verify
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import (
@@ -377,17 +378,17 @@ def test_a_part_of_another_cache_is_refused(tmp_path):
 
 def test_finding_caches(tmp_path):
     with pytest.raises(InputError, match="found no folder"):
-        find_caches(tmp_path / "nowhere")
+        find_shards(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"sub-folders with a meta\.json each"):
         load_stack(tmp_path)
     with CacheWriter(tmp_path / "swin") as writer:
         writer.append(IDS, Z)
     (tmp_path / "notes").mkdir()
-    assert list(find_caches(tmp_path)) == ["swin"] and list(find_caches(tmp_path / "swin")) == ["swin"]
+    assert [*map(list, find_shards(tmp_path))] == [*map(list, find_shards(tmp_path / "swin"))] == [["swin"]]
     with pytest.raises(InputError, match="no cache for members 'tin'; there are 'swin'"):
         load_stack(tmp_path, members=["tin"])
     CacheWriter(tmp_path / "empty", expected_ids=IDS)
-    assert list(find_caches(tmp_path)) == ["swin"]
+    assert [*map(list, find_shards(tmp_path))] == [["swin"]]
 
 
 def test_a_cache_says_what_it_is(tmp_path):

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from vidfuse._checks import Kind, Rows, first_few
 from vidfuse.cache.format import Part, open_part
 from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
-from vidfuse.cache.meta import META_NAME, CacheMeta, read_meta
+from vidfuse.cache.meta import CacheMeta, read_meta
 from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError, option
 
-__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "find_caches", "list_parts", "open_cache", "part_names"]
+__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
 _MAPPED: Final = 1 << 29  # bytes of scores that stay mapped in, over all caches, while others are read
@@ -203,23 +203,6 @@ def part_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.endswith(PART_SUFFIX) and not entry.name.startswith(".")]
     return sorted(names)
-
-
-def find_caches(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return {member: its cache's folder}: the folder itself if it is a cache, else its sub-folders that are.
-
-    Raises:
-        InputError: The folder does not exist or holds no cache.
-    """
-    root = Path(folder)
-    if (root / META_NAME).exists():
-        return {root.resolve().name: root}
-    if not root.is_dir():
-        raise InputError(f"{root}: expected a folder of logit caches, found no folder")
-    found = {entry.name: entry for entry in sorted(root.iterdir()) if (entry / META_NAME).exists()}
-    if not found:
-        raise InputError(f"{root}: expected sub-folders with a meta.json each, one a member; found none")
-    return found
 
 
 def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify: bool = True) -> LogitCache:

@@ -15,6 +15,7 @@ from vidfuse._files import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.format import Part, encode_part, open_part, refusal
 from vidfuse.cache.meta import META_NAME, read_meta
 from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache
+from vidfuse.cache.shards import Folders, find_files, sub_folders
 from vidfuse.errors import CacheCorruptError, CacheError, CacheFormatError, InputError
 
 __all__ = ["QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
@@ -73,23 +74,34 @@ class VerifyReport:
         return "\n".join(lines)
 
 
-def _cache_folders(folder: Path) -> list[Path]:
-    if (folder / META_NAME).exists() or (folder.is_dir() and list_parts(folder)):
-        return [folder]
-    found = [entry for entry in sorted(folder.iterdir()) if (entry / META_NAME).exists()] if folder.is_dir() else []
-    if not found:
-        raise InputError(f"{folder}: expected a logit cache, or a folder of them; found none")
+def _cache_folders(source: Folders) -> list[Path]:
+    """Return every cache in a folder, or in its sub-folders, or in theirs; also one that has lost its description."""
+    found: list[Path] = []
+    for root in find_files(source):
+        inside = _caches_within(root, depth=2)
+        if not inside:
+            raise InputError(f"{root}: expected a logit cache, a folder of them, or shards of these; found none")
+        found += [path for path in inside if path not in found]
     return found
 
 
-def verify(folder: str | os.PathLike[str], quarantine: bool = False) -> VerifyReport:
-    """Read every byte of one cache, or of a folder of them, and report all that is wrong.
+def _caches_within(folder: Path, depth: int) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    if (folder / META_NAME).exists() or list_parts(folder):
+        return [folder]
+    return [] if not depth else [path for sub in sub_folders(folder) for path in _caches_within(sub, depth - 1)]
+
+
+def verify(folder: Folders, quarantine: bool = False) -> VerifyReport:
+    """Read every byte of one cache, of a folder of them, or of shards of these, and report all that is wrong.
 
     What keeps a file from being read (no permission, no memory, too many open files, a failing disk) is no damage: it
     ends the call. Parts are moved after everything was read, and where one cannot be moved, the others are put back.
 
     Args:
-        folder: A cache, or a folder with one cache a member.
+        folder: A cache, a folder with one cache a member, or shards of these: several folders, a pattern, or a folder
+            that holds them.
         quarantine: Move damaged and foreign parts, and the newer of two that contradict each other, into the
             cache's sub-folder ``quarantine``; resuming then recomputes their videos only. Nothing is deleted.
 
@@ -102,7 +114,7 @@ def verify(folder: str | os.PathLike[str], quarantine: bool = False) -> VerifyRe
     problems: list[Problem] = []
     damaged: list[Path] = []
     try:
-        folders = _cache_folders(Path(folder))
+        folders = _cache_folders(folder)
         swept = [path for cache in folders for path in sweep(cache)]
         for cache in folders:
             parts, found = _check(cache)
@@ -112,7 +124,7 @@ def verify(folder: str | os.PathLike[str], quarantine: bool = False) -> VerifyRe
         size = sum(part.path.stat().st_size for part in good)
         moved = _set_aside(damaged) if quarantine else {}
     except OSError as error:
-        raise refusal(error, Path(folder), "this is no damage, and no part was moved: ") from error
+        raise refusal(error, Path(str(folder)), "this is no damage, and no part was moved: ") from error
     except MemoryError as error:
         raise MemoryError(f"{folder}: out of memory; this is no damage, and no part was moved: free some") from error
     problems = [replace(problem, moved_to=moved.get(problem.path)) for problem in problems]
@@ -192,14 +204,15 @@ def _contradictions(parts: list[Part]) -> Iterator[tuple[Part, str]]:
             yield part, clash
 
 
-def consolidate(folder: str | os.PathLike[str]) -> list[LogitCache]:
+def consolidate(folder: Folders) -> list[LogitCache]:
     """Join each cache's parts into one, so that its scores are one memory-mapped array in the order of its ids.
 
     The joined part is published before the old ones are removed: a crash in between leaves both, which hold the same
     bytes and read as one. Stacks that were loaded before keep their files while they are open, as many as they hold.
 
     Args:
-        folder: A cache, or a folder with one cache a member. Unfinished caches are joined as far as they are.
+        folder: A cache, a folder with one cache a member, or shards of these, as in `verify`. Unfinished caches are
+            joined as far as they are.
 
     Returns:
         The caches, opened again.
@@ -208,7 +221,7 @@ def consolidate(folder: str | os.PathLike[str]) -> list[LogitCache]:
         CacheCorruptError: A part is not what was written; nothing is removed.
     """
     caches = []
-    for path in _cache_folders(Path(folder)):
+    for path in _cache_folders(folder):
         cache = open_cache(path, partial=True)
         if len(cache.parts) > 1:
             _join(cache)

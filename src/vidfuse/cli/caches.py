@@ -49,17 +49,25 @@ def import_(
 @click.command()
 @options.source
 @options.as_json
-def info(source: Path, as_json: bool) -> None:
-    """Say what SOURCE holds: a folder of caches, one cache, or a recipe."""
-    if source.is_file():
-        recipe = vf.load_recipe(source)
+def info(source: tuple[str, ...], as_json: bool) -> None:
+    """Say what SOURCE holds: a folder of caches, one cache, shards of them, or a recipe."""
+    if len(source) == 1 and Path(source[0]).is_file():
+        recipe = vf.load_recipe(source[0])
         options.emit(recipe.describe(), str(recipe), as_json)
         return
-    from vidfuse.cache.reader import find_caches, open_cache
+    from vidfuse.cache.reader import open_cache
+    from vidfuse.cache.shards import find_shards
 
-    caches = {member: open_cache(folder, partial=True, verify=False) for member, folder in find_caches(source).items()}
-    text = "\n".join(repr(cache) for cache in caches.values())
-    found = {member: {"videos": len(cache), "missing": len(cache.missing)} for member, cache in caches.items()}
+    found: dict[str, dict[str, int]] = {}
+    lines = []
+    for shard in find_shards(source):
+        for member, folder in shard.items():
+            cache = open_cache(folder, partial=True, verify=False)
+            lines.append(repr(cache))
+            counts = found.setdefault(member, {"videos": 0, "missing": 0})
+            counts["videos"] += len(cache)
+            counts["missing"] += len(cache.missing)
+    text = "\n".join(lines)
     try:
         stack = vf.load_stack(source, views=None)
         together = _describe(stack)
@@ -75,8 +83,11 @@ def info(source: Path, as_json: bool) -> None:
 @click.option("--quarantine", is_flag=True, help="Move damaged parts aside, so that a resumed run writes them again.")
 @options.as_json
 @click.pass_context
-def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool) -> None:
-    """Read every part of SOURCE and check it against the digest it was written with; status 1 if one is damaged."""
+def verify(context: click.Context, source: tuple[str, ...], quarantine: bool, as_json: bool) -> None:
+    """Read every part of SOURCE and check it against the digest it was written with; status 1 if one is damaged.
+
+    SOURCE is a folder of caches, one cache, or shards of them.
+    """
     from vidfuse.cache.upkeep import verify as verify_cache
 
     result = verify_cache(source, quarantine=quarantine)
@@ -87,8 +98,11 @@ def verify(context: click.Context, source: Path, quarantine: bool, as_json: bool
 @click.command()
 @options.source
 @options.as_json
-def consolidate(source: Path, as_json: bool) -> None:
-    """Join the parts of each cache in SOURCE into one, so that a stack maps its scores as one array."""
+def consolidate(source: tuple[str, ...], as_json: bool) -> None:
+    """Join the parts of each cache in SOURCE into one, so that a stack maps its scores as one array.
+
+    SOURCE is a folder of caches, one cache, or shards of them.
+    """
     from vidfuse.cache.upkeep import consolidate as consolidate_caches
 
     caches = consolidate_caches(source)

@@ -90,8 +90,8 @@ def fit(
 ) -> None:
     """Fit a fusion rule on labelled predictions, and write it as a recipe.
 
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump. A member may have several files (folds, shards):
-    x3d=fold0.npz,fold1.npz or x3d='fold*.npz'.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump. A member may have
+    several files (folds, shards): x3d=fold0.npz,fold1.npz or x3d='fold*.npz'.
     """
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)
@@ -139,7 +139,7 @@ def evaluate(
 ) -> None:
     """Score RECIPE on labelled predictions, beside each member.
 
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
     """
     from vidfuse.evaluation.board import board_of
     from vidfuse.evaluation.sources import warn_if_clips
@@ -181,7 +181,7 @@ def select(
 ) -> None:
     """Find the best subset of the members, exactly; score weights unless others are given.
 
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
     """
     objective = objective or "accuracy"
     stack = reading.open(source, options.named_values(views, "MEMBER=REDUCTION"))
@@ -199,8 +199,8 @@ def select(
     "--test",
     multiple=True,
     metavar="SOURCE",
-    help="Labelled predictions to score on: a folder of caches, or MEMBER=FILE, once for each member; SOURCE then only "
-    "fits. Without it, scores are cross-fitted.",
+    help="Labelled predictions to score on: a folder of caches, once for each shard, or MEMBER=FILE, once for each "
+    "member; SOURCE then only fits. Without it, scores are cross-fitted.",
 )
 @click.option("--test-annotations", metavar="FILE", help="The list of videos whose order the dumps of --test follow.")
 @options.views
@@ -227,8 +227,8 @@ def report(
 ) -> None:
     """Compare members and fusion rules, as one self-contained HTML page.
 
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump: vidfuse report swin=a.pkl x3d=b.npz --kind logits
-    --annotations val.csv
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump: vidfuse report swin=a.pkl
+    x3d=b.npz --kind logits --annotations val.csv
     """
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)

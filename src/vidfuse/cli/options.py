@@ -26,7 +26,7 @@ __all__ = [
     "views",
 ]
 
-source = click.argument("source", type=click.Path(exists=True, path_type=Path))
+source = click.argument("source", nargs=-1, required=True, metavar="SOURCE...")
 views = click.option(
     "--views",
     multiple=True,

@@ -29,7 +29,7 @@ def predict(
 ) -> None:
     """Fuse predictions by RECIPE, and write the probability of every class.
 
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
     """
     from vidfuse.formats.export import write_predictions
 
@@ -92,7 +92,7 @@ def submit(
 ) -> None:
     """Fuse predictions by RECIPE, and write a submission.
 
-    SOURCE is a folder of caches, or MEMBER=FILE for each dump.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
     """
     loaded, stack = with_recipe(recipe, source, reading)
     if stack.ids is None:

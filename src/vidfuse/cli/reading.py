@@ -1,8 +1,9 @@
-"""Predictions as arguments: a folder of caches or the dumps themselves, and the options that say how dumps are read."""
+"""Predictions as arguments: folders of caches or the dumps themselves, and the options that say how dumps are read."""
 
 from __future__ import annotations
 
 import functools
+import glob
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -88,6 +89,10 @@ _OPTIONS = (
         "member's weight among the others.",
     ),
     click.option("--partial", is_flag=True, help="Of caches in which some video could not be decoded, take the rest."),
+    click.option(
+        "--folds", is_flag=True, help="The folders given are folds, each predicted by a model of its own, not shards."
+    ),
+    click.option("--labelled", is_flag=True, help="Of caches, take only the videos that have a label."),
 )
 
 
@@ -111,42 +116,61 @@ class Reading:
     join: Any
     missing: str
     partial: bool
+    folds: bool
+    labelled: bool
 
     def open(self, source: tuple[str, ...], views: Any, members: Any = None, annotations: Any = None) -> Any:
         """Open predictions as a stack.
 
         Args:
-            source: A folder of caches, or `MEMBER=FILE` for each dump.
+            source: A folder of caches, shards of them, or `MEMBER=FILE` for each dump.
             views: How views are reduced, as in `vidfuse.read_predictions`.
             members: Which members to take, in this order; by default all.
             annotations: The list of these videos, where it is not that of `--annotations`.
         """
-        if len(source) == 1 and "=" not in source[0]:
-            stack = self._caches(Path(source[0]), views, members)
+        if all("=" not in word or Path(word).exists() for word in source):
+            stack = self._caches(source, views, members)
         else:
-            stack = self._dumps(options.pairs(source, "MEMBER=FILE, or one folder of caches"), views, annotations)
+            stack = self._dumps(options.pairs(source, "MEMBER=FILE, or folders of caches"), views, annotations)
             stack = stack if members is None else stack.select(members)
         if self.missing == "leave-out" and stack.present is not None:
             stack = stack[stack.present.all(axis=1)]
         return stack
 
-    def _caches(self, folder: Path, views: Any, members: Any) -> Any:
+    def _caches(self, folders: tuple[str, ...], views: Any, members: Any) -> Any:
         given = [name for name in _OF_DUMPS if getattr(self, name)]
-        if not folder.exists():
-            raise InputError(f"{folder}: expected a folder of caches, or MEMBER=FILE for each dump; found no such path")
-        if folder.is_file():
-            raise InputError(f"{folder}: expected a folder of caches; a dump needs its member's name: NAME={folder}")
+        for folder in map(Path, folders):
+            if folder.is_file():
+                raise InputError(
+                    f"{folder}: expected a folder of caches; a dump needs its member's name: NAME={folder}"
+                )
+            if not folder.exists() and not glob.has_magic(str(folder)):
+                raise InputError(
+                    f"{folder}: expected a folder of caches, or MEMBER=FILE for each dump; found no such path"
+                )
         if given:
             raise InputError(
-                f"--{given[0].replace('_', '-')} says how dumps are read (MEMBER=FILE), and {folder} holds caches"
+                f"--{given[0].replace('_', '-')} says how dumps are read (MEMBER=FILE), and {' '.join(folders)} "
+                "holds caches"
             )
-        return vf.load_stack(folder, members=members, views=views, partial=self.partial, join=self.join)
+        return vf.load_stack(
+            folders[0] if len(folders) == 1 else folders,
+            members=members,
+            views=views,
+            partial=self.partial,
+            join=self.join,
+            folds=self.folds,
+            labelled=self.labelled,
+        )
 
     def _dumps(self, files: Mapping[str, str], views: Any, annotations: Any) -> Any:
         if self.partial:
             raise click.UsageError(
                 "--partial is for caches; of dumps, --join inner keeps the videos that all members have"
             )
+        for name in ("folds", "labelled"):
+            if getattr(self, name):
+                raise click.UsageError(f"--{name} is for caches; a dump's files are MEMBER=FILE,FILE,...")
         lists = options.named_values(self.annotations, "MEMBER=FILE") if annotations is None else annotations
         return vf.read_predictions(
             {name: _files(text) for name, text in files.items()},
@@ -167,7 +191,7 @@ class Reading:
 
 
 def sources(required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the argument that takes predictions: one folder of caches, or `MEMBER=FILE` for each dump."""
+    """Return the argument that takes predictions: folders of caches, or `MEMBER=FILE` for each dump."""
     return click.argument("source", nargs=-1, required=required, metavar="SOURCE...")
 
 
@@ -192,7 +216,7 @@ def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading) -> tupl
         click.UsageError: Dumps were given, and not those of the recipe's members.
     """
     loaded = vf.load_recipe(recipe)
-    given = [word.partition("=")[0] for word in source if "=" in word]
+    given = [word.partition("=")[0] for word in source if "=" in word and not Path(word).exists()]
     if given and (absent := [name for name in loaded.members if name not in given]):
         raise click.UsageError(
             f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "

@@ -26,10 +26,11 @@ from vidfuse._checks import (
 from vidfuse._paths import IdRule
 from vidfuse.cache.meta import META_NAME
 from vidfuse.cache.reader import open_cache
+from vidfuse.cache.shards import find_files
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.annotations import Annotations, read_annotations
 from vidfuse.formats.dump import cut_padding, read_dump
-from vidfuse.formats.parts import find_files, join_dumps
+from vidfuse.formats.parts import join_dumps
 from vidfuse.stack.align import Join
 from vidfuse.stack.classes import ClassMap
 from vidfuse.stack.frames import Dump, reordered

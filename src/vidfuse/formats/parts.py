@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import did_you_mean, first_few
+from vidfuse._checks import first_few
 from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.stack.frames import Dump, reordered
 from vidfuse.stack.join import joined_ids
 
-__all__ = ["find_files", "join_dumps"]
-
-_DIGITS: Final = re.compile(r"(\d+)")
-
-
-def find_files(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return a member's files: one, a list, or all that a pattern matches, by the numbers in their names.
-
-    Raises:
-        InputError: A pattern matches nothing, or a file is listed twice.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for number in (10, 2):
-        ...     _ = (folder / f"fold{number}.npy").write_bytes(b"")
-        >>> [path.name for path in find_files(f"{folder}/fold*.npy")]
-        ['fold2.npy', 'fold10.npy']
-    """
-    listed = [given] if isinstance(given, str | os.PathLike) else list(given)
-    if not listed:
-        raise InputError("expected at least one file, got an empty list")
-    found = []
-    for name in listed:
-        path = Path(name)
-        if path.exists() or not glob.has_magic(str(name)):
-            found.append(path)
-            continue
-        matches = sorted(glob.glob(str(name)), key=_by_number)
-        if not matches:
-            near = did_you_mean(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
-            raise InputError(f"{name}: expected files, and none matches this pattern{near}")
-        found += map(Path, matches)
-    twice = sorted({str(path) for path in found if found.count(path) > 1})
-    if twice:
-        raise InputError(f"expected each file once, got {first_few(twice)} twice")
-    return found
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+__all__ = ["join_dumps"]
 
 
 def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str_] | None, repeats: str | None) -> Dump:

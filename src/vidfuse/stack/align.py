@@ -22,6 +22,8 @@ __all__ = [
     "check_layouts",
     "group_names",
     "member_ids",
+    "merged_labels",
+    "same_ids",
     "without_rows",
 ]
 
@@ -111,7 +113,7 @@ def align_ids(
         n = counts[first]
         return Alignment(n, None, {name: slice(0, n, 1) for name in names})
     base = ids[first]
-    if all(_same(ids[name], base) for name in names[1:]):
+    if all(same_ids(ids[name], base) for name in names[1:]):
         return Alignment(len(base), base, {name: slice(0, len(base), 1) for name in names})
     found = {name: _positions(ids[name], base) for name in names}
     extra = [ids[name][~np.isin(ids[name], base)] for name in names[1:]]
@@ -157,7 +159,13 @@ def without_rows(alignment: Alignment, kept: Mapping[str, NDArray[np.int64]], co
     return Alignment(alignment.n, alignment.ids, found, had & ~np.stack(lost, axis=1))
 
 
-def _same(left: NDArray[np.str_], right: NDArray[np.str_]) -> bool:
+def same_ids(left: NDArray[np.str_], right: NDArray[np.str_]) -> bool:
+    """Whether two members have the same videos in the same order.
+
+    Example:
+        >>> same_ids(np.array(["a", "b"]), np.array(["a", "b"])), same_ids(np.array(["a"]), np.array(["b"]))
+        (True, False)
+    """
     if left is right:
         return True
     if left.dtype == right.dtype and left.flags.c_contiguous and right.flags.c_contiguous:
@@ -243,28 +251,58 @@ def align_labels(
         if absent:
             raise InputError(f"labels: expected one for each video, none for {len(absent)}: {first_few(absent)}")
         return check_labels([labels[str(i)] for i in ids], len(ids), n_classes, ids)
+    merged = merged_labels(
+        {
+            n: check_labels(v, counts[n], n_classes, None if own_ids is None else own_ids[n])
+            for n, v in labels.items()
+            if v is not None
+        },
+        alignment,
+        names,
+    )
+    if merged is None or (merged >= 0).all():
+        return merged
+    row = int(np.flatnonzero(merged < 0)[0])
+    raise InputError(
+        f"labels: expected one for each of {alignment.n} videos, got none for {int((merged < 0).sum())}, such as "
+        f"{place(row, ids)}; pass them by id with {option('labels')}"
+    )
+
+
+def merged_labels(
+    labels: Mapping[str, NDArray[np.int64] | None], alignment: Alignment, names: Sequence[str]
+) -> NDArray[np.int64] | None:
+    """Return what the members say of each common video's label (N,), -1 where none says any; None where there is none.
+
+    Args:
+        labels: {member: its labels of its own rows, -1 where it knows none}.
+        alignment: Where each member has each video.
+        names: The members, in the order in which a clash is looked for.
+
+    Raises:
+        AlignmentError: Two members' labels differ.
+
+    Example:
+        >>> same = Alignment(3, None, {"swin": slice(0, 3, 1), "x3d": slice(0, 3, 1)})
+        >>> merged_labels({"swin": np.array([2, -1, -1]), "x3d": np.array([-1, 0, -1])}, same, ["swin", "x3d"]).tolist()
+        [2, 0, -1]
+    """
     merged = np.full(alignment.n, -1, dtype=np.int64)
-    for name in (name for name in names if name in labels and labels[name] is not None):
-        own = check_labels(labels[name], counts[name], n_classes, None if own_ids is None else own_ids[name])
+    for name in names:
+        own = labels.get(name)
+        if own is None:
+            continue
         rows = alignment.rows[name]
         aligned = own[rows] if isinstance(rows, slice) else np.where(rows >= 0, own[rows], -1)
         clash = np.flatnonzero((merged >= 0) & (aligned >= 0) & (merged != aligned))
         if clash.size:
-            shown = "; ".join(f"{place(int(r), ids)}: {merged[r]} and {aligned[r]}" for r in clash[:5])
+            shown = "; ".join(f"{place(int(r), alignment.ids)}: {merged[r]} and {aligned[r]}" for r in clash[:5])
             raise AlignmentError(
                 f"member {name!r}: its labels differ from the other members' for {clash.size} of {alignment.n} videos "
                 f"({shown}); are the rows in another order?"
             )
         merged = np.where(merged >= 0, merged, aligned)
-    if (merged < 0).any():
-        if (merged < 0).all():
-            return None
-        row = int(np.flatnonzero(merged < 0)[0])
-        raise InputError(
-            f"labels: expected one for each of {alignment.n} videos, got none for {int((merged < 0).sum())}, such as "
-            f"{place(row, ids)}; pass them by id with {option('labels')}"
-        )
-    return merged
+    return None if (merged < 0).all() else merged
 
 
 def member_ids(ids: Any, names: Sequence[str], counts: Mapping[str, int]) -> dict[str, NDArray[np.str_]] | None:

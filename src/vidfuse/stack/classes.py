@@ -95,8 +95,8 @@ def labels_in_order(labels: Any, orders: Mapping[str, NDArray[np.int64]], names:
     result = dict(labels)
     for name, columns in orders.items():
         if result.get(name) is not None:
-            own = check_labels(result[name], n_classes=len(columns))
-            result[name] = np.argsort(columns)[own]
+            own = check_labels(result[name], n_classes=len(columns), some=True)
+            result[name] = np.where(own < 0, own, np.argsort(columns)[own])
     return result
 
 

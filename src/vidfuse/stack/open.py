@@ -1,18 +1,19 @@
-"""Open a folder of caches, one a member, as a stack: aligned by id, read where it is used."""
+"""Open caches as a stack: one cache or several shards a member, aligned by id, read where they are used."""
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from vidfuse._checks import check_member_names, did_you_mean, first_few, per_member
-from vidfuse.cache.reader import find_caches, open_cache
-from vidfuse.errors import InputError
-from vidfuse.stack.align import Join, align_ids, align_labels, check_layouts
+from vidfuse._checks import Kind, check_labels, check_member_names, did_you_mean, first_few, per_member
+from vidfuse.cache.reader import LogitCache, open_cache
+from vidfuse.cache.shards import Folders, find_shards
+from vidfuse.errors import InputError, VidfuseWarning, option
+from vidfuse.stack.align import Join, check_layouts, merged_labels
 from vidfuse.stack.classes import common_classes, labels_in_order
 from vidfuse.stack.reduce import reduce_source
+from vidfuse.stack.shards import align_shards, check_same_model, joined_labels, joined_source
 from vidfuse.stack.source import ArraySource, ColumnsSource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
@@ -20,18 +21,25 @@ __all__ = ["load_stack"]
 
 
 def load_stack(
-    folder: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    folder: Folders | Mapping[str, Folders],
     members: Iterable[str] | None = None,
     views: str | Mapping[str, str] | None = None,
     partial: bool = False,
     verify: bool = True,
     *,
     join: Join = "exact",
+    folds: bool = False,
+    labelled: bool = False,
 ) -> LogitStack:
-    """Load a folder of caches as one stack, aligned by id; scores are read where they are used.
+    """Load caches as one stack, aligned by id; scores are read where they are used, and never copied.
+
+    Shards are folders of the same members for other videos. They become one stack, in the order given; those that a
+    pattern or a parent folder stands for are in the order of the numbers in their names. A shard that lacks a member
+    holds videos that the member lacks, which `join` decides on.
 
     Args:
-        folder: A folder with one cache a member, a single cache, or {member: folder}.
+        folder: A folder with one cache a member, a single cache, or {member: folder}; or shards of these: several
+            folders, a pattern such as "caches/shard*", or a folder whose numbered sub-folders they are.
         members: Which members to take, in this order; by default all, by name.
         views: Reduce views while loading: "mean-log", "mean-probability", "vote", "max", or {member: rule}. By default
             they are kept.
@@ -39,22 +47,31 @@ def load_stack(
             "outer".
         verify: Check each part's digest at its first use in this process.
         join: "exact" demands the same ids of all members, "inner" keeps the common ones, "outer" keeps all.
+        folds: The shards are folds, each predicted by a model of its own. Otherwise those of one member must have the
+            same fingerprint and plan of views.
+        labelled: Take only the videos that have a label. Otherwise, where some have one and some have none, the stack
+            has no labels, and a warning says so.
 
     Raises:
-        InputError: No cache, an unknown member, or members with different numbers of views.
+        InputError: No cache, an unknown member, a video in two shards, or members with different numbers of views.
         AlignmentError: The members differ in videos, classes or labels.
         CacheIncompleteError: A cache lacks expected videos, and `partial` was not asked for.
+        CacheConflictError: Two shards of a member are of two models.
         CacheCorruptError: A part is not what was written.
 
     Example:
         >>> import tempfile, numpy as np
         >>> z = np.zeros((2, 3), dtype=np.float32)
         >>> folder = tempfile.mkdtemp()
-        >>> LogitStack.from_arrays({"swin": z, "x3d": z}, ids=["a", "b"]).save(folder)
-        >>> load_stack(folder)
+        >>> for shard, ids in enumerate([["a", "b"], ["c", "d"]]):
+        ...     LogitStack.from_arrays({"swin": z, "x3d": z}, ids=ids).save(f"{folder}/shard{shard}")
+        >>> load_stack(f"{folder}/shard0")
         LogitStack(2 videos x 2 members x 3 classes, no labels, members: swin, x3d)
+        >>> load_stack(folder)
+        LogitStack(4 videos x 2 members x 3 classes, no labels, members: swin, x3d)
     """
-    found = {name: Path(path) for name, path in folder.items()} if isinstance(folder, Mapping) else find_caches(folder)
+    shards = find_shards(folder)
+    found = sorted({name for shard in shards for name in shard}) if not isinstance(folder, Mapping) else list(folder)
     names = check_member_names(found if members is None else [members] if isinstance(members, str) else members)
     unknown = [name for name in names if name not in found]
     if unknown:
@@ -62,30 +79,65 @@ def load_stack(
             f"{folder}: no cache for members {first_few(unknown)}; there are {first_few(found, 20)}"
             f"{did_you_mean(unknown[0], found)}"
         )
-    caches = {name: open_cache(found[name], partial=partial, verify=verify) for name in names}
-    reduced = [name for name in names if views is not None and caches[name].meta.n_views is not None]
+    opened = [
+        {name: open_cache(shard[name], partial=partial, verify=verify) for name in names if name in shard}
+        for shard in shards
+    ]
+    caches = {name: [shard[name] for shard in opened if name in shard] for name in names}
+    for name, own in caches.items():
+        check_same_model(name, own, folds=folds, reduced=views is not None)
+    reduced = [name for name in names if views is not None and caches[name][0].meta.n_views is not None]
     rules = per_member(views, names, "views", needed=reduced)
-    shapes = {n: (len(c), c.meta.n_classes) if n in reduced else c.source.shape for n, c in caches.items()}
+    counts = {name: sum(map(len, own)) for name, own in caches.items()}
+    shapes = {name: (counts[name], *own[0].source.shape[2 if name in reduced else 1 :]) for name, own in caches.items()}
     n_classes, _ = check_layouts(shapes)
-    counts = {name: len(cache) for name, cache in caches.items()}
     if partial and join == "exact":
         join = "inner"
-    alignment = align_ids({name: cache.ids for name, cache in caches.items()}, counts, join)
-    classes, orders = common_classes({name: cache.classes for name, cache in caches.items()}, names, n_classes)
-    labels: Any = labels_in_order({name: cache.labels for name, cache in caches.items()}, orders, names)
-    stacked = []
-    for name, cache in caches.items():
-        source: Source = cache.source
-        kind = cache.kind
-        if name in reduced:
-            source, kind = ArraySource(reduce_source(source, kind, rules[name])), "log-likelihoods"
-        if name in orders:
-            source = ColumnsSource(source, orders[name])
-        stacked.append(Member(name, source, alignment.rows[name], kind))
-    return LogitStack(
+    alignment = align_shards(opened, names, join)
+    given = {_called(name, cache, caches): cache for name, own in caches.items() for cache in own}
+    classes, orders = common_classes({called: cache.classes for called, cache in given.items()}, list(given), n_classes)
+    labels: Any = labels_in_order({called: cache.labels for called, cache in given.items()}, orders, list(given))
+    stacked, known = [], {}
+    for name, own in caches.items():
+        parts, kind = [], own[0].kind
+        for cache in own:
+            source, kind = _read(cache, rules[name] if name in reduced else None)
+            order = orders.get(_called(name, cache, caches))
+            parts.append(source if order is None else ColumnsSource(source, order))
+        stacked.append(Member(name, joined_source(parts), alignment.rows[name], kind))
+        of_all = joined_labels([labels[_called(name, cache, caches)] for cache in own], list(map(len, own)))
+        known[name] = None if of_all is None else check_labels(of_all, counts[name], n_classes, some=True)
+    merged = merged_labels(known, alignment, names)
+    some = merged is not None and (merged < 0).any()
+    if labelled and merged is None:
+        raise InputError(f"{option('labelled', True)}: no video of {folder} has a label")
+    stack = LogitStack(
         stacked,
         ids=alignment.ids,
-        labels=align_labels(labels, alignment, names, counts, n_classes),
+        labels=merged if labelled or not some else None,
         classes=classes,
         present=alignment.present,
     )
+    if merged is None or not some:
+        return stack
+    if labelled:
+        return stack[merged >= 0]
+    warnings.warn(
+        f"{folder}: {int((merged >= 0).sum())} of {len(stack)} videos have a label, and the stack is read without any; "
+        f"{option('labelled', True)} takes those that have one",
+        VidfuseWarning,
+        stacklevel=2,
+    )
+    return stack
+
+
+def _read(cache: LogitCache, rule: str | None) -> tuple[Source, Kind]:
+    """Return where a cache's scores are, and what they are; with its views made one where a rule says how."""
+    if rule is None:
+        return cache.source, cache.kind
+    return ArraySource(reduce_source(cache.source, cache.kind, rule)), "log-likelihoods"
+
+
+def _called(name: str, cache: LogitCache, caches: Mapping[str, list[LogitCache]]) -> str:
+    """Return what an error calls a cache: its member, and where there are several its folder."""
+    return name if len(caches[name]) == 1 else f"{name} in {cache.folder}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,6 +141,7 @@ class JoinedSource:
         self.parts = tuple(parts)
         counts = [rows.stop - rows.start if isinstance(rows, slice) else len(rows) for _, rows in self.parts]
         self.edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._bounds = self.edges.tolist()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,16 +171,34 @@ class JoinedSource:
         """The same scores in consecutive pieces, each of one part."""
         if not isinstance(rows, slice):
             return [self.take(rows)]
-        found = []
-        for (source, base), low, high in zip(self.parts, self.edges[:-1], self.edges[1:], strict=True):
-            start, stop = max(rows.start, int(low)) - int(low), min(rows.stop, int(high)) - int(low)
-            if start < stop:
-                found += source.pieces(compose_rows(base, slice(start, stop, 1)))
+        found = [piece for source, own in self._within(rows) for piece in source.pieces(own)]
         return found or [self.parts[0][0].take(slice(0, 0, 1))]
 
+    def _within(self, rows: slice) -> Iterator[tuple[Source, Rows]]:
+        """The parts in which consecutive rows lie, with their own rows."""
+        start, number = rows.start, bisect_right(self._bounds, rows.start) - 1
+        while start < rows.stop:
+            (source, base), low = self.parts[number], self._bounds[number]
+            stop = min(rows.stop, self._bounds[number + 1])
+            if start < stop:
+                yield source, compose_rows(base, slice(start - low, stop - low, 1))
+            start, number = stop, number + 1
+
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        """The parts, each as cheap to send as it can be."""
-        return JoinedSource([source.restricted(base) for source, base in self.parts]), rows
+        """The parts that hold these rows, each as cheap to send as it can be, and the rows where they stand in them."""
+        if isinstance(rows, slice):
+            within = [source.restricted(own) for source, own in self._within(rows)]
+            return JoinedSource(within or self.parts[:1]), slice(0, max(0, rows.stop - rows.start), 1)
+        owners = np.searchsorted(self.edges, rows, side="right") - 1  # -1: a video that this member lacks
+        kept, at, start = [], np.full(len(rows), -1, dtype=np.int64), 0
+        for number in np.unique(owners[owners >= 0]).tolist():
+            source, base = self.parts[number]
+            mine = owners == number
+            needed, inverse = np.unique(rows[mine] - self.edges[number], return_inverse=True)
+            kept.append(source.restricted(compose_rows(base, needed)))
+            at[mine] = start + inverse
+            start += len(needed)
+        return JoinedSource(kept or self.parts[:1]), at
 
 
 def resolve_rows(key: Any, n: int) -> Rows:

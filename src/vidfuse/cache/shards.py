@@ -1,0 +1,181 @@
+"""Which caches belong together: one folder of members, or several, the shards of one set of videos.
+
+    caches/val/              a folder of members       caches/train/              a parent of shards
+      swin/meta.json         [{swin, x3d}]               shard0/swin/meta.json    [{swin, x3d}, {swin, x3d}, ...]
+      x3d/meta.json                                      shard0/x3d/meta.json
+                                                         shard1/swin/meta.json
+
+What a folder is, is seen from what it holds. A parent's sub-folders are shards only where their names differ in nothing
+but numbers: `train`, `val` and `test` are no shards of one set, and are never mixed because they stand side by side.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Final
+
+from vidfuse._checks import did_you_mean, first_few
+from vidfuse.cache.meta import META_NAME
+from vidfuse.errors import InputError
+
+__all__ = ["Folders", "by_number", "find_files", "find_shards", "shard_name", "sub_folders"]
+
+Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A folder, a pattern such as "caches/shard*", or several of them, in their order."""
+
+_NUMBER: Final = re.compile(r"(\d+)")
+
+
+def find_shards(source: Folders | Mapping[str, Folders]) -> list[dict[str, Path]]:
+    """Return the shards that are meant, in order, each as {member: its cache's folder}.
+
+    ==========================  ===================================================================================
+    a folder with               is
+    ==========================  ===================================================================================
+    `meta.json`                 one cache, whose member has the folder's name
+    caches                      the members of one set of videos
+    numbered folders of caches  a parent of shards, in the order of these numbers
+    anything else               an error: name the folders, or give a pattern
+    ==========================  ===================================================================================
+
+    Args:
+        source: A folder, a pattern, several of them, or {member: its caches}, one or several in the same way.
+
+    Raises:
+        InputError: No cache is found, or what a folder holds can be understood in two ways.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for cache in ("shard10/swin", "shard2/swin", "shard2/x3d"):
+        ...     (root / cache).mkdir(parents=True)
+        ...     _ = (root / cache / META_NAME).write_text("{}")
+        >>> [sorted(str(path.relative_to(root)) for path in shard.values()) for shard in find_shards(root)]
+        [['shard2/swin', 'shard2/x3d'], ['shard10/swin']]
+        >>> [list(shard) for shard in find_shards({"mine": [root / "shard10/swin"]})]
+        [['mine']]
+    """
+    if not isinstance(source, Mapping):
+        return [shard for folder in find_files(source) for shard in _shards_in(folder)]
+    listed = {
+        member: [cache for path in find_files(own) for cache in _caches_in(path)] for member, own in source.items()
+    }
+    rows = zip_longest(*listed.values())
+    return [{member: path for member, path in zip(listed, row, strict=True) if path is not None} for row in rows]
+
+
+def shard_name(shard: Mapping[str, Path]) -> str:
+    """Return what an error calls a shard: its folder.
+
+    Example:
+        >>> shard_name({"swin": Path("caches/shard2/swin"), "x3d": Path("caches/shard2/x3d")})
+        'caches/shard2'
+    """
+    parents = {path.parent for path in shard.values()}
+    return str(parents.pop()) if len(parents) == 1 else first_few(map(str, shard.values()))
+
+
+def _caches_in(path: Path) -> list[Path]:
+    """Return one member's caches: the folder itself, or those that it holds."""
+    inside = [] if _is_cache(path) else [entry for entry in sub_folders(path) if _is_cache(entry)]
+    return inside or [path]
+
+
+def _shards_in(root: Path) -> list[dict[str, Path]]:
+    if _is_cache(root):
+        return [{root.resolve().name: root}]
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a folder of logit caches, found no folder")
+    folders = sub_folders(root)
+    caches = {entry.name: entry for entry in sorted(folders) if _is_cache(entry)}
+    others = [entry for entry in folders if entry.name not in caches]
+    shards = {
+        entry.name: own for entry in others if (own := {c.name: c for c in sorted(sub_folders(entry)) if _is_cache(c)})
+    }
+    if caches and shards:
+        raise InputError(
+            f"{root}: holds caches ({first_few(caches)}), as a folder of members does, and folders of caches "
+            f"({first_few(shards)}), as a parent of shards does; name the shards, or the caches, that are meant one by "
+            "one or by a pattern"
+        )
+    if caches:
+        return [caches]
+    if not shards:
+        raise InputError(
+            f"{root}: expected sub-folders with a meta.json each, one a member, or shards that hold such; found none"
+        )
+    numbered = {_NUMBER.sub("#", name) for name in shards}
+    if len(numbered) > 1 or numbered == set(shards):
+        raise InputError(
+            f"{root}: holds folders of caches that are not numbered as shards are ({first_few(shards)}): name the one "
+            "that is meant; or, if they are shards of one set, name each of them or give a pattern"
+        )
+    empty = [entry.name for entry in others if entry.name not in shards and _NUMBER.sub("#", entry.name) in numbered]
+    if empty:
+        raise InputError(
+            f"{root}: {first_few(empty)} holds no cache, while {first_few(shards, 2)} do; finish the shard, remove its "
+            "folder, or name the shards that are meant"
+        )
+    return list(shards.values())
+
+
+def _is_cache(folder: Path) -> bool:
+    return (folder / META_NAME).exists()
+
+
+def sub_folders(root: Path) -> list[Path]:
+    """Return the sub-folders, those with numbers in their names in the order of these; none of no folder."""
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return [root / name for name in sorted(names, key=by_number)]
+
+
+def find_files(given: Folders) -> list[Path]:
+    """Return the files or folders that are meant: one, a list, or what a pattern matches, by the numbers in the names.
+
+    Raises:
+        InputError: A pattern matches nothing, or a file is listed twice.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for number in (10, 2):
+        ...     _ = (folder / f"fold{number}.npy").write_bytes(b"")
+        >>> [path.name for path in find_files(f"{folder}/fold*.npy")]
+        ['fold2.npy', 'fold10.npy']
+    """
+    listed = [given] if isinstance(given, str | os.PathLike) else list(given)
+    if not listed:
+        raise InputError("expected at least one file, got an empty list")
+    found = []
+    for name in listed:
+        path = Path(name)
+        if path.exists() or not glob.has_magic(str(name)):
+            found.append(path)
+            continue
+        matches = sorted(glob.glob(str(name)), key=by_number)
+        if not matches:
+            near = did_you_mean(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
+            raise InputError(f"{name}: expected files, and none matches this pattern{near}")
+        found += map(Path, matches)
+    twice = sorted({str(path) for path in found if found.count(path) > 1})
+    if twice:
+        raise InputError(f"expected each file once, got {first_few(twice)} twice")
+    return found
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names by the numbers in them.
+
+    Example:
+        >>> sorted(["fold10", "fold2"], key=by_number)
+        ['fold2', 'fold10']
+    """
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _NUMBER.split(name)]
