@@ -15,6 +15,7 @@ _SUBMODULES = ("errors", "metrics", "networks", "training", "video")
 _HOME = {
     "BordaCount": "vidfuse.fusion.votes",
     "Calibrated": "vidfuse.fusion.calibration",
+    "Cascade": "vidfuse.selection.cascade",
     "DynamicPool": "vidfuse.fusion.dynamic",
     "Ensemble": "vidfuse.serving.ensemble",
     "GreedyPool": "vidfuse.selection.greedy",

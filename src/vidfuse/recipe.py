@@ -35,6 +35,7 @@ RULES = MappingProxyType(
     {
         "BordaCount": "vidfuse.fusion.votes",
         "Calibrated": "vidfuse.fusion.calibration",
+        "Cascade": "vidfuse.selection.cascade",
         "DynamicPool": "vidfuse.fusion.dynamic",
         "GreedyPool": "vidfuse.selection.greedy",
         "LinearPool": "vidfuse.fusion.linear",

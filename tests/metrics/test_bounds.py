@@ -84,14 +84,14 @@ def test_bets_find_what_is_there():
     assert np.mean(found) == 1.0
 
 
-def test_losses_choose_their_test():
+def test_what_is_possible_chooses_the_test_and_not_what_came():
     zero_one, signed = np.repeat([0.0, 1.0], [295, 5]), np.repeat([0.0, 1.0, -1.0], [280, 10, 10])
     assert risk_p_value(zero_one, 0.05) == binomial_p_value(5, 300, 0.05)
-    assert risk_p_value(signed, 0.05) == difference_p_value(10, 10, 300, 0.05)
-    assert (
-        risk_p_value(zero_one, 0.05, np.arange(300)) == betting_p_value(zero_one, 0.05) > binomial_p_value(5, 300, 0.05)
-    )
-    assert risk_p_value(0.5 * zero_one, 0.05) == betting_p_value(0.5 * zero_one, 0.05)
+    assert risk_p_value(zero_one, 0.05, lowest=-1) == difference_p_value(5, 0, 300, 0.05)
+    assert risk_p_value(signed, 0.05, lowest=-1) == difference_p_value(10, 10, 300, 0.05)
+    for losses, lowest in ((zero_one, 0), (signed, -1)):
+        grouped = risk_p_value(losses, 0.05, np.arange(300), lowest=lowest)
+        assert grouped == betting_p_value(losses, 0.05) > risk_p_value(losses, 0.05, lowest=lowest)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,8 @@ def test_losses_choose_their_test():
         (lambda: betting_p_value([1.0], 1.0), "risk"),
         (lambda: betting_p_value([np.nan], 0.5), "finite"),
         (lambda: betting_p_value([1.0, 0.0], 0.5, ["a"]), "groups"),
+        (lambda: risk_p_value([1.0, -1.0], 0.5), "whole numbers"),
+        (lambda: risk_p_value([0.5], 0.5, lowest=-1), "whole numbers"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

@@ -15,6 +15,7 @@ from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.votes import BordaCount, MajorityVote
 from vidfuse.recipe import RULES
+from vidfuse.selection.cascade import Cascade
 from vidfuse.selection.greedy import GreedyPool
 from vidfuse.selection.subsets import SubsetPool
 
@@ -61,6 +62,10 @@ VARIANTS = {
         "greedy": GreedyPool("nll", rounds=10),
         "greedy-accuracy": GreedyPool("accuracy", 10, pool="log-linear", costs=[3.0, 2.0, 1.0]),
         "greedy-bagged": GreedyPool("nll", rounds=5, bagging=3),
+    },
+    "Cascade": {
+        "cascade": Cascade(LogLinearPool(weights="accuracy"), at_most=0.4, confidence=0.8),
+        "cascade-given": Cascade(LinearPool("uniform"), costs=[3.0, 2.0, 1.0], risk="label", at_most=0.5, by="margin"),
     },
     "TemperatureScaling": {"temperature": TemperatureScaling()},
     "VectorScaling": {"vector": VectorScaling()},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,12 @@ from vidfuse.metrics import prediction_disagreement
 from vidfuse.stack.order import order_advice
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["agreement_beyond_chance", "check_numbering", "warn_if_agreement_is_lost"]
+__all__ = [
+    "agreement_beyond_chance",
+    "check_numbering",
+    "warn_if_agreement_is_lost",
+    "without_agreement_warnings",
+]
 
 _SAMPLE = 256  # videos that are looked at, evenly spaced: enough to tell agreement from chance, and read in a moment
 _FEWEST = 30
@@ -84,6 +90,19 @@ def warn_if_agreement_is_lost(members: Sequence[str], fitted: NDArray[np.float64
             VidfuseWarning,
             stacklevel=4,
         )
+
+
+@contextmanager
+def without_agreement_warnings() -> Iterator[None]:
+    """Leave out that warning: for videos on which members agree less for a known reason, hard ones or single views.
+
+    Example:
+        >>> with without_agreement_warnings():
+        ...     warnings.warn("member 'a' agreed with the others on the videos of the fit, and …", VidfuseWarning)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* agreed with the others on the videos of the fit", VidfuseWarning)
+        yield
 
 
 def check_numbering(stack: LogitStack, y: NDArray[np.int64]) -> None:

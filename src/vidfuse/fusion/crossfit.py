@@ -19,7 +19,7 @@ from vidfuse._checks import as_array
 from vidfuse.errors import InputError
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Splits", "even_folds", "fit_copies", "out_of_fold", "predict_by_copies", "split_folds"]
+__all__ = ["Splits", "even_folds", "fit_copies", "out_of_fold", "predict_by_copies", "split_folds", "split_halves"]
 
 Splits = Sequence[tuple[Any, Any]]
 """(fit rows, score rows) of each fold; together the score rows cover every scored video once."""
@@ -62,6 +62,35 @@ def split_folds(
     else:
         fold = _placed(labels, folds, rng, _names(groups, n, "groups"))
     return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(folds)]
+
+
+def split_halves(
+    n: int, groups: ArrayLike | None = None, keys: ArrayLike | None = None, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of two halves, ascending, dealt by chance alone: what is drawn alike stays alike in both.
+
+    Folds that are even in every class would tell one half something of the other. Whole groups stay together.
+
+    Args:
+        n: The number of videos.
+        groups: One name for each video (N,): half of the groups make a half.
+        keys: As in `split_folds`.
+        seed: Seed of the draw.
+
+    Returns:
+        The larger half first; the second is empty where there are fewer than two videos or groups.
+
+    Example:
+        >>> [rows.tolist() for rows in split_halves(5, groups=["a", "a", "b", "b", "b"])]
+        [[0, 1], [2, 3, 4]]
+    """
+    named = keys if groups is None else groups
+    units = np.arange(n) if named is None else _names(named, n, "groups")
+    unit = np.unique(units, return_inverse=True)[1]
+    size = int(unit.max()) + 1
+    drawn = np.random.default_rng(seed).permutation(size)
+    first = np.isin(unit, drawn[: (size + 1) // 2])
+    return np.flatnonzero(first), np.flatnonzero(~first)
 
 
 def _names(values: ArrayLike, n: int, what: str) -> NDArray[Any]:

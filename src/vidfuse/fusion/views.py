@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import Rows
-from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.errors import InputError
+from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
@@ -109,8 +109,7 @@ def members_first(
     stack = as_stack(stack)
     views = _check_views(stack)
     fused = np.empty((len(stack), views, stack.n_classes), dtype=np.float32)
-    with warnings.catch_warnings():  # members agree less on a single view than on the fit's videos
-        warnings.filterwarnings("ignore", ".* agreed with the others on the videos of the fit", VidfuseWarning)
+    with without_agreement_warnings():  # members agree less on a single view than on the fit's videos
         for view in range(views):
             members = [replace(member, source=_View(member.source, view)) for member in stack.sources()]
             one = LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present)

@@ -163,16 +163,20 @@ def betting_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = N
     return min(1.0, float(np.exp(-most) / np.average(np.exp(money - most), weights=1 / np.arange(1, _STAKES + 1))))
 
 
-def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None) -> float:
-    """Return the p-value of "the risk is above this" by the sharpest test here that fits the losses.
+def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None, *, lowest: int = 0) -> float:
+    """Return the p-value of "the risk is above this", for losses that are whole numbers from `lowest` to 1.
+
+    By `binomial_p_value` (lowest = 0) or `difference_p_value` (lowest = -1), with groups by `betting_p_value`. Which
+    losses are possible has to be said: a test that is chosen by the losses that came does not keep its level.
 
     Args:
-        losses: One number of at most 1 for each video (N,).
+        losses: One number for each video (N,).
         risk: The mean loss that is to be undercut, above 0 and below 1.
         groups: What each video comes from (N,), or None where each stands for itself.
+        lowest: 0, or -1 for differences of what is right or wrong.
 
     Raises:
-        InputError: As `betting_p_value`.
+        InputError: Other losses, a risk out of range, or not one group for each video.
 
     Example:
         >>> losses = np.zeros(299)
@@ -180,11 +184,14 @@ def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None
         [0.05, 0.393]
     """
     values: NDArray[np.float64] = as_values(losses, "losses")
-    if groups is None and np.isin(values, (0, 1)).all():
-        return binomial_p_value(int(values.sum()), len(values), risk)
-    if groups is None and np.isin(values, (-1, 0, 1)).all():
-        return difference_p_value(int((values == 1).sum()), int((values == -1).sum()), len(values), risk)
-    return betting_p_value(values, risk, groups)
+    if lowest not in (0, -1) or not np.isin(values, (lowest, 0, 1)).all():
+        raise InputError(
+            f"losses: expected whole numbers from 0 or -1 to 1, got some from {values.min()} to {values.max()}"
+        )
+    if groups is not None:
+        return betting_p_value(values, risk, groups)
+    lost, won = int((values == 1).sum()), int((values == -1).sum())
+    return difference_p_value(lost, won, len(values), risk) if lowest else binomial_p_value(lost, len(values), risk)
 
 
 def _check_counts(successes: int, n: int) -> None:
