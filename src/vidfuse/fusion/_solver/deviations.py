@@ -2,10 +2,15 @@
 
 The pool is ``log p(c) ∝ z_c = Σ_m (β_m + δ_mc)·a_mc + b_c`` with a the members' log-likelihoods and β given. Since z_c
 depends on the parameters of class c alone, the Hessian's blocks on the diagonal, one for each class, hold most of it.
-A block of videos lies in memory as one matrix a class:
+A block of videos lies in memory as one matrix a class, of a row for each member and a column for each video, so that
+what is done for each video runs along memory:
 
-    class 0   │ a_0  a_1  …  a_M-1   1   Σβ·a │   B rows, one a video; times (δ_00 … δ_M-1,0, b_0, 1): z_0
-    class 1   │ a_0  a_1  …  a_M-1   1   Σβ·a │   B rows
+              │ a_0    │
+              │ …      │
+    class 0   │ a_M-1  │   B columns, one a video; (δ_00 … δ_M-1,0, b_0, 1) times it: z_0
+              │ 1      │
+              │ Σβ·a   │
+    class 1   │ …      │   likewise
 """
 
 from __future__ import annotations
@@ -121,15 +126,15 @@ class ClassVideos:
         return np.concatenate(list(self._over(of, range(len(self._rows)))))
 
     def _block(self, rows: slice) -> NDArray[np.float32]:
-        """Return the columns of these videos (K, B, M + 2)."""
+        """Return the matrices of these videos (K, M + 2, B)."""
         own, (classes, columns) = self.videos, self.shape
-        block = np.ones((classes, rows.stop - rows.start, columns + 1), dtype=np.float32)
+        block = np.ones((classes, columns + 1, rows.stop - rows.start), dtype=np.float32)
         for part, log_p in floored_blocks(own.stack[rows], own.floors, scales=own.scales):
             np.maximum(log_p, np.float32(LOWEST), out=log_p)
-            block[:, part, :-2] = log_p.transpose(2, 0, 1)
-        np.matmul(block[:, :, :-2], self.shared.astype(np.float32), out=block[:, :, -1])
+            block[:, :-2, part] = log_p.transpose(2, 1, 0)
+        np.matmul(self.shared.astype(np.float32), block[:, :-2], out=block[:, -1])
         if self.offsets is not None:
-            block[:, :, -1] += np.maximum(self.offsets, -1e4)[:, None].astype(np.float32)
+            block[:, -1] += np.maximum(self.offsets, -1e4)[:, None].astype(np.float32)
         return block
 
     def _get(self, index: int, double: bool) -> NDArray[Any]:
@@ -140,7 +145,7 @@ class ClassVideos:
         block = self._get(index, double)
         full = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(block.dtype)
         with np.errstate(invalid="ignore"):  # matrix products of odd sizes raise the flag for numbers beyond their end
-            return np.matmul(block, full[:, :, None])[:, :, 0], self.videos.labels[self._rows[index]]
+            return np.matmul(full[:, None, :], block)[:, 0], self.videos.labels[self._rows[index]]
 
     def _moments(self, index: int, x: NDArray[np.float64], blocks: bool, double: bool) -> _Moments:
         block, omega = self._get(index, double), self.videos.omega[self._rows[index]]
@@ -152,17 +157,16 @@ class ClassVideos:
         np.exp(z, out=z)
         total = z.sum(axis=0)
         value = float(omega @ (np.log(total.astype(np.float64)) + height))
-        z /= total
-        own = None
+        share, inner, own = omega.astype(z.dtype), block[:, :-1], None
         if blocks:  # Σ_i ω_i p_ic (1 - p_ic) a_i a_iᵀ of each class
-            curvature = z * (1 - z) * omega.astype(z.dtype)
-            inner = block[:, :, :-1]
+            curvature = z / total
+            curvature *= (1 - curvature) * share
             with np.errstate(invalid="ignore"):
-                own = np.matmul((inner * curvature[:, :, None]).swapaxes(1, 2), inner).astype(np.float64)
-        z[truth, here] -= 1
-        z *= omega.astype(z.dtype)
+                own = np.matmul(inner * curvature[:, None], inner.swapaxes(1, 2)).astype(np.float64)
+        z *= share / total
+        z[truth, here] -= share
         with np.errstate(invalid="ignore"):
-            gradient = np.matmul(z[:, None, :], block[:, :, :-1])[:, 0].astype(np.float64)
+            gradient = np.matmul(inner, z[:, :, None])[:, :, 0].astype(np.float64)
         return _Moments(value, gradient, own)
 
 
