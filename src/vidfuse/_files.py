@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-__all__ = ["TEMPORARY", "LateHead", "fsync_folder", "make_folder", "publish", "replace", "sweep"]
+__all__ = ["TEMPORARY", "LateHead", "folder_lock", "fsync_folder", "make_folder", "publish", "replace", "sweep"]
 
 TEMPORARY: Final = ".tmp-"
 _LOCK: Final = ".lock"
@@ -141,7 +141,7 @@ def _name(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    with _folder_lock(path.parent):
+    with folder_lock(path.parent):
         if os.path.lexists(path):
             return False
         os.replace(temporary, path)
@@ -149,7 +149,8 @@ def _name(temporary: Path, path: Path) -> bool:
 
 
 @contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock against other processes that change what stands under a name that is taken."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from vidfuse.errors import (
 )
 from vidfuse.stack.open import load_stack
 
+Immediate = functools.partial(CacheWriter, flush_seconds=0)  # a part with every append
 IDS = ["ape", "bee", "cat", "dog"]
 
 
@@ -44,7 +46,7 @@ def stack_of(array, **options):
 
 
 def one_part(tmp_path, rows=4):
-    with CacheWriter(tmp_path / "swin") as writer:
+    with Immediate(tmp_path / "swin") as writer:
         writer.append(IDS[:rows], logits(rows))
     (part,) = (tmp_path / "swin").glob("*.safetensors")
     return part
@@ -248,7 +250,7 @@ def test_row_26_different_numbers_of_views():
 
 def test_row_26_different_numbers_of_views_in_caches(tmp_path):
     for name, views in (("swin", 2), ("x3d", 5)):
-        with CacheWriter(tmp_path / name) as writer:
+        with Immediate(tmp_path / name) as writer:
             writer.append(IDS, np.random.default_rng(0).normal(size=(4, views, 3)))
     with pytest.raises(InputError, match='views="mean-log"'):
         load_stack(tmp_path)
@@ -266,7 +268,7 @@ def test_row_29_kill_while_writing_keeps_complete_parts(tmp_path):
 import os, signal, sys
 import numpy as np
 from vidfuse.cache.writer import CacheWriter
-writer = CacheWriter(sys.argv[1], expected_ids=["ape", "bee", "cat", "dog"])
+writer = CacheWriter(sys.argv[1], flush_seconds=0, expected_ids=["ape", "bee", "cat", "dog"])
 writer.append(["ape", "bee"], np.ones((2, 3)))
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 writer.append(["cat", "dog"], np.ones((2, 3)))
@@ -276,7 +278,7 @@ writer.append(["cat", "dog"], np.ones((2, 3)))
     assert len(list((tmp_path / "swin").glob(".tmp-*"))) == 1
     with pytest.raises(CacheIncompleteError, match="2 of 4"):
         open_cache(tmp_path / "swin")
-    with CacheWriter(tmp_path / "swin") as writer:
+    with Immediate(tmp_path / "swin") as writer:
         assert writer.missing() == ["cat", "dog"]
         assert not list((tmp_path / "swin").glob(".tmp-*"))
         writer.append(["cat", "dog"], np.ones((2, 3)))
@@ -410,7 +412,7 @@ def test_row_35_unsafe_video_name(tmp_path, name):
     with pytest.raises(InputError, match="name"):
         stack_of(logits(2), ids=["ok", name])
     with pytest.raises(InputError, match="name"):
-        CacheWriter(tmp_path / "swin").append([name], logits(1))
+        Immediate(tmp_path / "swin").append([name], logits(1))
     assert not list((tmp_path / "swin").iterdir())
 
 
@@ -441,7 +443,7 @@ def untouched(path):
 def test_row_37_same_item_same_bytes_is_a_no_op(tmp_path):
     part = one_part(tmp_path)
     before = untouched(part)
-    with CacheWriter(tmp_path / "swin") as second:
+    with Immediate(tmp_path / "swin") as second:
         assert second.append(IDS, logits()) == 0
         assert second.append(IDS[::-1], logits()[::-1]) == 0
     assert untouched(part) == before and len(list((tmp_path / "swin").iterdir())) == 2
@@ -450,7 +452,7 @@ def test_row_37_same_item_same_bytes_is_a_no_op(tmp_path):
 def test_row_38_same_item_other_bytes_is_a_conflict(tmp_path):
     one_part(tmp_path)
     with (
-        CacheWriter(tmp_path / "swin") as second,
+        Immediate(tmp_path / "swin") as second,
         pytest.raises(
             CacheConflictError, match=r"id 'ape' .*digest [0-9a-f]{64}, this one's [0-9a-f]{64}; the first is kept"
         ),
@@ -461,7 +463,7 @@ def test_row_38_same_item_other_bytes_is_a_conflict(tmp_path):
 
 def test_row_38_two_writers_at_the_same_moment(tmp_path, monkeypatch):
     """Neither sees the other's part when it looks, and both want the same name: the link decides."""
-    first, second = CacheWriter(tmp_path / "swin"), CacheWriter(tmp_path / "swin")
+    first, second = Immediate(tmp_path / "swin"), Immediate(tmp_path / "swin")
     first.append(["zoo"], logits(1))
     second.append(["zoo"], logits(1))
     monkeypatch.setattr(second, "_refresh", list)
@@ -476,17 +478,17 @@ def test_row_38_two_writers_at_the_same_moment(tmp_path, monkeypatch):
     [("fingerprint", "sha256:aa", "sha256:bb"), ("view_plan", {"clips": 10}, {"clips": 4}), ("kind", "logits", "sum")],
 )
 def test_row_39_resuming_with_another_checkpoint_or_view_plan(tmp_path, field, old, new):
-    with CacheWriter(tmp_path / "swin", **{field: old}) as writer:
+    with Immediate(tmp_path / "swin", **{field: old}) as writer:
         writer.append(["ape"], logits(1))
     with pytest.raises(CacheConflictError) as caught:
-        CacheWriter(tmp_path / "swin", **{field: new})
+        Immediate(tmp_path / "swin", **{field: new})
     assert repr(old) in str(caught.value) and repr(new) in str(caught.value)
     assert open_cache(tmp_path / "swin").ids.tolist() == ["ape"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_row_40_disk_full_or_io_error(tmp_path, monkeypatch, code):
-    writer = CacheWriter(tmp_path / "swin")
+    writer = Immediate(tmp_path / "swin")
     writer.append(["ape"], logits(1))
 
     def fail(descriptor, data):
@@ -503,7 +505,7 @@ def test_row_40_disk_full_or_io_error(tmp_path, monkeypatch, code):
 
 def test_row_41_reading_an_unfinished_cache(tmp_path):
     names = [f"v{i:04d}" for i in range(1000)]
-    with CacheWriter(tmp_path / "swin", expected_ids=names) as writer:
+    with Immediate(tmp_path / "swin", expected_ids=names) as writer:
         writer.append(names[:812], logits(812))
     with pytest.raises(CacheIncompleteError, match="812 of 1000"):
         load_stack(tmp_path)
@@ -599,13 +601,13 @@ def test_nothing_stored_is_lost_by_verifying(tmp_path):
     content = bytearray(part.read_bytes())
     content[-1] ^= 1
     part.write_bytes(content)
-    with CacheWriter(tmp_path / "swin") as writer:
+    with Immediate(tmp_path / "swin") as writer:
         writer.append(["emu"], logits(1))
     report = verify(tmp_path, quarantine=True)
     assert not report.ok and [p.kind for p in report.problems] == ["CacheCorruptError"]
     assert report.problems[0].moved_to.read_bytes() == bytes(content)
     assert verify(tmp_path).ok and open_cache(tmp_path / "swin").ids.tolist() == ["emu"]
-    with CacheWriter(tmp_path / "swin") as writer:
+    with Immediate(tmp_path / "swin") as writer:
         assert writer.append([*IDS, "emu"], np.concatenate([logits(), logits(1)])) == 4
 
 
@@ -614,7 +616,7 @@ def test_a_pickled_stack_of_a_changed_cache_is_refused(tmp_path):
     sent = pickle.dumps(load_stack(tmp_path))
     (part,) = (tmp_path / "swin").glob("*.safetensors")
     part.unlink()
-    with CacheWriter(tmp_path / "swin") as writer:
+    with Immediate(tmp_path / "swin") as writer:
         writer.append(IDS, logits(seed=1))
     with pytest.raises(CacheConflictError, match="load again"):
         pickle.loads(sent)

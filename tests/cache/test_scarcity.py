@@ -1,6 +1,7 @@
 """Too few files, too little memory, no permission, a failing disk: an error that says so, never taken for damage."""
 
 import errno
+import functools
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from vidfuse.errors import CacheConflictError, CacheCorruptError
 from vidfuse.formats.importers import read_predictions
 from vidfuse.stack.open import load_stack
 
+Immediate = functools.partial(CacheWriter, flush_seconds=0)  # a part with every append
 PARTS = 12
 IDS = [f"v{row:02d}" for row in range(PARTS)]
 Z = np.random.default_rng(0).normal(size=(PARTS, 5)).astype(np.float32)
@@ -40,7 +42,7 @@ ADVICE = {
 def write(folder, members=("swin", "x3d"), expected=IDS):
     """One part a video, and the first member's third part is damaged."""
     for seed, member in enumerate(members):
-        with CacheWriter(folder / member, expected_ids=expected) as writer:
+        with Immediate(folder / member, expected_ids=expected) as writer:
             for row, name in enumerate(IDS):
                 writer.append([name], Z[row : row + 1] + seed, [row % 5])
     damaged = sorted((folder / members[0]).glob("*.safetensors"))[2]
@@ -208,7 +210,7 @@ print(json.dumps([report.parts, len(report.problems), [len(c.parts) for c in cac
 def test_many_parts_are_verified_read_and_joined_with_few_files(tmp_path):
     ids = [f"v{row:02d}" for row in range(50)]
     for member in range(4):
-        with CacheWriter(tmp_path / f"m{member}", expected_ids=ids[::-1] if member % 2 else ids) as writer:
+        with Immediate(tmp_path / f"m{member}", expected_ids=ids[::-1] if member % 2 else ids) as writer:
             for row, name in enumerate(ids):
                 writer.append([name], np.full((1, 3), row + 1000 * member, dtype=np.float32))
     damaged = sorted((tmp_path / "m0").glob("*.safetensors"))[5]
@@ -240,7 +242,7 @@ def test_parts_that_are_not_held_are_read_as_others_and_keep_no_file_open(tmp_pa
     assert len(pieces) == PARTS - 2 and open_parts() == 0
     np.testing.assert_array_equal(np.concatenate(pieces), Z[2:] + 1)
     np.testing.assert_array_equal(stack[[5, 1, 1]].scores("swin"), Z[[rows[5], rows[1], rows[1]]])
-    with CacheWriter(tmp_path / "x3d") as writer:
+    with Immediate(tmp_path / "x3d") as writer:
         assert writer.append(IDS, Z + 1, np.arange(PARTS) % 5) == 0
     assert verify(tmp_path / "x3d").ok and len(consolidate(tmp_path)[0].parts) == 1
     np.testing.assert_array_equal(open_cache(tmp_path / "x3d").scores, Z + 1)

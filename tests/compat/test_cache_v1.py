@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from vidfuse.cache.upkeep import verify
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.stack.open import load_stack
 
+Immediate = functools.partial(CacheWriter, flush_seconds=0)  # a part with every append
 GOLDEN = Path(__file__).parent / "cache_v1"
 
 
@@ -35,7 +37,7 @@ def test_every_release_reads_version_1():
 
 
 def test_version_1_is_still_written_to_the_bit(tmp_path):
-    with CacheWriter(
+    with Immediate(
         tmp_path / "swin",
         classes=["jump", "kick", "run"],
         view_plan={"clips": 2, "crops": 1},
@@ -46,7 +48,7 @@ def test_version_1_is_still_written_to_the_bit(tmp_path):
         writer.append(["cat/1.mp4", "emu", "fox"], golden_scores()[3:], [2, 1, 0])
     half = np.full((6, 3), [0.5, 0.25, 0.25], dtype=np.float16)
     (part,) = open_cache(GOLDEN / "x3d").parts
-    with CacheWriter(tmp_path / "x3d", kind="probabilities", dtype="float16") as writer:
+    with Immediate(tmp_path / "x3d", kind="probabilities", dtype="float16") as writer:
         writer.append(part.ids, half)
     for name in ("swin", "x3d"):
         released = {path.name: path.read_bytes() for path in (GOLDEN / name).iterdir()}

@@ -52,7 +52,7 @@ def main() -> None:
     """Write every expected video whose number falls to this rank, and say so line by line."""
     folder, (rank, writers, videos, batch, fatal) = sys.argv[1], map(int, sys.argv[2:])
     ids = expected_ids(videos)
-    with CacheWriter(folder, expected_ids=ids, fingerprint="campaign") as writer:
+    with CacheWriter(folder, expected_ids=ids, fingerprint="campaign", flush_seconds=0) as writer:
         os.write(1, b"ready\n")
         os.read(0, 1)
         die_at(fatal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import threading
 
@@ -16,6 +17,7 @@ from vidfuse.cache.upkeep import verify
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import CacheIncompleteError
 
+Immediate = functools.partial(CacheWriter, flush_seconds=0)  # a part with every append
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)
 IDS = ["ape", "bee", "cat", "dog"]
 
@@ -59,7 +61,7 @@ def recorded(monkeypatch, events):
 
 
 def test_write_fsync_link_fsync_in_this_order(tmp_path, monkeypatch):
-    writer = CacheWriter(tmp_path)
+    writer = Immediate(tmp_path)
     writer.append(IDS[:1], Z[:1])
     events = []
     recorded(monkeypatch, events)
@@ -77,7 +79,7 @@ def test_write_fsync_link_fsync_in_this_order(tmp_path, monkeypatch):
 def test_the_description_is_durable_before_the_first_part(tmp_path, monkeypatch):
     events = []
     recorded(monkeypatch, events)
-    CacheWriter(tmp_path).append(IDS, Z)
+    Immediate(tmp_path).append(IDS, Z)
     links = [what for call, what in events if call == "link"]
     assert links == ["meta.", "part-"]
     assert ("fsync", "folder") in events[events.index(("link", "meta.")) : events.index(("link", "part-"))]
@@ -86,9 +88,9 @@ def test_the_description_is_durable_before_the_first_part(tmp_path, monkeypatch)
 @pytest.mark.parametrize("ask", ["append", "missing"])
 def test_another_writers_part_is_flushed_before_it_is_relied_on(tmp_path, monkeypatch, ask):
     """Its writer may have been killed between giving the name and flushing the folder."""
-    CacheWriter(tmp_path).append(IDS, Z)
+    Immediate(tmp_path).append(IDS, Z)
     events = []
-    writer = CacheWriter(tmp_path)
+    writer = Immediate(tmp_path)
     recorded(monkeypatch, events)
     if ask == "append":
         assert writer.append(IDS, Z) == 0
@@ -105,8 +107,8 @@ def test_a_fault_at_every_write_and_flush_publishes_nothing_torn(tmp_path, monke
     failures = 0
     for failing in range(100):
         folder = tmp_path / str(failing)
-        CacheWriter(folder, expected_ids=IDS).append(IDS[:1], Z[:1])
-        writer, calls = CacheWriter(folder), 0
+        Immediate(folder, expected_ids=IDS).append(IDS[:1], Z[:1])
+        writer, calls = Immediate(folder), 0
 
         def faulty(*arguments, failing=failing):
             nonlocal calls
@@ -129,7 +131,7 @@ def test_a_fault_at_every_write_and_flush_publishes_nothing_torn(tmp_path, monke
         if call == "write":
             with pytest.raises(CacheIncompleteError, match="1 of 4"):
                 open_cache(folder)
-        with CacheWriter(folder) as again:
+        with Immediate(folder) as again:
             again.append(IDS, Z)
         np.testing.assert_array_equal(open_cache(folder).scores, Z)
     assert failures >= (3 if call == "write" else 2)  # header, ids, scores; file, folder
@@ -141,7 +143,7 @@ def test_a_fault_while_the_description_is_written_leaves_an_empty_folder(tmp_pat
     def fail(descriptor, data):
         raise OSError(code, os.strerror(code))
 
-    writer = CacheWriter(tmp_path / "swin")
+    writer = Immediate(tmp_path / "swin")
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", fail)
         with pytest.raises(OSError, match=r"meta\.json"):
@@ -185,7 +187,7 @@ def test_without_hard_links_a_whole_cache_is_written_and_read(tmp_path, monkeypa
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     monkeypatch.setattr(os, "link", no_link)
-    with CacheWriter(tmp_path) as writer:
+    with Immediate(tmp_path) as writer:
         writer.append(IDS, Z)
     np.testing.assert_array_equal(open_cache(tmp_path).scores, Z)
 

@@ -47,7 +47,7 @@ def work(out, n=27, crash=-1):
     if rank == crash:
         sys.exit(3)
     cached = extract(
-        done.model, ToyLoader(n=n, **share), out / "cache", ids=ToyLoader(n=n).ids, videos_per_part=4, progress=False
+        done.model, ToyLoader(n=n, **share), out / "cache", ids=ToyLoader(n=n).ids, flush_seconds=0, progress=False
     )
     facts = {"history": done.history, "scores": scores, "asked": list(loader.asked), "written": cached.written}
     counted = train(

@@ -75,7 +75,7 @@ def test_an_interrupted_call_is_resumed_by_what_is_missing(tmp_path):
         return network(clips)
 
     with pytest.raises(KeyboardInterrupt):
-        extract(model, Restricted(batch_size=5), tmp_path / "toy", forward=failing, videos_per_part=5, **NAMED)
+        extract(model, Restricted(batch_size=5), tmp_path / "toy", forward=failing, flush_seconds=0, **NAMED)
     loader, calls[:] = Restricted(batch_size=7), []
     again = extract(model, loader, tmp_path / "toy", forward=failing, **NAMED)
     assert (again.present, again.written) == (10, 14)

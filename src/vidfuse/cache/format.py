@@ -39,7 +39,7 @@ from vidfuse.cache.ids import check_packed, pack_ids, unpack_ids
 from vidfuse.cache.layout import DTYPES, Entry, Layout, parse_layout, unique_keys
 from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheFormatError
 
-__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "open_part", "refusal"]
+__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "item_bytes", "open_part", "refusal"]
 
 VERSION: Final = 1
 _MAX_HEADER: Final = 1 << 14
@@ -81,11 +81,15 @@ class PartBytes:
         self.body, self.head_size = body, 8 + len(unsigned)
         self._unsigned, self._payload = unsigned, hashlib.sha256()
         self._hashing = Thread(target=self._payload.update, args=(body[-1],))
-        self._hashing.start()
+        try:
+            self._hashing.start()
+        except RuntimeError:  # no thread begins while Python ends
+            self._hashing.run()
 
     @cached_property
     def _signed(self) -> tuple[str, bytes]:
-        self._hashing.join()
+        if self._hashing.ident is not None:
+            self._hashing.join()
         text = self._unsigned.replace(_UNKNOWN, self._payload.hexdigest().encode(), 1)
         length = len(text).to_bytes(8, "little")
         digest = _sha256(length, text)
@@ -215,6 +219,10 @@ class Part:
         """The scores' dtype."""
         return self._entry.dtype
 
+    def item(self, row: int) -> bytes:
+        """Return what is stored of one video, to compare with what another part or an append holds of it."""
+        return item_bytes(self.scores()[row], np.int64(-1) if self.labels is None else self.labels[row])
+
     @property
     def held(self) -> bool:
         """Whether the scores stay mapped; otherwise an array from `scores` keeps a file open as long as it lives."""
@@ -272,6 +280,11 @@ class Part:
                 yield descriptor
         except FileNotFoundError as error:
             raise CacheConflictError(f"{self.path}: the part is gone, joined or set aside; load again") from error
+
+
+def item_bytes(scores: NDArray[Any], label: np.int64) -> bytes:
+    """Return one video's scores and label, -1 for one that is not known, as bytes."""
+    return scores.tobytes() + label.tobytes()
 
 
 def open_part(path: Path, *, check: bool = True, hold: bool = True) -> Part:

@@ -33,7 +33,7 @@ class CacheMeta:
         n_classes: The number of classes K.
         n_views: The number of views V, or None without a view axis.
         dtype: "float32" or "float16".
-        labelled: Whether the parts carry true classes.
+        labelled: Whether the first append knew true classes; each part says for itself which it knows.
         classes: The classes' names, or None.
         fingerprint: What identifies the model and its checkpoint: any JSON value, compared on resuming.
         view_plan: How views were sampled: any JSON value, compared on resuming.
@@ -163,16 +163,20 @@ def decode_meta(text: bytes, path: Path) -> CacheMeta:
 def check_same_meta(mine: CacheMeta, stored: CacheMeta, folder: Path) -> None:
     """Refuse to write into a cache that was begun with another model, view plan or layout.
 
-    Class names and expected ids are compared only where both sides give them.
+    Class names and expected ids are compared only where both sides give them; a writer may expect fewer videos than the
+    cache does.
     """
     optional = ("classes", "expected_ids")
     for field in fields(CacheMeta):
         own, other = getattr(mine, field.name), getattr(stored, field.name)
-        if own == other or (field.name in optional and (own is None or other is None)):
+        if field.name == "labelled" or own == other or (field.name in optional and (own is None or other is None)):
             continue
-        if field.name == "expected_ids" and set(own) == set(other):
-            continue  # the order is the first writer's
-        shown = (f"{len(own)} ids", f"{len(other)} ids") if field.name == "expected_ids" else (repr(own), repr(other))
+        shown = repr(own), repr(other)
+        if field.name == "expected_ids":
+            if set(own) <= set(other):
+                continue  # the order is the first writer's
+            shared = len(set(own) & set(other))
+            shown = f"{len(own)} ids, {shared} of them the same (a list that grows holds all)", f"{len(other)} ids"
         raise CacheConflictError(
             f"{folder}: this cache was begun with {field.name} {shown[1]}, and is resumed with {shown[0]}; nothing was "
             "written: use the same settings, or another folder"

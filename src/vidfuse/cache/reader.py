@@ -148,7 +148,7 @@ class LogitCache:
         folder: Where it is.
         meta: What all its parts have in common.
         ids: The videos' ids, in the order of the expected ids, or sorted where those are not known.
-        labels: True classes (N,), int64, or None.
+        labels: True classes (N,), int64, -1 where one is not known; None where none is.
         source: The scores, read by row.
         parts: Its parts.
     """
@@ -222,10 +222,19 @@ def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify:
         CacheConflictError: Two parts hold different scores for the same video.
     """
     path = Path(folder)
-    meta = read_meta(path)
-    if meta is None:
-        raise InputError(f"{path}: expected a logit cache (a folder with meta.json), found none")
-    parts = _open_parts(path, verify)
+    while True:
+        meta = read_meta(path)
+        if meta is None:
+            raise InputError(f"{path}: expected a logit cache (a folder with meta.json), found none")
+        parts = _open_parts(path, verify)
+        try:
+            return _opened(path, meta, parts, partial, verify)
+        except (CacheFormatError, CacheIncompleteError):
+            if read_meta(path) == meta:  # else the list of expected videos has grown meanwhile
+                raise
+
+
+def _opened(path: Path, meta: CacheMeta, parts: list[Part], partial: bool, verify: bool) -> LogitCache:
     expected = meta.expected_ids
     if not parts:
         raise CacheIncompleteError(f"{path}: {_of(0, expected)} videos are there; resume the extraction")
@@ -240,11 +249,18 @@ def open_cache(folder: str | os.PathLike[str], *, partial: bool = False, verify:
             f"{path}: {_of(len(ids), expected)} videos are there; missing: {lacking}; resume the extraction, or read "
             f"what is there with {option('partial', True)}"
         )
-    labels = np.concatenate([part.labels for part in parts if part.labels is not None]) if meta.labelled else None
+    labels = _labels_of(parts)
     if labels is not None and physical is not None:
         labels = labels[physical]
     source = PartsSource(parts, physical, check=verify)
     return LogitCache(path, meta, ids, labels, source, tuple(parts))
+
+
+def _labels_of(parts: Sequence[Part]) -> NDArray[np.int64] | None:
+    """The labels of parts one after another, -1 where one is not known; None where none is."""
+    if all(part.labels is None for part in parts):
+        return None
+    return np.concatenate([np.full(len(part), -1) if part.labels is None else part.labels for part in parts])
 
 
 def _open_parts(folder: Path, check: bool) -> list[Part]:
@@ -264,12 +280,12 @@ def _of(count: int, expected: tuple[str, ...] | None) -> str:
 
 def _check_belong(parts: Sequence[Part], meta: CacheMeta) -> None:
     shape = (meta.n_classes,) if meta.n_views is None else (meta.n_views, meta.n_classes)
-    wanted = (meta.kind, np.dtype(meta.dtype), shape, meta.labelled)
+    wanted = (meta.kind, np.dtype(meta.dtype), shape)
     for part in parts:
-        found = (part.kind, part.dtype, part.shape[1:], part.labels is not None)
+        found = (part.kind, part.dtype, part.shape[1:])
         if wanted != found:
             raise CacheFormatError(
-                f"{part.path}: expected (kind, dtype, shape, labelled) {wanted} as meta.json says, got {found}; "
+                f"{part.path}: expected (kind, dtype, shape) {wanted} as meta.json says, got {found}; "
                 "the part belongs to another cache: remove it"
             )
 
@@ -307,9 +323,7 @@ def _check_repeats(parts: Sequence[Part], rows: NDArray[np.int64], others: NDArr
 
     def item(row: int) -> tuple[Part, bytes]:
         number = int(np.searchsorted(starts, row, side="right")) - 1
-        part, local = parts[number], row - int(starts[number])
-        label = b"" if part.labels is None else part.labels[local].tobytes()
-        return part, part.scores()[local].tobytes() + label
+        return parts[number], parts[number].item(row - int(starts[number]))
 
     for row, other in zip(rows.tolist(), others.tolist(), strict=True):
         (first, content), (second, again) = item(row), item(other)

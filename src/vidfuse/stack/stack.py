@@ -23,7 +23,7 @@ from vidfuse._checks import (
     per_member,
 )
 from vidfuse._threads import map_members
-from vidfuse.cache.writer import ROWS_PER_PART, CacheWriter
+from vidfuse.cache.writer import PART_BYTES, CacheWriter
 from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.align import (
@@ -533,8 +533,9 @@ class LogitStack:
             with CacheWriter(
                 Path(path) / name, classes=self.classes, kind=part.kinds[0], dtype=stored, expected_ids=ids.tolist()
             ) as writer:
-                for start in range(0, len(kept), ROWS_PER_PART):
-                    rows = slice(start, min(start + ROWS_PER_PART, len(kept)))
+                step = max(1, PART_BYTES // (4 * int(np.prod(part.shape[2:]))))
+                for start in range(0, len(kept), step):
+                    rows = slice(start, min(start + step, len(kept)))
                     writer.append(ids[rows], part[rows].scores(name), None if labels is None else labels[rows])
 
     def __getstate__(self) -> dict[str, Any]:

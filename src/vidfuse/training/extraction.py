@@ -67,7 +67,7 @@ def extract(
     dtype: Literal["float32", "float16"] = "float32",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     clips_per_pass: int = 64,
-    videos_per_part: int = 64,
+    flush_seconds: float = 60.0,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Extraction:
@@ -95,7 +95,8 @@ def extract(
         dtype: How scores are stored.
         precision: Autocast precision of the forward pass.
         clips_per_pass: Most clips in one forward pass; views beyond it are passed in turn.
-        videos_per_part: Videos that are published together; at most this many are computed again after a crash.
+        flush_seconds: Scores are on disk at the latest this long after they were computed, and what was computed in
+            that time before a crash is computed again; 0 writes a file with every batch.
         device: Where to run; where the network's first parameter is, if left out.
         progress: Whether to show a bar on stderr.
 
@@ -133,7 +134,7 @@ def extract(
                     fingerprint=prints[name],
                     dtype=dtype,
                     expected_ids=wanted,
-                    buffer_rows=videos_per_part,
+                    flush_seconds=flush_seconds,
                 )
             )
             member.lacks = None if wanted is None else frozenset(member.writer.missing(wanted))
