@@ -20,7 +20,7 @@ OPTIONAL = ("torch", "torchvision", "timm", "av", "einops", "yaml", "pandas", "p
 ROOMS = (  # from the ground up; a module imports from its own room and from floors below
     ("errors",),
     ("_checks", "_files", "_paths", "_threads", "_yaml"),
-    ("_tables", "likelihood"),
+    ("_tables", "_unfinished", "likelihood"),
     ("cache", "metrics"),
     ("stack",),
     ("formats", "fusion"),

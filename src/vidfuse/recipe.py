@@ -25,7 +25,8 @@ from sklearn.base import clone
 from vidfuse import __version__
 from vidfuse._files import replace
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
-from vidfuse.fusion.views import reduce_views
+from vidfuse.fusion.blocks import FusedBlocks
+from vidfuse.fusion.views import reduce_views, reduced_as_read
 from vidfuse.selection.single import best_single
 from vidfuse.stack.stack import LogitStack
 
@@ -148,6 +149,37 @@ class Recipe:
         result: NDArray[np.int64] = self.rule.predict(self._prepare(data))
         return result
 
+    def predict_blocks(
+        self,
+        data: LogitStack | Mapping[str, ArrayLike],
+        *,
+        proba: bool = False,
+        rows_per_block: int | None = None,
+    ) -> FusedBlocks:
+        """Return the fused log-likelihoods (N, K) as blocks, which are computed when they are read.
+
+        They are those of `predict_log_proba`, bit by bit, and memory holds a block of them.
+
+        Args:
+            data: as in `predict_log_proba`; its views are reduced block by block, too.
+            proba: give probabilities, as `predict_proba` does.
+            rows_per_block: videos in a block; by default as many as have about a million scores.
+
+        Example:
+            >>> import vidfuse as vf
+            >>> z = np.log([[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]])
+            >>> stack = vf.LogitStack.from_arrays({"swin": z, "x3d": z}, labels=[0, 1, 0], ids=["a", "b", "c"])
+            >>> recipe = vf.Recipe.from_fitted(vf.LinearPool("uniform").fit(stack), stack)
+            >>> for rows, proba in recipe.predict_blocks(stack, proba=True, rows_per_block=2):
+            ...     print(stack.ids[rows].tolist(), proba.round(2).tolist())
+            ['a', 'b'] [[0.8, 0.2], [0.4, 0.6]]
+            ['c'] [[0.5, 0.5]]
+        """
+        blocks: FusedBlocks = self.rule.predict_blocks(
+            self._prepare(data, at_once=False), proba=proba, rows_per_block=rows_per_block
+        )
+        return blocks
+
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members` that a prediction needs: all, unless the fitted rule gave some no say."""
         needed = self.rule.needed_members()
@@ -233,8 +265,8 @@ class Recipe:
         replace(path, f"{text}\n".encode())
         return path
 
-    def _prepare(self, data: LogitStack | Mapping[str, ArrayLike]) -> LogitStack:
-        """Return the stack that the rule takes: members by name, classes checked, views reduced."""
+    def _prepare(self, data: LogitStack | Mapping[str, ArrayLike], *, at_once: bool = True) -> LogitStack:
+        """Return the stack that the rule takes: members by name, classes checked, views reduced, at once or as read."""
         if isinstance(data, Mapping):
             needed = self.needed_members()
             unknown, missing = sorted(set(data) - set(self.members)), sorted(set(needed) - set(data))
@@ -259,7 +291,9 @@ class Recipe:
                 f"class {row} is {self.classes[row]!r} in the recipe and {data.classes[row]!r} in the stack; "
                 "put the stack's classes in the recipe's order"
             )
-        return reduce_views(data, self.views) if self.views is not None and data.n_views is not None else data
+        if self.views is None or data.n_views is None:
+            return data
+        return reduce_views(data, self.views) if at_once else reduced_as_read(data, self.views)
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

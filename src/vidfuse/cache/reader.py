@@ -122,6 +122,12 @@ class PartsSource:
         physical = np.where(owner < 0, -1, physical + shift[owner])
         return PartsSource(parts, physical, check=self._check), slice(0, len(physical), 1)
 
+    def identity(self) -> Iterator[bytes]:
+        """Yield what tells these scores from others: the parts' digests, and the rows in them."""
+        yield from (part.digest.encode() for part in self._parts)
+        if self._physical is not None:
+            yield self._physical.tobytes()
+
     def __reduce__(self) -> tuple[Any, ...]:
         paths = [(str(part.path), part.digest) for part in self._parts]
         return _reopen, (paths, self._physical, self._check)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,75 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @takes_recipe
 @sources()
 @reads_predictions
-@options.out("predictions.csv", "The file to write: .csv (id,p0,p1,...), .npz, or .pkl (MMAction2's dump, by torch).")
+@options.out(
+    "predictions.csv",
+    "What to write: .csv (id,p0,p1,...), .parquet, .npz, .npy (the probabilities alone), .pkl (MMAction2's dump, by "
+    "torch), or a new folder, which becomes a cache.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="The classes and probabilities of the k most probable alone.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32", "float64"]),
+    help="The probabilities' precision.  [default: float64; float32 in a cache]",
+)
 @options.as_json
 @click.pass_context
 def predict(
-    context: click.Context, recipe: Path, source: tuple[str, ...], reading: Reading, out: Path, as_json: bool
+    context: click.Context,
+    recipe: Path,
+    source: tuple[str, ...],
+    reading: Reading,
+    out: Path,
+    top_k: int | None,
+    dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Fuse predictions by RECIPE, and write the probability of every class.
 
-    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump. Memory holds a block of
+    videos. Killed and started again with the same words, it goes on where it was.
     """
     from vidfuse.formats.export import write_predictions
 
     loaded, stack = with_recipe(recipe, source, reading)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(
-        loaded.predict_proba(stack),
+        _Shown(loaded.predict_blocks(stack, proba=True)),
         out,
         ids=stack.ids,
         labels=stack.labels,
         classes=loaded.classes,
         kind="probabilities",
+        dtype=dtype,
+        top_k=top_k,
+        resume=_what(recipe, stack),
     )
     options.save_config(context, out)
     options.emit({"out": out, "videos": len(stack)}, f"{len(stack)} videos written to {out}", as_json)
+
+
+class _Shown:
+    """Blocks of predictions, with a bar of how many videos were fused, where somebody looks."""
+
+    def __init__(self, blocks: Any) -> None:
+        from tqdm import tqdm
+
+        self.shape, self.dtype, self.rows_per_block = blocks.shape, blocks.dtype, blocks.rows_per_block
+        self._blocks = blocks
+        self._bar = tqdm(total=len(blocks), unit=" videos", disable=not sys.stderr.isatty())
+
+    def __getitem__(self, rows: Any) -> Any:
+        found = self._blocks[rows]
+        if isinstance(rows, slice) and not self._bar.n:
+            self._bar.n = self._bar.initial = rows.start
+        self._bar.update(len(found))
+        return found
+
+
+def _what(recipe: Path, stack: Any) -> str:
+    """Return what a prediction is computed from, as a digest: a recipe's file, which holds that of its arrays."""
+    from vidfuse.stack.identity import stack_digest
+
+    return f"{hashlib.sha256(recipe.read_bytes()).hexdigest()} {stack_digest(stack)}"
 
 
 @click.command()
@@ -92,7 +139,8 @@ def submit(
 ) -> None:
     """Fuse predictions by RECIPE, and write a submission.
 
-    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
+    SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump. Memory holds a block of
+    videos. Killed and started again with the same words, it goes on where it was.
     """
     loaded, stack = with_recipe(recipe, source, reading)
     if stack.ids is None:
@@ -101,7 +149,7 @@ def submit(
             "videos in the rows' order"
         )
     out = out or Path("submission").with_suffix({"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}[layout])
-    fused = loaded.predict_log_proba(stack)
+    fused: Any = _Shown(loaded.predict_blocks(stack))
     if layout == "epic":
         fused = {"verb": fused, "noun": _fused_nouns(nouns, stack.ids)}
     vf.write_submission(
@@ -112,6 +160,7 @@ def submit(
         sample=sample,
         classes=loaded.classes,
         supervision=None if supervision is None else _levels(supervision),
+        resume=_what(recipe, stack),
     )
     options.save_config(context, out)
     click.echo(f"{len(stack)} videos written to {out}")

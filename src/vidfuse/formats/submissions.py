@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,7 +26,9 @@ from vidfuse._files import replace
 from vidfuse._paths import path_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.containers import read_text
-from vidfuse.likelihood import log_softmax
+from vidfuse.formats.export import csv_cells, csv_texts, job_of
+from vidfuse.formats.streams import read_by_rows, write_text
+from vidfuse.likelihood import block_rows, log_softmax
 
 __all__ = [
     "Submission",
@@ -40,6 +42,7 @@ __all__ = [
 Format = Literal["vipriors", "csv", "epic"]
 _SUFFIXES: Final[dict[Format, str]] = {"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}
 _ACTIONS = 100  # pairs of verb and noun that EPIC-KITCHENS asks for
+_BLOCK: Final = 1 << 20  # scores that are written at once
 _COUNTED = 5  # classes of a line that are read
 _OFFICIAL_CLASSES = 399  # the published script builds its list of classes as 1 … 399
 
@@ -53,6 +56,7 @@ def write_submission(
     sample: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     supervision: Sequence[int] | None = None,
+    resume: str | None = None,
 ) -> Path:
     r"""Write a submission; the file appears complete or not at all.
 
@@ -67,7 +71,8 @@ def write_submission(
     Ties go to the lower class index.
 
     Args:
-        log_proba: log-likelihoods (N, K), an array or a tensor; with "epic" {"verb": (N, 97), "noun": (N, 300)}. Where
+        log_proba: log-likelihoods (N, K), an array, a tensor, or blocks such as `Recipe.predict_blocks` gives, which
+            are computed while they are written; with "epic" {"verb": (N, 97), "noun": (N, 300)}, all in memory. Where
             only ranks are written, anything that ranks the classes will do.
         ids: the videos' ids, in the rows' order.
         path: the file to write; its suffix must be the format's.
@@ -80,6 +85,7 @@ def write_submission(
         classes: the classes' names, in the scores' order.
         supervision: with "epic" what the challenge asks for: the levels of supervision of pretraining, of the training
             labels and of the training data (``sls_pt``, ``sls_tl``, ``sls_td``).
+        resume: what a killed call goes on by, as in `vidfuse.formats.write_predictions`; "epic" begins anew.
 
     Returns:
         The path.
@@ -114,38 +120,45 @@ def write_submission(
             f"{path}: expected a file name that ends in {_SUFFIXES[format]} for the format {format}{other}"
         )
     given: Any = log_proba
-    heads = {name: _as_array(values) for name, values in (given if isinstance(given, Mapping) else {"": given}).items()}
+    heads = {
+        name: values if read_by_rows(values) else _as_array(values)
+        for name, values in (given if isinstance(given, Mapping) else {"": given}).items()
+    }
     if sorted(heads) != (["noun", "verb"] if format == "epic" else [""]):
         wanted = '{"verb": scores, "noun": scores}' if format == "epic" else "one array (N, K)"
         raise InputError(f"expected {wanted} for the format {format}, got {first_few(heads) if heads else 'nothing'}")
     names = _checked_ids(ids, heads, spaces=format == "csv")
     if format == "epic":
-        return replace(path, _epic(heads["verb"], heads["noun"], names, supervision))
+        verbs, nouns = (_block(heads[name], slice(0, len(names)), names) for name in ("verb", "noun"))
+        return replace(path, _epic(verbs, nouns, names, supervision))
     scores = heads[""]
+    step = getattr(scores, "rows_per_block", None) or block_rows(scores.shape[1], _BLOCK)
+    job = None if resume is None else job_of(resume, format, np.array(names), classes)
     if format == "csv":
-        return replace(path, _csv(scores, names, sample, classes))
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :_COUNTED] + 1
-    lines = [f"{name} {' '.join(map(str, numbers))}\n" for name, numbers in zip(names, best.tolist(), strict=True)]
-    return replace(path, "".join(lines))
+        head, n, lines = _csv(scores, names, sample, classes)
+        asked = b"" if sample is None else Path(sample).read_bytes()
+        return write_text(path, head, lines, n, step, None if job is None else job_of(job, asked))
+
+    def five(rows: slice) -> str:
+        best = np.argsort(-_block(scores, rows, names), axis=1, kind="stable")[:, :_COUNTED] + 1
+        listed = zip(names[rows], best.tolist(), strict=True)
+        return "".join([f"{name} {' '.join(map(str, numbers))}\n" for name, numbers in listed])
+
+    return write_text(path, "", five, len(names), step, job)
 
 
-def _checked_ids(ids: Iterable[str] | None, heads: Mapping[str, NDArray[np.float64]], *, spaces: bool) -> list[str]:
+def _checked_ids(ids: Iterable[str] | None, heads: Mapping[str, Any], *, spaces: bool) -> list[str]:
     """Return the ids, one for each row of every array of scores."""
     if ids is None:
         raise InputError(f"expected the videos' ids, got None: a submission needs them; pass {option('ids')}")
     names = [str(i) for i in ids]
     for scores in heads.values():
-        if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
+        if len(scores.shape) != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
             raise InputError(
                 f"expected log_proba of shape (N videos, K >= 2 classes), got {scores.shape}; reduce views first"
             )
-        if len(names) != len(scores):
-            raise AlignmentError(f"expected one id for each of {len(scores)} rows, got {len(names)} ids")
-        bad = np.flatnonzero(np.isnan(scores).any(axis=1))
-        if len(bad):
-            raise InputError(
-                f"expected numbers, got NaN in {len(bad)} rows; first: video {names[bad[0]]!r}, row {bad[0]}"
-            )
+        if len(names) != scores.shape[0]:
+            raise AlignmentError(f"expected one id for each of {scores.shape[0]} rows, got {len(names)} ids")
     seen: dict[str, int] = {}
     for row, name in enumerate(names):
         if not name or (not spaces and name.split() != [name]):
@@ -156,23 +169,41 @@ def _checked_ids(ids: Iterable[str] | None, heads: Mapping[str, NDArray[np.float
     return names
 
 
-def _csv(scores: NDArray[np.float64], ids: list[str], sample: Any, classes: Sequence[str] | None) -> str:
-    """Return a table of classes or probabilities in the columns and rows of a sample."""
-    names = check_classes(classes, scores.shape[1])
+def _block(scores: Any, rows: Any, names: Sequence[str]) -> NDArray[np.float64]:
+    """Return the scores of some rows, which must be numbers."""
+    block = _as_array(scores[rows])
+    bad = np.flatnonzero(np.isnan(block).any(axis=1))
+    if len(bad):
+        row = int(np.arange(len(names))[rows][bad[0]])
+        raise InputError(f"expected numbers, got NaN in {len(bad)} rows; first: video {names[row]!r}, row {row}")
+    return block
+
+
+def _csv(
+    scores: Any, ids: list[str], sample: Any, classes: Sequence[str] | None
+) -> tuple[str, int, Callable[[slice], str]]:
+    """Return a table's head, how many rows it has, and how they are written: in the columns and rows of a sample."""
+    n_classes = scores.shape[1]
+    names = check_classes(classes, n_classes)
     header, asked = ["id", "label"], [[name] for name in ids]
     if sample is not None:
         header, asked = _read_sample(Path(sample))
-    rows = scores if sample is None else scores[_rows_of(asked, ids, Path(sample))]
+    order = np.arange(len(ids)) if sample is None else np.array(_rows_of(asked, ids, Path(sample)))
+    firsts = csv_texts([line[0] for line in asked])
     if len(header) == 2:
-        written = _labels(rows.argmax(axis=1), asked, names, scores.shape[1])
-        body = [[line[0], label] for line, label in zip(asked, written, strict=True)]
+        words = csv_texts(_class_words(asked, names, n_classes))
     else:
-        log_proba = log_softmax(rows)
-        columns = _columns(header[1:], names, scores.shape[1], sample)
-        body = [[line[0], *map(repr, p)] for line, p in zip(asked, np.exp(log_proba)[:, columns].tolist(), strict=True)]
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *body])
-    return stream.getvalue()
+        columns = _columns(header[1:], names, n_classes, sample)
+
+    def lines(rows: slice) -> str:
+        block = _block(scores, rows if sample is None else order[rows], ids)
+        if len(header) == 2:
+            cells: Any = [words[k] for k in block.argmax(axis=1).tolist()]
+        else:
+            cells = [",".join(map(repr, p)) for p in np.exp(log_softmax(block))[:, columns].tolist()]
+        return "".join([f"{first},{cell}\n" for first, cell in zip(firsts[rows], cells, strict=True)])
+
+    return f"{csv_cells(header)}\n", len(asked), lines
 
 
 def _read_sample(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -208,11 +239,11 @@ def _rows_of(asked: list[list[str]], ids: list[str], path: Path) -> list[int]:
     return [row_of[name] for name in wanted]
 
 
-def _labels(best: NDArray[np.int64], asked: list[list[str]], names: Sequence[str] | None, n_classes: int) -> list[str]:
-    """Return the class of each video as the sample writes classes: by name, from 1 on, or from 0 on."""
+def _class_words(asked: list[list[str]], names: Sequence[str] | None, n_classes: int) -> list[str]:
+    """Return each class as the sample writes classes: by name, from 1 on, or from 0 on."""
     shown = {line[1] for line in asked if len(line) > 1}
     if names is not None and (not shown or shown <= set(names)):
-        return [names[k] for k in best]
+        return list(names)
     if shown and not all(text.strip().isdigit() for text in shown):
         known = "without their names" if names is None else f"called {first_few(names)}"
         raise InputError(
@@ -221,7 +252,7 @@ def _labels(best: NDArray[np.int64], asked: list[list[str]], names: Sequence[str
         )
     numbers = {int(text) for text in shown}
     one_based = n_classes in numbers and 0 not in numbers
-    return [str(k + one_based) for k in best.tolist()]
+    return [str(k + one_based) for k in range(n_classes)]
 
 
 def _columns(header: Sequence[str], names: Sequence[str] | None, n_classes: int, sample: Any) -> list[int]:

@@ -25,6 +25,7 @@ __all__ = ["DynamicPool"]
 _REFERENCES: Final = 4000  # videos of the fit that are kept to compare with; memory and time are bounded by it
 _FOLDS: Final = 5
 _LIKENESS: Final = 1 << 21  # numbers that are compared at once
+_ROWS: Final = 64  # videos in a matrix product
 _FEATURES: Final = {"confidence": 2, "competence": 1, "both": 3}
 
 
@@ -169,15 +170,28 @@ class DynamicPool(Rule):
         if count < 1:
             return np.zeros((len(root), self.reference_log_true_.shape[1]))
         out = np.empty((len(root), self.reference_log_true_.shape[1]))
-        step = block_rows(max(n, count * out.shape[1]), _LIKENESS)
+        step = max(1, block_rows(max(n, count * out.shape[1]), _LIKENESS) // _ROWS) * _ROWS
         for start in range(0, len(root), step):
             rows = slice(start, min(start + step, len(root)))
-            likeness = root[rows].astype(np.float32) @ self.reference_root_.T  # the Bhattacharyya coefficient
+            likeness = _products(root[rows].astype(np.float32), self.reference_root_.T)  # the Bhattacharyya coefficient
             if groups is not None:
                 likeness[groups[rows, None] == groups] = -1.0
             nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
             out[rows] = self.reference_log_true_[nearest].mean(axis=1)
         return out
+
+
+def _products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a matrix product, each row of which has the same bits whatever rows stand beside it.
+
+    The linear algebra below NumPy takes other sums for other shapes: each product here is of `_ROWS` rows.
+    """
+    out = np.empty((len(left), right.shape[1]), dtype=np.float32)
+    for start in range(0, len(left), _ROWS):
+        some = left[start : start + _ROWS]
+        padding = np.zeros((_ROWS - len(some), left.shape[1]), dtype=np.float32)
+        out[start : start + _ROWS] = (np.concatenate([some, padding]) @ right)[: len(some)]
+    return out
 
 
 def _static(pool: Rule) -> WeightedSum:
@@ -201,9 +215,9 @@ def _pooled(
     least 0. Where all strengths a are 0, they are the static pool's own.
     """
     beta = static.weights
-    lift = np.exp(np.clip(x @ strengths, -20.0, 20.0))
+    lift = np.exp(np.clip((x * strengths).sum(axis=2), -20.0, 20.0))
     mean = np.maximum(beta.mean(axis=1), 0.0)
-    lifted = lift @ mean
+    lifted = (lift * mean).sum(axis=1)
     lift *= np.divide(mean.sum(), lifted, out=np.zeros_like(lifted), where=lifted > 0)[:, None]
     total = np.zeros((len(log_p), log_p.shape[2]))
     if static.bias is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -15,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse._checks import as_array, check_labels, check_same_labels, first_few
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.fusion.agreement import agreement_beyond_chance, check_numbering, warn_if_agreement_is_lost
+from vidfuse.fusion.blocks import FusedBlocks
 from vidfuse.stack.stack import LogitStack
 
 __all__ = [
@@ -28,6 +30,9 @@ __all__ = [
 ]
 
 Missing = Literal["error", "renormalise"]
+
+# Whether a rule is being fused that has looked at all videos: a block of them tells less, and would be warned of alone.
+_within: ContextVar[bool] = ContextVar("_within", default=False)
 
 
 @dataclass(frozen=True)
@@ -177,11 +182,47 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
             AlignmentError: members that have a say are missing, or members are added, or the classes differ from the
                 fit's in number, names or order.
         """
+        return self._fuse_as_one(self._to_fuse(X))
+
+    def predict_blocks(self, X: Any, *, proba: bool = False, rows_per_block: int | None = None) -> FusedBlocks:
+        """Return the fused log-likelihoods (N, K) as blocks, which are computed when they are read.
+
+        Everything is checked here and now, as by `predict_log_proba`, and the bits are the same.
+
+        Args:
+            X: a stack, or an array (N, M, K).
+            proba: give probabilities, as `predict_proba` does.
+            rows_per_block: videos in a block; by default as many as have about a million scores.
+
+        Raises:
+            AlignmentError: as in `predict_log_proba`.
+
+        Example:
+            >>> from vidfuse.fusion.linear import LinearPool
+            >>> X = np.zeros((5, 2, 3))
+            >>> blocks = LinearPool("uniform").fit(X).predict_blocks(X, rows_per_block=2)
+            >>> [(rows.start, rows.stop, log_p.shape) for rows, log_p in blocks]
+            [(0, 2, (2, 3)), (2, 4, (2, 3)), (4, 5, (1, 3))]
+        """
+        return FusedBlocks(self._fuse_as_one, self._to_fuse(X), proba=proba, rows_per_block=rows_per_block)
+
+    def _to_fuse(self, X: Any) -> LogitStack:
+        """Return the checked stack of `members_`, and warn where these do not agree as they did."""
         check_is_fitted(self, "members_")
         stack = _aligned(self, X)
-        if hasattr(self, "agreement_"):  # recipes of the first releases do not hold it
+        if hasattr(self, "agreement_") and not _within.get():  # recipes of the first releases do not hold it
             warn_if_agreement_is_lost(self.members_, self.agreement_, stack)
-        return self._fuse(stack)
+        return stack
+
+    def _fuse_as_one(self, stack: LogitStack) -> NDArray[np.float64]:
+        """Fuse a checked stack; a rule within this one looks at the members' agreement no more."""
+        if not hasattr(self, "agreement_"):
+            return self._fuse(stack)
+        outer = _within.set(True)
+        try:
+            return self._fuse(stack)
+        finally:
+            _within.reset(outer)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the fused probabilities (N, K)."""

@@ -15,10 +15,11 @@ from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
+from vidfuse.stack.reduce import ReducedSource
 from vidfuse.stack.source import ArraySource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
-__all__ = ["members_first", "reduce_views"]
+__all__ = ["members_first", "reduce_views", "reduced_as_read"]
 
 
 def reduce_views(
@@ -54,13 +55,8 @@ def reduce_views(
         [[[0.6..., 0.4...]]]
     """
     stack = as_stack(stack)
-    _check_views(stack)
-    rules = _for_members(how, stack.members, "how")
+    rules = _rules(stack, how)
     masks = _for_members(present, stack.members, "present")
-    for name, rule in rules.items():
-        if rule not in VIEW_RULES:
-            expected = ", ".join(map(repr, VIEW_RULES))
-            raise InputError(f"how: expected one of {expected} for member {name!r}, got {rule!r}")
     floors = member_floors(stack, floor)
     reduced = {name: np.empty((len(stack), stack.n_classes), dtype=np.float32) for name in stack.members}
     step = block_rows(len(stack.members) * stack.n_views * stack.n_classes)
@@ -74,8 +70,30 @@ def reduce_views(
                 present=None if mask is None else np.asarray(mask)[rows],
             )
     everything = slice(0, len(stack), 1)
+    return _with_members(
+        stack, [Member(name, ArraySource(array), everything, "log-likelihoods") for name, array in reduced.items()]
+    )
+
+
+def reduced_as_read(stack: LogitStack, how: str | Mapping[str, str]) -> LogitStack:
+    """Return what `reduce_views` returns, bit by bit, but reduced whenever it is read, so that memory holds a block.
+
+    Example:
+        >>> stack = LogitStack.from_arrays({"swin": np.log([[[0.8, 0.2], [0.4, 0.6]]])})
+        >>> np.exp(reduced_as_read(stack, "mean-probability").log_likelihoods()).round(3).tolist()
+        [[[0.6..., 0.4...]]]
+    """
+    rules = _rules(stack, how)
+    sources = [ReducedSource(member.source, member.kind, rules[member.name]) for member in stack.sources()]
+    return _with_members(
+        stack,
+        [Member(m.name, source, m.rows, "log-likelihoods") for m, source in zip(stack.sources(), sources, strict=True)],
+    )
+
+
+def _with_members(stack: LogitStack, members: list[Member]) -> LogitStack:
     return LogitStack(
-        [Member(name, ArraySource(array), everything, "log-likelihoods") for name, array in reduced.items()],
+        members,
         ids=stack.ids,
         labels=stack.labels,
         classes=stack.classes,
@@ -142,6 +160,17 @@ class _View:
     def restricted(self, rows: Rows) -> tuple[Source, Rows]:
         source, rows = self.source.restricted(rows)
         return _View(source, self.view), rows
+
+
+def _rules(stack: LogitStack, how: str | Mapping[str, str]) -> dict[str, Any]:
+    """Return how each member's views are reduced."""
+    _check_views(stack)
+    rules = _for_members(how, stack.members, "how")
+    for name, rule in rules.items():
+        if rule not in VIEW_RULES:
+            expected = ", ".join(map(repr, VIEW_RULES))
+            raise InputError(f"how: expected one of {expected} for member {name!r}, got {rule!r}")
+    return rules
 
 
 def _check_views(stack: LogitStack) -> int:
