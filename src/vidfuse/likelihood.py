@@ -238,6 +238,22 @@ def log_linear_pool(
         >>> np.exp(pooled).round(4).tolist()
         [[0.6667, 0.3333]]
     """
+    total = log_linear_scores(log_p, weights, per_class=per_class, ids=ids)
+    return log_softmax(total, out=total)
+
+
+def log_linear_scores(
+    log_p: ArrayLike, weights: ArrayLike, *, per_class: bool = False, ids: Sequence[Any] | None = None
+) -> NDArray[np.float64]:
+    """Return what `log_linear_pool` normalises: the weighted sums, of the same arguments; what ties, is equal.
+
+    Raises:
+        InputError: every class of a video is vetoed by a probability of 0.
+
+    Example:
+        >>> log_linear_scores([[[-1.0, -2.0], [-3.0, -4.0]]], [1, 0.5]).tolist()
+        [[-2.5, -4.0]]
+    """
     array = _as_floating(log_p)
     spread = _member_weights(array, weights)
     total = np.zeros((array.shape[0], *array.shape[2:]))
@@ -261,7 +277,7 @@ def log_linear_pool(
             "log-linear pool has no answer. Set floor > 0 or use the linear pool."
         )
     _join_ties(total, peak)
-    return log_softmax(total, out=total)
+    return total
 
 
 def linear_pool(log_p: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:

@@ -7,7 +7,8 @@ import pytest
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.evaluation.curves import joining_order, members_curve, views_curve
+from vidfuse.evaluation.curve_of_members import joining_order, members_curve
+from vidfuse.evaluation.curve_of_views import views_curve
 from vidfuse.evaluation.worth import member_worth
 from vidfuse.fusion.crossfit import split_folds
 
@@ -41,10 +42,23 @@ def test_a_learning_curve_without_a_test_is_cross_fitted():
     curve = vf.learning_curve(FIT, sizes=[30, 120], repeats=1, folds=4, objective="nll", random_state=3, n_resamples=50)
     expected = np.empty((160, 4))
     for fit, rest in split_folds(FIT.labels, 4, None, 3, FIT.ids):
-        assert len(fit) >= 120
+        assert len(fit) == 120
         expected[rest] = vf.LogLinearPool().fit(FIT[fit]).predict_log_proba(FIT[rest])
     assert curve.how_scored.name == "cross-fitted"
-    assert curve.points[1].value == pytest.approx(vf.metrics.nll(FIT.labels, expected), abs=0.02)
+    assert curve.points[1].value == pytest.approx(vf.metrics.nll(FIT.labels, expected), abs=1e-9)
+
+
+def test_the_last_point_of_every_curve_is_the_leaderboard_whatever_the_sizes_of_folds():
+    stack = make_stack(4, n=83, views=2).with_groups(np.arange(83) // 3)
+    rules = {"mine": vf.LogLinearPool(per_class=False)}
+    value = vf.leaderboard(stack, rules=rules, objective="nll").entry("mine").value
+    options = {"objective": "nll", "n_resamples": 50}
+    curves = [
+        vf.learning_curve(stack, rules=rules, repeats=2, **options),
+        members_curve(stack, rule=rules["mine"], **options),
+        views_curve(stack, rule=rules["mine"], **options),
+    ]
+    assert [curve.points[-1].value for curve in curves] == pytest.approx([value] * 3, abs=1e-12)
 
 
 def test_sizes_double_and_classes_come_in_turn():
@@ -113,6 +127,42 @@ def test_a_twin_can_be_dropped_and_given_weights_are_kept():
     assert found["twin"].lost.difference == 0 and "twin" in found.to_drop
     listed = member_worth(stack, rule=vf.LogLinearPool(weights=[2.0, 1.0, 0.0]))
     assert [row.lost.difference for row in listed.rows] == [row.lost.difference for row in found.rows]
+
+
+def lacking_stack():
+    """Return a stack in which m1 has the first 100 of 160 videos, m2 the last 90, and m0 all but ten in the middle."""
+    ids = {"m0": [*FIT.ids[:75], *FIT.ids[85:]], "m1": FIT.ids[:100].tolist(), "m2": FIT.ids[70:].tolist()}
+    row_of = {name: row for row, name in enumerate(FIT.ids.tolist())}
+    z = {name: FIT.scores(name)[[row_of[i] for i in own]] for name, own in ids.items()}
+    labels = dict(zip(FIT.ids.tolist(), FIT.labels.tolist(), strict=True))
+    return vf.LogitStack.from_arrays(z, ids=ids, labels=labels, join="outer")
+
+
+@pytest.mark.parametrize("test", [None, TEST])
+def test_worth_where_members_lack_videos_is_counted_on_those_that_others_have(test):
+    stack = lacking_stack()
+    rule = vf.LogLinearPool(weights="uniform", missing="renormalise")
+    found = member_worth(stack, test, rule=rule)
+    scored = stack if test is None else test
+    whole = rule.fit(scored).predict(scored)
+    for name in stack.members:
+        others = scored.select([other for other in stack.members if other != name])
+        rows = np.ones(len(scored), bool) if others.present is None else others.present.any(axis=1)
+        hits = vf.LogLinearPool(weights="uniform", missing="renormalise").fit(others[rows]).predict(others[rows])
+        lost = (whole[rows] == scored.labels[rows]).mean() - (hits == scored.labels[rows]).mean()
+        assert found[name].lost.difference == pytest.approx(lost, abs=1e-12)
+    assert found.lacking and "Some members lack videos" in str(found)
+    assert any("Some members lack videos" in note for note in found.table().notes)
+
+
+def test_members_that_lack_videos_join_on_those_that_the_first_has():
+    stack = lacking_stack()
+    rule = vf.LogLinearPool(weights="uniform", missing="renormalise")
+    curve = members_curve(stack, rule=rule, order=["m1", "m0", "m2"])
+    first = stack[stack.present[:, 1]]
+    assert curve.how_scored.n_scored == 100
+    assert curve.points[0].value == pytest.approx(vf.metrics.top_k_accuracy(first.labels, first.scores("m1")))
+    assert curve.points[2].value == pytest.approx(rule.fit(first).score(first))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def test_equal_rules_share_their_copies_and_others_do_not():
     assert trial.fit(given[0])[0].weights_[0] < trial.fit(given[1])[0].weights_[0]
     nested = [vf.Calibrated(vf.LinearPool(weights=name)) for name in ("accuracy", "uniform")]
     assert (trial.fit(nested[0])[0].rule_.weights_ != trial.fit(nested[1])[0].rule_.weights_).any()
-    assert trial.reduced("mean-log").fit(vf.LogLinearPool(per_class=True)) is not copies
+    assert trial.reduced("mean-log") is trial
+    some = trial.of(["m2", "m0"])
+    assert some.fit(vf.LogLinearPool(per_class=True)) is not copies
+    assert trial.of(["m0", "m2"]) is some and trial.of(trial.fit_stack.members[::-1]) is trial
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(120) // 3])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,6 +67,11 @@ class Draw:
         resolve_objective(self.objective)
         if self.n_resamples < 1:
             raise InputError(f"n_resamples: expected at least 1, got {self.n_resamples}")
+
+    def on(self, rows: NDArray[Any]) -> Draw:
+        """Return the same for some of the videos; `rows` are a mask or numbers."""
+        groups = None if self.groups is None else np.asarray(self.groups)[rows]
+        return replace(self, labels=self.labels[rows], groups=groups)
 
     @cached_property
     def design(self) -> Design:

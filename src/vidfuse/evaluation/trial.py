@@ -120,6 +120,7 @@ class Trial:
     splits: Splits = field(repr=False)
     protocol: Protocol
     _copies: dict[Any, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _derived: dict[Any, Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fit(self, rule: Any) -> list[Any]:
         """Return fitted copies of a rule, one for each fold; those of an equal rule that was fitted before."""
@@ -134,21 +135,67 @@ class Trial:
         return predict_by_copies(copies, self.scored, self.splits)
 
     def reduced(self, views: str | Mapping[str, str]) -> Trial:
-        """Return the trial with its views reduced, where it has views."""
-        fit_stack = _reduced(self.fit_stack, views)
-        scored = fit_stack if self.scored is self.fit_stack else _reduced(self.scored, views)
-        return replace(self, fit_stack=fit_stack, scored=scored)
+        """Return the trial with its views reduced, where it has views: the same trial for the same reduction."""
+        if self.fit_stack.n_views is None and self.scored.n_views is None:
+            return self
+        key = ("views", views if isinstance(views, str) else tuple(sorted(views.items())))
+        if key not in self._derived:
+            fit_stack = _reduced(self.fit_stack, views)
+            scored = fit_stack if self.scored is self.fit_stack else _reduced(self.scored, views)
+            self._derived[key] = replace(self, fit_stack=fit_stack, scored=scored)
+        return self._derived[key]
 
     def select(self, members: Sequence[str]) -> Trial:
         """Return the trial with these members on the scored side only, and the videos that at least one of them has."""
-        scored = self.scored.select(members)
-        if scored.present is None:
-            return replace(self, scored=scored)
-        known = np.asarray(scored.present.any(axis=1))
-        row_of = np.cumsum(known) - 1
-        kept = [np.arange(len(known))[rows] for _, rows in self.splits]
-        splits = [(fit_rows, row_of[rows[known[rows]]]) for (fit_rows, _), rows in zip(self.splits, kept, strict=True)]
-        return replace(self, scored=scored[known], labels=self.labels[known], splits=splits)
+        scored, row_of = _with_any(self.scored, members)
+        splits = [(fit_rows, _moved(rows, row_of)) for fit_rows, rows in self.splits]
+        return replace(self, scored=scored, labels=_chosen(self.labels, row_of), splits=splits)
+
+    def of(self, members: Sequence[str]) -> Trial:
+        """Return the trial with these members on both sides, and the videos that at least one of them has.
+
+        The same members, in whatever order, give the same trial: what was fitted on them is not fitted again.
+        """
+        names = tuple(name for name in self.fit_stack.members if name in set(members))
+        if names == self.fit_stack.members:
+            return self
+        if names not in self._derived:
+            fit_stack, fit_row_of = _with_any(self.fit_stack, names)
+            scored, row_of = (fit_stack, fit_row_of) if self.scored is self.fit_stack else _with_any(self.scored, names)
+            splits = [(_moved(fit_rows, fit_row_of), _moved(rows, row_of)) for fit_rows, rows in self.splits]
+            self._derived[names] = replace(
+                self, fit_stack=fit_stack, scored=scored, labels=_chosen(self.labels, row_of), splits=splits
+            )
+        return self._derived[names]
+
+    def covered(self, members: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which scored videos (N,) at least one of these members has: the videos of `of`."""
+        chosen = self.scored.select(members)
+        return np.ones(len(chosen), np.bool_) if chosen.present is None else np.asarray(chosen.present.any(axis=1))
+
+
+def _with_any(stack: LogitStack, members: Sequence[str]) -> tuple[LogitStack, NDArray[np.int64] | None]:
+    """Return a stack of some members, with the videos that at least one of them has, and where each row went.
+
+    A row that is gone went to -1; None stands for rows that all stayed.
+    """
+    chosen = stack.select(members)
+    if chosen.present is None or chosen.present.any(axis=1).all():
+        return chosen, None
+    known = np.asarray(chosen.present.any(axis=1))
+    return chosen[known], np.where(known, np.cumsum(known) - 1, -1)
+
+
+def _moved(rows: Any, row_of: NDArray[np.int64] | None) -> Any:
+    """Return where these rows went, without those that are gone."""
+    if row_of is None:
+        return rows
+    found = row_of[rows]
+    return found[found >= 0]
+
+
+def _chosen(labels: NDArray[np.int64], row_of: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return labels if row_of is None else labels[row_of >= 0]
 
 
 def _key(rule: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,11 @@ from vidfuse.metrics.objectives import Objective, objective_name, resolve_object
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["MemberRow", "MemberWorth", "member_worth", "worth_of"]
+
+_LACKING = (
+    "Some members lack videos: there the others take their weight, a member alone is scored on the videos that it has, "
+    "and what is lost without it on those that some other member has."
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class MemberWorth(Tabular):
         full: The value of all members together.
         rows: One row for each member.
         how_scored: On which videos.
+        lacking: Whether members lack videos.
     """
 
     rule: str
@@ -58,6 +64,7 @@ class MemberWorth(Tabular):
     full: float
     rows: tuple[MemberRow, ...]
     how_scored: Protocol
+    lacking: bool = False
 
     def __getitem__(self, member: str) -> MemberRow:
         for row in self.rows:
@@ -78,7 +85,13 @@ class MemberWorth(Tabular):
             (r.member, Estimate(r.alone, *r.interval), Estimate(r.lost.difference, *r.lost.interval), r.lost.p_value)
             for r in self.rows
         )
-        return Table(columns, rows, f"What {self.rule} loses without a member", (self.how_scored.how(),))
+        return Table(columns, rows, f"What {self.rule} loses without a member", self.notes())
+
+    def notes(self) -> tuple[str, ...]:
+        """Return on which videos the numbers were taken, and what was done where members lack some."""
+        if not self.lacking:
+            return (self.how_scored.how(),)
+        return self.how_scored.how(), _LACKING
 
     @property
     def to_drop(self) -> tuple[str, ...]:
@@ -95,7 +108,7 @@ class MemberWorth(Tabular):
                 f"  {row.member:<{width}}  {row.lost.difference:+.4f} ({ends}), p={row.lost.p_value:.2g}; "
                 f"alone {row.alone:.4f}"
             )
-        return "\n".join([*lines, self.how_scored.how()])
+        return "\n".join([*lines, *self.notes()])
 
 
 def member_worth(
@@ -112,6 +125,9 @@ def member_worth(
     random_state: int | None = 0,
 ) -> MemberWorth:
     """Say what a rule loses without each member, refitted on the others, on videos that it was not fitted on.
+
+    Where members lack videos, the others take their weight there, as in `leaderboard`; a loss is then counted on the
+    videos that some other member has.
 
     Args:
         stack: Labelled stack that the rule is fitted on, of at least two members.
@@ -151,27 +167,28 @@ def worth_of(trial: Trial, rule: Rule, draw: Draw, full: NDArray[np.float64] | N
     members = trial.fit_stack.members
     if len(members) < 2:
         raise InputError(f"expected at least two members to leave one out, got {list(members)}")
-    predictions = {"": [trial.predict(trial.fit(rule)) if full is None else full]}
+    full = trial.predict(trial.fit(rule)) if full is None else full
+    without, left = dict[str, NDArray[np.float64]](), dict[str, NDArray[np.bool_]]()
     for name in members:
-        others = [other for other in members if other != name]
-        fit_stack = trial.fit_stack.select(others)
-        scored = fit_stack if trial.scored is trial.fit_stack else trial.scored.select(others)
-        few = replace(trial, fit_stack=fit_stack, scored=scored)
-        predictions[name] = [few.predict(few.fit(_without(rule, name, members)))]
-    lost = draw.differences(predictions, [("", name) for name in members])
+        few = trial.of([other for other in members if other != name])
+        without[name] = few.predict(few.fit(_without(rule, name, members)))
+        left[name] = trial.covered(few.fit_stack.members)
+    lost: dict[str, PairedDifference] = {}
+    for rows in {mask.tobytes(): mask for mask in left.values()}.values():
+        same = [name for name in members if np.array_equal(left[name], rows)]
+        predictions = {"": [full[rows]], **{name: [without[name]] for name in same}}
+        lost |= dict(zip(same, draw.on(rows).differences(predictions, [("", name) for name in same]), strict=True))
     metric = resolve_objective(draw.objective)
-    rows = []
-    for column, name in enumerate(members):
-        own = np.arange(len(trial.scored))
-        if trial.scored.present is not None:
-            own = np.flatnonzero(trial.scored.present[:, list(trial.scored.members).index(name)])
-        log_proba = log_proba_of(trial.scored, name)[own]
-        groups = None if draw.groups is None else np.asarray(draw.groups)[own]
-        interval = replace(draw, labels=draw.labels[own], groups=groups).interval([log_proba])
-        rows.append(MemberRow(name, float(metric(draw.labels[own], log_proba)), interval, lost[column]))
-    rows.sort(key=lambda row: (-row.lost.difference, row.member))
-    value = float(metric(draw.labels, predictions[""][0]))
-    return MemberWorth(repr(rule), objective_name(draw.objective), value, tuple(rows), trial.protocol)
+    rows_of = []
+    for name in members:
+        own = trial.covered([name])
+        log_proba, drawn = log_proba_of(trial.scored, name)[own], draw.on(own)
+        value = float(metric(drawn.labels, log_proba))
+        rows_of.append(MemberRow(name, value, drawn.interval([log_proba]), lost[name]))
+    rows_of.sort(key=lambda row: (-row.lost.difference, row.member))
+    value = float(metric(draw.labels, full))
+    lacking = trial.scored.present is not None or trial.fit_stack.present is not None
+    return MemberWorth(repr(rule), objective_name(draw.objective), value, tuple(rows_of), trial.protocol, lacking)
 
 
 def _without(rule: Rule, member: str, members: tuple[str, ...]) -> Rule:

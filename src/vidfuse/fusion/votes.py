@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from vidfuse.fusion.floors import Floor, floored_blocks
 from vidfuse.fusion.rule import Missing
 from vidfuse.fusion.weighted import WeightedRule, Weights
-from vidfuse.likelihood import log_linear_pool, votes_to_log_proba
+from vidfuse.likelihood import log_linear_pool, log_linear_scores, votes_to_log_proba
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["BordaCount", "MajorityVote"]
@@ -146,7 +146,7 @@ def _mean_log(block: NDArray[Any], used: NDArray[np.bool_], ids: Any) -> NDArray
 def _count_views(block: NDArray[Any], weights: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
     """Fuse each view's members to one label, then count one vote a view."""
     shares = weights / weights.sum(axis=1, keepdims=True)
-    fused = log_linear_pool(block, shares, ids=ids)
+    fused = log_linear_scores(block, shares, ids=ids)  # a view's constant has no say: not in its vote, nor in the mean
     votes = np.zeros((len(block), block.shape[3]))
     for view in range(fused.shape[1]):
         votes += _one_hot(fused[:, view])

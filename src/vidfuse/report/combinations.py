@@ -14,7 +14,6 @@ from vidfuse._tables import Cell, Column, Estimate, Table, Tabular, percent
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.scores import Score, missing_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
-from vidfuse.fusion.crossfit import fit_copies
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.votes import MajorityVote
 from vidfuse.fusion.weights import member_hits
@@ -184,7 +183,7 @@ def combinations_of(
             if len(names) == len(plain.scored.members) and known is not None and rule in known:
                 scores[rule] = score(rule, chosen.labels, known[rule], groups=chosen.scored.groups)
             elif len(names) > 1:
-                scores[rule] = _refitted(rule, rules[rule], plain, chosen)
+                scores[rule] = _refitted(rule, rules[rule], plain, names)
         fixed = zip(_FIXED, ((weighted, uniform), (uniform, uniform), (votes, equal_votes)), strict=True)
         for rule, copies in fixed:
             z = _predicted(voters if rule == "vote" else chosen, *copies)
@@ -200,22 +199,16 @@ def combinations_of(
     )
 
 
-def _refitted(name: str, rule: Any, trial: Trial, chosen: Trial) -> Score | None:
+def _refitted(name: str, rule: Any, trial: Trial, members: Sequence[str]) -> Score | None:
     """Return the score of a rule that knows no other members; None where it insists on one that is left out."""
-    fit_stack = trial.fit_stack.select(chosen.scored.members)
-    labels = require_labels(fit_stack, "a combination table")
-    splits = trial.splits
-    if fit_stack.present is not None:  # a video that none of them has teaches nothing
-        known, rows = np.asarray(fit_stack.present.any(axis=1)), np.arange(len(fit_stack))
-        splits = [(rows[fit_rows][known[fit_rows]], scored_rows) for fit_rows, scored_rows in splits]
+    few = trial.of(members)
     with warnings.catch_warnings():
-        if len(chosen.scored.members) < len(trial.fit_stack.members):  # two of many may well agree by chance only
+        if few is not trial:  # two of many may well agree by chance only
             warnings.filterwarnings("ignore", "member .* agreed with the others", VidfuseWarning)
         try:
-            log_proba = chosen.predict(fit_copies(rule, fit_stack, labels, splits))
-            return score(name, chosen.labels, log_proba, groups=chosen.scored.groups)
+            return score(name, few.labels, few.predict(few.fit(rule)), groups=few.scored.groups)
         except InputError:
-            if len(chosen.scored.members) == len(trial.fit_stack.members):
+            if few is trial:
                 raise  # it is not the members that are left out
             return None
 

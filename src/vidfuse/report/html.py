@@ -16,8 +16,10 @@ from sklearn.utils import get_tags
 from vidfuse._files import replace
 from vidfuse._tables import percent
 from vidfuse.errors import InputError
-from vidfuse.evaluation.board import board_of, plain_average
-from vidfuse.evaluation.curves import Curve, learning_curve, members_curve, views_curve
+from vidfuse.evaluation.curve_of_members import members_curve_of
+from vidfuse.evaluation.curve_of_videos import learning_curve_of, most_videos
+from vidfuse.evaluation.curve_of_views import views_curve_of
+from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.resampling import Draw
 from vidfuse.evaluation.scores import log_proba_of, missing_of
 from vidfuse.evaluation.trial import Trial, open_trial
@@ -28,13 +30,13 @@ from vidfuse.metrics.objectives import Objective
 from vidfuse.report import figures as paper
 from vidfuse.report.combinations import combinations_of
 from vidfuse.report.page import facts, page
+from vidfuse.report.pictures import Pictures
 from vidfuse.report.sections import Findings, sections_of
-from vidfuse.report.tables import Leaderboard, checked_rules, own_rules
+from vidfuse.report.tables import checked_rules, judged, own_rules
 from vidfuse.selection.contribution import diversity
-from vidfuse.selection.single import best_single
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["write_report"]
+__all__ = ["check_page", "findings_of", "write_findings", "write_report"]
 
 _MOST_NUMBERS = 10_000_000
 """Scores that further fits of the headline rule may read: seconds. What needs more is left out, and that is said."""
@@ -42,6 +44,8 @@ _MOST_NUMBERS = 10_000_000
 _MOST_FITS = 60  # in all folds; a fit of the default takes a tenth of a second on few videos, too
 
 _FEWEST = 60  # videos of the fit that a learning curve needs
+
+_SHARES = (0.05, 0.1, 0.25, 0.5)  # of the videos of the fit, before all of them, on a learning curve
 
 
 def write_report(
@@ -55,7 +59,7 @@ def write_report(
     groups: Any = None,
     views: str | Mapping[str, str] = "mean-log",
     title: str = "Fusion report",
-    thumbnails: Mapping[str, bytes] | None = None,
+    thumbnails: Mapping[str, bytes] | str | os.PathLike[str] | None = None,
     costs: Mapping[str, float] | None = None,
     curves: bool = True,
     figures: str | os.PathLike[str] | None = None,
@@ -68,7 +72,7 @@ def write_report(
     about it, and goes on with the leaderboard, weights, what each member is worth, the growing combinations, curves,
     classes, the agreement of the members, calibration, confusions and the most confident mistakes. Scores are taken as
     `leaderboard` takes them. Where fitting the headline rule again and again would take minutes (more than 10 million
-    scores to read), the page leaves out what needs it, and says so.
+    scores to read), the page leaves out what needs it, and says by which call it is had.
 
     Args:
         stack: Labelled stack that rules are fitted on, (N, M, K) or (N, M, V, K).
@@ -80,7 +84,9 @@ def write_report(
         groups: What each video comes from; see `leaderboard`.
         views: How views are reduced where the stack has them.
         title: The page's title.
-        thumbnails: Video id → a PNG, JPEG, GIF or WebP image of at most 100 kB, shown with the mistakes.
+        thumbnails: A folder of pictures that are named by the videos' ids, or a mapping from the id to the bytes of a
+            PNG, JPEG, GIF or WebP image of at most 100 kB; those of the mistakes are shown. For a folder of videos, or
+            of larger pictures, pass `vidfuse.video.Thumbnails(folder)`.
         costs: Member → what it costs, in one unit, for accuracy against cost; by default each costs 1.
         curves: Whether the headline rule is fitted on fewer videos, members and views, too.
         figures: A folder for the figures, as for a paper (needs matplotlib, the extra `report`).
@@ -105,14 +111,96 @@ def write_report(
         >>> page.startswith("<!doctype html>"), "The fusion of 3 members gets" in page
         (True, True)
     """
+    check_page(path)
+    found = findings_of(
+        stack,
+        test,
+        rules=rules,
+        objective=objective,
+        folds=folds,
+        groups=groups,
+        views=views,
+        thumbnails=thumbnails,
+        costs=costs,
+        curves=curves,
+        random_state=random_state,
+    )
+    return write_findings(found, path, title, figures, formats)
+
+
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that a page cannot have.
+
+    Raises:
+        InputError: it does not end in .html.
+    """
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path}: expected a file name that ends in .html, as the report is a page")
-    trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
-    found = _found(trial, trial.reduced(views), rules, objective, random_state, thumbnails or {})
-    if curves:
-        settings: dict[str, Any] = {"folds": folds, "groups": groups, "views": views, "random_state": random_state}
-        settings["objective"] = objective
-        found = dataclasses.replace(found, curves=_curves(found, trial, stack, test, settings, costs))
+
+
+def findings_of(
+    stack: LogitStack,
+    test: LogitStack | None = None,
+    *,
+    rules: Mapping[str, Any] | None = None,
+    objective: str | Objective = "accuracy",
+    folds: int = 5,
+    groups: Any = None,
+    views: str | Mapping[str, str] = "mean-log",
+    thumbnails: Mapping[str, bytes] | str | os.PathLike[str] | None = None,
+    costs: Mapping[str, float] | None = None,
+    curves: bool = True,
+    random_state: int | None = 0,
+) -> Findings:
+    """Return all that a page is made of; the arguments are those of `write_report`.
+
+    Every rule is fitted once for each fold, and the headline rule on all videos, whose weights the page shows.
+    """
+    pictures = thumbnails if isinstance(thumbnails, Mapping) else {} if thumbnails is None else Pictures(thumbnails)
+    with_views = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
+    trial = with_views.reduced(views)
+    rules = checked_rules(rules, trial)
+    board, fused = judged(trial, rules, objective, random_state=random_state)
+    first = board.headline_rule
+    members = trial.scored.members
+    draw = Draw(trial.labels, objective, random_state=random_state, groups=trial.scored.groups)
+    predictions = np.stack([log_proba_of(trial.scored, name).argmax(axis=1) for name in members], axis=1)
+    if trial.scored.present is not None:
+        predictions[~trial.scored.present] = -1
+    own = own_rules(rules)
+    sizes = range(2, len(members))  # of the growing combinations, but for all members
+    again = {name: rule for name, rule in own.items() if _affordable(trial, rule, sizes)}
+    worth = None
+    if len(members) > 1 and _affordable(trial, rules[first], [len(members) - 1] * len(members)):
+        worth = worth_of(trial, rules[first], draw, fused[first])
+    found = Findings(
+        trial=trial,
+        board=board,
+        combinations=combinations_of(with_views, trial, rules=again, known=fused),
+        worth=worth,
+        curves=(),
+        left_out=(),
+        fused=fused[first],
+        headline=rules[first],
+        rule=clone(rules[first]).fit(trial.fit_stack) if trial.protocol.folds else trial.fit(rules[first])[0],
+        single=log_proba_of(trial.scored, board.best_single),
+        predictions=predictions,
+        thumbnails=pictures,
+    )
+    if not curves:
+        return found
+    drawn, left_out = _curves(found, with_views, draw, views, costs)
+    return dataclasses.replace(found, curves=tuple(drawn), left_out=tuple(left_out))
+
+
+def write_findings(
+    found: Findings,
+    path: str | os.PathLike[str],
+    title: str,
+    figures: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = ("svg", "pdf", "png"),
+) -> Path:
+    """Write the page, and the figures if a folder is given; the arguments are those of `write_report`."""
     if figures is not None:
         _write_figures(found, Path(figures), formats)
     board = found.board
@@ -127,57 +215,6 @@ def write_report(
     return replace(path, text)
 
 
-def _found(
-    with_views: Trial,
-    trial: Trial,
-    rules: Mapping[str, Any] | None,
-    objective: str | Objective,
-    random_state: int | None,
-    thumbnails: Mapping[str, bytes],
-) -> Findings:
-    """Fit every rule once for each fold, and the headline rule on all videos, whose weights the page shows."""
-    rules = checked_rules(rules, trial)
-    copies = {name: trial.fit(rule) for name, rule in rules.items()}
-    fused = {name: trial.predict(fitted) for name, fitted in copies.items()}
-    board = Leaderboard.of(
-        board_of(
-            trial.scored,
-            fused,
-            trial.protocol,
-            best=best_single(trial.fit_stack, objective),
-            average=plain_average(trial, rules, fused),
-            objective=objective,
-            random_state=random_state,
-        )
-    )
-    first = board.headline_rule
-    members = trial.scored.members
-    predictions = np.stack([log_proba_of(trial.scored, name).argmax(axis=1) for name in members], axis=1)
-    if trial.scored.present is not None:
-        predictions[~trial.scored.present] = -1
-    own = own_rules(rules)
-    sizes = range(2, len(members))  # of the growing combinations, but for all members
-    again = {name: rule for name, rule in own.items() if _affordable(trial, rule, sizes)}
-    worth = None
-    complete = trial.scored.present is None and trial.fit_stack.present is None
-    if complete and len(members) > 1 and _affordable(trial, rules[first], [len(members) - 1] * len(members)):
-        draw = Draw(trial.labels, objective, random_state=random_state, groups=trial.scored.groups)
-        worth = worth_of(trial, rules[first], draw, fused[first])
-    return Findings(
-        trial=trial,
-        board=board,
-        combinations=combinations_of(with_views, trial, rules=again, known=fused),
-        worth=worth,
-        curves=(),
-        fused=fused[first],
-        headline=rules[first],
-        rule=clone(rules[first]).fit(trial.fit_stack) if trial.protocol.folds else copies[first][0],
-        single=log_proba_of(trial.scored, board.best_single),
-        predictions=predictions,
-        thumbnails=thumbnails,
-    )
-
-
 def _affordable(trial: Trial, rule: Any, members: Sequence[float]) -> bool:
     """Return whether a rule may be fitted once for each entry, on so many members, without minutes of waiting."""
     if not get_tags(rule).target_tags.required:
@@ -190,33 +227,42 @@ def _affordable(trial: Trial, rule: Any, members: Sequence[float]) -> bool:
 def _curves(
     found: Findings,
     with_views: Trial,
-    stack: LogitStack,
-    test: LogitStack | None,
-    settings: Mapping[str, Any],
+    draw: Draw,
+    views: str | Mapping[str, str],
     costs: Mapping[str, float] | None,
-) -> tuple[Curve, ...]:
-    """Return how the headline rule does with fewer labelled videos, members and views."""
-    if found.board.how_scored.flatters:
-        return ()
+) -> tuple[list[Curve], list[str]]:
+    """Return how the headline rule does with fewer labelled videos, members and views, and why a curve is left out."""
     trial, rule, name = found.trial, found.headline, found.board.headline_rule
-    m = len(trial.fit_stack.members)
-    curves = []
-    if _affordable(trial, rule, [0.05 * m, 0.1 * m, 0.25 * m, 0.5 * m, m]) and len(trial.fit_stack) >= _FEWEST:
-        most = min(len(np.arange(len(trial.fit_stack))[rows]) for rows, _ in trial.splits)
-        sizes = sorted({most, *(round(most * share) for share in (0.05, 0.1, 0.25, 0.5) if most * share >= 20)})
-        rules = {
-            name: rule,
-            "average of log-likelihoods": LogLinearPool(weights="uniform", missing=missing_of(stack, test)),
-        }
-        curves.append(learning_curve(stack, test, rules=rules, sizes=sizes, repeats=1, **settings))
-    if m > 1 and _affordable(trial, rule, range(1, m + 1)):
-        curves.append(members_curve(stack, test, rule=rule, cost=costs, **settings))
+    if found.board.how_scored.flatters:
+        return [], ["No curves are drawn in-sample: score the rules on other videos first."]
+    m, n = len(trial.fit_stack.members), len(trial.fit_stack)
+    curves, left_out = list[Curve](), list[str]()
+    minutes = f"Fitting “{name}” again and again on fewer {{}} would take minutes here; `{{}}` does it."
+    if n < _FEWEST:
+        left_out.append(f"A learning curve needs {_FEWEST} videos of the fit, and here are {n:,}.")
+    elif not _affordable(trial, rule, [share * m for share in (*_SHARES, 1)]):
+        left_out.append(minutes.format("videos", "learning_curve"))
+    else:
+        most = most_videos(trial)
+        sizes = sorted({most, *(round(most * share) for share in _SHARES if most * share >= 20)})
+        average = LogLinearPool(weights="uniform", missing=missing_of(trial.fit_stack, trial.scored))
+        rules = {name: rule, "average of log-likelihoods": average}
+        curves.append(learning_curve_of(trial, rules, draw, sizes, repeats=1))
+    if m > 1 and not _affordable(trial, rule, range(1, m + 1)):
+        left_out.append(minutes.format("members", "members_curve"))
+    elif m > 1:
+        curves.append(members_curve_of(trial, rule, draw, cost=costs))
     n_views = with_views.scored.n_views
-    if n_views is not None and n_views > 1 and isinstance(settings["views"], str):
-        sizes = sorted({v for v in (1, 2, 3, 5, 10, n_views) if v <= n_views})
-        if with_views.fit_stack.n_views == n_views and _affordable(trial, rule, [m] * len(sizes)):
-            curves.append(views_curve(stack, test, rule=rule, sizes=sizes, **settings))
-    return tuple(curves)
+    if n_views is None or n_views < 2:
+        return curves, left_out
+    sizes = sorted({v for v in (1, 2, 3, 5, 10, n_views) if v <= n_views})
+    if not isinstance(views, str) or with_views.fit_stack.n_views != n_views:
+        left_out.append("A curve of views takes as many views of every video, all reduced alike, and here they differ.")
+    elif not _affordable(trial, rule, [m] * len(sizes)):
+        left_out.append(minutes.format("views", "views_curve"))
+    else:
+        curves.append(views_curve_of(with_views, rule, draw, views, sizes))
+    return curves, left_out
 
 
 def _write_figures(found: Findings, folder: Path, formats: Sequence[str]) -> None:

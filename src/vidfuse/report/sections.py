@@ -48,6 +48,7 @@ class Findings:
     combinations: Combinations
     worth: MemberWorth | None  # what each member is worth to the headline rule; None where that would take too long
     curves: tuple[Curve, ...]  # the headline rule with fewer labelled videos, members, views
+    left_out: tuple[str, ...]  # why a curve is not there, and by which call it is had
     fused: NDArray[np.float64]  # the headline rule's log-likelihoods (N, K) of the scored videos
     headline: Any  # the headline rule, unfitted
     rule: Any  # the same, fitted on all videos of the fit
@@ -192,7 +193,8 @@ def _contributions(found: Findings) -> Section | None:
         "the member helps. Members cover for each other, so that losses do not add up."
     )
     caption = "Blue and orange: the whole interval is on one side of 0."
-    return Section("Contributions", figure(drawing, caption) + scrolled(Table(columns, rows)), text)
+    table = Table(columns, rows, notes=worth.notes()[1:])
+    return Section("Contributions", figure(drawing, caption) + scrolled(table), text)
 
 
 def _shares(found: Findings) -> Section | None:
@@ -210,10 +212,11 @@ def _shares(found: Findings) -> Section | None:
         lost = shapley.full - subsets.score_of(set(members) - {name})
         rows.append((name, alone, shapley.values[name], lost))
     text = (
-        f"Fitting “{found.board.headline_rule}” anew without each member would take minutes here; this is what each "
-        "brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged over all "
-        f"orders of adding the members; they sum to {percent(shapley.full)} % less the {percent(shapley.empty)} % of "
-        "chance. Left out: points lost without it, with all others there. Weights are the members' accuracies on the "
+        f"Fitting “{found.board.headline_rule}” anew without each member would take minutes here (`member_worth` does "
+        "it); this is what each brings to score-weighted fusion. Shapley: points of accuracy that it adds, averaged "
+        f"over all orders of adding the members; they sum to {percent(shapley.full)} % less the "
+        f"{percent(shapley.empty)} % of chance. Left out: points lost without it, with all others there. Weights are "
+        "the members' accuracies on the "
         "scored videos."
     )
     columns = (
@@ -263,7 +266,8 @@ def _curves(found: Findings) -> Section | None:
         f"of the videos, {percent(risk.at(0.5))} % on the surest half, {percent(float(risk.risk[-1]))} % on all."
     )
     parts.append(figure(drawing, caption))
-    return Section("How many are enough", beside(*parts))
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.left_out)
+    return Section("How many are enough", beside(*parts) + notes)
 
 
 def _classes(found: Findings) -> Section | None:

@@ -8,6 +8,7 @@ from math import isnan
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vidfuse._tables import (
@@ -41,7 +42,7 @@ from vidfuse.stack.stack import LogitStack
 _SHARES = {"accuracy": "", "mean-class-accuracy": " mean class accuracy"}
 _UNITS = {"nll": "an NLL of"}
 
-__all__ = ["Leaderboard", "checked_rules", "default_rules", "leaderboard", "leaderboard_of_splits"]
+__all__ = ["Leaderboard", "checked_rules", "default_rules", "judged", "leaderboard", "leaderboard_of_splits"]
 
 
 def default_rules(lacking: bool = False) -> dict[str, Any]:
@@ -311,21 +312,34 @@ def leaderboard(
     """
     trial = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a leaderboard")
     trial = trial.reduced(views)
-    rules = checked_rules(rules, trial)
+    return judged(trial, checked_rules(rules, trial), objective, confidence, n_resamples, random_state)[0]
+
+
+def judged(
+    trial: Trial,
+    rules: Mapping[str, Any],
+    objective: str | Objective = "accuracy",
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    random_state: int | None = 0,
+) -> tuple[Leaderboard, dict[str, NDArray[np.float64]]]:
+    """Return the leaderboard of a trial without views, and the log-likelihoods (N, K) by each rule that it is made of.
+
+    Each rule is fitted once for each fold, and the trial keeps the copies.
+    """
     predictions = {name: trial.predict(trial.fit(rule)) for name, rule in rules.items()}
-    return Leaderboard.of(
-        board_of(
-            trial.scored,
-            predictions,
-            trial.protocol,
-            best=best_single(trial.fit_stack, objective),
-            average=plain_average(trial, rules, predictions),
-            objective=objective,
-            confidence=confidence,
-            n_resamples=n_resamples,
-            random_state=random_state,
-        )
+    board = board_of(
+        trial.scored,
+        predictions,
+        trial.protocol,
+        best=best_single(trial.fit_stack, objective),
+        average=plain_average(trial, rules, predictions),
+        objective=objective,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        random_state=random_state,
     )
+    return Leaderboard.of(board), predictions
 
 
 def leaderboard_of_splits(
