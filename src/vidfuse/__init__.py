@@ -30,6 +30,7 @@ _HOME = {
     "VectorScaling": "vidfuse.fusion.calibration",
     "compare": "vidfuse.evaluation.honest",
     "coordinate_search": "vidfuse.selection.coordinate",
+    "early_exit": "vidfuse.serving.early",
     "diversity": "vidfuse.selection.contribution",
     "extract": "vidfuse.training.extraction",
     "greedy_search": "vidfuse.selection.greedy",

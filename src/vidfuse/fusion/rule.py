@@ -23,6 +23,7 @@ __all__ = [
     "Missing",
     "Rule",
     "WeightedSum",
+    "WeightedVote",
     "as_stack",
     "check_layout",
     "check_presence",
@@ -59,6 +60,24 @@ class WeightedSum:
     bias: NDArray[np.float64] | None = None
 
 
+@dataclass(frozen=True)
+class WeightedVote:
+    """A fitted rule as a vote of its members, for whoever counts it elsewhere: one member after the other.
+
+    Attributes:
+        kind: "vote" (a member's most probable class gets its weight) or "rank" (a class gets the weight times the
+            number of classes that it beats).
+        members: The members' names.
+        weights: Their weights (M,), at least 0.
+        floors: Each member's floor (M,).
+    """
+
+    kind: Literal["vote", "rank"]
+    members: tuple[str, ...]
+    weights: NDArray[np.float64]
+    floors: NDArray[np.float64]
+
+
 class Rule(ClassifierMixin, BaseEstimator, ABC):
     """A way to fuse members, as a scikit-learn classifier whose features are the members' predictions.
 
@@ -74,8 +93,8 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
 
     Both methods see the members in one order, that of `members_`: sorted by name, so that nothing depends on the order
     in which somebody listed them. A rule that can do with videos that lack members has a parameter `missing`. It may
-    also override `needed_members`, `weighted_sum` and `choices`. `X` is a `LogitStack`, or an array (N, M, K) of logits
-    or log-likelihoods; `y` may be left out where the stack has labels.
+    also override `needed_members`, `weighted_sum`, `weighted_vote` and `choices`. `X` is a `LogitStack`, or an array
+    (N, M, K) of logits or log-likelihoods; `y` may be left out where the stack has labels.
 
     Attributes:
         members_: the members' names, sorted; attributes with a number for each member follow this order.
@@ -124,6 +143,11 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
 
     def weighted_sum(self) -> WeightedSum | None:
         """Return the fitted rule as a weighted sum over members; None where it is none."""
+        check_is_fitted(self, "members_")
+        return None
+
+    def weighted_vote(self) -> WeightedVote | None:
+        """Return the fitted rule as a vote of its members; None where it is none."""
         check_is_fitted(self, "members_")
         return None
 

@@ -19,7 +19,7 @@ from vidfuse.stack.reduce import ReducedSource
 from vidfuse.stack.source import ArraySource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
-__all__ = ["members_first", "reduce_views", "reduced_as_read"]
+__all__ = ["members_first", "one_view", "reduce_views", "reduced_as_read"]
 
 
 def reduce_views(
@@ -129,10 +129,19 @@ def members_first(
     fused = np.empty((len(stack), views, stack.n_classes), dtype=np.float32)
     with without_agreement_warnings():  # members agree less on a single view than on the fit's videos
         for view in range(views):
-            members = [replace(member, source=_View(member.source, view)) for member in stack.sources()]
-            one = LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present)
-            fused[:, view] = rule.predict_log_proba(one)
+            fused[:, view] = rule.predict_log_proba(one_view(stack, view))
     return reduce_views_array(fused, how, present=present).astype(np.float64)
+
+
+def one_view(stack: LogitStack, view: int) -> LogitStack:
+    """Return one view of every member as a stack (N, M, K), without labels.
+
+    Example:
+        >>> one_view(LogitStack.from_arrays(np.zeros((5, 2, 10, 3))), 9).shape
+        (5, 2, 3)
+    """
+    members = [replace(member, source=_View(member.source, view)) for member in stack.sources()]
+    return LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present)
 
 
 @dataclass(frozen=True)

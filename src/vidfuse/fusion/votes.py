@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from sklearn.utils.validation import check_is_fitted
 
 from vidfuse.fusion.floors import Floor, floored_blocks
-from vidfuse.fusion.rule import Missing
+from vidfuse.fusion.rule import Missing, WeightedVote
 from vidfuse.fusion.weighted import WeightedRule, Weights
 from vidfuse.likelihood import log_linear_pool, log_linear_scores, votes_to_log_proba
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["BordaCount", "MajorityVote"]
+__all__ = ["BordaCount", "MajorityVote", "most_probable", "ranks"]
 
 
 Ballots = Callable[[NDArray[Any]], NDArray[np.float64]]
@@ -24,6 +25,8 @@ Ballots = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 class _Vote(WeightedRule):
     """What both votes share: members vote with their weights, and the mean-log pool breaks ties."""
+
+    _kind: ClassVar[Literal["vote", "rank"]]
 
     def __init__(
         self, weights: Weights = "uniform", *, power: float = 1.0, floor: Floor = "auto", missing: Missing = "error"
@@ -35,6 +38,11 @@ class _Vote(WeightedRule):
 
     def _fit(self, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> None:
         self._fit_weights(stack, labels, weight)
+
+    def weighted_vote(self) -> WeightedVote:
+        """Return the vote with its weights, over all of `members_`."""
+        check_is_fitted(self, "weights_")
+        return WeightedVote(self._kind, self.members_, self.weights_, self.floor_)
 
     def _count(self, stack: LogitStack, ballots: Ballots) -> NDArray[np.float64]:
         stack, weights, floors = self._with_a_say(stack)
@@ -83,9 +91,10 @@ class MajorityVote(_Vote):
     """
 
     takes_views = True
+    _kind = "vote"
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        return self._count(stack, _one_hot)
+        return self._count(stack, most_probable)
 
 
 class BordaCount(_Vote):
@@ -115,17 +124,31 @@ class BordaCount(_Vote):
         [1]
     """
 
+    _kind = "rank"
+
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        return self._count(stack, _ranks)
+        return self._count(stack, ranks)
 
 
-def _one_hot(log_p: NDArray[Any]) -> NDArray[np.float64]:
+def most_probable(log_p: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a vote of 1 for each row's most probable class (B, K); the lowest index wins a tie.
+
+    Example:
+        >>> most_probable(np.log([[0.3, 0.5, 0.2]])).tolist()
+        [[0.0, 1.0, 0.0]]
+    """
     votes = np.zeros(log_p.shape)
     votes[np.arange(len(log_p)), log_p.argmax(axis=1)] = 1.0
     return votes
 
 
-def _ranks(log_p: NDArray[Any]) -> NDArray[np.float64]:
+def ranks(log_p: NDArray[Any]) -> NDArray[np.float64]:
+    """Return how many classes each class of a row beats (B, K), those that tie by half.
+
+    Example:
+        >>> ranks(np.log([[0.3, 0.5, 0.2]])).tolist()
+        [[1.0, 2.0, 0.0]]
+    """
     return np.asarray(rankdata(log_p, axis=1) - 1.0)
 
 
@@ -149,5 +172,5 @@ def _count_views(block: NDArray[Any], weights: NDArray[np.float64], ids: Any) ->
     fused = log_linear_scores(block, shares, ids=ids)  # a view's constant has no say: not in its vote, nor in the mean
     votes = np.zeros((len(block), block.shape[3]))
     for view in range(fused.shape[1]):
-        votes += _one_hot(fused[:, view])
+        votes += most_probable(fused[:, view])
     return votes_to_log_proba(votes, _mean_log(fused, np.ones(fused.shape[:2], dtype=bool), ids))

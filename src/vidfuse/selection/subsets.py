@@ -15,7 +15,7 @@ from vidfuse.errors import InputError
 from vidfuse.fusion.floors import member_floors
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Missing, Rule, WeightedSum
+from vidfuse.fusion.rule import Missing, Rule, WeightedSum, WeightedVote
 from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weights import check_power, true_log_likelihoods
 from vidfuse.metrics.objectives import Objective
@@ -329,6 +329,11 @@ class SubsetPool(Rule):
         """Return the weighted sum of the inner rule, where it is one."""
         check_is_fitted(self, "rule_")
         return self.rule_.weighted_sum()
+
+    def weighted_vote(self) -> WeightedVote | None:
+        """Return the vote of the inner rule, where it is one."""
+        check_is_fitted(self, "rule_")
+        return self.rule_.weighted_vote()
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         chosen = [name for name in stack.members if name in self.selected_]
