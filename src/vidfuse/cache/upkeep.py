@@ -14,13 +14,14 @@ import numpy as np
 from vidfuse._files import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.format import Part, encode_part, open_part, refusal
 from vidfuse.cache.meta import META_NAME, read_meta
-from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache
+from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache, part_names
 from vidfuse.cache.shards import Folders, find_files, sub_folders
 from vidfuse.errors import CacheCorruptError, CacheError, CacheFormatError, InputError
 
 __all__ = ["QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
 
 QUARANTINE: Final = "quarantine"
+_OURS: Final = ("part-", "joined-")  # beside other files, such as a recipe's arrays, where a description was lost
 _DAMAGE: Final = (CacheCorruptError, CacheFormatError)  # what a file's own bytes show; anything else ends the check
 
 
@@ -88,7 +89,7 @@ def _cache_folders(source: Folders) -> list[Path]:
 def _caches_within(folder: Path, depth: int) -> list[Path]:
     if not folder.is_dir():
         return []
-    if (folder / META_NAME).exists() or list_parts(folder):
+    if (folder / META_NAME).exists() or any(name.startswith(_OURS) for name in part_names(folder)):
         return [folder]
     return [] if not depth else [path for sub in sub_folders(folder) for path in _caches_within(sub, depth - 1)]
 
