@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from vidfuse.cache import format as part_format
 from vidfuse.cache import upkeep
+from vidfuse.cache.format import encode_part, open_part
 from vidfuse.cache.reader import open_cache
 from vidfuse.cache.upkeep import consolidate, verify
 from vidfuse.cache.writer import CacheWriter
@@ -95,7 +96,7 @@ def test_what_cannot_be_read_is_not_set_aside(tmp_path, monkeypatch, call):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["_sha256", "_parse_header", "unpack_ids"])
+@pytest.mark.parametrize("name", ["_sha256", "_parse_header", "check_packed"])
 def test_without_memory_nothing_is_set_aside(tmp_path, monkeypatch, name):
     write(tmp_path)
     before = tree(tmp_path)
@@ -262,8 +263,32 @@ def test_a_part_that_is_not_held_is_missed_where_its_file_is_gone_or_another(tmp
     with pytest.raises(CacheConflictError, match="the part is gone, joined or set aside; load again"):
         _ = cache.scores
     path.write_bytes((tmp_path / "elsewhere").read_bytes())
+    assert (
+        open_late(cache).source.take(slice(0, PARTS, 1)).tobytes() == (Z + 1).tobytes()
+    )  # another file of the same bytes
+    part = open_part(path)
+    content = encode_part(part.ids, part.scores() + 1, part.labels, "logits")
+    path.write_bytes(b"".join([content.head(), *content.body]))
     with pytest.raises(CacheConflictError, match="the part was replaced since it was opened; load again"):
-        _ = cache.scores
+        _ = open_late(cache).scores
+
+
+def open_late(cache):
+    """A cache that was opened before, read for the first time."""
+    cache.source._moved = None
+    return cache
+
+
+def test_what_is_open_goes_on_while_parts_are_joined_once_and_again(tmp_path, none_held):
+    write(tmp_path).unlink()
+    stack = load_stack(tmp_path / "x3d")
+    consolidate(tmp_path / "x3d", batch_bytes=3 * Z[0].nbytes)
+    assert len(open_cache(tmp_path / "x3d").parts) == PARTS // 3
+    np.testing.assert_array_equal(stack.scores("x3d"), Z + 1)
+    consolidate(tmp_path / "x3d", batch_bytes=6 * Z[0].nbytes + 1)
+    assert len(open_cache(tmp_path / "x3d").parts) == PARTS // 6
+    np.testing.assert_array_equal(stack[[7, 2, 2]].scores("x3d"), Z[[7, 2, 2]] + 1)
+    assert open_parts() == 0
 
 
 def test_at_most_half_of_the_files_are_held(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidfuse.cache import reader
+from vidfuse._files import publish
+from vidfuse.cache import format as part_format
+from vidfuse.cache import reader, upkeep
+from vidfuse.cache import writer as writer_module
 from vidfuse.cache.format import Part, encode_part, open_part
 from vidfuse.cache.meta import read_meta
 from vidfuse.cache.reader import open_cache
@@ -342,6 +346,83 @@ def test_consolidation_leaves_one_mapped_array(tmp_path, views):
     assert verify(tmp_path).ok and len(consolidate(tmp_path)[0].parts) == 1
     with Immediate(tmp_path / "swin") as writer:
         assert writer.append(IDS[:3], scores[:3], [0, 1, 2]) == 0
+
+
+def test_parts_are_joined_in_batches(tmp_path, monkeypatch):
+    order = np.random.default_rng(3).permutation(30)
+    with Immediate(tmp_path / "swin", expected_ids=IDS) as writer:
+        for rows in np.split(order, 10):
+            writer.append([IDS[row] for row in rows], Z[rows], rows % 4)
+    row_bytes = Z[0].nbytes
+    (cache,) = consolidate(tmp_path, batch_bytes=7 * row_bytes)
+    assert [len(part) for part in cache.parts] == [6] * 5
+    assert all(np.all(part.ids[1:] > part.ids[:-1]) for part in cache.parts)  # each in the cache's order
+    np.testing.assert_array_equal(cache.scores, Z)
+    assert cache.labels.tolist() == (np.arange(30) % 4).tolist() and verify(tmp_path).ok
+    names = [part.path for part in cache.parts]
+    (again,) = consolidate(tmp_path, batch_bytes=7 * row_bytes)
+    assert [part.path for part in again.parts] == names  # long enough as they are
+    room, real = [], publish
+
+    def watched(*arguments):
+        room.append(len(list((tmp_path / "swin").glob("*.safetensors"))))
+        return real(*arguments)
+
+    monkeypatch.setattr(upkeep, "publish", watched)
+    (pairs,) = consolidate(tmp_path, batch_bytes=13 * row_bytes)
+    assert room == [5, 4] and sorted(map(len, pairs.parts)) == [
+        6,
+        12,
+        12,
+    ]  # the old are gone before the next is written
+    with pytest.raises(InputError, match="batch_bytes: expected 1 or more"):
+        consolidate(tmp_path, batch_bytes=0)
+
+
+def test_joining_takes_memory_for_a_block_not_for_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(upkeep, "_BLOCK", 1 << 16)
+    monkeypatch.setattr(part_format, "_CHUNK", 1 << 16)
+    scores = np.random.default_rng(0).normal(size=(4000, 1000)).astype(np.float32)
+    with CacheWriter(tmp_path, part_bytes=1 << 20) as writer:
+        writer.append([f"v{row:04d}" for row in range(4000)], scores)
+    tracemalloc.start()
+    consolidate(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 << 20 and len(open_cache(tmp_path).parts) == 1  # of 16 MB
+    np.testing.assert_array_equal(open_cache(tmp_path).scores, scores)
+
+
+def test_repeated_videos_are_joined_once(tmp_path, monkeypatch):
+    for rows in ([0, 1, 2], [2, 3, 4], [1, 4, 5]):  # as writers leave them that publish at the same instant
+        content = encode_part(np.array(IDS)[rows], Z[rows], None, "logits")
+        path = tmp_path / f"part-{content.digest[:8]}.safetensors"
+        path.write_bytes(b"".join([content.head(), *content.body]))
+    with Immediate(tmp_path) as writer:
+        writer.append(IDS[6:7], Z[6:7])
+    consolidate(tmp_path, batch_bytes=7 * Z[0].nbytes)
+    np.testing.assert_array_equal(open_cache(tmp_path).scores, Z[:7])
+    (cache,) = consolidate(tmp_path)
+    assert len(cache.parts) == 1 and cache.parts[0].ids.tolist() == IDS[:7]
+
+
+def test_a_writer_goes_on_where_parts_are_joined_at_any_moment(tmp_path, monkeypatch):
+    """The parts that a writer has listed are joined each time before it opens one of them."""
+    writer = Immediate(tmp_path, expected_ids=IDS)
+    for start in (0, 4, 8):
+        writer.append(IDS[start : start + 4], Z[start : start + 4])
+    real = writer_module.open_part
+
+    def late(path, **options):
+        consolidate(tmp_path)
+        return real(path, **options)
+
+    monkeypatch.setattr(writer_module, "open_part", late)
+    assert writer.append(IDS[2:6], Z[2:6]) == 0
+    with pytest.raises(CacheConflictError, match="stored already with other scores"):
+        writer.append(IDS[:1], Z[1:2])
+    assert writer.append(IDS[10:20], Z[10:20]) == 8 and writer.missing() == IDS[20:]
+    assert open_cache(tmp_path, partial=True).ids.tolist() == IDS[:20]
 
 
 def test_a_cache_that_is_consolidated_while_it_is_opened_is_read(tmp_path, monkeypatch):

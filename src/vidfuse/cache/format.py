@@ -18,12 +18,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,17 @@ from vidfuse.cache.ids import check_packed, pack_ids, unpack_ids
 from vidfuse.cache.layout import DTYPES, Entry, Layout, parse_layout, unique_keys
 from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheFormatError
 
-__all__ = ["VERSION", "Part", "PartBytes", "encode_part", "item_bytes", "open_part", "refusal"]
+__all__ = [
+    "VERSION",
+    "Part",
+    "PartBytes",
+    "PartStream",
+    "encode_part",
+    "encode_stream",
+    "item_bytes",
+    "open_part",
+    "refusal",
+]
 
 VERSION: Final = 1
 _MAX_HEADER: Final = 1 << 14
@@ -67,29 +78,22 @@ _verified: set[tuple[int, int, int, int, str]] = set()  # parts whose scores wer
 _held: WeakSet[mmap.mmap] = WeakSet()  # the maps of the parts that are held; each one keeps a file open
 
 
-class PartBytes:
-    """A part that is ready to be written: its head and then its body are the file.
-
-    The head holds the body's digest. A thread computes it from the start, so that the body can be written meanwhile.
+class _Signed:
+    """The head of a part: it holds the digest of the scores, and is therefore written last.
 
     Attributes:
-        body: The tensors' bytes, one chunk after the other; the last one holds the scores.
         head_size: The length of the head in bytes.
     """
 
-    def __init__(self, unsigned: bytes, body: tuple[memoryview, ...]) -> None:
-        self.body, self.head_size = body, 8 + len(unsigned)
-        self._unsigned, self._payload = unsigned, hashlib.sha256()
-        self._hashing = Thread(target=self._payload.update, args=(body[-1],))
-        try:
-            self._hashing.start()
-        except RuntimeError:  # no thread begins while Python ends
-            self._hashing.run()
+    def __init__(self, unsigned: bytes) -> None:
+        self.head_size, self._unsigned, self._payload = 8 + len(unsigned), unsigned, hashlib.sha256()
+
+    def _finish(self) -> None:
+        """Wait until all scores are in the digest."""
 
     @cached_property
     def _signed(self) -> tuple[str, bytes]:
-        if self._hashing.ident is not None:
-            self._hashing.join()
+        self._finish()
         text = self._unsigned.replace(_UNKNOWN, self._payload.hexdigest().encode(), 1)
         length = len(text).to_bytes(8, "little")
         digest = _sha256(length, text)
@@ -97,17 +101,59 @@ class PartBytes:
 
     @property
     def digest(self) -> str:
-        """The digest that covers the whole file; waits for the body's."""
+        """The digest that covers the whole file; waits for the scores'."""
         return self._signed[0]
 
     def head(self) -> bytes:
-        """Return the length and the header; waits for the body's digest."""
+        """Return the length and the header; waits for the scores' digest."""
         return self._signed[1]
+
+
+class PartBytes(_Signed):
+    """A part that is ready to be written: its head and then its body are the file.
+
+    The head holds the body's digest. A thread computes it from the start, so that the body can be written meanwhile.
+
+    Attributes:
+        body: The tensors' bytes, one chunk after the other; the last one holds the scores.
+    """
+
+    def __init__(self, unsigned: bytes, body: tuple[memoryview, ...]) -> None:
+        super().__init__(unsigned)
+        self.body = body
+        self._hashing = Thread(target=self._payload.update, args=(body[-1],))
+        try:
+            self._hashing.start()
+        except RuntimeError:  # no thread begins while Python ends
+            self._hashing.run()
+
+    def _finish(self) -> None:
+        if self._hashing.ident is not None:
+            self._hashing.join()
 
     @property
     def size(self) -> int:
         """The file's size in bytes."""
         return self.head_size + sum(chunk.nbytes for chunk in self.body)
+
+
+class PartStream(_Signed):
+    """A part whose scores come block by block while it is written: more than memory holds.
+
+    Attributes:
+        body: The tensors' bytes, one chunk after the other, once.
+    """
+
+    def __init__(self, unsigned: bytes, index: tuple[memoryview, ...], blocks: Iterable[NDArray[Any]]) -> None:
+        super().__init__(unsigned)
+        self.body = self._chunks(index, blocks)
+
+    def _chunks(self, index: tuple[memoryview, ...], blocks: Iterable[NDArray[Any]]) -> Iterator[memoryview]:
+        yield from index
+        for block in blocks:
+            chunk = _stored(block).reshape(-1).view(np.uint8).data
+            self._payload.update(chunk)
+            yield chunk
 
 
 def encode_part(
@@ -121,28 +167,60 @@ def encode_part(
         labels: int64 (N,), or None.
         kind: What the scores are.
     """
-    tensors: list[tuple[str, NDArray[Any]]] = [("ids", pack_ids(ids)), ("scores", scores)]
-    if labels is not None:
-        tensors.insert(0, ("labels", labels))
+    unsigned, index = _lay_out(pack_ids(ids), labels, scores.dtype, scores.shape, kind)
+    return PartBytes(unsigned, (*index, _stored(scores).reshape(-1).view(np.uint8).data))
+
+
+def encode_stream(
+    packed: NDArray[np.uint8],
+    blocks: Iterable[NDArray[np.floating[Any]]],
+    labels: NDArray[np.int64] | None,
+    kind: Kind,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+) -> PartStream:
+    """Lay out one part whose scores come in blocks; its bytes are those of `encode_part`.
+
+    Args:
+        packed: The ids as they are stored (N, W).
+        blocks: The scores, (n, [V,] K) each.
+        labels: int64 (N,), or None.
+        kind: What the scores are.
+        dtype: Their dtype.
+        shape: The shape of all of them, (N, [V,] K).
+    """
+    unsigned, index = _lay_out(packed, labels, dtype, shape, kind)
+    return PartStream(unsigned, index, blocks)
+
+
+def _stored(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+
+
+def _lay_out(
+    packed: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    kind: Kind,
+) -> tuple[bytes, tuple[memoryview, ...]]:
+    """Return a header without its digests, and the bytes of labels and ids."""
+    index = {"ids": _stored(packed)} if labels is None else {"labels": _stored(labels), "ids": _stored(packed)}
+    tensors = [(name, array.dtype, array.shape) for name, array in index.items()]
     entries: dict[str, Any] = {}
-    chunks: list[memoryview] = []
     offset = 0
-    for name, array in tensors:
-        stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        entries[name] = {
-            "dtype": _TAGS[stored.dtype],
-            "shape": list(stored.shape),
-            "data_offsets": [offset, offset + stored.nbytes],
-        }
-        chunks.append(stored.reshape(-1).view(np.uint8).data)
-        offset += stored.nbytes
-    metadata = {"index": _sha256(*chunks[:-1]), "payload": _UNKNOWN.decode(), "kind": kind}
+    for name, kept, extents in [*tensors, ("scores", dtype.newbyteorder("<"), shape)]:
+        size = kept.itemsize * math.prod(extents)
+        entries[name] = {"dtype": _TAGS[kept], "shape": list(extents), "data_offsets": [offset, offset + size]}
+        offset += size
+    chunks = tuple(array.reshape(-1).view(np.uint8).data for array in index.values())
+    metadata = {"index": _sha256(*chunks), "payload": _UNKNOWN.decode(), "kind": kind}
     tail = json.dumps({"m": metadata, "t": entries}, separators=(",", ":"))
     inner, outer = tail[len('{"m":{') :].split('},"t":{', 1)
     text = _PREFIX + _UNSIGNED + b'",' + inner.encode() + b"}," + outer[:-1].encode()
-    indexed = sum(chunk.nbytes for chunk in chunks[:-1])
+    indexed = sum(chunk.nbytes for chunk in chunks)
     text += b" " * (-(8 + len(text) + indexed) % _ALIGNMENT)
-    return PartBytes(text, tuple(chunks))
+    return text, chunks
 
 
 def _sha256(*chunks: bytes | memoryview) -> str:
@@ -194,8 +272,12 @@ class Part:
         if self._map is not None:
             _held.add(self._map)
             self._scores = _array(self._map, layout.scores, base)
-        self.labels = None if layout.labels is None else _array(index, layout.labels, 0).astype(np.int64)
-        self.packed_ids: NDArray[np.uint8] = _array(index, layout.ids, 0)
+        # Of a part that is held they stay in the file, and take no memory.
+        source, start_at = (index, 0) if self._map is None else (self._map, base)
+        self.labels = (
+            None if layout.labels is None else _array(source, layout.labels, start_at).astype("=i8", copy=False)
+        )
+        self.packed_ids: NDArray[np.uint8] = _array(source, layout.ids, start_at)
         try:
             check_packed(self.packed_ids)
         except UnicodeDecodeError as error:
@@ -242,6 +324,15 @@ class Part:
         with self._reopened() as descriptor:
             return _array(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), self._entry, self._base)
 
+    def holds(self, scores: NDArray[np.floating[Any]]) -> bool:
+        """Whether these are the scores that this part was written with, wherever they were found."""
+        return _sha256(_stored(scores).reshape(-1).view(np.uint8).data) == self._payload_digest
+
+    @property
+    def size(self) -> int:
+        """The bytes of its scores."""
+        return self._entry.stop - self._entry.start
+
     def release(self) -> None:
         """Let the pages of a held part leave this process's memory; they are read again where they are used again."""
         if self._map is not None:
@@ -254,7 +345,10 @@ class Part:
             CacheCorruptError: The bytes are not those that were written.
             CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
-        found = _sha256(*self._chunks())
+        state = hashlib.sha256()
+        for chunk in self._chunks():  # one at a time: a part need not fit into memory
+            state.update(chunk)
+        found = state.hexdigest()
         if found != self._payload_digest:
             raise _corrupt(self.path, "scores", self._payload_digest, found)
         _verified.add(self._identity)

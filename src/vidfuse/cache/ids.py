@@ -76,6 +76,13 @@ def join_packed(pieces: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.concatenate(padded)
 
 
+def repeated_keys(pieces: Sequence[NDArray[np.uint8]]) -> bool:
+    """Whether an id stands twice in these stored ids."""
+    keys = packed_keys(join_packed(pieces)) if pieces else np.zeros(0, dtype="S1")
+    keys.sort()
+    return bool((keys[1:] == keys[:-1]).any())
+
+
 def hashed_ids(ids: NDArray[np.str_]) -> NDArray[np.uint64]:
     """Return a number for each id (N,), whatever the array's width: equal for equal ids, and hardly ever for others.
 

@@ -20,10 +20,10 @@ from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
 from vidfuse.cache.meta import CacheMeta, read_meta
 from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError, option
 
-__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "list_parts", "open_cache", "part_names"]
+__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "labels_of", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
-_MAPPED: Final = 1 << 29  # bytes of scores that stay mapped in, over all caches, while others are read
+_MAPPED: Final = 1 << 28  # bytes of scores that stay mapped in, over all caches, while others are read
 
 
 _mapped: dict[int, tuple[ref[Part], int]] = {}  # by the part's address: the part, and its bytes; the oldest first
@@ -54,6 +54,7 @@ class PartsSource:
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
         self._bounds = self._starts.tolist()
         self._n = int(self._starts[-1]) if physical is None else len(physical)
+        self._moved: tuple[Part, NDArray[np.floating[Any]]] | None = None  # the last part that others were joined with
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,6 +65,15 @@ class PartsSource:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the stored scores."""
         return self._parts[0].dtype
+
+    def places(self) -> NDArray[np.int64]:
+        """Where the cache's order puts each row of the parts; behind all for one that it does not read, a repeat."""
+        total = int(self._starts[-1])
+        if self._physical is None:
+            return np.arange(total)
+        place = np.full(total, total, dtype=np.int64)
+        place[self._physical] = np.arange(len(self._physical))
+        return place
 
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows: a view where they lie one after the other in one part, else a copy."""
@@ -101,7 +111,15 @@ class PartsSource:
     def _read(self, number: int) -> NDArray[np.floating[Any]]:
         """Return one part's mapped scores; parts that were first read some time ago leave the process's memory."""
         part = self._parts[number]
-        scores = part.scores()
+        try:
+            scores = part.scores()
+        except CacheConflictError:
+            moved = self._moved
+            if moved is None or moved[0] is not part:
+                if (found := _find_moved(part, check=self._check)) is None:
+                    raise
+                self._moved = moved = (part, found)
+            return moved[1]
         if part.held and id(part) not in _mapped:
             _keep_mapped(part, scores.nbytes)
         return scores
@@ -131,6 +149,18 @@ class PartsSource:
     def __reduce__(self) -> tuple[Any, ...]:
         paths = [(str(part.path), part.digest) for part in self._parts]
         return _reopen, (paths, self._physical, self._check)
+
+
+def _find_moved(part: Part, *, check: bool) -> NDArray[np.floating[Any]] | None:
+    """Return the scores of a part that is gone, from the one that it was joined into: the same bytes, or None."""
+    wanted = packed_keys(part.packed_ids)
+    for other in _open_parts(part.path.parent, check):
+        known = packed_keys(other.packed_ids)
+        order = np.argsort(known, kind="stable")
+        rows = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
+        if (known[rows] == wanted).all() and part.holds(scores := other.scores()[rows]):
+            return scores
+    return None
 
 
 def _reopen(paths: list[tuple[str, str]], physical: NDArray[np.int64] | None, check: bool) -> PartsSource:
@@ -255,14 +285,14 @@ def _opened(path: Path, meta: CacheMeta, parts: list[Part], partial: bool, verif
             f"{path}: {_of(len(ids), expected)} videos are there; missing: {lacking}; resume the extraction, or read "
             f"what is there with {option('partial', True)}"
         )
-    labels = _labels_of(parts)
+    labels = labels_of(parts)
     if labels is not None and physical is not None:
         labels = labels[physical]
     source = PartsSource(parts, physical, check=verify)
     return LogitCache(path, meta, ids, labels, source, tuple(parts))
 
 
-def _labels_of(parts: Sequence[Part]) -> NDArray[np.int64] | None:
+def labels_of(parts: Sequence[Part]) -> NDArray[np.int64] | None:
     """The labels of parts one after another, -1 where one is not known; None where none is."""
     if all(part.labels is None for part in parts):
         return None

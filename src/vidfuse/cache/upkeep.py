@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,17 +11,21 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vidfuse._files import fsync_folder, make_folder, publish, sweep
-from vidfuse.cache.format import Part, encode_part, open_part, refusal
+from vidfuse.cache.format import Part, encode_stream, open_part, refusal
+from vidfuse.cache.ids import join_packed, packed_keys, repeated_keys
 from vidfuse.cache.meta import META_NAME, read_meta
-from vidfuse.cache.reader import PART_SUFFIX, LogitCache, list_parts, open_cache, part_names
+from vidfuse.cache.reader import PART_SUFFIX, LogitCache, PartsSource, labels_of, list_parts, open_cache, part_names
 from vidfuse.cache.shards import Folders, find_files, sub_folders
-from vidfuse.errors import CacheCorruptError, CacheError, CacheFormatError, InputError
+from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheError, CacheFormatError, InputError
 
-__all__ = ["QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
+__all__ = ["BATCH_BYTES", "QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
 
 QUARANTINE: Final = "quarantine"
+BATCH_BYTES: Final = 1 << 30
+_BLOCK: Final = 1 << 22  # bytes of scores that are in memory while parts are joined
 _OURS: Final = ("part-", "joined-")  # beside other files, such as a recipe's arrays, where a description was lost
 _DAMAGE: Final = (CacheCorruptError, CacheFormatError)  # what a file's own bytes show; anything else ends the check
 
@@ -111,52 +116,74 @@ def verify(folder: Folders, quarantine: bool = False) -> VerifyReport:
         OSError, MemoryError: Something cannot be read or moved; every part is where it was.
         CacheConflictError: A part was removed or replaced meanwhile.
     """
-    good: list[Part] = []
+    counts = np.zeros(3, dtype=np.int64)  # parts, videos, bytes
     problems: list[Problem] = []
     damaged: list[Path] = []
     try:
         folders = _cache_folders(folder)
         swept = [path for cache in folders for path in sweep(cache)]
         for cache in folders:
-            parts, found = _check(cache)
-            good.extend(parts)
+            found_here, found = _check(cache)
+            counts += found_here
             problems.extend(found)
             damaged.extend(problem.path for problem in found if problem.path not in (cache, cache / META_NAME))
-        size = sum(part.path.stat().st_size for part in good)
         moved = _set_aside(damaged) if quarantine else {}
     except OSError as error:
         raise refusal(error, Path(str(folder)), "this is no damage, and no part was moved: ") from error
     except MemoryError as error:
         raise MemoryError(f"{folder}: out of memory; this is no damage, and no part was moved: free some") from error
     problems = [replace(problem, moved_to=moved.get(problem.path)) for problem in problems]
-    return VerifyReport(tuple(folders), len(good), sum(len(part) for part in good), size, tuple(problems), tuple(swept))
+    parts, videos, size = counts.tolist()
+    return VerifyReport(tuple(folders), parts, videos, size, tuple(problems), tuple(swept))
 
 
-def _check(cache: Path) -> tuple[list[Part], list[Problem]]:
-    """Read one cache, and return its good parts and what is wrong: its description, its parts, or the whole."""
+def _check(cache: Path) -> tuple[NDArray[np.int64], list[Problem]]:
+    """Read one cache, and return how many parts, videos and bytes are good, and what is wrong.
+
+    That is its description, its parts, or the whole.
+    """
     problems = []
     parts = []
+    seen: set[Path] = set()
+    gone: list[tuple[Part, CacheConflictError]] = []
     try:
         if read_meta(cache) is None:
             problems.append(Problem(cache / META_NAME, "CacheFormatError", f"{cache / META_NAME} is missing"))
     except _DAMAGE as error:
         problems.append(Problem(cache / META_NAME, type(error).__name__, str(error)))
-    for path in list_parts(cache):
-        try:
-            part = open_part(path, hold=False)
-            part.verify()
-            parts.append(part)
-        except _DAMAGE as error:
-            problems.append(Problem(path, type(error).__name__, str(error)))
-    for part, message in _contradictions(parts):
-        parts.remove(part)
-        problems.append(Problem(part.path, "CacheConflictError", message))
+    while listed := [path for path in list_parts(cache) if path not in seen]:  # again, as parts may be joined meanwhile
+        for path in listed:
+            seen.add(path)
+            try:
+                part = open_part(path, hold=False)
+            except _DAMAGE as error:
+                problems.append(Problem(path, type(error).__name__, str(error)))
+                continue
+            except FileNotFoundError:
+                continue  # as if it had been gone before
+            try:
+                part.verify()
+                parts.append(part)
+            except _DAMAGE as error:
+                problems.append(Problem(path, type(error).__name__, str(error)))
+            except CacheConflictError as error:
+                gone.append((part, error))
+    gone += [(part, CacheConflictError(f"{part.path}: the part is gone")) for part in parts if not part.path.exists()]
+    parts = [part for part in parts if part.path.exists()]
+    for part, missed in gone:
+        if not np.isin(part.ids, np.concatenate([other.ids for other in parts] or [part.ids[:0]])).all():
+            raise missed  # else it was joined with others meanwhile
+    if repeated_keys([part.packed_ids for part in parts]):
+        for part, message in _contradictions(parts):
+            parts.remove(part)
+            problems.append(Problem(part.path, "CacheConflictError", message))
+    counts = np.array([len(parts), sum(map(len, parts)), sum(part.path.stat().st_size for part in parts)])
     if parts and not problems:
         try:
             open_cache(cache)
         except CacheError as error:
             problems.append(Problem(cache, type(error).__name__, str(error)))
-    return parts, problems
+    return counts, problems
 
 
 def _set_aside(paths: list[Path]) -> dict[Path, Path]:
@@ -191,10 +218,7 @@ def _contradictions(parts: list[Part]) -> Iterator[tuple[Part, str]]:
             known, at = first.setdefault(name, (part, row))
             if known is part:
                 continue
-            same = part.scores()[row].tobytes() == known.scores()[at].tobytes()
-            if part.labels is not None and known.labels is not None:
-                same = same and part.labels[row] == known.labels[at]
-            if not same:
+            if part.item(row) != known.item(at):
                 clash = clash or f"{part.path}: video {name!r} has other scores than in {known.path.name} " + (
                     f"(digests {part.digest} and {known.digest})"
                 )
@@ -205,40 +229,111 @@ def _contradictions(parts: list[Part]) -> Iterator[tuple[Part, str]]:
             yield part, clash
 
 
-def consolidate(folder: Folders) -> list[LogitCache]:
-    """Join each cache's parts into one, so that its scores are one memory-mapped array in the order of its ids.
+def consolidate(folder: Folders, *, batch_bytes: int = BATCH_BYTES) -> list[LogitCache]:
+    """Join each cache's parts into few, so that its scores are one memory-mapped array in the order of its ids.
 
-    The joined part is published before the old ones are removed: a crash in between leaves both, which hold the same
-    bytes and read as one. Stacks that were loaded before keep their files while they are open, as many as they hold.
+    Parts are joined in batches: a batch is published as one part before its old ones are removed, so that a crash in
+    between leaves both, which hold the same bytes and read as one. Memory is bounded by some blocks of scores, and the
+    disk needs room for one batch more. A cache that fits into one batch becomes one part. Parts that are half a batch
+    long stay as they are.
+
+    Writers may go on, and what they publish meanwhile is left alone. Stacks that were loaded before go on too: what
+    they have not mapped, they find in the joined parts.
 
     Args:
         folder: A cache, a folder with one cache a member, or shards of these, as in `verify`. Unfinished caches are
             joined as far as they are.
+        batch_bytes: How many bytes of scores one joined part holds at most.
 
     Returns:
         The caches, opened again.
 
     Raises:
-        CacheCorruptError: A part is not what was written; nothing is removed.
+        InputError: `batch_bytes` is not positive, or there is no cache.
+        CacheCorruptError: A part is not what was written; it and the parts of its batch are left as they are.
+
+    Example:
+        >>> import tempfile
+        >>> from vidfuse.cache.writer import CacheWriter
+        >>> folder = tempfile.mkdtemp()
+        >>> with CacheWriter(folder, flush_seconds=0) as writer:
+        ...     for name in ("a", "b", "c"):
+        ...         new = writer.append([name], np.zeros((1, 2)))
+        >>> [len(cache.parts) for cache in consolidate(folder)]
+        [1]
     """
+    if not batch_bytes >= 1:
+        raise InputError(f"batch_bytes: expected 1 or more, got {batch_bytes!r}")
     caches = []
     for path in _cache_folders(folder):
-        cache = open_cache(path, partial=True)
-        if len(cache.parts) > 1:
-            _join(cache)
+        for cache, parts, place in _batches(open_cache(path, partial=True), batch_bytes):
+            try:
+                _join(cache, parts, place)
+            except CacheConflictError:
+                if all(part.path.exists() for part in parts):
+                    raise  # else somebody joins these parts at the same time
         caches.append(open_cache(path, partial=True))
     return caches
 
 
-def _join(cache: LogitCache) -> None:
-    for part in cache.parts:
+def _batches(cache: LogitCache, batch_bytes: int) -> Iterator[tuple[LogitCache, list[Part], NDArray[np.int64]]]:
+    """Yield the parts that are to be joined, and where the cache's order puts each row of each part (N,)."""
+    starts = np.cumsum([0, *map(len, cache.parts)])
+    place = cache.source.places()
+    first = np.minimum.reduceat(place, starts[:-1])
+    small = list(range(len(cache.parts)))
+    if sum(part.size for part in cache.parts) > batch_bytes:
+        small = [number for number in small if cache.parts[number].size < batch_bytes / 2]
+    batch: list[int] = []
+    for number in [*sorted(small, key=lambda number: first[number]), None]:
+        filled = sum(cache.parts[n].size for n in batch)
+        if number is None or (batch and filled + cache.parts[number].size > batch_bytes):
+            if len(batch) > 1:
+                yield (
+                    cache,
+                    [cache.parts[n] for n in batch],
+                    np.concatenate([place[starts[n] : starts[n + 1]] for n in batch]),
+                )
+            batch = []
+        if number is not None:
+            batch.append(number)
+
+
+def _join(cache: LogitCache, parts: list[Part], place: NDArray[np.int64]) -> None:
+    """Publish one part with all videos of these, then remove them.
+
+    Args:
+        cache: The cache that they are of.
+        parts: The parts.
+        place: Where the cache's order puts each of their rows; a repeated video's other rows come last.
+    """
+    for part in parts:
         part.verify()
-    content = encode_part(cache.ids, np.asarray(cache.scores), cache.labels, cache.kind)
-    path = cache.folder / f"joined-{content.digest[:32]}{PART_SUFFIX}"
-    publish(path, content.body, content)
-    joined = open_part(path)
-    joined.verify()
-    for part in cache.parts:
+        part.release()
+    packed = join_packed([part.packed_ids for part in parts])
+    order = np.argsort(place, kind="stable")
+    _, once = np.unique(packed_keys(packed[order]), return_index=True)
+    rows = order[np.sort(once)]
+    labels = labels_of(parts)
+    source = PartsSource(parts, rows, check=False)
+    step = max(1, _BLOCK * len(packed) // sum(part.size for part in parts))
+    blocks = (source.take(slice(start, min(start + step, len(rows)), 1)) for start in range(0, len(rows), step))
+    content = encode_stream(
+        packed[rows],
+        blocks,
+        None if labels is None else labels[rows],
+        cache.kind,
+        source.dtype,
+        source.shape,
+    )
+    key = hashlib.sha256(packed[rows].tobytes()).hexdigest()[:32]
+    path = cache.folder / f"joined-{key}{PART_SUFFIX}"
+    if not publish(path, content.body, content) and open_part(path, hold=False).digest != content.digest:
+        raise CacheConflictError(
+            f"{path}: holds other scores for the same videos; nothing was removed: verify the cache"
+        )
+    open_part(path, hold=False).verify()
+    for part in parts:
         if part.path != path:
             with suppress(FileNotFoundError):
                 part.path.unlink()
