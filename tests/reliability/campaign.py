@@ -31,7 +31,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from crash_writer import expected_ids, scores_of  # noqa: E402
+from crash_writer import JOINER, expected_ids, scores_of  # noqa: E402
 
 from vidfuse.cache.format import _verified, open_part  # noqa: E402
 from vidfuse.cache.reader import open_cache  # noqa: E402
@@ -42,8 +42,12 @@ from vidfuse.formats.annotations import read_annotations  # noqa: E402
 from vidfuse.formats.importers import read_predictions  # noqa: E402
 
 
-def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int = 4, seed: int = 0) -> dict[str, int]:
+def crash_rounds(
+    rounds: int, *, writers: int = 3, videos: int = 240, batch: int = 4, seed: int = 0, joined: bool = False
+) -> dict[str, int]:
     """Kill `writers` writers at random calls of the system, look at what is left, and resume until everything is there.
+
+    With `joined`, another process joins their parts all the while, and is killed too.
 
     Every completed cache is joined into one part, and must then be, byte by byte and file by file, what one writer that
     nobody disturbed leaves.
@@ -67,6 +71,8 @@ def crash_rounds(rounds: int, *, writers: int = 3, videos: int = 240, batch: int
             # An append makes nine calls, so that each writer dies in its share where that was not begun before.
             fatal = [rng.randint(1, 9 * videos // (writers * batch)) for _ in range(writers)]
             running = [_start(folder, rank, writers, videos, batch, fatal[rank]) for rank in range(writers)]
+            if joined:
+                running.append(_start(folder, JOINER, writers, videos, batch, rng.randint(1, 60)))
             _wait_until_ready(*running)
             for process in running:  # all of them write at the same time
                 process.stdin.write("\n")
@@ -408,11 +414,12 @@ def main() -> None:
     parser.add_argument("--payload-bits", type=int, default=10_000)
     parser.add_argument("--truncations", type=int, default=1_000)
     parser.add_argument("--fuzz-seconds", type=float, default=600)
-    parser.add_argument("--only", choices=["crash", "damage", "fuzz"], help="one part alone")
+    parser.add_argument("--only", choices=["crash", "joining", "damage", "fuzz"], help="one part alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     parts = {
         "crash": lambda: crash_rounds(options.rounds, seed=options.seed),
+        "joining": lambda: crash_rounds(options.rounds, writers=2, seed=options.seed, joined=True),
         "damage": lambda: damage_rounds(options.payload_bits, options.truncations, seed=options.seed),
         "fuzz": lambda: fuzz(options.fuzz_seconds, seed=options.seed),
     }

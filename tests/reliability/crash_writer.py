@@ -2,7 +2,8 @@
 
 Run as ``python crash_writer.py FOLDER RANK WRITERS VIDEOS BATCH FATAL``. It says that it is ready, and begins when
 a byte on stdin tells it to. It is killed in place of the call number FATAL that changes a file or a folder; 0 is for
-never.
+never. With the rank -1 it does not write, but joins what the others have written, again and again, a few parts at a
+time.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import itertools
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from vidfuse.cache.upkeep import consolidate
 from vidfuse.cache.writer import CacheWriter
+from vidfuse.errors import CacheIncompleteError, InputError
+
+JOINER = -1
 
 
 def expected_ids(videos: int) -> list[str]:
@@ -52,6 +59,15 @@ def main() -> None:
     """Write every expected video whose number falls to this rank, and say so line by line."""
     folder, (rank, writers, videos, batch, fatal) = sys.argv[1], map(int, sys.argv[2:])
     ids = expected_ids(videos)
+    if rank == JOINER:
+        os.write(1, b"ready\n")
+        os.read(0, 1)
+        die_at(fatal)
+        for _ in range(30):
+            with suppress(InputError, CacheIncompleteError):  # nothing is there yet
+                consolidate(folder, batch_bytes=5 * batch * scores_of(ids[0]).nbytes)
+            time.sleep(0.005)
+        return
     with CacheWriter(folder, expected_ids=ids, fingerprint="campaign", flush_seconds=0) as writer:
         os.write(1, b"ready\n")
         os.read(0, 1)

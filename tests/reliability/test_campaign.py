@@ -10,6 +10,11 @@ def test_killed_writers_lose_nothing_that_was_acknowledged():
     assert counts["rounds"] == 3 and counts["kills"] >= 3 and counts["acknowledged"] > 0 and counts["completed"] >= 1
 
 
+def test_parts_are_joined_beside_writers_and_nothing_is_lost_where_any_is_killed():
+    counts = campaign.crash_rounds(3, writers=2, videos=60, batch=3, seed=5, joined=True)
+    assert counts["rounds"] == 3 and counts["kills"] >= 3 and counts["acknowledged"] > 0 and counts["completed"] >= 1
+
+
 def test_every_header_bit_sampled_payload_bits_and_truncations_are_noticed():
     counts = campaign.damage_rounds(payload_bits=500, truncations=100)
     assert counts["header_bits"] >= 4096 and counts["largest_allocation"] <= 2 * counts["size"]
