@@ -3,8 +3,8 @@
 ``nice python benchmarks/large_data.py [--videos 1000000] [--shards 20] [--files 256] [--folder DIR]``
 
 The scores are simulated. Each step is a `vidfuse` command, or a few lines of the library, in a process of its own whose
-seconds and peak memory (resident, mapped pages of files included) are taken; `--files` limits how many files it may
-have open. `--steps` runs some of them on a folder that is kept with `--keep`.
+seconds, CPU seconds and peak memory in GB (resident, mapped pages of files included) are taken; `--files` limits how many
+files it may have open. `--steps` runs some of them on a folder that is kept with `--keep`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_shards(folder: Path, shards: Sequence[int], videos: int, classes: int)
 
 
 def measured(*commands: Sequence[str | Path], files: int | None = None, status: int = 0) -> dict[str, float]:
-    """Run commands at the same time, each in a process of its own; return the seconds and the greatest peak in GB."""
+    """Run commands at the same time, each in a process of its own; return what they took, and the greatest peak."""
 
     def limit() -> None:
         if files is not None:
@@ -73,13 +73,14 @@ def measured(*commands: Sequence[str | Path], files: int | None = None, status: 
 
     started = time.perf_counter()
     running = [subprocess.Popen(list(map(str, command)), preexec_fn=limit) for command in commands]
-    peak = 0
+    peak, busy = 0, 0.0
     for process in running:
         _, ended, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(ended)
         assert process.returncode == status, f"status {process.returncode}, expected {status}: {process.args}"
-        peak = max(peak, usage.ru_maxrss)
-    return {"seconds": round(time.perf_counter() - started, 1), "peak GB": round(peak / 1e6, 3)}
+        peak, busy = max(peak, usage.ru_maxrss), busy + usage.ru_utime + usage.ru_stime
+    seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 1), "CPU seconds": round(busy, 1), "peak GB": round(peak / 1e6, 3)}
 
 
 def vidfuse(*arguments: str | Path) -> list[str | Path]:
