@@ -3,8 +3,8 @@
 ``nice python benchmarks/large_data.py [--videos 1000000] [--shards 20] [--files 256] [--folder DIR]``
 
 The scores are simulated. Each step is a `vidfuse` command, or a few lines of the library, in a process of its own whose
-seconds, CPU seconds and peak memory in GB (resident, mapped pages of files included) are taken; `--files` limits how many
-files it may have open. `--steps` runs some of them on a folder that is kept with `--keep`.
+seconds, CPU seconds and peak memory in GB (resident, mapped pages of files included) are taken; `--files` limits how
+many files it may have open. `--steps` runs some of them on a folder that is kept with `--keep`.
 """
 
 from __future__ import annotations

@@ -289,6 +289,8 @@ def _opened(path: Path, meta: CacheMeta, parts: list[Part], partial: bool, verif
     if labels is not None and physical is not None:
         labels = labels[physical]
     source = PartsSource(parts, physical, check=verify)
+    for part in parts:
+        part.release()  # ids and labels, which were read
     return LogitCache(path, meta, ids, labels, source, tuple(parts))
 
 

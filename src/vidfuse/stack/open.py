@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vidfuse._checks import Kind, check_labels, check_member_names, did_you_mean, first_few, per_member
@@ -80,7 +81,11 @@ def load_stack(
             f"{did_you_mean(unknown[0], found)}"
         )
     opened = [
-        {name: open_cache(shard[name], partial=partial, verify=verify) for name in names if name in shard}
+        {
+            name: _without_expected(open_cache(shard[name], partial=partial, verify=verify))
+            for name in names
+            if name in shard
+        }
         for shard in shards
     ]
     caches = {name: [shard[name] for shard in opened if name in shard] for name in names}
@@ -129,6 +134,11 @@ def load_stack(
         stacklevel=2,
     )
     return stack
+
+
+def _without_expected(cache: LogitCache) -> LogitCache:
+    """Return a cache that no longer says what it expects: a text for each video, which takes more than its scores."""
+    return replace(cache, meta=replace(cache.meta, expected_ids=None))
 
 
 def _read(cache: LogitCache, rule: str | None) -> tuple[Source, Kind]:
