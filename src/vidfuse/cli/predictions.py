@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import click
@@ -76,14 +77,13 @@ class _Shown:
         from tqdm import tqdm
 
         self.shape, self.dtype, self.rows_per_block = blocks.shape, blocks.dtype, blocks.rows_per_block
-        self._blocks = blocks
+        self._blocks, self._lock = blocks, Lock()
         self._bar = tqdm(total=len(blocks), unit=" videos", disable=not sys.stderr.isatty())
 
     def __getitem__(self, rows: Any) -> Any:
         found = self._blocks[rows]
-        if isinstance(rows, slice) and not self._bar.n:
-            self._bar.n = self._bar.initial = rows.start
-        self._bar.update(len(found))
+        with self._lock:
+            self._bar.update(len(found))
         return found
 
 

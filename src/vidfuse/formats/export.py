@@ -19,7 +19,15 @@ from vidfuse import __version__
 from vidfuse._checks import as_float_array, check_classes, check_ids, check_kind, check_labels, first_few
 from vidfuse._files import replace
 from vidfuse.errors import InputError, MissingExtraError, option
-from vidfuse.formats.streams import Rows, read_by_rows, write_arrays, write_cache, write_parquet, write_text
+from vidfuse.formats.streams import (
+    Rows,
+    read_by_rows,
+    threads_for,
+    write_arrays,
+    write_cache,
+    write_parquet,
+    write_text,
+)
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.stack import LogitStack
 
@@ -139,7 +147,7 @@ def write_predictions(
     else:
         lines = given.long_lines if chosen == "csv-long" else given.lines
         head = "id,class,score\n" if chosen == "csv-long" else f"{csv_cells(given.header())}\n"
-        write_text(target, head, lines, len(given.rows), given.rows.step, job)
+        write_text(target, head, given.rows, lines, job)
     return target
 
 
@@ -208,7 +216,7 @@ class _Predictions:
         kept = shape if top_k is None else (shape[0], top_k)
         arrays = {"scores": (stored, kept), **({} if top_k is None else {"top": (np.dtype(np.int64), kept)})}
         return cls(
-            rows=Rows(read, arrays, step),
+            rows=Rows(read, arrays, step, threads_for(scores)),
             ids=names,
             labels=None if labels is None else check_labels(labels, shape[0], shape[-1], names),
             classes=check_classes(classes, shape[-1]),
@@ -235,9 +243,8 @@ class _Predictions:
             return [*known, *(name for rank in range(1, k + 1) for name in (f"class{rank}", f"p{rank}"))]
         return [*known, *(self.classes or [f"p{column}" for column in range(k)])]
 
-    def lines(self, rows: slice) -> str:
+    def lines(self, rows: slice, arrays: tuple[NDArray[Any], ...]) -> str:
         """Return rows of a csv."""
-        arrays = self.rows.read(rows)
         firsts = csv_texts(self.ids[rows].tolist())
         if self.labels is not None:
             firsts = [f"{name},{label}" for name, label in zip(firsts, self.labels[rows].tolist(), strict=True)]
@@ -252,9 +259,8 @@ class _Predictions:
             ]
         )
 
-    def long_lines(self, rows: slice) -> str:
+    def long_lines(self, rows: slice, arrays: tuple[NDArray[Any], ...]) -> str:
         """Return rows of a csv with a line for each class."""
-        arrays = self.rows.read(rows)
         k = arrays[0].shape[1]
         named = csv_texts(list(self.classes) if self.classes else list(map(str, range(k))))
         best = np.broadcast_to(np.arange(k), arrays[0].shape) if self.top_k is None else arrays[1]

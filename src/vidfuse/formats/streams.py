@@ -15,7 +15,10 @@ import io
 import os
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -31,7 +34,7 @@ from vidfuse.cache.meta import META_NAME, CacheMeta, encode_meta
 from vidfuse.cache.reader import PART_SUFFIX
 from vidfuse.errors import MissingExtraError
 
-__all__ = ["Rows", "read_by_rows", "write_arrays", "write_cache", "write_parquet", "write_text"]
+__all__ = ["Rows", "read_by_rows", "threads_for", "write_arrays", "write_cache", "write_parquet", "write_text"]
 
 Read = Callable[[slice], tuple[NDArray[Any], ...]]
 
@@ -48,21 +51,39 @@ class Rows:
         read: From a slice of rows to each array's rows.
         arrays: Each array's dtype, and its shape (N, …), by name.
         step: How many rows to read at once.
+        threads: How many blocks are read at the same time, on threads, while others are written; 0 for none.
     """
 
     read: Read
     arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
     step: int
+    threads: int = 0
 
     def __len__(self) -> int:
         return next(iter(self.arrays.values()))[1][0]
 
     def blocks(self, start: int, step: int | None = None) -> Iterator[tuple[slice, tuple[NDArray[Any], ...]]]:
-        """Yield slices of rows from a row on, and the arrays' rows."""
+        """Yield slices of rows from a row on, and the arrays' rows, in order."""
         step = step or self.step
-        for first in range(start, len(self), step):
-            rows = slice(first, min(first + step, len(self)))
-            yield rows, self.read(rows)
+        slices = (slice(first, min(first + step, len(self))) for first in range(start, len(self), step))
+        if not self.threads:
+            for rows in slices:
+                yield rows, self.read(rows)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            begun: deque[tuple[slice, Future[tuple[NDArray[Any], ...]]]] = deque()
+            try:
+                for rows in slices:
+                    begun.append((rows, pool.submit(copy_context().run, self.read, rows)))
+                    if len(begun) > self.threads:
+                        done, arrays = begun.popleft()
+                        yield done, arrays.result()
+                while begun:
+                    done, arrays = begun.popleft()
+                    yield done, arrays.result()
+            finally:
+                for _, arrays in begun:
+                    arrays.cancel()
 
 
 def read_by_rows(scores: Any) -> bool:
@@ -70,12 +91,16 @@ def read_by_rows(scores: Any) -> bool:
     return hasattr(scores, "shape") and not hasattr(scores, "__array__") and not hasattr(scores, "detach")
 
 
+def threads_for(scores: Any) -> int:
+    """Return on how many threads blocks are read: a few if they are computed, by what says how many rows to ask for."""
+    return min(4, os.cpu_count() or 1) if hasattr(scores, "rows_per_block") else 0
+
+
 def write_text(
     path: str | os.PathLike[str],
     head: str,
-    lines: Callable[[slice], str],
-    n: int,
-    step: int,
+    rows: Rows,
+    lines: Callable[[slice, tuple[NDArray[Any], ...]], str],
     job: str | None,
 ) -> Path:
     r"""Write a text of a head and lines for rows.
@@ -83,26 +108,26 @@ def write_text(
     Args:
         path: The file.
         head: What comes first.
-        lines: From a slice of rows to their lines.
-        n: The number of rows.
-        step: How many rows to ask for at once.
+        rows: The arrays.
+        lines: From a slice of rows and the arrays' rows to their lines.
         job: See `vidfuse._unfinished.Unfinished`.
 
     Example:
         >>> import tempfile
-        >>> path = write_text(f"{tempfile.mkdtemp()}/a.txt", "n\n", lambda rows: f"{rows.start}\n", 3, 2, None)
-        >>> path.read_text().split()
-        ['n', '0', '2']
+        >>> z = np.arange(3.0)
+        >>> rows = Rows(lambda some: (z[some],), {"z": (z.dtype, z.shape)}, step=2)
+        >>> path = write_text(f"{tempfile.mkdtemp()}/a.txt", "z\n", rows, lambda _, arrays: f"{arrays[0]}\n", None)
+        >>> path.read_text().splitlines()
+        ['z', '[0. 1.]', '[2.]']
     """
     with Unfinished(path, job) as work:
         done, length = work.state or (0, 0)
         with work.open(length) as stream:
             if not length:
                 stream.write(head.encode())
-            for start in range(done, n, step):
-                rows = slice(start, min(start + step, n))
-                stream.write(lines(rows).encode())
-                work.checkpoint(stream, (rows.stop, stream.tell()))
+            for some, arrays in rows.blocks(done):
+                stream.write(lines(some, arrays).encode())
+                work.checkpoint(stream, (some.stop, stream.tell()))
         work.publish()
     return Path(path)
 

@@ -27,7 +27,7 @@ from vidfuse._paths import path_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.containers import read_text
 from vidfuse.formats.export import csv_cells, csv_texts, job_of
-from vidfuse.formats.streams import read_by_rows, write_text
+from vidfuse.formats.streams import Rows, read_by_rows, threads_for, write_text
 from vidfuse.likelihood import block_rows, log_softmax
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 Format = Literal["vipriors", "csv", "epic"]
+Lines = Callable[[slice, tuple[NDArray[Any], ...]], str]
 _SUFFIXES: Final[dict[Format, str]] = {"vipriors": ".txt", "csv": ".csv", "epic": ".zip"}
 _ACTIONS = 100  # pairs of verb and noun that EPIC-KITCHENS asks for
 _BLOCK: Final = 1 << 20  # scores that are written at once
@@ -134,17 +135,27 @@ def write_submission(
     scores = heads[""]
     step = getattr(scores, "rows_per_block", None) or block_rows(scores.shape[1], _BLOCK)
     job = None if resume is None else job_of(resume, format, np.array(names), classes)
+    order, head, lines = np.arange(len(names)), "", _five(names)
     if format == "csv":
-        head, n, lines = _csv(scores, names, sample, classes)
-        asked = b"" if sample is None else Path(sample).read_bytes()
-        return write_text(path, head, lines, n, step, None if job is None else job_of(job, asked))
+        order, head, lines = _csv(scores.shape[1], names, sample, classes)
+        job = None if job is None else job_of(job, b"" if sample is None else Path(sample).read_bytes())
+    whole = {"scores": (np.dtype(np.float64), (len(order), scores.shape[1]))}
 
-    def five(rows: slice) -> str:
-        best = np.argsort(-_block(scores, rows, names), axis=1, kind="stable")[:, :_COUNTED] + 1
+    def read(rows: slice) -> tuple[NDArray[np.float64]]:
+        return (_block(scores, rows if sample is None else order[rows], names),)
+
+    return write_text(path, head, Rows(read, whole, step, threads_for(scores)), lines, job)
+
+
+def _five(names: list[str]) -> Lines:
+    """Return how the five most likely classes of rows are written."""
+
+    def lines(rows: slice, arrays: tuple[NDArray[Any], ...]) -> str:
+        best = np.argsort(-arrays[0], axis=1, kind="stable")[:, :_COUNTED] + 1
         listed = zip(names[rows], best.tolist(), strict=True)
         return "".join([f"{name} {' '.join(map(str, numbers))}\n" for name, numbers in listed])
 
-    return write_text(path, "", five, len(names), step, job)
+    return lines
 
 
 def _checked_ids(ids: Iterable[str] | None, heads: Mapping[str, Any], *, spaces: bool) -> list[str]:
@@ -180,30 +191,27 @@ def _block(scores: Any, rows: Any, names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _csv(
-    scores: Any, ids: list[str], sample: Any, classes: Sequence[str] | None
-) -> tuple[str, int, Callable[[slice], str]]:
-    """Return a table's head, how many rows it has, and how they are written: in the columns and rows of a sample."""
-    n_classes = scores.shape[1]
+    n_classes: int, ids: list[str], sample: Any, classes: Sequence[str] | None
+) -> tuple[NDArray[np.int64], str, Lines]:
+    """Return the videos' order, the head, and how rows are written: in the columns and rows of a sample."""
     names = check_classes(classes, n_classes)
     header, asked = ["id", "label"], [[name] for name in ids]
     if sample is not None:
         header, asked = _read_sample(Path(sample))
     order = np.arange(len(ids)) if sample is None else np.array(_rows_of(asked, ids, Path(sample)))
     firsts = csv_texts([line[0] for line in asked])
-    if len(header) == 2:
-        words = csv_texts(_class_words(asked, names, n_classes))
-    else:
-        columns = _columns(header[1:], names, n_classes, sample)
+    by_class = len(header) == 2
+    words = csv_texts(_class_words(asked, names, n_classes)) if by_class else []
+    columns = [] if by_class else _columns(header[1:], names, n_classes, sample)
 
-    def lines(rows: slice) -> str:
-        block = _block(scores, rows if sample is None else order[rows], ids)
-        if len(header) == 2:
-            cells: Any = [words[k] for k in block.argmax(axis=1).tolist()]
+    def lines(rows: slice, arrays: tuple[NDArray[Any], ...]) -> str:
+        if by_class:
+            cells = [words[k] for k in arrays[0].argmax(axis=1).tolist()]
         else:
-            cells = [",".join(map(repr, p)) for p in np.exp(log_softmax(block))[:, columns].tolist()]
+            cells = [",".join(map(repr, p)) for p in np.exp(log_softmax(arrays[0]))[:, columns].tolist()]
         return "".join([f"{first},{cell}\n" for first, cell in zip(firsts[rows], cells, strict=True)])
 
-    return f"{csv_cells(header)}\n", len(asked), lines
+    return order, f"{csv_cells(header)}\n", lines
 
 
 def _read_sample(path: Path) -> tuple[list[str], list[list[str]]]:
