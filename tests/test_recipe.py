@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from dataclasses import replace
+from functools import reduce
+from operator import getitem
 
 import numpy as np
 import pytest
@@ -275,3 +279,181 @@ def test_the_file_is_for_people_to_read(tmp_path):
     assert '"$array": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0],' in text
     loaded = vf.load_recipe(path).rule
     assert (loaded.list_, loaded.text_) == (state["list_"], state["text_"])
+
+
+# --- A recipe that was edited by hand -----------------------------------------------------------------------------
+
+
+def saved(tmp_path, rule=None, large=False):
+    """Save a recipe that knows all that a recipe can know; return its path and its content."""
+    stack = make_stack(n=600 if large else 80, classes=["jump", "kick", "run", "walk"])
+    fitted = (vf.LogLinearPool() if rule is None else clone(rule)).fit(stack)
+    recipe = vf.Recipe.from_fitted(fitted, stack, views={"a": "vote", "b": "mean-log", "c": "max"})
+    recipe = replace(recipe, fingerprints={"a": ("1f",), "b": ("2e", "3d")})
+    path = recipe.save(tmp_path / "ensemble.json")
+    return path, json.loads(path.read_text())
+
+
+def leaves(value, keys=()):
+    """Run through the places of a JSON value, the inner ones first; of a long list the first and the last."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = list(items)
+    for key, item in items if len(items) < 8 or isinstance(value, dict) else [items[0], items[-1]]:
+        yield from leaves(item, (*keys, key))
+    if keys:
+        yield keys
+
+
+def mutations(value):
+    """Return what may stand in a value's place after an edit."""
+    found = [None, "x", -1, 1e9, math.nan, [], {}, [1, "x"], {"$float": "nan"}, {"$tensor": "absent"}]
+    if isinstance(value, bool):
+        found.append(not value)
+    elif isinstance(value, int | float):
+        found += [value + 1, -value - 0.25, 2.0 * value + 3]
+    elif isinstance(value, str):
+        found += [value + "x", ""]
+    elif isinstance(value, list):
+        found += [value[:-1], [*value, *value[:1]], value[::-1]]
+    elif isinstance(value, dict) and value:
+        found += [{**value, "more": 1}, dict(list(value.items())[1:])]
+    return [new for new in found if json.dumps(new) != json.dumps(value)]
+
+
+MUTATED = {
+    "pool": vf.LogLinearPool(),
+    "calibrated": vf.Calibrated(vf.LinearPool({"a": 1, "b": 2, "c": 1}), vf.VectorScaling(), where="members"),
+    "dynamic": vf.DynamicPool(),
+    "subset": vf.SubsetPool(vf.LogLinearPool("accuracy"), max_members=2),
+}
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_a_field_that_was_changed_is_refused_and_without_the_digest_refused_or_harmless(name, tmp_path):
+    """Harmless: what is read predicts probabilities, for it could have been written so. Every place, by turns."""
+    path, content = saved(tmp_path, MUTATED[name])
+    places = list(leaves(content))
+    rng = np.random.default_rng(0)
+    arrays = {member: np.random.default_rng(3).normal(size=(5, 4)) for member in "abc"}
+    assert len(places) > 60
+    refused = kept = 0
+    for keys in places:
+        *within, last = keys
+        choices = mutations(reduce(getitem, keys, content))
+        new = choices[rng.integers(len(choices))]
+        for signed in (True, False):
+            changed = json.loads(json.dumps(content))
+            reduce(getitem, within, changed)[last] = new
+            if not signed:
+                changed.pop("digest", None)
+            path.write_text(json.dumps(changed))
+            try:
+                recipe = vf.load_recipe(path)
+                assert not signed or keys == ("vidfuse",) or keys == ("digest",), (keys, new)
+                found = recipe.predict_proba({member: arrays[member] for member in recipe.needed_members()})
+                np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6, err_msg=f"{keys}: {new}")
+                str(recipe), recipe.describe()
+                kept += 1
+            except (CacheFormatError, CacheCorruptError) as error:
+                assert str(path.with_suffix("")) in str(error)
+                refused += 1
+    assert refused > len(places) and kept > 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "new", "message"),
+    [
+        (("members", 1), "bb", "kinds: expected one for each of .*'bb'"),
+        (("members",), ["a", "a", "c"], "more than once"),
+        (("members",), "abc", "members: expected a list of texts"),
+        (("n_classes",), 5, "classes: expected 5 different names, got 4"),
+        (("n_classes",), "4", "n_classes: expected a whole number"),
+        (("classes", 0), "walk", "classes: expected 4 different names"),
+        (("classes", 0), "jumps", "classes: they are others than fuser.class_names_"),
+        (("kinds", "a"), "logit", "kinds: a: .*'logit'"),
+        (("kinds",), {"a": "logits"}, "kinds: expected one for each of"),
+        (("views", "b"), "median", "views: expected .*got 'median'"),
+        (("views",), 3, "views: expected .*got 3"),
+        (("order",), "yes", "order: expected 'checked by id' or 'unchecked', got 'yes'"),
+        (("fitted_on", "videos"), 0, "fitted_on: videos: expected a number of at least 1, got 0"),
+        (("fitted_on", "videos"), 79, "fitted_on: ids: expected those of 79 videos, got 80"),
+        (("fitted_on", "best_single"), "d", "best_single: expected one of .*got 'd'"),
+        (("fingerprints", "d"), ["1f"], "fingerprints: expected those of .*'d'"),
+        (("fingerprints", "a"), "1f", "fingerprints: a: expected a list of texts"),
+        (
+            ("fuser", "fitted", "weights_", "$array", 0),
+            0.9,
+            r"fuser.weights_: expected weights that sum to 1, got a sum",
+        ),
+        (("fuser", "fitted", "weights_", "$array", 0), -0.1, r"fuser.weights_: expected finite weights .* got -0.1"),
+        (("fuser", "fitted", "weights_", "$array", 0), math.nan, r"fuser.fitted.weights_.\$array.0: expected a finite"),
+        (("fuser", "fitted", "weights_", "$array"), [1.0], r"fuser.fitted.weights_: expected an array .* shape \[3\]"),
+        (("fuser", "fitted", "weights_"), {"$array": [1.0], "dtype": "<f8", "shape": [1]}, r"weights_: .* shape \(3\)"),
+        (("fuser", "fitted", "floor_", "$array", 2), 1.5, "fuser.floor_: expected floors .* below 1, got 1.5"),
+        (("fuser", "fitted", "floor_", "$array", 2), {"$float": "nan"}, "fuser.floor_: expected floors .* got nan"),
+        (("fuser", "fitted", "scale_", "$array", 2), 0, "fuser.scale_: expected positive finite scales, got 0.0"),
+        (("fuser", "fitted", "temperature_"), -2, "fuser.temperature_: expected a positive finite number, got -2"),
+        (("fuser", "fitted", "class_bias_", "$array", 1), {"$float": "inf"}, "class_bias_: expected finite numbers"),
+        (("fuser", "fitted", "members_", "$tuple", 0), "d", "fuser.members_: expected the members"),
+        (("fuser", "fitted", "classes_", "$array", 0), 3, "fuser.classes_: expected the numbers 0 to 3"),
+        (("fuser", "fitted", "floor_"), None, "fuser: it cannot predict"),
+        (("fuser", "fitted"), {}, "fuser.members_"),
+        (("fuser", "fitted", "temperature_"), 1.23, 'changed after it was written.*delete the line "digest"'),
+    ],
+    ids=lambda value: "/".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_an_edited_recipe_is_refused_by_the_name_of_the_field(keys, new, message, tmp_path):
+    path, content = saved(tmp_path)
+    *within, last = keys
+    reduce(getitem, within, content)[last] = new
+    path.write_text(json.dumps(content))
+    with pytest.raises((CacheFormatError, CacheCorruptError), match=message):
+        vf.load_recipe(path)
+
+
+def test_weights_that_do_not_sum_to_what_the_file_says_are_refused(tmp_path):
+    path, content = saved(tmp_path, vf.LogLinearPool([0.5, 1.0, 2.5]))
+    for name, value, message in (
+        ("weight_sum_", 5.0, "fuser.weight_sum_: the weights given sum to 4, and the sum said is 5.0"),
+        (
+            "weights_",
+            {"$array": [0.2, 0.3, 0.5], "dtype": "<f8", "shape": [3]},
+            "the weights given divided by their sum",
+        ),
+    ):
+        changed = json.loads(json.dumps(content))
+        changed["fuser"]["fitted"][name] = value
+        path.write_text(json.dumps(changed))
+        with pytest.raises(CacheFormatError, match=message):
+            vf.load_recipe(path)
+
+
+def test_a_meant_change_is_read_once_the_digest_is_deleted_and_blanks_never_count(tmp_path):
+    path, content = saved(tmp_path)
+    path.write_text(json.dumps(content, indent=7))
+    vf.load_recipe(path)
+    content["fuser"]["fitted"]["temperature_"] = 2.5
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "digest"}))
+    assert vf.load_recipe(path).rule.temperature_ == 2.5
+
+
+def test_a_truncated_recipe_or_a_missing_file_of_arrays_is_refused(tmp_path):
+    path, _ = saved(tmp_path, vf.DynamicPool(), large=True)
+    arrays, text = path.with_suffix(".safetensors"), path.read_text()
+    for length in (0, 1, 100, len(text) // 2, len(text) - 3):
+        path.write_text(text[:length])
+        with pytest.raises(CacheFormatError, match=r"ensemble\.json"):
+            vf.load_recipe(path)
+    path.write_text(text)
+    data = arrays.read_bytes()
+    arrays.write_bytes(data[:-8])
+    with pytest.raises(CacheCorruptError, match="expected SHA-256"):
+        vf.load_recipe(path)
+    content = json.loads(text)
+    content["arrays"]["sha256"] = hashlib.sha256(data[:-8]).hexdigest()
+    path.write_text(json.dumps(content))
+    with pytest.raises(CacheFormatError, match="expected safetensors"):
+        vf.load_recipe(path)
+    arrays.unlink()
+    with pytest.raises(CacheCorruptError, match="found no such file; copy both"):
+        vf.load_recipe(path)

@@ -49,7 +49,7 @@ class CacheCorruptError(CacheError):
 
 
 class CacheConflictError(CacheError):
-    """Two writers disagree about the same item, or a cache is resumed with another model or view plan."""
+    """Two writers disagree about an item, or a cache or recipe meets another model or view plan than it began with."""
 
 
 class CacheIncompleteError(CacheError):

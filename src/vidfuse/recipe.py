@@ -23,11 +23,16 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
+from vidfuse._checks import check_kind, check_member_names, first_few, per_member
 from vidfuse._files import replace
+from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.fusion.blocks import FusedBlocks
+from vidfuse.fusion.fitted import check_fitted
 from vidfuse.fusion.views import reduce_views, reduced_as_read
+from vidfuse.likelihood import VIEW_RULES
 from vidfuse.selection.single import best_single
+from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints, refuse_others, shortened
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["RULES", "Recipe", "hashed_ids", "load_recipe"]
@@ -52,6 +57,7 @@ RULES = MappingProxyType(
 
 _FORMAT = "vidfuse-recipe"
 _VERSION = 1
+_ORDERS = ("checked by id", "unchecked")
 _LARGE = 256  # an array with more elements goes to the safetensors file
 _MOST_IDS = 10_000  # hashed ids that the JSON holds, in 80 kB; more go to the safetensors file
 _LISTS = re.compile(r"\[(\n[^\[\]{}]*\n\s*)\]")  # the innermost lists, which are written on one line
@@ -78,6 +84,8 @@ class Recipe:
         fitted_on: What the fit saw: `videos`, their number; `best_single`, the most accurate member on them (None
             without labels); `ids`, 48 bits of a hash of each id, sorted (None without ids). Recipes of the first
             releases have a digest of all ids instead, which only tells the very same videos.
+        fingerprints: What identifies the checkpoints whose predictions the fit saw, by member: one, or one for each
+            fold; none where that is not known. Predictions of others are refused.
 
     Example:
         >>> import numpy as np, tempfile, vidfuse as vf
@@ -101,6 +109,7 @@ class Recipe:
     views: str | Mapping[str, str] | None = None
     order_checked: bool = False
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_fitted(cls, rule: Any, stack: LogitStack, views: str | Mapping[str, str] | None = None) -> Recipe:
@@ -132,21 +141,38 @@ class Recipe:
             views=views,
             order_checked=stack.ids is not None,
             fitted_on={"videos": len(stack), "best_single": _best(stack), "ids": hashed_ids(stack.ids)},
+            fingerprints={name: prints for name in members if (prints := stack.fingerprints[name])},
         )
 
-    def predict_log_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
-        """Return the fused log-likelihoods (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
-        result: NDArray[np.float64] = self.rule.predict_log_proba(self._prepare(data))
+    def predict_log_proba(
+        self, data: LogitStack | Mapping[str, ArrayLike], *, checkpoints: Checkpoints = "same"
+    ) -> NDArray[np.float64]:
+        """Return the fused log-likelihoods (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K).
+
+        Args:
+            data: The members' scores.
+            checkpoints: "any" takes scores of other checkpoints than those of the fit.
+
+        Raises:
+            AlignmentError: Members that have a say are missing, or members are added, or the classes are others.
+            CacheConflictError: A member's scores come from another checkpoint than those of the fit, where both the
+                stack and the recipe know theirs.
+        """
+        result: NDArray[np.float64] = self.rule.predict_log_proba(self._prepare(data, checkpoints))
         return result
 
-    def predict_proba(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.float64]:
-        """Return the fused probabilities (N, K) of a stack, or of a mapping of members to (N, K) or (N, V, K)."""
-        result: NDArray[np.float64] = self.rule.predict_proba(self._prepare(data))
+    def predict_proba(
+        self, data: LogitStack | Mapping[str, ArrayLike], *, checkpoints: Checkpoints = "same"
+    ) -> NDArray[np.float64]:
+        """Return the fused probabilities (N, K); arguments and errors as of `predict_log_proba`."""
+        result: NDArray[np.float64] = self.rule.predict_proba(self._prepare(data, checkpoints))
         return result
 
-    def predict(self, data: LogitStack | Mapping[str, ArrayLike]) -> NDArray[np.int64]:
-        """Return the fused class index (N,) of each video; the lowest index wins a tie."""
-        result: NDArray[np.int64] = self.rule.predict(self._prepare(data))
+    def predict(
+        self, data: LogitStack | Mapping[str, ArrayLike], *, checkpoints: Checkpoints = "same"
+    ) -> NDArray[np.int64]:
+        """Return the fused class (N,), of a tie the lowest; arguments and errors as of `predict_log_proba`."""
+        result: NDArray[np.int64] = self.rule.predict(self._prepare(data, checkpoints))
         return result
 
     def predict_blocks(
@@ -155,6 +181,7 @@ class Recipe:
         *,
         proba: bool = False,
         rows_per_block: int | None = None,
+        checkpoints: Checkpoints = "same",
     ) -> FusedBlocks:
         """Return the fused log-likelihoods (N, K) as blocks, which are computed when they are read.
 
@@ -164,6 +191,7 @@ class Recipe:
             data: as in `predict_log_proba`; its views are reduced block by block, too.
             proba: give probabilities, as `predict_proba` does.
             rows_per_block: videos in a block; by default as many as have about a million scores.
+            checkpoints: as in `predict_log_proba`.
 
         Example:
             >>> import vidfuse as vf
@@ -176,9 +204,22 @@ class Recipe:
             ['c'] [[0.5, 0.5]]
         """
         blocks: FusedBlocks = self.rule.predict_blocks(
-            self._prepare(data, at_once=False), proba=proba, rows_per_block=rows_per_block
+            self._prepare(data, checkpoints, at_once=False), proba=proba, rows_per_block=rows_per_block
         )
         return blocks
+
+    def check_checkpoints(self, fingerprints: Mapping[str, Sequence[str]], what: str = "the stack") -> None:
+        """Refuse other checkpoints than those of the fit, of the members that have a say.
+
+        Args:
+            fingerprints: What is met, by member, as `LogitStack.fingerprints`; members of which nothing is known pass.
+            what: What holds them, for the error.
+
+        Raises:
+            CacheConflictError: A member's are others; the message names both.
+        """
+        needed = self.needed_members()
+        refuse_others(self.fingerprints, {name: own for name, own in fingerprints.items() if name in needed}, what)
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members` that a prediction needs: all, unless the fitted rule gave some no say."""
@@ -208,8 +249,9 @@ class Recipe:
             "classes": None if self.classes is None else list(self.classes),
             "kinds": dict(self.kinds),
             "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
-            "order": "checked by id" if self.order_checked else "unchecked",
+            "order": _ORDERS[not self.order_checked],
             "fitted_on": {key: value for key, value in self.fitted_on.items() if key != "ids"},
+            "fingerprints": {name: list(self.fingerprints.get(name, ())) or "unknown" for name in self.members},
             "weights": None if weights is None else np.asarray(weights).tolist(),
             "temperature": _optional_float(getattr(self.rule, "temperature_", None)),
             "choices": list(self.rule.choices()),
@@ -227,7 +269,14 @@ class Recipe:
         if weights.shape == (len(names),):
             width = max(map(len, names))
             lines += [f"  {name:<{width}}  {weight:.4f}" for name, weight in zip(names, weights, strict=True)]
-        return "\n".join([*lines, *self.rule.choices()])
+        return "\n".join([*lines, *self.rule.choices(), self._said_checkpoints()])
+
+    def _said_checkpoints(self) -> str:
+        """Return in a line of which checkpoints the fit saw predictions: their fingerprints, shortened."""
+        if not self.fingerprints:
+            return "checkpoints: unknown"
+        known = {name: [shortened(one) for one in self.fingerprints.get(name, ())] for name in self.members}
+        return "checkpoints: " + ", ".join(f"{name} {' + '.join(own) or 'unknown'}" for name, own in known.items())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the recipe, and beside it a safetensors file of the same stem if an array is large; return the path.
@@ -249,10 +298,12 @@ class Recipe:
             "classes": None if self.classes is None else list(self.classes),
             "kinds": dict(self.kinds),
             "views": self.views if self.views is None or isinstance(self.views, str) else dict(self.views),
-            "order": "checked by id" if self.order_checked else "unchecked",
+            "order": _ORDERS[not self.order_checked],
             "fitted_on": {**self.fitted_on, "ids": _packed(self.fitted_on.get("ids"), arrays)},
             "fuser": _encode(self.rule, arrays, type(self.rule).__name__),
         }
+        if self.fingerprints:
+            content["fingerprints"] = {name: list(prints) for name, prints in self.fingerprints.items()}
         if arrays:
             from safetensors.numpy import save
 
@@ -260,13 +311,17 @@ class Recipe:
             tensors = path.with_suffix(".safetensors")
             replace(tensors, data)
             content["arrays"] = {"file": tensors.name, "sha256": hashlib.sha256(data).hexdigest()}
+        content["digest"] = _digest_of(content)
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
         text = _LISTS.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]).strip() + "]", text)  # no string holds a newline
         replace(path, f"{text}\n".encode())
         return path
 
-    def _prepare(self, data: LogitStack | Mapping[str, ArrayLike], *, at_once: bool = True) -> LogitStack:
-        """Return the stack that the rule takes: members by name, classes checked, views reduced, at once or as read."""
+    def _prepare(
+        self, data: LogitStack | Mapping[str, ArrayLike], checkpoints: Checkpoints = "same", *, at_once: bool = True
+    ) -> LogitStack:
+        """Return the stack that the rule takes: members by name, all checked, views reduced, at once or as read."""
+        check_checkpoints(checkpoints)
         if isinstance(data, Mapping):
             needed = self.needed_members()
             unknown, missing = sorted(set(data) - set(self.members)), sorted(set(needed) - set(data))
@@ -279,10 +334,12 @@ class Recipe:
                 {name: data[name] for name in present},
                 kind={name: self.kinds.get(name, "logits") for name in present},
                 classes=self.classes,
-                views=self.views,
+                views=self._views_of(present),
             )
         elif not isinstance(data, LogitStack):
             raise InputError(f"expected a LogitStack or a mapping of member names to arrays, got {type(data).__name__}")
+        if checkpoints != "any":
+            self.check_checkpoints(data.fingerprints)
         if data.n_classes != self.n_classes:
             raise AlignmentError(f"the recipe knows {self.n_classes} classes, the stack has {data.n_classes}")
         if self.classes is not None and data.classes is not None and data.classes != self.classes:
@@ -293,15 +350,22 @@ class Recipe:
             )
         if self.views is None or data.n_views is None:
             return data
-        return reduce_views(data, self.views) if at_once else reduced_as_read(data, self.views)
+        views = self._views_of(data.members)
+        return reduce_views(data, views) if at_once else reduced_as_read(data, views)
+
+    def _views_of(self, members: Sequence[str]) -> Any:
+        """Return the reduction of views, of these members alone where each has its own."""
+        views = self.views
+        return {n: views[n] for n in members if n in views} if isinstance(views, Mapping) else views
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe that `Recipe.save` wrote.
 
     Raises:
-        CacheFormatError: the file is no recipe, or of a newer version.
-        CacheCorruptError: the arrays beside it are not those that were written.
+        CacheFormatError: the file is no recipe, of a newer version, or one that was edited and cannot be: the field is
+            named.
+        CacheCorruptError: it, or the arrays beside it, are not those that were written.
         OSError: the file cannot be read.
 
     Example:
@@ -317,8 +381,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise CacheFormatError(f"{path}: expected a recipe (JSON), and it cannot be parsed: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CacheFormatError(f'{path}: expected a recipe, a JSON object with "format": "{_FORMAT}"')
@@ -328,20 +392,98 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             f"{path}: the recipe has version {version!r}, and vidfuse {__version__} reads up to {_VERSION}; upgrade"
         )
     try:
-        arrays = _load_arrays(path, content.get("arrays"))
-        rule = _decode(content["fuser"], arrays)
-        return Recipe(
-            rule=rule,
-            members=tuple(content["members"]),
-            n_classes=int(content["n_classes"]),
-            classes=None if content["classes"] is None else tuple(content["classes"]),
-            kinds=dict(content["kinds"]),
-            views=content["views"],
-            order_checked=content["order"] == "checked by id",
-            fitted_on={**content["fitted_on"], "ids": _unpacked(content["fitted_on"].get("ids"), arrays)},
+        _check_finite(content)
+        recipe = _from_content(path, content)
+        _check_fields(recipe)
+        check_fitted(recipe.rule, recipe.members, recipe.n_classes, "fuser")
+    except KeyError as error:
+        raise CacheFormatError(f"{path}: the recipe is damaged: expected the field {error}, found none") from error
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise CacheFormatError(f"{path}: the recipe is damaged: {error}") from error
+    _check_digest(path, content)
+    return recipe
+
+
+def _from_content(path: Path, content: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a file's content describes."""
+    arrays = _load_arrays(path, content.get("arrays"))
+    order, seen = content["order"], content["fitted_on"]
+    if order not in _ORDERS:
+        raise InputError(f"order: expected {' or '.join(map(repr, _ORDERS))}, got {order!r}")
+    return Recipe(
+        rule=_decode(content["fuser"], arrays, "fuser"),
+        members=_listed(content["members"], "members"),
+        n_classes=content["n_classes"],
+        classes=None if content["classes"] is None else _listed(content["classes"], "classes"),
+        kinds=dict(content["kinds"]),
+        views=content["views"],
+        order_checked=order == _ORDERS[0],
+        fitted_on={**seen, "ids": _unpacked(seen.get("ids"), arrays)},
+        fingerprints={n: _listed(own, f"fingerprints: {n}") for n, own in content.get("fingerprints", {}).items()},
+    )
+
+
+def _listed(values: Any, what: str) -> tuple[str, ...]:
+    """Return a list of texts as a tuple, or refuse what is none."""
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{what}: expected a list of texts, got {values!r}")
+    return tuple(values)
+
+
+def _check_fields(recipe: Recipe) -> None:
+    """Refuse what stands in a file beside the rule and cannot have been written there.
+
+    Raises:
+        InputError: a field is of another type or length, or out of range; it is named.
+    """
+    members = check_member_names(recipe.members)
+    k, classes, seen = recipe.n_classes, recipe.classes, recipe.fitted_on
+    if isinstance(k, bool) or not isinstance(k, int) or k < 2:
+        raise InputError(f"n_classes: expected a whole number of at least 2, got {k!r}")
+    if classes is not None and (len(classes) != k or len(set(classes)) < k):
+        raise InputError(f"classes: expected {k} different names, got {len(classes)}: {first_few(classes)}")
+    own = getattr(recipe.rule, "class_names_", None)
+    if classes is not None and own is not None and tuple(own) != classes:
+        raise InputError(f"classes: they are others than fuser.class_names_: {first_few(classes)}; {first_few(own)}")
+    if set(recipe.kinds) not in (set(), set(members)):
+        raise InputError(f"kinds: expected one for each of {list(members)}, got {list(recipe.kinds)}")
+    for name, kind in recipe.kinds.items():
+        check_kind(kind, f"kinds: {name}")
+    given = per_member(recipe.views, members, "views", needed=() if isinstance(recipe.views, Mapping) else None)
+    if wrong := [rule for rule in given.values() if rule is not None and rule not in VIEW_RULES]:
+        raise InputError(f"views: expected {', '.join(VIEW_RULES)}, got {wrong[0]!r}")
+    videos = seen.get("videos")
+    if videos is not None and (isinstance(videos, bool) or not isinstance(videos, int) or videos < 1):
+        raise InputError(f"fitted_on: videos: expected a number of at least 1, got {videos!r}")
+    if seen.get("best_single") not in (None, *members):
+        raise InputError(f"fitted_on: best_single: expected one of {list(members)}, got {seen['best_single']!r}")
+    if seen["ids"] is not None and len(seen["ids"]) != videos and videos is not None:
+        raise InputError(f"fitted_on: ids: expected those of {videos} videos, got {len(seen['ids'])}")
+    if strange := set(recipe.fingerprints) - set(members):
+        raise InputError(f"fingerprints: expected those of {list(members)}, got {first_few(sorted(strange))}")
+
+
+def _check_finite(value: Any, where: str = "") -> None:
+    """Refuse the words NaN and Infinity, which JSON has not, and say where they stand."""
+    if isinstance(value, float) and not np.isfinite(value):
+        raise InputError(f"{where}: expected a finite number, got {value}")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _check_finite(item, f"{where}.{key}" if where else str(key))
+
+
+def _check_digest(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a file that is not what was written, though it could be a recipe; the first releases wrote no digest."""
+    if "digest" in content and content["digest"] != _digest_of(content):
+        raise CacheCorruptError(
+            f"{path}: the recipe was changed after it was written: expected digest {content['digest']}, got "
+            f'{_digest_of(content)}; fit again, or delete the line "digest" if the change is meant'
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheFormatError(f"{path}: the recipe is damaged: {error!r}") from error
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the fields but the digest, as JSON with sorted keys; layout does not count."""
+    fields = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def hashed_ids(ids: Sequence[str] | NDArray[np.str_] | None) -> NDArray[np.uint64] | None:
@@ -431,42 +573,59 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
     )
 
 
-def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Return what `_encode` was given; a function comes back as its name, for no code is stored."""
+def _decode(value: Any, arrays: Mapping[str, NDArray[Any]], where: str) -> Any:
+    """Return what `_encode` was given; a function comes back as its name, for no code is stored.
+
+    Raises:
+        InputError: an array is not what it says of itself; `where` it stands is named.
+    """
     if isinstance(value, list):
-        return [_decode(item, arrays) for item in value]
+        return [_decode(item, arrays, f"{where}.{i}") for i, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if "$float" in value:
         return float(value["$float"])
     if "$array" in value:
-        items = [_decode(item, arrays) for item in value["$array"]]
-        return np.array(items, dtype=np.dtype(value["dtype"])).reshape(value["shape"])
+        return _decode_array(value, arrays, where)
     if "$tensor" in value:
+        if value["$tensor"] not in arrays:
+            raise InputError(f"{where}: expected an array {value['$tensor']!r} beside the recipe, found none")
         return arrays[value["$tensor"]]
     if "$tuple" in value:
-        return tuple(_decode(item, arrays) for item in value["$tuple"])
+        return tuple(_decode(item, arrays, f"{where}.{i}") for i, item in enumerate(value["$tuple"]))
     if "$callable" in value:
         return value["$callable"]
     if "$fuser" in value:
-        return _decode_rule(value, arrays)
-    return {key: _decode(item, arrays) for key, item in value.items()}
+        return _decode_rule(value, arrays, where)
+    return {key: _decode(item, arrays, f"{where}.{key}") for key, item in value.items()}
 
 
-def _decode_rule(value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Any:
+def _decode_array(value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], where: str) -> NDArray[Any]:
+    """Return an array of numbers or texts, whose dtype and shape stand beside its items."""
+    items, dtype, shape = _decode(value["$array"], arrays, where), value.get("dtype"), value.get("shape")
+    try:
+        array = np.array(items, dtype=np.dtype(dtype)).reshape(shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{where}: expected an array of dtype {dtype!r} and shape {shape}: {error}") from error
+    if array.dtype.kind not in "biufU":
+        raise InputError(f"{where}: expected an array of numbers or texts, got dtype {dtype!r}")
+    return array
+
+
+def _decode_rule(value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], where: str) -> Any:
     """Build a listed rule from its parameters, and give it its fitted attributes."""
     name = value["$fuser"]
     if name not in RULES:
-        raise CacheFormatError(f"the recipe names the rule {name!r}, which this release of vidfuse does not know")
+        raise InputError(f"{where}: it names the rule {name!r}, which this release of vidfuse does not know")
     in_code = {file: code for code, file in _IN_FILE.get(name, {}).items()}
     params, fitted = (
-        {in_code.get(key, key): _decode(item, arrays) for key, item in value[part].items()}
+        {in_code.get(key, key): _decode(item, arrays, f"{where}.{part}.{key}") for key, item in value[part].items()}
         for part in ("params", "fitted")
     )
     rule = getattr(importlib.import_module(RULES[name]), name)(**params)
     for key, item in fitted.items():
         if not _FITTED.fullmatch(key):
-            raise CacheFormatError(f"expected the name of a fitted attribute, which ends in '_', got {key!r}")
+            raise InputError(f"{where}: expected the name of a fitted attribute, which ends in '_', got {key!r}")
         setattr(rule, key, item)
     return rule
 
@@ -477,16 +636,22 @@ def _load_arrays(path: Path, entry: Mapping[str, str] | None) -> dict[str, NDArr
         return {}
     if Path(entry["file"]).name != entry["file"]:
         raise CacheFormatError(f"{path}: the arrays must lie beside the recipe, got {entry['file']!r}")
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     file = path.with_name(entry["file"])
+    if not file.is_file():
+        raise CacheCorruptError(f"{file}: expected the arrays of {path.name} beside it, found no such file; copy both")
     data = file.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry["sha256"]:
         raise CacheCorruptError(
             f"{file}: expected SHA-256 {entry['sha256']}, got {digest}; it is damaged, or belongs to another recipe"
         )
-    return dict(load(data))
+    try:
+        return dict(load(data))
+    except SafetensorError as error:
+        raise CacheFormatError(f"{file}: expected safetensors: {error}") from error
 
 
 def _optional_float(value: Any) -> float | None:

@@ -1,5 +1,6 @@
 """One module of a recipe and its networks agrees with the recipe on the networks' scores."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ from sklearn.base import clone
 from torch import nn
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError
+from vidfuse.errors import AlignmentError, CacheConflictError
+from vidfuse.training.fingerprints import fingerprint_of
 
 NAMES = ("x3d", "swin", "tin")
 
@@ -146,3 +148,43 @@ def test_networks_without_a_say_need_not_be_given_and_do_not_run(models, rule):
     np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
     with pytest.raises(AlignmentError, match=r"each of \['tin', 'x3d'\]|each of \['x3d', 'tin'\]"):
         vf.Ensemble(recipe, {"x3d": models["x3d"]})
+
+
+def of_checkpoints(models, prints=None):
+    """Return a recipe that knows the networks whose scores it was fitted on."""
+    recipe = fitted(vf.LogLinearPool("uniform"), models)
+    return replace(recipe, fingerprints=prints or {name: (fingerprint_of(m),) for name, m in models.items()})
+
+
+def test_row_62_networks_of_other_weights_and_swapped_ones_are_refused(models):
+    recipe = of_checkpoints(models)
+    vf.Ensemble(recipe, models)
+    other = {**models, "tin": network(77)}
+    with pytest.raises(
+        CacheConflictError, match=f"'tin'.*{fingerprint_of(models['tin'])}.*{fingerprint_of(other['tin'])}"
+    ):
+        vf.Ensemble(recipe, other)
+    with pytest.raises(CacheConflictError, match="are they swapped"):
+        vf.Ensemble.from_recipe(recipe, {**models, "tin": models["swin"], "swin": models["tin"]})
+    vf.Ensemble(recipe, other, checkpoints="any")
+    vf.Ensemble(replace(recipe, fingerprints={"x3d": recipe.fingerprints["x3d"]}), other)
+
+
+def test_wrapped_named_and_averaged_networks_are_known_by_their_weights(models):
+    class Mean(nn.Module):
+        def __init__(self, folds):
+            super().__init__()
+            self.folds = nn.ModuleList(folds)
+
+        def forward(self, clips):
+            return torch.stack([model(clips) for model in self.folds]).mean(0)
+
+    folds = [network(60 + i) for i in range(3)]
+    prints = {name: (fingerprint_of(model),) for name, model in models.items()}
+    prints["tin"] = tuple(f"as frames {fingerprint_of(model)}" for model in folds)
+    prints["swin"] = ("session 3",)  # a callable's name: nothing to compare with
+    recipe = of_checkpoints(models, prints)
+    for tin in (folds[0], Mean(folds), nn.Sequential(nn.Identity(), folds[2])):
+        vf.Ensemble(recipe, {**models, "tin": tin, "x3d": nn.DataParallel(models["x3d"])})
+    with pytest.raises(CacheConflictError, match="member 'tin'"):
+        vf.Ensemble(recipe, {**models, "tin": Mean([network(90 + i) for i in range(3)])})

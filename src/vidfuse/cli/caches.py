@@ -57,16 +57,19 @@ def info(source: tuple[str, ...], as_json: bool) -> None:
         return
     from vidfuse.cache.reader import open_cache
     from vidfuse.cache.shards import find_shards
+    from vidfuse.stack.checkpoints import as_fingerprints, shortened
 
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     lines = []
     for shard in find_shards(source):
         for member, folder in shard.items():
             cache = open_cache(folder, partial=True, verify=False)
-            lines.append(repr(cache))
-            counts = found.setdefault(member, {"videos": 0, "missing": 0})
+            prints = as_fingerprints(cache.meta.fingerprint)
+            lines.append(f"{cache!r}; checkpoint: {' + '.join(map(shortened, prints)) or 'unknown'}")
+            counts = found.setdefault(member, {"videos": 0, "missing": 0, "fingerprints": []})
             counts["videos"] += len(cache)
             counts["missing"] += len(cache.missing)
+            counts["fingerprints"] = sorted({*counts["fingerprints"], *(prints or ["unknown"])})
     text = "\n".join(lines)
     try:
         stack = vf.load_stack(source, views=None)

@@ -88,6 +88,13 @@ _OPTIONS = (
         help="Where a member has no prediction for a video (NaN, zeros): refuse, leave the video out, or share the "
         "member's weight among the others.",
     ),
+    click.option(
+        "--checkpoints",
+        type=click.Choice(["same", "any"]),
+        default="same",
+        show_default=True,
+        help="Caches know the checkpoints that made them: refuse others than those of a fit, or compare nothing.",
+    ),
     click.option("--partial", is_flag=True, help="Of caches in which some video could not be decoded, take the rest."),
     click.option(
         "--folds", is_flag=True, help="The folders given are folds, each predicted by a model of its own, not shards."
@@ -115,6 +122,7 @@ class Reading:
     repeats: str | None
     join: Any
     missing: str
+    checkpoints: Any
     partial: bool
     folds: bool
     labelled: bool
@@ -161,6 +169,7 @@ class Reading:
             join=self.join,
             folds=self.folds,
             labelled=self.labelled,
+            checkpoints=self.checkpoints,
         )
 
     def _dumps(self, files: Mapping[str, str], views: Any, annotations: Any) -> Any:

@@ -13,6 +13,7 @@ from vidfuse.evaluation.scores import require_labels
 from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion.crossfit import Splits, fit_copies, predict_by_copies, split_folds
 from vidfuse.fusion.views import reduce_views
+from vidfuse.stack.checkpoints import refuse_others
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Protocol", "Trial", "open_trial", "shared_videos"]
@@ -235,6 +236,7 @@ def open_trial(
 
     Raises:
         InputError: labels are missing, or folds or groups are out of range.
+        CacheConflictError: a member's scores in `test` come from another checkpoint than those in `stack`.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.zeros((6, 2, 3)), labels=[0, 1, 2, 0, 1, 2])
@@ -254,6 +256,7 @@ def open_trial(
         splits = split_folds(fit_labels, folds, stack.groups, random_state, stack.ids)
         n_groups = None if stack.groups is None else len(np.unique(stack.groups))
     scored = stack if test is None else test.select(stack.members)
+    refuse_others(stack.fingerprints, scored.fingerprints, "the test stack", " while loading")
     labels = fit_labels if test is None else require_labels(scored, what, "the test stack")
     cross_fitted = test is None and bool(folds)
     protocol = Protocol(

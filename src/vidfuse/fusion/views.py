@@ -71,7 +71,11 @@ def reduce_views(
             )
     everything = slice(0, len(stack), 1)
     return _with_members(
-        stack, [Member(name, ArraySource(array), everything, "log-likelihoods") for name, array in reduced.items()]
+        stack,
+        [
+            replace(m, source=ArraySource(reduced[m.name]), rows=everything, kind="log-likelihoods")
+            for m in stack.sources()
+        ],
     )
 
 
@@ -87,7 +91,7 @@ def reduced_as_read(stack: LogitStack, how: str | Mapping[str, str]) -> LogitSta
     sources = [ReducedSource(member.source, member.kind, rules[member.name]) for member in stack.sources()]
     return _with_members(
         stack,
-        [Member(m.name, source, m.rows, "log-likelihoods") for m, source in zip(stack.sources(), sources, strict=True)],
+        [replace(m, source=one, kind="log-likelihoods") for m, one in zip(stack.sources(), sources, strict=True)],
     )
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from vidfuse.errors import AlignmentError, MissingExtraError
 from vidfuse.fusion.rule import WeightedSum
 from vidfuse.recipe import Recipe
+from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints
 from vidfuse.stack.stack import LogitStack
 
 try:
     import torch
     from torch import Tensor, nn
 
+    from vidfuse.training.fingerprints import own_fingerprints
     from vidfuse.training.state import logits_of
 except ImportError as error:
     raise MissingExtraError("an ensemble of networks", "networks") from error
@@ -35,9 +37,11 @@ class Ensemble(nn.Module):
         recipe: The fitted ensemble.
         models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`. Those
             of members that the fit gave no say need not be given, and do not run.
+        checkpoints: "any" takes networks of other weights than those whose predictions the recipe was fitted on.
 
     Raises:
         AlignmentError: The models are not the recipe's members.
+        CacheConflictError: A network has other weights than the one of the fit, where the recipe knows them.
 
     Example:
         >>> import vidfuse as vf
@@ -49,7 +53,7 @@ class Ensemble(nn.Module):
         tensor([1., 1., 1., 1., 1.], grad_fn=...)
     """
 
-    def __init__(self, recipe: Recipe, models: Mapping[str, nn.Module]) -> None:
+    def __init__(self, recipe: Recipe, models: Mapping[str, nn.Module], *, checkpoints: Checkpoints = "same") -> None:
         super().__init__()
         needed = recipe.needed_members()
         missing, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
@@ -57,13 +61,19 @@ class Ensemble(nn.Module):
             raise AlignmentError(
                 f"expected a network for each of {list(needed)}; missing {missing}, not in the recipe {unknown}"
             )
+        check_checkpoints(checkpoints)
+        if checkpoints != "any":
+            known = {name: recipe.fingerprints.get(name, ()) for name in needed}
+            recipe.check_checkpoints({n: own_fingerprints(models[n], known[n]) for n in needed}, "the network given")
         self.recipe = recipe
         self.networks = nn.ModuleDict({name: models[name] for name in sorted(needed)})
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, models: Mapping[str, nn.Module]) -> Ensemble:
+    def from_recipe(
+        cls, recipe: Recipe, models: Mapping[str, nn.Module], *, checkpoints: Checkpoints = "same"
+    ) -> Ensemble:
         """Make the ensemble of a recipe and its members' networks; as the class itself."""
-        return cls(recipe, models)
+        return cls(recipe, models, checkpoints=checkpoints)
 
     def forward(self, clips: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return fused log-likelihoods (N, K).

@@ -12,6 +12,7 @@ from vidfuse.cache.reader import LogitCache, open_cache
 from vidfuse.cache.shards import Folders, find_shards
 from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.stack.align import Join, check_layouts, merged_labels
+from vidfuse.stack.checkpoints import Checkpoints, as_fingerprints, check_checkpoints, joined_fingerprints
 from vidfuse.stack.classes import common_classes, labels_in_order
 from vidfuse.stack.reduce import reduce_source
 from vidfuse.stack.shards import align_shards, check_same_model, joined_labels, joined_source
@@ -31,6 +32,7 @@ def load_stack(
     join: Join = "exact",
     folds: bool = False,
     labelled: bool = False,
+    checkpoints: Checkpoints = "same",
 ) -> LogitStack:
     """Load caches as one stack, aligned by id; scores are read where they are used, and never copied.
 
@@ -52,6 +54,8 @@ def load_stack(
             same fingerprint and plan of views.
         labelled: Take only the videos that have a label. Otherwise, where some have one and some have none, the stack
             has no labels, and a warning says so.
+        checkpoints: "any" forgets what the caches know of their networks' checkpoints, so that scores of others than
+            those of a fit are taken; otherwise they are refused where a recipe or a comparison meets them.
 
     Raises:
         InputError: No cache, an unknown member, a video in two shards, or members with different numbers of views.
@@ -71,6 +75,7 @@ def load_stack(
         >>> load_stack(folder)
         LogitStack(4 videos x 2 members x 3 classes, no labels, members: swin, x3d)
     """
+    check_checkpoints(checkpoints)
     shards = find_shards(folder)
     found = sorted({name for shard in shards for name in shard}) if not isinstance(folder, Mapping) else list(folder)
     names = check_member_names(found if members is None else [members] if isinstance(members, str) else members)
@@ -109,7 +114,9 @@ def load_stack(
             source, kind = _read(cache, rules[name] if name in reduced else None)
             order = orders.get(_called(name, cache, caches))
             parts.append(source if order is None else ColumnsSource(source, order))
-        stacked.append(Member(name, joined_source(parts), alignment.rows[name], kind))
+        prints = {str(cache.folder): as_fingerprints(cache.meta.fingerprint) for cache in own}
+        made_by = () if checkpoints == "any" else joined_fingerprints(name, prints, folds=True)  # see check_same_model
+        stacked.append(Member(name, joined_source(parts), alignment.rows[name], kind, made_by))
         of_all = joined_labels([labels[_called(name, cache, caches)] for cache in own], list(map(len, own)))
         known[name] = None if of_all is None else check_labels(of_all, counts[name], n_classes, some=True)
     merged = merged_labels(known, alignment, names)

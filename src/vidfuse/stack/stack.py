@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ from vidfuse.stack.align import (
     member_ids,
     without_rows,
 )
+from vidfuse.stack.checkpoints import joined_fingerprints, to_json
 from vidfuse.stack.classes import ClassMap, apply_class_maps, common_classes, labels_in_order, name_order
 from vidfuse.stack.frames import frame_arrays
 from vidfuse.stack.inputs import Blanks, name_arrays, without_blanks
@@ -63,12 +64,14 @@ class Member:
         source: Its scores as they are stored.
         rows: For each video of the stack, the source's row; -1 where the member lacks the video.
         kind: What the numbers are.
+        fingerprints: What identifies the checkpoints that made them, several of fold models; none where unknown.
     """
 
     name: str
     source: Source
     rows: Rows
     kind: Kind
+    fingerprints: tuple[str, ...] = ()
 
 
 class LogitStack:
@@ -244,7 +247,7 @@ class LogitStack:
         return cls.from_arrays(**{**frame_arrays(frames, id, label, columns), **given})
 
     @classmethod
-    def concatenate(cls, stacks: Iterable[LogitStack], *, repeats: str | None = None) -> Self:
+    def concatenate(cls, stacks: Iterable[LogitStack], *, repeats: str | None = None, folds: bool = False) -> Self:
         """Put the videos of several stacks of the same members one after another: folds, shards, batches.
 
         Nothing is copied, unless predictions are averaged. Classes that stand in another order are aligned by name.
@@ -253,9 +256,12 @@ class LogitStack:
             stacks: Stacks with the same members (in any order), kinds, views and classes.
             repeats: What becomes of an id that stands in several: None refuses it; "mean-probability", "mean-log",
                 "vote" or "max" makes its predictions one, as of fold models on the same test videos.
+            folds: The stacks are folds, each predicted by a model of its own, as with `repeats`. Otherwise a member's
+                scores are of one checkpoint, where the stacks know theirs.
 
         Raises:
             InputError: An id stands in two stacks, or only some have ids or labels.
+            CacheConflictError: A member's scores come from different checkpoints, and nothing was said of folds.
             AlignmentError: Members, kinds, views or classes differ; or a video is predicted more often than another.
 
         Example:
@@ -275,8 +281,18 @@ class LogitStack:
             JoinedSource([(stack._members[m].source, stack._members[m].rows) for stack in several])
             for m in range(len(first.members))
         ]
+        places = {f"stack {number}": stack.fingerprints for number, stack in enumerate(several)}
+        prints = {
+            name: joined_fingerprints(
+                name, {place: own[name] for place, own in places.items()}, folds=folds or repeats is not None
+            )
+            for name in first.members
+        }
         joined = cls(
-            [Member(m.name, source, whole, m.kind) for m, source in zip(first._members, sources, strict=True)],
+            [
+                Member(m.name, source, whole, m.kind, prints[m.name])
+                for m, source in zip(first._members, sources, strict=True)
+            ],
             ids=ids,
             labels=_join([stack.labels for stack in several], "labels"),
             classes=next((stack.classes for stack in several if stack.classes is not None), None),
@@ -306,7 +322,7 @@ class LogitStack:
         if order is None:
             return stack
         return type(self)(
-            [Member(m.name, ColumnsSource(m.source, order), m.rows, m.kind) for m in stack._members],
+            [replace(m, source=ColumnsSource(m.source, order)) for m in stack._members],
             ids=stack.ids,
             labels=None if stack.labels is None else np.argsort(order)[stack.labels],
             classes=first.classes,
@@ -331,7 +347,7 @@ class LogitStack:
         whole = slice(0, len(rows), 1)
         return type(self)(
             [
-                Member(m.name, source, whole, "log-likelihoods")
+                Member(m.name, source, whole, "log-likelihoods", m.fingerprints)
                 for m, source in zip(self._members, sources, strict=True)
             ],
             ids=self.ids[first],
@@ -366,6 +382,14 @@ class LogitStack:
         """What each member's numbers are."""
         return tuple(member.kind for member in self._members)
 
+    @property
+    def fingerprints(self) -> dict[str, tuple[str, ...]]:
+        """What identifies the checkpoints that made each member's numbers, by name; empty where that is not known.
+
+        A cache knows the fingerprint of its network. A member of several folds has one for each fold's model.
+        """
+        return {member.name: member.fingerprints for member in self._members}
+
     def __len__(self) -> int:
         return _count(self._members[0].rows)
 
@@ -377,7 +401,7 @@ class LogitStack:
             key = key[0]
         rows = resolve_rows(key, len(self))
         return type(self)(
-            [Member(m.name, m.source, compose_rows(m.rows, rows), m.kind) for m in self._members],
+            [replace(m, rows=compose_rows(m.rows, rows)) for m in self._members],
             ids=None if self.ids is None else self.ids[rows],
             labels=None if self.labels is None else self.labels[rows],
             classes=self.classes,
@@ -531,7 +555,12 @@ class LogitStack:
             ids, labels = self.ids[kept], None if part.labels is None else part.labels
             stored = dtype or ("float16" if part.scores(name).dtype == np.float16 else "float32")
             with CacheWriter(
-                Path(path) / name, classes=self.classes, kind=part.kinds[0], dtype=stored, expected_ids=ids.tolist()
+                Path(path) / name,
+                classes=self.classes,
+                kind=part.kinds[0],
+                dtype=stored,
+                fingerprint=to_json(self.fingerprints[name]),
+                expected_ids=ids.tolist(),
             ) as writer:
                 step = max(1, PART_BYTES // (4 * int(np.prod(part.shape[2:]))))
                 for start in range(0, len(kept), step):
@@ -542,7 +571,7 @@ class LogitStack:
         restricted = []
         for member in self._members:
             source, rows = member.source.restricted(member.rows)
-            restricted.append(Member(member.name, source, rows, member.kind))
+            restricted.append(replace(member, source=source, rows=rows))
         return {
             "members": restricted,
             "ids": self.ids,
