@@ -44,6 +44,7 @@ _HOME = {
     "member_worth": "vidfuse.evaluation.worth",
     "members_curve": "vidfuse.evaluation.curve_of_members",
     "members_first": "vidfuse.fusion.views",
+    "model_card": "vidfuse.serving.card",
     "read_predictions": "vidfuse.formats.importers",
     "reduce_views": "vidfuse.fusion.views",
     "scorers": "vidfuse.metrics",

@@ -81,9 +81,10 @@ class Recipe:
         kinds: What each member's numbers are (`"logits"`, `"log-likelihoods"`, `"probabilities"`, `"sum"`), by name.
         views: The reduction of each member's views to apply before the rule; None where there are no views to reduce.
         order_checked: Whether the members were aligned by id; False reads "order unchecked".
-        fitted_on: What the fit saw: `videos`, their number; `best_single`, the most accurate member on them (None
-            without labels); `ids`, 48 bits of a hash of each id, sorted (None without ids). Recipes of the first
-            releases have a digest of all ids instead, which only tells the very same videos.
+        fitted_on: What the fit saw: `videos`, their number; `groups`, theirs (None without groups); `best_single`, the
+            most accurate member on them (None without labels); `ids`, 48 bits of a hash of each id, sorted (None
+            without ids). Recipes of the first releases have a digest of all ids instead, which only tells the very same
+            videos.
         fingerprints: What identifies the checkpoints whose predictions the fit saw, by member: one, or one for each
             fold; none where that is not known. Predictions of others are refused.
 
@@ -140,7 +141,12 @@ class Recipe:
             kinds={name: kinds[name] for name in members},
             views=views,
             order_checked=stack.ids is not None,
-            fitted_on={"videos": len(stack), "best_single": _best(stack), "ids": hashed_ids(stack.ids)},
+            fitted_on={
+                "videos": len(stack),
+                "groups": None if stack.groups is None else len(np.unique(stack.groups)),
+                "best_single": _best(stack),
+                "ids": hashed_ids(stack.ids),
+            },
             fingerprints={name: prints for name in members if (prints := stack.fingerprints[name])},
         )
 
@@ -452,9 +458,11 @@ def _check_fields(recipe: Recipe) -> None:
     given = per_member(recipe.views, members, "views", needed=() if isinstance(recipe.views, Mapping) else None)
     if wrong := [rule for rule in given.values() if rule is not None and rule not in VIEW_RULES]:
         raise InputError(f"views: expected {', '.join(VIEW_RULES)}, got {wrong[0]!r}")
+    for what in ("videos", "groups"):
+        n = seen.get(what)
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise InputError(f"fitted_on: {what}: expected a number of at least 1, got {n!r}")
     videos = seen.get("videos")
-    if videos is not None and (isinstance(videos, bool) or not isinstance(videos, int) or videos < 1):
-        raise InputError(f"fitted_on: videos: expected a number of at least 1, got {videos!r}")
     if seen.get("best_single") not in (None, *members):
         raise InputError(f"fitted_on: best_single: expected one of {list(members)}, got {seen['best_single']!r}")
     if seen["ids"] is not None and len(seen["ids"]) != videos and videos is not None:

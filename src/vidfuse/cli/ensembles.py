@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,14 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
 @_objective
 @options.views
 @options.groups
-@options.out("ensemble.json", "The recipe to write.")
+@options.out("ensemble.json", "The recipe to write; its model card is written beside it, as NAME.card.md.")
+@click.option(
+    "--licence",
+    "licences",
+    multiple=True,
+    metavar="MEMBER=TEXT",
+    help="The licence of a member's weights, for the model card.",
+)
 @click.option(
     "--check/--no-check",
     default=None,
@@ -85,6 +93,7 @@ def fit(
     views: tuple[str, ...],
     groups: str | None,
     out: Path,
+    licences: tuple[str, ...],
     check: bool | None,
     as_json: bool,
 ) -> None:
@@ -93,6 +102,8 @@ def fit(
     SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump. A member may have
     several files (folds, shards): x3d=fold0.npz,fold1.npz or x3d='fold*.npz'.
     """
+    from vidfuse.serving.card import write_card
+
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)
     fitted = _unfitted(rule, weights, reading.missing, objective).fit(stack)
@@ -108,8 +119,28 @@ def fit(
             said = f"\n{board.headline()} {board.how()}"
         except InputError as error:  # the recipe is written: too few videos for folds, or a member with too few
             said = f"\nnot cross-fitted: {error}"
-    result = {"out": out, **recipe.describe(), "check": None if board is None else board.to_dict()}
-    options.emit(result, f"{recipe}\nwritten to {out}{said}", as_json)
+    card = write_card(
+        recipe,
+        out,
+        board=board,
+        sources=_sources(source, recipe.members),
+        licences=options.pairs(licences, "MEMBER=TEXT"),
+    )
+    result = {"out": out, "card": card, **recipe.describe(), "check": None if board is None else board.to_dict()}
+    options.emit(result, f"{recipe}\nwritten to {out}, its model card to {card}{said}", as_json)
+
+
+def _sources(source: tuple[str, ...], members: Sequence[str]) -> dict[str, list[str]]:
+    """Return where each member's scores come from: its cache in the folder, or its files.
+
+    Example:
+        >>> _sources(("caches/val",), ["x3d"]), _sources(("x3d=a.npz,b.npz",), ["x3d"])
+        ({'x3d': ['val/x3d']}, {'x3d': ['a.npz', 'b.npz']})
+    """
+    if any("=" in word for word in source):
+        named = options.pairs(source, "MEMBER=FILE")
+        return {name: [Path(one).name for one in named[name].split(",")] for name in members if name in named}
+    return {name: [f"{Path(folder).resolve().name}/{name}" for folder in source] for name in members}
 
 
 def _cross_fitted(rule: Any, stack: Any) -> Any:
