@@ -27,6 +27,7 @@ HOW_READ = {  # the options that say how predictions are read, where none is giv
     "repeats": None,
     "join": "exact",
     "missing": "error",
+    "checkpoints": "same",
     "partial": False,
     "folds": False,
     "labelled": False,
@@ -116,7 +117,7 @@ def test_info_describes_an_unfinished_cache(tmp_path):
         writer.append(["a"], np.zeros((1, 4), dtype=np.float32))
     assert "1 of 3 videos" in run("info", tmp_path / "val").stdout
     result = json.loads(run("info", tmp_path / "val", "--json").stdout)
-    assert result["caches"] == {"swin": {"videos": 1, "missing": 2}}
+    assert result["caches"] == {"swin": {"videos": 1, "missing": 2, "fingerprints": "unknown"}}
     assert "1 of 3" in result["problem"]
 
 
@@ -222,7 +223,7 @@ def test_fit_says_where_the_rule_is_below_a_member(tmp_path):
     assert "each was predicted by rules that were fitted without it" in text
     found = json.loads(run("fit", tmp_path / "val", "--rule", "vote", "--out", tmp_path / "e.json", "--json").stdout)
     assert found["check"]["instead"]["below"] == "good" and found["check"]["protocol"] == "cross-fitted"
-    assert "points" not in run("fit", tmp_path / "val", "--no-check", "--out", tmp_path / "e.json").stdout
+    assert " points" not in run("fit", tmp_path / "val", "--no-check", "--out", tmp_path / "e.json").stdout
 
 
 def test_a_fit_that_cannot_be_cross_fitted_is_written_all_the_same(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from torch import nn
 from toy_videos import Toy, ToyLoader, toy, toy_clips
 
 import vidfuse as vf
-from vidfuse.errors import CacheConflictError, InputError
+from vidfuse import networks
+from vidfuse.errors import CacheConflictError, InputError, VidfuseWarning
 from vidfuse.training.extraction import extract
 from vidfuse.training.fingerprints import fingerprint_of
 from vidfuse.video.clips import ViewPlan
@@ -256,6 +257,19 @@ def test_a_fingerprint_is_made_of_the_class_and_the_bytes_of_the_weights():
     content = b"Linear" + b"weight" + struct.pack("<2f", 1, 2) + b"bias" + struct.pack("<f", 3)
     assert fingerprint_of(network) == hashlib.sha256(content).hexdigest()
     assert fingerprint_of(network, "halved") == "halved " + hashlib.sha256(content).hexdigest()
+
+
+def test_a_network_is_the_same_one_where_it_was_trained_and_read_from_its_file(tmp_path):
+    """Counters of batches, and a classifier that only training uses, are no part of what predicts."""
+    network = networks.create("tpn_tiny", 3, auxiliary=True)
+    network.train()(torch.randn(2, 3, 8, 32, 32))  # moves the batch statistics, and counts
+    weights = {k: v for k, v in network.state_dict().items() if not k.startswith("auxiliary.")}
+    torch.save(weights, tmp_path / "tpn.pt")
+    with pytest.warns(VidfuseWarning, match="which only training uses"):
+        again = networks.create("tpn_tiny", 3, auxiliary=True, checkpoint=tmp_path / "tpn.pt")
+    assert fingerprint_of(network) == fingerprint_of(again)
+    again.classifier.bias.data[0] += 1e-3
+    assert fingerprint_of(network) != fingerprint_of(again)
 
 
 @pytest.mark.parametrize(

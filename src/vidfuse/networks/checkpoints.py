@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
+__all__ = ["COUNTED", "Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 """Pairs of a regular expression and its replacement, as `re.sub` takes them."""
@@ -26,7 +26,7 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 _WRAPPERS: Final = ("state_dict", "model_state", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema")
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 # Buffers that are counted or computed, not learned.
-_IGNORED: Final = ("num_batches_tracked", "relative_position_index", "n_averaged")
+COUNTED: Final = ("num_batches_tracked", "relative_position_index", "n_averaged")
 _CLASSIFIERS: Final = ("classifier.", "auxiliary.classifier.")
 _LISTED: Final = 20
 
@@ -114,7 +114,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         found = f"keys {', '.join(seen[:_LISTED])}" if seen else f"an object of type {type(content).__name__}"
         raise InputError(f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}")
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    weights = {key: value for key, value in weights.items() if not key.endswith(_IGNORED)}
+    weights = {key: value for key, value in weights.items() if not key.endswith(COUNTED)}
     # Take off a prefix that all keys have, and then the next one: "module.model." loses both.
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -149,7 +149,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     Raises:
         InputError: a list of the missing, unexpected and misshapen keys.
     """
-    wanted = {key: value for key, value in model.state_dict().items() if not key.endswith(_IGNORED)}
+    wanted = {key: value for key, value in model.state_dict().items() if not key.endswith(COUNTED)}
     given = dict(state_dict)
     if replace_classifier:
         # A classifier's tensor stays the model's where the checkpoint has none, or one of another class count (K is the

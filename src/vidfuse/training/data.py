@@ -10,7 +10,7 @@ import torch
 
 from vidfuse import networks
 from vidfuse.errors import InputError
-from vidfuse.networks.checkpoints import read_checkpoint
+from vidfuse.networks.checkpoints import COUNTED, read_checkpoint
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.video.clips import ClipSampler, ViewPlan
 from vidfuse.video.datasets import Input, Views
@@ -65,9 +65,8 @@ def _owner(checkpoint: Any, asked: str) -> str | None:
         except (InputError, RuntimeError, NotImplementedError):
             continue
         shapes = [{k: tuple(v.shape) for k, v in s.items() if "classifier" not in k} for s in (own, converted)]
-        counted = ("num_batches_tracked", "relative_position_index", "n_averaged")
-        own_shapes = {k: v for k, v in shapes[0].items() if not k.endswith(counted)}
-        if own_shapes == {k: v for k, v in shapes[1].items() if not k.endswith(counted)}:
+        own_shapes = {k: v for k, v in shapes[0].items() if not k.endswith(COUNTED)}
+        if own_shapes == {k: v for k, v in shapes[1].items() if not k.endswith(COUNTED)}:
             return name
     return None
 

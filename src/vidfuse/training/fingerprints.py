@@ -12,6 +12,8 @@ from vidfuse.errors import InputError, MissingExtraError
 try:
     import torch
     from torch import Tensor, nn
+
+    from vidfuse.networks.checkpoints import COUNTED
 except ImportError as error:
     raise MissingExtraError("fingerprints", "networks") from error
 
@@ -56,9 +58,20 @@ def fingerprint_of(
 
 
 def _digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a network's class name, and of the names and bytes of its weights."""
+    """Return the SHA-256 of a network's class name, and of the names and bytes of its weights.
+
+    What a checkpoint may lack, and no prediction needs, is left out: counters, and classifiers that only training uses.
+    A network is the same one in the process that trained it and read from its file.
+    """
     state = hashlib.sha256(type(model).__name__.encode())
+    spare = tuple(
+        f"{name}.{part}" if name else part
+        for name, module in model.named_modules()
+        for part in getattr(module, "training_only", ())
+    )
     for key, value in model.state_dict().items():
+        if key.endswith(COUNTED) or key.startswith(spare):
+            continue
         state.update(key.encode())
         if isinstance(value, Tensor):
             state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
