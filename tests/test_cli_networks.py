@@ -519,3 +519,47 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
         assert state.trained(tmp_path / "run" / f"{name}.pt").network == network
     error = run("train-together", videos, "x3d_tiny", "--out", tmp_path / "no", status=2).stderr
     assert "expected validation videos" in error
+
+
+def test_soup_averages_runs_and_extract_takes_the_result(trained, videos, tmp_path):
+    """Two runs from one start, on real mp4s; what is chosen on some videos is scored on others."""
+    start = trained[0] / "last.pt"
+    fields = {"epochs": 1, "warmup_epochs": 0, "batch_size": 4, "frames": 4, "interval": 2, "size": 32}
+    settings = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+    for seed in (1, 2):
+        one = (*settings, "--set", f"seed={seed}", "--checkpoint", start, "--out", tmp_path / f"run{seed}")
+        run("train", "x3d_tiny", videos, *CLIP, *one)
+    runs = [word for seed in (1, 2) for word in ("--checkpoint", tmp_path / f"run{seed}")]
+    told = run("soup", "x3d_tiny", videos, *CLIP, *runs, "--out", tmp_path / "all", "--json")
+    found = json.loads(told.stdout)
+    assert len(found["members"]) == 2 and found["score"] == {} and found["held_out"] is None
+    states = [state.trained(tmp_path / f"run{seed}" / "last.pt").weights for seed in (1, 2)]
+    averaged = state.trained(tmp_path / "all" / "best.pt")
+    assert (averaged.network, averaged.n_classes, averaged.classes) == ("x3d_tiny", 2, ("dark", "light"))
+    key = "classifier.weight"
+    torch.testing.assert_close(averaged.weights[key], (states[0][key] + states[1][key]) / 2)
+    run(
+        "extract",
+        "x3d_tiny",
+        videos,
+        *CLIP,
+        "--checkpoint",
+        tmp_path / "all",
+        "--clips",
+        1,
+        "--out",
+        tmp_path / "c/x3d",
+    )
+    assert len(vf.load_stack(tmp_path / "c")) == 8
+
+    lists = {}
+    for name, numbers in (("val", (0, 1)), ("score", (2, 3))):
+        lists[name] = tmp_path / f"{name}.csv"
+        rows = [f"{c}/{c}{n}.mp4,{c}" for c in ("dark", "light") for n in numbers]
+        lists[name].write_text("path,label\n" + "\n".join(rows) + "\n")
+    listed = ("--val", lists["val"], "--val-root", videos)
+    one = ("soup", "x3d_tiny", lists["score"], "--root", videos, "--workers", 0, *runs, *listed)
+    chosen = run(*one, "--score", lists["score"], "--out", tmp_path / "greedy")
+    assert "they chose, so this is too good" in chosen.stdout and "of 4 of the videos of --score" in chosen.stdout
+    refused = run(*one, "--score", lists["val"], status=2)
+    assert "expected videos of other sources than those of --val, got 4" in refused.stderr

@@ -40,6 +40,7 @@ _COMMANDS = {
     "shrink": ("vidfuse.cli.videos:shrink", "Encode a folder of videos to a short side, once."),
     "train": ("vidfuse.cli.networks:train", "Train a network by a recipe; resumes."),
     "train-together": ("vidfuse.cli.together:train_together", "Train networks on the same decoded videos."),
+    "soup": ("vidfuse.cli.soup:soup", "Average checkpoints of one network into one."),
     "extract": ("vidfuse.cli.networks:extract", "Write a network's logits into a cache; resumes."),
 }
 

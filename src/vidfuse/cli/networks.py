@@ -16,6 +16,7 @@ from vidfuse.errors import InputError, MissingExtraError
 
 __all__ = [
     "batch_of_rank",
+    "checkpoint_file",
     "extract",
     "keep_left_out",
     "listed_failures",
@@ -112,7 +113,7 @@ def train(
             recipe.frames,
             network,
             n_classes,
-            checkpoint=None if checkpoint is None else _weights(checkpoint),
+            checkpoint=None if checkpoint is None else checkpoint_file(checkpoint),
             replace_classifier=checkpoint is not None,
         )
         settings_of_loader = (batch, workers, decoder, strict, allow_truncated, device)
@@ -213,7 +214,7 @@ def extract(
         "vidfuse.training.distributed", "vidfuse.video.clips",
         *(f"vidfuse.training.{name}" for name in ("data", "progress", "state")),
     )  # fmt: skip
-    checkpoint = _weights(checkpoint)
+    checkpoint = checkpoint_file(checkpoint)
     facts, known = vf.networks.info(network), state.trained(checkpoint)
     if known is not None and known.network not in (None, network):
         raise InputError(
@@ -379,7 +380,7 @@ def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
     files.write_recipe(path, recipe, augmentation)
 
 
-def _weights(path: Path) -> Path:
+def checkpoint_file(path: Path) -> Path:
     """Return the checkpoint at a path; of a run's folder that of its best epoch, or its last where none was scored."""
     if not path.is_dir():
         return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "emit",
     "grouped",
     "groups",
+    "groups_of",
     "named_values",
     "out",
     "pairs",
@@ -101,26 +102,39 @@ def grouped(stack: Any, pattern: str | None) -> Any:
     Raises:
         click.BadParameter: the pattern is none, finds nothing in some id, or there are no ids.
     """
-    from vidfuse._checks import first_few
-
     if pattern is None:
         return stack
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise click.BadParameter(f"--groups: {pattern!r} is no regular expression: {error}") from error
     if stack.ids is None:
         raise click.BadParameter(
             "--groups: it reads ids, and these predictions have none; pass --annotations, the list of videos in the "
             "rows' order"
         )
-    found = {name: compiled.search(name) for name in stack.ids.tolist()}
+    return stack.with_groups(groups_of(pattern, stack.ids.tolist()))
+
+
+def groups_of(pattern: str, ids: Sequence[str]) -> dict[str, str]:
+    """Return {id: what it comes from}: what the pattern finds in it, its first group if it has one.
+
+    Example:
+        >>> groups_of("^(.*)_c", ["run_g01_c1"])
+        {'run_g01_c1': 'run_g01'}
+
+    Raises:
+        click.BadParameter: the pattern is none, or finds nothing in some id.
+    """
+    from vidfuse._checks import first_few
+
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise click.BadParameter(f"--groups: {pattern!r} is no regular expression: {error}") from error
+    found = {name: compiled.search(name) for name in ids}
     lost = [name for name, match in found.items() if match is None or not match[min(1, compiled.groups)]]
     if lost:
         raise click.BadParameter(
             f"--groups: {pattern!r} finds nothing in {len(lost)} of {len(found)} ids: {first_few(lost)}"
         )
-    return stack.with_groups({name: match[min(1, compiled.groups)] for name, match in found.items() if match})
+    return {name: match[min(1, compiled.groups)] for name, match in found.items() if match}
 
 
 def emit(result: Mapping[str, Any], text: str, as_json: bool) -> None:

@@ -1,0 +1,186 @@
+"""`vidfuse soup`: several checkpoints of one network averaged into one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vidfuse as vf
+from vidfuse.cli import options, videos
+from vidfuse.cli.networks import (
+    allow_truncated_option,
+    checkpoint_file,
+    decoder_option,
+    keep_left_out,
+    listed_failures,
+    loader_of,
+    modules,
+    resolved_recipe,
+    strict_option,
+    val_option,
+    val_root_option,
+    workers_option,
+)
+from vidfuse.errors import InputError
+
+__all__ = ["soup"]
+
+
+@click.command()
+@click.argument("network")
+@videos.data
+@videos.layout
+@videos.root
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    required=True,
+    help="A run's folder or its checkpoint; once for each.",
+)
+@click.option(
+    "--how",
+    type=click.Choice(["greedy", "uniform"]),
+    help="Average those that help on the validation videos, or all.  [default: greedy where there are such videos]",
+)
+@val_option
+@val_root_option
+@click.option(
+    "--score",
+    type=click.Path(exists=True, path_type=Path),
+    help="Labelled videos to score the result on, of other sources than those that it was chosen on.",
+)
+@options.groups
+@click.option(
+    "--recipe", "recipe_name", help="Take clips as this recipe does; by default as the checkpoints' runs did."
+)
+@click.option("--batches", default=100, show_default=True, help="Batches for the statistics of batch normalisation.")
+@videos.classes
+@workers_option
+@decoder_option
+@strict_option
+@allow_truncated_option
+@options.out("runs/soup", "The folder that receives best.pt, which `vidfuse extract --checkpoint` takes.")
+@options.as_json
+@click.pass_context
+def soup(
+    context: click.Context,
+    network: str,
+    data: Path,
+    layout: str | None,
+    root: Path | None,
+    checkpoints: tuple[Path, ...],
+    how: Any,
+    val: Path | None,
+    val_root: Path | None,
+    score: Path | None,
+    groups: str | None,
+    recipe_name: str | None,
+    batches: int,
+    classes: str | None,
+    workers: int,
+    decoder: str,
+    strict: bool,
+    allow_truncated: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Average the weights of several checkpoints of NETWORK into one; statistics come from the training videos DATA.
+
+    The validation videos (`--val`, or the split of that name where DATA has splits) choose, by `--how greedy`: their
+    accuracy is then too good. `--score` scores on others.
+    """
+    inputs, soups, state, files, evaluation, torch = modules(
+        *(f"vidfuse.training.{name}" for name in ("data", "soups", "state", "checkpoints", "evaluation")), "torch"
+    )
+    paths = [checkpoint_file(path) for path in checkpoints]
+    runs = [state.trained(path) for path in paths]
+    odd = [path for path, run in zip(paths, runs, strict=True) if run and run.network not in (None, network)]
+    if odd:
+        raise InputError(f"expected checkpoints of {network}, but {odd[0]} is of another network's run")
+    first = next((run for run in runs if run is not None), None)
+    beside = next((path.with_name("recipe.yaml") for path, run in zip(paths, runs, strict=True) if run), Path())
+    recipe, augmentation = resolved_recipe(recipe_name or (str(beside) if beside.is_file() else network), ())
+    found, chosen, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
+    if first is not None:
+        n_classes, found = first.n_classes, videos.of_classes(found, data, first.classes, first.n_classes)
+        chosen = None if chosen is None else videos.of_classes(chosen, val or data, first.classes, first.n_classes)
+    others = (
+        None if score is None else videos.listed(score, layout, root, "val", first.classes if first else found.classes)
+    )
+    if chosen is not None and others is not None:
+        _check_apart(chosen.ids, others.ids, groups)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
+    how_loaded = (max(1, recipe.batch_size // recipe.accumulate), workers, decoder, strict, allow_truncated, device)
+
+    def views_of(listed: Any) -> Any:
+        return None if listed is None else loader_of(listed, inputs.view_input(plan, network), *how_loaded)
+
+    source = inputs.train_input(recipe, network, **augmentation)
+    loader = loader_of(found, source, *how_loaded, seed=recipe.seed, shuffle=True)
+    named = {str(path): path if run else _converted(path, network) for path, run in zip(paths, runs, strict=True)}
+    made = soups.soup(
+        inputs.network_for(recipe.frames, network, n_classes),
+        named,
+        loader,
+        val_loader=views_of(chosen),
+        how=how,
+        batches=batches,
+        device=device,
+    )
+    kept: dict[str, Any] = {} if first is None else files.load_checkpoint(paths[runs.index(first)])
+    unneeded = ("model", "ema", "stepped", "optimizer", "scaler", "history")
+    kept = {name: value for name, value in kept.items() if name not in unneeded}
+    weights = {name: value.cpu() for name, value in made.model.state_dict().items()}
+    files.save_checkpoint(out / "best.pt", {**kept, "history": [], "network": network, "model": weights})
+    options.save_config(context, out)
+    keep_left_out(out, found, *(one for one in (chosen, others) if one is not None))
+    held_out = None if others is None else evaluation.evaluate(made.model, views_of(others), device=device)
+    result = {"out": out / "best.pt", "members": made.members, "scores": made.scores, "score": made.score}
+    text = f"{len(made.members)} of {len(named)} checkpoints averaged: {', '.join(made.members)}"
+    if made.score:
+        greedy = "; they chose, so this is too good" if made.scores else ""
+        text += f"\n{_accuracy(made.score)} of the validation videos{greedy}"
+    for name, own in made.scores.items():
+        text += f"\n  {name}: {_accuracy(own)}"
+    text += "" if held_out is None else f"\n{_accuracy(held_out)} of the videos of --score"
+    failures = {failure.id: failure.reason for failure in loader.failures}
+    text += f"{listed_failures(failures)}\nwritten to {out / 'best.pt'}"
+    options.emit({**result, "held_out": held_out, "failures": list(failures.items())}, text, as_json)
+
+
+def _converted(path: Path, network: str) -> Any:
+    """Return published weights in the network's own layout."""
+    checkpoints = modules("vidfuse.networks.checkpoints")[0]
+    return vf.networks.convert_state_dict(checkpoints.read_checkpoint(path), network)
+
+
+def _check_apart(chosen: Any, scored: Any, pattern: str | None) -> None:
+    """Refuse videos to score that the choice was made on, and with `--groups` those of the same source.
+
+    Example:
+        >>> _check_apart(["g1_c1"], ["g1_c2"], None)
+        >>> _check_apart(["g1_c1"], ["g1_c2"], "^(.*)_c")
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: --score: expected videos of other sources than those of --val, got 1 that share ...
+    """
+    own, others = (
+        list(ids) if pattern is None else list(options.groups_of(pattern, list(ids)).values())
+        for ids in (chosen, scored)
+    )
+    if shared := set(own) & set(others):
+        n = sum(name in shared for name in others)
+        raise InputError(
+            f"--score: expected videos of other sources than those of --val, got {n} that share one with them, such as "
+            f"{sorted(shared)[0]!r}; `vidfuse split` parts videos by their source"
+        )
+
+
+def _accuracy(score: Any) -> str:
+    progress = modules("vidfuse.training.progress")[0]
+    return f"accuracy {progress.accuracy_text(score['top1'], int(score['n']))}"
