@@ -20,7 +20,7 @@ from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows, log_softmax
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["DynamicPool"]
+__all__ = ["DynamicPool", "static_sum"]
 
 _REFERENCES: Final = 4000  # videos of the fit that are kept to compare with; memory and time are bounded by it
 _FOLDS: Final = 5
@@ -92,7 +92,7 @@ class DynamicPool(Rule):
             raise InputError(f"neighbours: expected at least 1, got {self.neighbours!r}")
         base = LogLinearPool() if self.pool is None else self.pool
         self.pool_ = clone(base).fit(self._as_listed(stack), labels, weight)
-        static = _static(self.pool_)
+        static = static_sum(self.pool_)
         stack = stack.select(static.members)
         if not static.floors.all():
             true = true_scores(stack, labels)
@@ -130,7 +130,7 @@ class DynamicPool(Rule):
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of the static pool."""
         check_is_fitted(self, "pool_")
-        return self.pool_.needed_members() if self.fallback_ else _static(self.pool_).members
+        return self.pool_.needed_members() if self.fallback_ else static_sum(self.pool_).members
 
     def weighted_sum(self) -> WeightedSum | None:
         """Return the static pool's weighted sum where it is used; weights per video are no such sum."""
@@ -142,7 +142,7 @@ class DynamicPool(Rule):
         log_p_static = self.pool_.predict_log_proba(stack)
         if self.fallback_:
             return log_p_static
-        static = _static(self.pool_)
+        static = static_sum(self.pool_)
         out = np.empty_like(log_p_static)
         for rows, block in floored_blocks(stack.select(static.members), static.floors, scales=static.scales):
             x = self._describe(block, np.exp(0.5 * log_p_static[rows]))
@@ -194,8 +194,16 @@ def _products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[
     return out
 
 
-def _static(pool: Rule) -> WeightedSum:
-    """Return a fitted pool's weighted sum of log-likelihoods, members sorted by name, as features are stored."""
+def static_sum(pool: Rule) -> WeightedSum:
+    """Return a fitted pool's weighted sum of log-likelihoods, members sorted by name, as features are stored.
+
+    Raises:
+        InputError: The rule is no log-linear pool.
+
+    Example:
+        >>> static_sum(LogLinearPool(weights="uniform").fit(np.zeros((2, 2, 3)))).weights.tolist()
+        [[0.5], [0.5]]
+    """
     found = pool.weighted_sum()
     if found is None or found.kind != "log-linear":
         raise InputError(f"pool: expected a rule that is a log-linear pool, such as LogLinearPool(), got {pool!r}")

@@ -217,12 +217,17 @@ class _WindowAttention(nn.Module):
         bias = self._bias(length)
         if bias.requires_grad:
             value = value.contiguous()  # a view would keep all three until the backward pass
+        # Fused attention writes its answer in the order that is wanted next, other kinds do not. A graph is for all of
+        # them: it must copy, as it would otherwise keep a view that only fits the first.
         attended = []
         for start, end, mask in plan.groups:
             added = (bias if mask is None else bias + mask).to(query.dtype)
             part = slice(start, end)
             group = functional.scaled_dot_product_attention(query[part], key[part], value[part], attn_mask=added[None])
-            attended.append(rearrange(group, "window head place c -> window place head c"))
+            group = rearrange(group, "window head place c -> window place head c")
+            if torch.compiler.is_exporting():
+                group = group.clone(memory_format=torch.contiguous_format)
+            attended.append(group)
         windows = torch.cat(attended) if len(attended) > 1 else attended[0]
         rows = self.out(rearrange(windows, "window place head c -> (window place) (head c)"))
         rows = _permute_rows(rows, plan.inverse, plan.order).view(padded.shape)
