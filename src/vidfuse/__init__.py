@@ -11,7 +11,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("errors", "metrics", "networks", "training", "video")
+_SUBMODULES = ("errors", "metrics", "networks", "serving", "training", "video")
 _HOME = {
     "BordaCount": "vidfuse.fusion.votes",
     "Calibrated": "vidfuse.fusion.calibration",

@@ -1,4 +1,4 @@
-"""A recipe in torch says what the recipe says: every rule, every kind of scores, views, and members that are missing."""
+"""A recipe in torch says what the recipe says: every rule, every kind of scores, views, missing members."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_a_video_that_nobody_has_or_everybody_vetoes_is_no_number():
     recipe = recipe_of(vf.LogLinearPool("uniform", missing="renormalise"), vf.LogitStack.from_arrays(scores))
     assert np.isnan(answer(recipe, {name: np.full((1, 6), np.nan, np.float32) for name in scores})).all()
     low = np.where(np.arange(6) < 3, -np.inf, 1.0).astype(np.float32)[None]
-    vetoed = {"a": low, "b": low[:, ::-1], "c": np.ones((1, 6), np.float32)}
+    vetoed = {"a": low, "b": low[:, ::-1].copy(), "c": np.ones((1, 6), np.float32)}
     with pytest.raises(InputError, match="Every class"):
         recipe.predict_log_proba(vetoed)
     assert np.isnan(answer(recipe, vetoed)).all()
@@ -187,7 +187,7 @@ class OwnSum(Own):
 
 
 def test_a_rule_of_ones_own_has_a_graph_if_it_is_a_weighted_sum():
-    stack = vf.LogitStack.from_arrays(dict(zip(("member0", "member1", "member2"), LOGITS.values())), labels=LABELS)
+    stack = vf.LogitStack.from_arrays({f"member{i}": z for i, z in enumerate(LOGITS.values())}, labels=LABELS)
     with pytest.raises(NoGraphError, match=r"Own has no form in torch"):
         Fusion(recipe_of(Own(), stack))
     with pytest.raises(NoGraphError, match=r"Own has no form in torch"):

@@ -35,6 +35,7 @@ _COMMANDS = {
     "select": ("vidfuse.cli.ensembles:select", "Find the best subset of the members, exactly."),
     "report": ("vidfuse.cli.ensembles:report", "Write one HTML page on members and rules."),
     "submit": ("vidfuse.cli.predictions:submit", "Fuse by a recipe, and write a submission."),
+    "export": ("vidfuse.cli.exports:export", "Write a recipe as ONNX or .pt2, alone or with networks."),
     "networks": ("vidfuse.cli.catalogue:networks", "List the networks, and count what one costs."),
     "split": ("vidfuse.cli.videos:split", "Part labelled videos by their source."),
     "shrink": ("vidfuse.cli.videos:shrink", "Encode a folder of videos to a short side, once."),
@@ -111,13 +112,14 @@ def _words_of(ctx: click.Context) -> Callable[..., str]:
     """
 
     def words(name: str, *value: Any) -> str:
-        said = _OTHERWISE.get((name, *value), f"--{name.replace('_', '-')}")
-        if (name, *value) not in _OTHERWISE and value and value != (True,):
+        asked = (name, *(repr(one) if isinstance(one, dict) else one for one in value))
+        said = _OTHERWISE.get(asked, f"--{name.replace('_', '-')}")
+        if asked not in _OTHERWISE and value and value != (True,):
             given = value[0]
             listed = [f"{key}={inner}" for key, inner in given.items()] if isinstance(given, dict) else [str(given)]
             said = " ".join(f"{said} {word}" for word in listed)
         switch = said.split()[0]
-        if (name, *value) == ("missing", "renormalise") and ctx.invoked_subcommand not in ("fit", "select"):
+        if asked == ("missing", "renormalise") and ctx.invoked_subcommand not in ("fit", "select"):
             return "`vidfuse fit --missing renormalise`"  # of the rule, which the recipe holds
         for command in _commands_from(ctx):
             if any(switch in parameter.opts for parameter in command.params):

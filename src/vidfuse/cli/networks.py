@@ -24,6 +24,7 @@ __all__ = [
     "modules",
     "resolved_recipe",
     "train",
+    "weights_of",
 ]
 
 _DECODERS = ("pyav", "torchcodec", "gpu")

@@ -259,7 +259,7 @@ class Cascade(Rule):
             sure.append(_sureness(log_p, self.by))
         return _Answers(np.array(labels), np.array(sure[:-1]).reshape(-1, len(stack)), log_p)
 
-    def _reached(self) -> list[int]:
+    def reached(self) -> list[int]:
         """Return the stages that may answer a video: not those that never do, nor those behind one that always does."""
         found = []
         for stage, threshold in enumerate([*self.thresholds_.tolist(), 0.0]):
@@ -272,7 +272,7 @@ class Cascade(Rule):
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of the stages that may answer a video."""
         check_is_fitted(self, "stages_")
-        needed = {name for stage in self._reached() for name in self.stages_[stage].needed_members()}
+        needed = {name for stage in self.reached() for name in self.stages_[stage].needed_members()}
         return tuple(name for name in self.members_ if name in needed)
 
     def choices(self) -> tuple[str, ...]:
@@ -288,7 +288,7 @@ class Cascade(Rule):
         answered = [
             f"{self.shares_[stage]:.1%} by {self.order_[0] if stage == 0 else f'{stage + 1} members'}"
             + (f" from a {self.by} of {self.thresholds_[stage]:.4g}" if stage < len(self.thresholds_) else "")
-            for stage in self._reached()
+            for stage in self.reached()
         ]
         return (
             f"{order}, in this order; answered {', '.join(answered)}",
@@ -347,9 +347,9 @@ class Cascade(Rule):
         """Return log-likelihoods (N, K), and which stage gave them (N,)."""
         out, given = np.empty((len(stack), stack.n_classes)), np.empty(len(stack), dtype=np.int64)
         left = np.arange(len(stack))
-        for stage in self._reached():
+        for stage in self.reached():
             log_p = self.answer(stage, stack[left])
-            last = stage == self._reached()[-1]
+            last = stage == self.reached()[-1]
             done = np.ones(len(left), dtype=bool) if last else self.is_sure(stage, log_p)
             out[left[done]], given[left[done]] = log_p[done], stage
             left = left[~done]

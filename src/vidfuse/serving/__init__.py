@@ -1,1 +1,34 @@
-"""A fitted ensemble together with its networks, as one module."""
+"""A fitted ensemble where it is used: with its networks as one module, as a file for other engines, and read back.
+
+Names load on first use (PEP 562). `load_export` needs no torch; the others need `vidfuse[networks]`, and exports to
+ONNX `vidfuse[export]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Ensemble": "ensemble",
+    "Export": "exports",
+    "Exported": "exported",
+    "Fusion": "fusion",
+    "export": "exports",
+    "export_triton": "triton",
+    "load_export": "exported",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"vidfuse.serving.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'vidfuse.serving' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -70,4 +70,3 @@ class Fusion(nn.Module):
                 views = self.views if self.views is None or isinstance(self.views, str) else self.views.get(name)
                 members[name] = listen(scores[name], recipe.kinds.get(name, "logits"), views, blanks=renormalise)
         return log_proba(recipe.rule, members)
-

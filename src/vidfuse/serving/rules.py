@@ -1,4 +1,4 @@
-"""Every rule in torch: what a fitted rule does to log-likelihoods, as a graph that passes gradients and can be exported.
+"""Every rule in torch: what a fitted rule does, as a graph that passes gradients on and can be exported.
 
 One function a rule, and a line in `_FORMS` at the end. Each follows the rule's own `_fuse` step by step, in the same
 precision (log-likelihoods and floors in float32, sums in float64), so that classes tie here where they tie there. What
@@ -30,6 +30,7 @@ from vidfuse.fusion.rule import Rule, WeightedSum
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.votes import BordaCount, MajorityVote
 from vidfuse.likelihood import DEFAULT_FLOOR
+from vidfuse.selection.cascade import Cascade
 from vidfuse.selection.greedy import GreedyPool
 from vidfuse.selection.subsets import SubsetPool
 
@@ -168,6 +169,18 @@ def _stacked(rule: StackedPool, members: Members) -> Tensor:
     return _weighted_sum(form, members)
 
 
+def _cascade(rule: Cascade, members: Members) -> Tensor:
+    """Answer each video by the first stage that is sure enough; a graph runs all of them and chooses."""
+    stages = rule.reached()
+    said = [log_proba(rule.stages_[stage], _only(rule.order_[: stage + 1], members)) for stage in stages]
+    answer = said[-1]
+    for stage, log_p in reversed(list(zip(stages, said[:-1], strict=False))):
+        two = log_p.topk(2).values.exp()
+        sureness = two[:, 0] if rule.by == "probability" else two[:, 0] - two[:, 1]
+        answer = torch.where((sureness >= float(rule.thresholds_[stage]))[:, None], log_p, answer)
+    return answer
+
+
 def _subset(rule: SubsetPool, members: Members) -> Tensor:
     return log_proba(rule.rule_, _only(rule.selected_, members))
 
@@ -217,16 +230,20 @@ def _one_hot(log_p: Tensor) -> Tensor:
 def _ranks(log_p: Tensor) -> Tensor:
     """Return each class's points (..., K): how many are less probable, tied classes sharing theirs.
 
-    The mean of two places, in one order that puts the first of equal classes first, and in one that puts it last.
+    Sorted, equal classes lie side by side and make a run; each gets the mean of its run's places:
+
+        sorted   -3.2  -1.1  -1.1  -0.4
+        run         0     1     1     2
+        points      0   1.5   1.5     3
     """
-    return 0.5 * (_places(log_p) + _places(log_p.flip(-1)).flip(-1))
-
-
-def _places(log_p: Tensor) -> Tensor:
-    """Return how many classes come after each one in a stable order from the most to the least probable."""
-    order = log_p.sort(dim=-1, descending=True, stable=True).indices
-    after = torch.arange(log_p.shape[-1] - 1, -1, -1, dtype=torch.float64, device=log_p.device)
-    return torch.zeros_like(log_p, dtype=torch.float64).scatter(-1, order, after.expand(order.shape))
+    ranked, order = log_p.sort(dim=-1)
+    places = torch.arange(log_p.shape[-1], dtype=torch.float64, device=log_p.device).expand(order.shape)
+    first = torch.zeros_like(order[..., :1])
+    run = torch.cat([first, (ranked[..., 1:] != ranked[..., :-1]).to(order.dtype)], -1).cumsum(-1)
+    nothing = torch.zeros_like(log_p, dtype=torch.float64)
+    length = nothing.scatter_add(-1, run, torch.ones_like(nothing)).clamp(min=1.0)
+    mean = (nothing.scatter_add(-1, run, places) / length).gather(-1, run)
+    return nothing.scatter(-1, order, mean)
 
 
 def _counted(votes: Tensor, log_q: Tensor) -> Tensor:
@@ -401,6 +418,7 @@ _FORMS: Final[Mapping[type, _Form]] = MappingProxyType(
     {
         BordaCount: _borda,
         Calibrated: _calibrated,
+        Cascade: _cascade,
         DynamicPool: _dynamic,
         GreedyPool: _greedy,
         LinearPool: _linear,

@@ -1,0 +1,135 @@
+"""`vidfuse export`: a recipe, alone or with its members' networks, as a file for other engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidfuse.cli import options
+from vidfuse.errors import InputError, MissingExtraError, option
+from vidfuse.recipe import Recipe, load_recipe
+
+__all__ = ["export"]
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write, .onnx or .pt2.  [default: the recipe's name with .onnx, unless --triton is given]",
+)
+@click.option(
+    "--triton",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A model repository of Triton to write into, under the recipe's name.",
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="MEMBER=FILE",
+    help="A member's weights, or its run's folder; with those of all members, clips go in instead of scores.",
+)
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="MEMBER=NAME",
+    help="A member's network, where `vidfuse train` did not write its checkpoint.",
+)
+@click.option(
+    "--clips",
+    multiple=True,
+    metavar="MEMBER=TxHxW",
+    help="Frames, height and width of a member's clips, if other than it was trained on.",
+)
+@click.option("--with-views", is_flag=True, help="Inputs have an axis of views, which are reduced as the recipe says.")
+@click.option("--max-batch", type=click.IntRange(min=1), default=64, show_default=True, help="Of Triton: videos.")
+@options.as_json
+def export(
+    recipe: Path,
+    out: Path | None,
+    triton: Path | None,
+    checkpoints: tuple[str, ...],
+    networks: tuple[str, ...],
+    clips: tuple[str, ...],
+    with_views: bool,
+    max_batch: int,
+    as_json: bool,
+) -> None:
+    """Write RECIPE as one file that other engines run: ONNX, or torch's .pt2.
+
+    The members' scores go in, fused probabilities come out. With --checkpoint for every member, their networks are part
+    of the file, and clips go in. The file is compared with torch before it is put in its place.
+    """
+    try:
+        from vidfuse.serving import exports
+        from vidfuse.serving import triton as repository
+    except MissingExtraError as error:
+        raise MissingExtraError("vidfuse export", "export") from error
+
+    loaded = load_recipe(recipe)
+    source: Any = loaded
+    extents = {name: _extents(name, text) for name, text in options.pairs(clips, "MEMBER=TxHxW").items()}
+    if checkpoints:
+        weights = {name: Path(path) for name, path in options.pairs(checkpoints, "MEMBER=FILE").items()}
+        source, extents = _ensemble(loaded, weights, options.pairs(networks, "MEMBER=NAME"), extents)
+    elif networks or clips:
+        raise click.BadParameter("--network and --clips belong to --checkpoint, the members' weights")
+    common: dict[str, Any] = {"with_views": with_views, "clips": extents}
+    written = []
+    if out is not None or triton is None:
+        written.append(exports.export(source, recipe.with_suffix(".onnx") if out is None else out, **common))
+    if triton is not None:
+        written.append(repository.export_triton(source, triton, recipe.stem, max_batch=max_batch, **common))
+    lines = [
+        f"{one.size / 1e6:.3g} MB written to {one.path}; its probabilities differ from torch's by {one.difference:.1g} "
+        "at most" for one in written
+    ]  # fmt: skip
+    inputs = ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in written[0].facts["inputs"].items())
+    files = [{"path": one.path, "bytes": one.size, "difference": one.difference} for one in written]
+    options.emit({"files": files, "facts": written[0].facts}, "\n".join([f"inputs: {inputs}", *lines]), as_json)
+
+
+def _extents(name: str, text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"--clips: expected {name}=FRAMESxHEIGHTxWIDTH, such as 16x224x224, got {text!r}")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _ensemble(
+    recipe: Recipe,
+    checkpoints: Mapping[str, Path],
+    named: Mapping[str, str],
+    clips: Mapping[str, tuple[int, int, int]],
+) -> tuple[Any, dict[str, tuple[int, int, int]]]:
+    """Return the recipe with its members' networks, and the extents of each one's clips."""
+    from vidfuse.cli.networks import checkpoint_file
+    from vidfuse.networks import info
+    from vidfuse.serving.ensemble import Ensemble
+    from vidfuse.training.data import network_for
+    from vidfuse.training.state import trained
+
+    models, extents = {}, {}
+    for name, path in checkpoints.items():
+        path = checkpoint_file(path)
+        known = trained(path)
+        network = named.get(name) or (known and known.network)
+        if network is None:
+            raise InputError(
+                f"{name}: {path} does not say which network it is of; say {option('network', {name: '…'})}"
+            )
+        if known is not None and known.classes and recipe.classes and known.classes != recipe.classes:
+            raise InputError(
+                f"{name}: expected a network of the recipe's classes in their order, got other ones: {path}"
+            )
+        facts: Any = info(network) if known is None else known.recipe
+        extents[name] = clips.get(name, (facts.frames, facts.size, facts.size))
+        weights: Any = path if known is None else known.weights
+        models[name] = network_for(extents[name][0], network, recipe.n_classes, checkpoint=weights)
+    return Ensemble(recipe, models), extents

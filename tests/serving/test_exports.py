@@ -1,0 +1,269 @@
+"""Exports answer what the recipe answers, say what they are, and are refused where they are not whole."""
+
+import io
+import json
+import sys
+import warnings
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from fusion_cases import CASES, members
+from sklearn.base import clone
+from torch import nn
+
+import vidfuse as vf
+from vidfuse.cli import main
+from vidfuse.errors import AlignmentError, CacheFormatError, InputError, MissingExtraError, VidfuseError
+from vidfuse.fusion.rule import Rule
+from vidfuse.serving import Ensemble, Fusion, exports, load_export
+
+LOGITS, LABELS = members(120, classes=6)
+LOGITS = {name: z.astype(np.float32) for name, z in LOGITS.items()}
+OTHER = {name: z.astype(np.float32) for name, z in members(7, seed=1, classes=6)[0].items()}
+RULES = {
+    **{
+        case: CASES[case]
+        for case in ("linear", "borda-weighted", "stacked-diagonal", "dynamic", "subset", "greedy", "cascade")
+    },
+    "calibrated": CASES["calibrated-members"],
+    "vote": vf.MajorityVote("accuracy", missing="renormalise"),
+    "log-linear": vf.LogLinearPool(missing="renormalise"),
+}
+
+
+def fitted(rule, views=None, kind="logits", classes=None):
+    stack = vf.LogitStack.from_arrays(LOGITS, labels=LABELS, kind=kind, classes=classes)
+    return vf.Recipe.from_fitted(clone(rule).fit(stack), stack, views=views)
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4 * 4, 6))
+
+
+class All(nn.Module):
+    """Every rule in one graph: exporters take seconds for each graph."""
+
+    def __init__(self, recipes):
+        super().__init__()
+        self.fusions = nn.ModuleList(Fusion(recipe) for recipe in recipes)
+
+    def forward(self, scores):
+        return tuple(f({name: scores[name] for name in f.recipe.needed_members()}) for f in self.fusions)
+
+
+def test_every_rule_is_a_graph_that_onnxruntime_runs():
+    import onnxruntime
+
+    recipes = [fitted(rule) for rule in RULES.values()]
+    assert {type(recipe.rule).__name__ for recipe in recipes} == {
+        name for name in vf.recipe.RULES if "Scaling" not in name
+    }
+    example = {name: torch.from_numpy(z[:2].copy()) for name, z in LOGITS.items()}
+    free = ({name: {0: torch.export.Dim("videos", min=1)} for name in example},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(All(recipes).eval(), (example,), dynamic_shapes=free)
+        model = torch.onnx.export(program, dynamo=True, verbose=False, input_names=list(example)).model_proto
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for rows in (slice(0, 1), slice(0, 7)):
+        scores = {name: z[rows] for name, z in OTHER.items()}
+        with torch.no_grad():
+            own = program.module()({name: torch.from_numpy(z) for name, z in scores.items()})
+        for recipe, fused, answer in zip(recipes, own, session.run(None, scores), strict=True):
+            expected = recipe.predict_log_proba(scores)
+            np.testing.assert_allclose(fused, expected, rtol=1e-6, atol=1e-5)
+            np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["onnx", "pt2"])
+def written(request, tmp_path_factory):
+    """A recipe whose views are reduced and whose members may be missing, as a file."""
+    path = tmp_path_factory.mktemp("export") / f"ensemble.{request.param}"
+    recipe = fitted(vf.LogLinearPool(missing="renormalise"), views="vote", classes=list("uvwxyz"))
+    return recipe, exports.export(recipe, path, with_views=True)
+
+
+def test_an_export_answers_what_the_recipe_answers(written):
+    recipe, done = written
+    exported = load_export(done.path)
+    assert done.size == done.path.stat().st_size and done.difference <= 1e-5
+    for shape in ((1, 1), (4, 5)):
+        views = {name: np.random.default_rng(0).normal(size=(*shape, 6)).astype(np.float32) for name in "abc"}
+        answer = exported(views)
+        np.testing.assert_allclose(answer["log_likelihoods"], recipe.predict_log_proba(views), atol=1e-5)
+        np.testing.assert_allclose(answer["probabilities"], recipe.predict_proba(views), atol=1e-6)
+        np.testing.assert_array_equal(answer["label"], recipe.predict(views))
+    views["b"][2] = np.nan  # video 2 has no member b
+    others = {name: views[name][2:3] for name in "ac"}
+    np.testing.assert_allclose(exported(views)["log_likelihoods"][2:3], recipe.predict_log_proba(others), atol=1e-5)
+
+
+def test_an_export_says_what_it_is(written):
+    recipe, done = written
+    facts = load_export(done.path).facts
+    assert facts == done.facts
+    assert facts["members"] == ["a", "b", "c"] and facts["classes"] == list("uvwxyz") and facts["n_classes"] == 6
+    assert facts["inputs"]["a"] == ["videos", "views", 6] and facts["kinds"]["a"] == "logits"
+    assert (facts["views"], facts["missing"], facts["vidfuse"]) == ("vote", "renormalise", vf.__version__)
+    assert facts["recipe_sha256"] == exports.graph_of(recipe, with_views=False, clips=None).facts["recipe_sha256"]
+    refitted = fitted(vf.LogLinearPool("accuracy", missing="renormalise"), views="vote", classes=list("uvwxyz"))
+    assert facts["recipe_sha256"] != exports.graph_of(refitted, with_views=False, clips=None).facts["recipe_sha256"]
+
+
+def test_inputs_that_do_not_fit_are_refused(written):
+    exported = load_export(written[1].path)
+    good = {name: np.zeros((4, 2, 6), np.float32) for name in "abc"}
+    with pytest.raises(AlignmentError, match=r"missing \['b', 'c'\], not in the export \['x'\]"):
+        exported({"a": good["a"], "x": good["a"]})
+    for wrong in (np.zeros((3, 2, 6)), np.zeros((4, 6)), np.zeros((4, 2, 5)), np.zeros((4, 0, 6))):
+        with pytest.raises(InputError, match=r"b: expected an array \(videos = 4, views = 2, 6\), got shape"):
+            exported({**good, "b": wrong})
+
+
+def test_a_file_that_is_cut_off_is_refused(written, tmp_path):
+    path = written[1].path
+    data = path.read_bytes()
+    cut = tmp_path / path.name
+    for length in {0, 1, 7, 100, len(data) // 3, len(data) // 2, len(data) - 500, len(data) - 1}:
+        cut.write_bytes(data[:length])
+        with pytest.raises(CacheFormatError, match=path.name):
+            load_export(cut)
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    opset = [onnx.helper.make_opsetid("", 17)]
+    foreign = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", value[:1], value[1:]), opset_imports=opset, ir_version=8
+    )
+    (tmp_path / "foreign.onnx").write_bytes(foreign.SerializeToString())
+    torch.save({"w": torch.zeros(1)}, tmp_path / "foreign.pt2")
+    for name in ("foreign.onnx", "foreign.pt2"):
+        with pytest.raises(CacheFormatError, match="expected an export that vidfuse wrote"):
+            load_export(tmp_path / name)
+    entry = foreign.metadata_props.add()
+    entry.key, entry.value = "vidfuse", json.dumps({"format": "vidfuse-export", "version": 2})
+    (tmp_path / "newer.onnx").write_bytes(foreign.SerializeToString())
+    with pytest.raises(CacheFormatError, match=r"version 2, and vidfuse .* reads up to 1; upgrade"):
+        load_export(tmp_path / "newer.onnx")
+
+
+def test_nothing_of_a_foreign_pt2_file_is_run(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"cos\nsystem\n(S'touch owned'\ntR.")
+    (tmp_path / "a.pt2").write_bytes(buffer.getvalue())
+    with pytest.raises(CacheFormatError, match="expected an export that vidfuse wrote"):
+        load_export(tmp_path / "a.pt2")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_rule_of_ones_own_and_odd_names_are_refused(tmp_path):
+    class Own(Rule):
+        def _fit(self, stack, labels, weight):
+            pass
+
+        def _fuse(self, stack):
+            return stack.log_likelihoods().mean(1)
+
+    with pytest.raises(InputError, match="Own has no form in torch"):
+        exports.export(fitted(Own()), tmp_path / "own.pt2")
+    with pytest.raises(InputError, match=r"ends in \.onnx or \.pt2, got .*own\.pt$"):
+        exports.export(fitted(vf.BordaCount()), tmp_path / "own.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"vidfuse\[export\]"):
+        exports.export(fitted(vf.LinearPool("uniform")), tmp_path / "a.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"x")
+    with pytest.raises(MissingExtraError, match=r"vidfuse\[export\]"):
+        load_export(tmp_path / "a.onnx")
+
+
+def test_an_export_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
+    graph = exports.graph_of(fitted(vf.LinearPool("uniform")), with_views=False, clips=None)
+    other = exports.graph_of(fitted(vf.LinearPool({"a": 1, "b": 2, "c": 3})), with_views=False, clips=None)
+    monkeypatch.setattr(exports, "graph_of", lambda *_, **__: exports.Graph(graph.module, other.program, graph.facts))
+    with pytest.raises(VidfuseError, match=r"answers otherwise than torch: a probability differs by 0\.\d+; nothing"):
+        exports.export(fitted(vf.LinearPool("uniform")), tmp_path / "a.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_are_part_of_an_export(tmp_path):
+    recipe = fitted(vf.MajorityVote({"a": 1, "b": 0, "c": 2}))
+    ensemble = Ensemble(recipe, {name: network(i) for i, name in enumerate("abc")})
+    with pytest.raises(InputError, match=r"a: expected the extents of its clips.*16x224x224"):
+        exports.export(ensemble, tmp_path / "a.pt2")
+    done = exports.export(ensemble, tmp_path / "a.pt2", clips=dict.fromkeys("ac", (2, 4, 4)))
+    exported = load_export(done.path)
+    assert exported.facts["inputs"] == {name: ["videos", 3, 2, 4, 4] for name in "ac"}
+    clips = {name: torch.randn(5, 3, 2, 4, 4) for name in "ac"}
+    with torch.no_grad():
+        expected = ensemble(clips)
+    answer = exported({name: clip.numpy() for name, clip in clips.items()})
+    np.testing.assert_allclose(answer["log_likelihoods"], expected, atol=1e-5)
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def test_the_command_writes_a_model_repository(tmp_path):
+    recipe = fitted(vf.LinearPool("accuracy"), classes=["on", 'o"ff', "c", "d", "e", "f"])
+    recipe.save(tmp_path / "fused.json")
+    result = run("export", tmp_path / "fused.json", "--triton", tmp_path / "models", "--max-batch", 8, "--json")
+    told = json.loads(result.stdout)
+    model = tmp_path / "models" / "fused"
+    assert [file["path"] for file in told["files"]] == [str(model / "1" / "model.onnx")]
+    found = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
+    assert found == {"config.pbtxt", "classes.txt", "1/model.onnx"}
+    assert (model / "classes.txt").read_text().splitlines() == list(recipe.classes)
+    config = (model / "config.pbtxt").read_text()
+    assert 'name: "fused"' in config and "max_batch_size: 8" in config
+    exported = load_export(model / "1" / "model.onnx")
+    np.testing.assert_allclose(exported(OTHER)["log_likelihoods"], recipe.predict_log_proba(OTHER), atol=1e-5)
+    for name, shape in exported.facts["inputs"].items():
+        assert f'name: "{name}"\n    data_type: TYPE_FP32\n    dims: [ {shape[1]} ]' in config
+
+
+def test_the_command_builds_the_networks_from_their_checkpoints(tmp_path):
+    stack = vf.LogitStack.from_arrays({name: LOGITS[name] for name in "ab"}, labels=LABELS)
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool("accuracy").fit(stack), stack)
+    recipe.save(tmp_path / "fused.json")
+    models = {"a": vf.networks.create("x3d_tiny", num_classes=6), "b": vf.networks.create("x3d_tiny", num_classes=6)}
+    for name, model in models.items():
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    given = [word for name in "ab" for word in ("--checkpoint", f"{name}={tmp_path / name}.pt")]
+    arguments = ["export", tmp_path / "fused.json", "--out", tmp_path / "fused.pt2", *given]
+    assert "--network a=" in run(*arguments, status=2).output
+    networks = ["--network", "a=x3d_tiny", "--network", "b=x3d_tiny", "--clips", "a=4x32x48"]
+    assert "TxHxW" not in run(*arguments, *networks).output
+    exported = load_export(tmp_path / "fused.pt2")
+    assert exported.facts["inputs"] == {"a": ["videos", 3, 4, 32, 48], "b": ["videos", 3, 8, 64, 64]}
+    assert exported.facts["clips"]["a"]["network"] == "x3d_tiny"
+    clips = {name: torch.randn(3, *shape[1:]) for name, shape in exported.facts["inputs"].items()}
+    with torch.no_grad():
+        expected = Ensemble(recipe, models).eval()(clips)
+    answer = exported({name: clip.numpy() for name, clip in clips.items()})
+    np.testing.assert_allclose(answer["log_likelihoods"], expected, atol=1e-5)
+
+
+def test_the_command_refuses_what_it_cannot_read(tmp_path):
+    fitted(vf.LinearPool("uniform")).save(tmp_path / "fused.json")
+    assert "belong to --checkpoint" in run("export", tmp_path / "fused.json", "--clips", "a=8x8x8", status=2).output
+    wrong = run("export", tmp_path / "fused.json", "--clips", "a=8x8", status=2).output
+    assert "FRAMESxHEIGHTxWIDTH" in wrong
+    assert ".onnx or .pt2" in run("export", tmp_path / "fused.json", "--out", tmp_path / "a.bin", status=2).output
