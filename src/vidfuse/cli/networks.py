@@ -24,7 +24,6 @@ __all__ = [
     "modules",
     "resolved_recipe",
     "train",
-    "weights_of",
 ]
 
 _DECODERS = ("pyav", "torchcodec", "gpu")
