@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +13,36 @@ import click
 import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe, with_recipe
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, option
 
 __all__ = ["evaluate", "fit", "report", "select"]
 
-_RULES = ("log-linear", "linear", "vote", "borda", "stacked", "dynamic", "greedy")
+_RULES = ("log-linear", "linear", "vote", "borda", "stacked", "dynamic", "greedy", "cascade")
 _rule = click.option("--rule", type=click.Choice(_RULES), default="log-linear", show_default=True, help="Fusion rule.")
 _weights = click.option(
     "--weights",
     multiple=True,
     metavar="NAME|MEMBER=NUMBER",
     help="learned (default), uniform, accuracy, log-odds, inverse-nll, or a number for each member.",
+)
+_costs = click.option(
+    "--costs",
+    multiple=True,
+    metavar="MEMBER=NUMBER|FILE",
+    help="What a member costs, for --rule cascade: GMACs (`vidfuse networks`) or milliseconds (`vidfuse networks NAME "
+    "--measure`); once for each member, or a JSON file {member: number}.  [default: 1 each]",
+)
+_risk = click.option(
+    "--risk",
+    type=click.Choice(["accuracy", "label"]),
+    help="What --rule cascade keeps, against all members: its accuracy (default), or their label.",
+)
+_at_most = click.option(
+    "--at-most",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="How much of that --rule cascade may lose, with 95 % confidence: 0.01 (default) is one point of accuracy, or "
+    "one label in a hundred.",
 )
 _SECONDS = 20_000_000  # scores that a rule is cross-fitted on unasked
 _OBJECTIVES = ("accuracy", "mean-class-accuracy", "macro-f1", "nll")
@@ -42,6 +62,7 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
     settings: dict[str, Any] = {}
     names = {"log-linear": "LogLinearPool", "linear": "LinearPool", "greedy": "GreedyPool"}
     names |= {"vote": "MajorityVote", "borda": "BordaCount", "stacked": "StackedPool", "dynamic": "DynamicPool"}
+    names |= {"cascade": "Cascade"}
     kind = getattr(vf, names[rule])
     if missing == "renormalise":
         if kind().missing is None:
@@ -66,6 +87,9 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
 @_rule
 @_weights
 @_objective
+@_costs
+@_risk
+@_at_most
 @options.views
 @options.groups
 @options.out("ensemble.json", "The recipe to write; its model card is written beside it, as NAME.card.md.")
@@ -90,6 +114,9 @@ def fit(
     rule: str,
     weights: tuple[str, ...],
     objective: str | None,
+    costs: tuple[str, ...],
+    risk: str | None,
+    at_most: float | None,
     views: tuple[str, ...],
     groups: str | None,
     out: Path,
@@ -106,7 +133,14 @@ def fit(
 
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)
-    fitted = _unfitted(rule, weights, reading.missing, objective).fit(stack)
+    unfitted = _unfitted(rule, weights, reading.missing, objective)
+    stated = {"costs": _numbers(costs, "--costs"), "risk": risk, "at_most": at_most}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    if rule == "cascade":
+        unfitted.set_params(**stated)
+    elif stated:
+        raise click.BadParameter(f"{option(next(iter(stated)))} belongs to --rule cascade, not to {rule}")
+    fitted = unfitted.fit(stack)
     recipe = vf.Recipe.from_fitted(fitted, stack, views=reduction)
     recipe.save(out)
     options.save_config(context, out)
@@ -115,7 +149,7 @@ def fit(
         said = "\nnot cross-fitted, which would take minutes here; --check does it"
     elif check is not False:
         try:
-            board = _cross_fitted(_unfitted(rule, weights, reading.missing, objective), stack)
+            board = _cross_fitted(unfitted, stack)
             said = f"\n{board.headline()} {board.how()}"
         except InputError as error:  # the recipe is written: too few videos for folds, or a member with too few
             said = f"\nnot cross-fitted: {error}"
@@ -141,6 +175,20 @@ def _sources(source: tuple[str, ...], members: Sequence[str]) -> dict[str, list[
         named = options.pairs(source, "MEMBER=FILE")
         return {name: [Path(one).name for one in named[name].split(",")] for name in members if name in named}
     return {name: [f"{Path(folder).resolve().name}/{name}" for folder in source] for name in members}
+
+
+def _numbers(values: tuple[str, ...], switch: str) -> dict[str, float] | None:
+    """Read {member: number} from `MEMBER=NUMBER` arguments, or from one JSON file; None where there are none."""
+    if not values:
+        return None
+    named: Any = options.named_values(values, "MEMBER=NUMBER or a file")
+    try:
+        if isinstance(named, str):
+            named = json.loads(Path(named).read_text(encoding="utf-8"))
+        return {str(name): float(number) for name, number in named.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        expected = "MEMBER=NUMBER, or a JSON file {member: number}"
+        raise click.BadParameter(f"{switch}: expected {expected}, got {named!r}") from error
 
 
 def _cross_fitted(rule: Any, stack: Any) -> Any:
@@ -188,9 +236,14 @@ def evaluate(
         order_checked=loaded.order_checked and stack.ids is not None,
     )
     best = loaded.fitted_on.get("best_single")
+    front = loaded.rule.front(stack) if isinstance(loaded.rule, vf.Cascade) else None
     known = {"recipe": loaded.predict_log_proba(stack)}
     board = Leaderboard.of(board_of(stack, known, protocol, best=best, objective=objective))
-    options.emit(board.to_dict(), str(board), as_json)
+    if front is None:
+        options.emit(board.to_dict(), str(board), as_json)
+    else:
+        points = {name: getattr(front, name).tolist() for name in ("cost", "accuracy", "differs", "certified")}
+        options.emit({**board.to_dict(), "front": points}, f"{board}\n\n{front}", as_json)
 
 
 @click.command()

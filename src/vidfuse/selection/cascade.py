@@ -61,6 +61,9 @@ class CascadeFront(Tabular):
     certified: NDArray[np.bool_]
     chosen: int
 
+    def __str__(self) -> str:
+        return str(self.table())
+
     def table(self) -> Table:
         """Return the points as a table: ten of them, the chosen one among these."""
         shown = {self.chosen, *np.linspace(0, len(self.cost) - 1, min(10, len(self.cost))).round().astype(int).tolist()}
@@ -259,7 +262,7 @@ class Cascade(Rule):
             sure.append(_sureness(log_p, self.by))
         return _Answers(np.array(labels), np.array(sure[:-1]).reshape(-1, len(stack)), log_p)
 
-    def reached(self) -> list[int]:
+    def stages_in_use(self) -> list[int]:
         """Return the stages that may answer a video: not those that never do, nor those behind one that always does."""
         found = []
         for stage, threshold in enumerate([*self.thresholds_.tolist(), 0.0]):
@@ -272,7 +275,7 @@ class Cascade(Rule):
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those of the stages that may answer a video."""
         check_is_fitted(self, "stages_")
-        needed = {name for stage in self.reached() for name in self.stages_[stage].needed_members()}
+        needed = {name for stage in self.stages_in_use() for name in self.stages_[stage].needed_members()}
         return tuple(name for name in self.members_ if name in needed)
 
     def choices(self) -> tuple[str, ...]:
@@ -288,7 +291,7 @@ class Cascade(Rule):
         answered = [
             f"{self.shares_[stage]:.1%} by {self.order_[0] if stage == 0 else f'{stage + 1} members'}"
             + (f" from a {self.by} of {self.thresholds_[stage]:.4g}" if stage < len(self.thresholds_) else "")
-            for stage in self.reached()
+            for stage in self.stages_in_use()
         ]
         return (
             f"{order}, in this order; answered {', '.join(answered)}",
@@ -337,8 +340,8 @@ class Cascade(Rule):
             return self.stages_[stage].predict_log_proba(stack.select(members))
 
     def is_sure(self, stage: int, log_p: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return whether a stage is sure enough to answer (N,)."""
-        return _sureness(log_p, self.by) >= self.thresholds_[stage]
+        """Return whether a stage is sure enough to answer (N,); the last one always is."""
+        return _sureness(log_p, self.by) >= [*self.thresholds_, 0.0][stage]
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
         return self._run(stack)[0]
@@ -347,10 +350,9 @@ class Cascade(Rule):
         """Return log-likelihoods (N, K), and which stage gave them (N,)."""
         out, given = np.empty((len(stack), stack.n_classes)), np.empty(len(stack), dtype=np.int64)
         left = np.arange(len(stack))
-        for stage in self.reached():
+        for stage in self.stages_in_use():
             log_p = self.answer(stage, stack[left])
-            last = stage == self.reached()[-1]
-            done = np.ones(len(left), dtype=bool) if last else self.is_sure(stage, log_p)
+            done = self.is_sure(stage, log_p)
             out[left[done]], given[left[done]] = log_p[done], stage
             left = left[~done]
             if not len(left):

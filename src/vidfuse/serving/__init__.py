@@ -1,7 +1,7 @@
-"""A fitted ensemble where it is used: with its networks as one module, as a file for other engines, and read back.
+"""A fitted ensemble where it is used: with its networks as one module, asked no further than needed, timed, exported.
 
-Names load on first use (PEP 562). `load_export` needs no torch; the others need `vidfuse[networks]`, and exports to
-ONNX `vidfuse[export]`.
+Names load on first use (PEP 562). `early_exit` and `load_export` need no torch; the others need `vidfuse[networks]`, and
+exports to ONNX `vidfuse[export]`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ _HOME = {
     "Export": "exports",
     "Exported": "exported",
     "Fusion": "fusion",
+    "LazyEnsemble": "lazy",
+    "early_exit": "early",
     "export": "exports",
     "export_triton": "triton",
     "load_export": "exported",
+    "measure": "timing",
 }
 
 __all__ = sorted(_HOME)

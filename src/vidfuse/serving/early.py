@@ -119,8 +119,7 @@ class EarlyExit:
                     break
         left = labels < 0
         if left.any():
-            with without_agreement_warnings():  # these are the videos on which members differ
-                labels[left] = self.rule.predict(whole[left])
+            labels[left] = self.finish(whole[left])
         return _counted(labels, steps, self.order)
 
     def ceiling(self, stack: LogitStack) -> NDArray[np.int64]:
@@ -139,6 +138,16 @@ class EarlyExit:
                 wrong[state.total.argmax(axis=1) != final[rows]] = number
             earliest[rows] = np.minimum(wrong + 1, len(self.order))
         return earliest
+
+    @property
+    def by_view(self) -> bool:
+        """Whether single views are steps."""
+        return self.form.by_view
+
+    def finish(self, stack: LogitStack) -> NDArray[np.int64]:
+        """Return the rule's labels of the videos that are left at the end, from the scores of all members."""
+        with without_agreement_warnings():  # these are the videos on which members differ
+            return self.rule.predict(stack)
 
     def start(self, n: int, n_classes: int) -> Undecided:
         """Return the state of n videos of which nothing is known yet; see `Undecided`."""

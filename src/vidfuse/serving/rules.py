@@ -171,7 +171,7 @@ def _stacked(rule: StackedPool, members: Members) -> Tensor:
 
 def _cascade(rule: Cascade, members: Members) -> Tensor:
     """Answer each video by the first stage that is sure enough; a graph runs all of them and chooses."""
-    stages = rule.reached()
+    stages = rule.stages_in_use()
     said = [log_proba(rule.stages_[stage], _only(rule.order_[: stage + 1], members)) for stage in stages]
     answer = said[-1]
     for stage, log_p in reversed(list(zip(stages, said[:-1], strict=False))):

@@ -1,0 +1,120 @@
+"""A lazy ensemble gives what the recipe gives on the networks' scores, and runs no network for what is decided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vidfuse as vf
+from vidfuse.errors import AlignmentError, InputError
+from vidfuse.serving import LazyEnsemble, measure
+
+NAMES = ("x3d", "swin", "tin")
+
+
+class Counting(nn.Module):
+    """A network of its own skill that counts the clips it is given."""
+
+    def __init__(self, skill, seed):
+        super().__init__()
+        self.skill, self.seen = skill, 0
+        self.noise = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, clips):
+        self.seen += len(clips)
+        scores = clips.mean(dim=(2, 3, 4))  # a clip's four channels hold what there is to see
+        return self.skill * (scores + 0.5 * scores @ self.noise)
+
+
+@pytest.fixture
+def models():
+    return {name: Counting(skill, seed) for seed, (name, skill) in enumerate(zip(NAMES, (2.0, 4.0, 3.0), strict=True))}
+
+
+def clips_of(n, seed, views=None):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (n,), generator=generator)
+    shape = (n, 4) if views is None else (n, views, 4)
+    centre = torch.eye(4)[labels] if views is None else torch.eye(4)[labels][:, None]
+    scores = 1.6 * centre + torch.randn(*shape, generator=generator)
+    return scores[..., None, None, None].expand(*shape, 2, 2, 2).contiguous(), labels.numpy()
+
+
+def scores_of(models, clips):
+    flat = clips.flatten(0, 1) if clips.ndim == 6 else clips
+    with torch.no_grad():
+        found = {name: model(flat) for name, model in models.items()}
+    for model in models.values():
+        model.seen = 0
+    return {name: z.unflatten(0, (-1, clips.shape[1])) if clips.ndim == 6 else z for name, z in found.items()}
+
+
+@pytest.mark.parametrize("views", [None, 3])
+def test_a_cascade_asks_for_less_and_says_the_same(models, views):
+    clips, labels = clips_of(1000, 0, views)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels, views=views and "mean-log")
+    rule = vf.Cascade(costs={"x3d": 5, "tin": 20, "swin": 88}, at_most=0.02).fit(stack)
+    recipe = vf.Recipe.from_fitted(rule, stack, views=views and "mean-log")
+    new, _ = clips_of(300, 1, views)
+    expected = recipe.predict_log_proba(scores_of(models, new))
+    served = LazyEnsemble(recipe, models)(new)
+    np.testing.assert_allclose(served.log_proba, expected, atol=1e-5)
+    np.testing.assert_array_equal(served.labels, expected.argmax(axis=1))
+    assert served.passes == {name: models[name].seen for name in NAMES}
+    assert served.passes["x3d"] == 300 * (views or 1) > served.passes["swin"] > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "views", "reduction"),
+    [
+        (vf.MajorityVote(), None, None),
+        (vf.MajorityVote(), 5, None),
+        (vf.MajorityVote(), 5, "vote"),
+        (vf.LinearPool({"x3d": 1, "swin": 4, "tin": 2}), None, None),
+        (vf.LinearPool({"x3d": 1, "swin": 4, "tin": 2}), 5, "mean-probability"),
+        (vf.LogLinearPool(floor=0.05), None, None),
+        (vf.LogLinearPool(floor=0.05), 2, "mean-log"),
+    ],
+)
+def test_stopping_exactly_asks_for_less_and_says_the_same(models, rule, views, reduction):
+    clips, labels = clips_of(200, 2, views)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)
+    recipe = vf.Recipe.from_fitted(
+        rule.fit(vf.reduce_views(stack, reduction) if reduction else stack), stack, reduction
+    )
+    new, _ = clips_of(100, 3, views)
+    expected = vf.LogitStack.from_arrays(scores_of(models, new))
+    exit_ = vf.early_exit(recipe, stack)
+    served = LazyEnsemble(recipe, models, exit_)(new)
+    np.testing.assert_array_equal(served.labels, recipe.predict(expected))
+    assert served.log_proba is None
+    assert served.passes == {name: models[name].seen for name in NAMES}
+    assert sum(served.passes.values()) == exit_.run(expected).passes.sum() < 100 * 3 * (views or 1)
+
+
+def test_what_does_not_belong_together_is_refused(models):
+    clips, labels = clips_of(60, 0)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)
+    recipe, other = (vf.Recipe.from_fitted(vf.MajorityVote().fit(stack), stack) for _ in range(2))
+    with pytest.raises(InputError, match="early_exit"):
+        LazyEnsemble(recipe, models)
+    with pytest.raises(InputError, match="another rule"):
+        LazyEnsemble(recipe, models, vf.early_exit(other, stack))
+    with pytest.raises(AlignmentError, match="missing \\['swin'\\]"):
+        LazyEnsemble(recipe, {name: models[name] for name in ("x3d", "tin")}, vf.early_exit(recipe, stack))
+
+
+def test_measured_costs_are_milliseconds_of_each_member_for_each_video(models):
+    clips, _ = clips_of(4, 0, views=2)
+    costs = measure(models, clips, repeats=3)
+    assert set(costs) == set(NAMES)
+    assert all(value > 0 for value in costs.values())
+    assert models["x3d"].seen == 4 * 2 * (3 + 1)
+    with pytest.raises(AlignmentError, match="tin"):
+        measure(models, {"x3d": clips, "swin": clips})
+    with pytest.raises(InputError, match="repeats"):
+        measure(models, clips, repeats=0)
+    with pytest.raises(InputError, match="clips"):
+        measure(models, clips[:0])
