@@ -47,10 +47,12 @@ _HOME = {
     "model_card": "vidfuse.serving.card",
     "read_predictions": "vidfuse.formats.importers",
     "reduce_views": "vidfuse.fusion.views",
+    "refresh": "vidfuse.serving.refreshing",
     "scorers": "vidfuse.metrics",
     "search_subsets": "vidfuse.selection.subsets",
     "shapley_values": "vidfuse.selection.contribution",
     "views_curve": "vidfuse.evaluation.curve_of_views",
+    "watch": "vidfuse.serving.watching",
     "write_report": "vidfuse.report.html",
     "write_submission": "vidfuse.formats.submissions",
 }

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as with_other
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,11 +27,13 @@ from vidfuse import __version__
 from vidfuse._checks import check_kind, check_member_names, first_few, per_member
 from vidfuse._files import replace
 from vidfuse.cache.layout import unique_keys
-from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
+from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError, option
 from vidfuse.fusion.blocks import FusedBlocks
 from vidfuse.fusion.fitted import check_fitted
+from vidfuse.fusion.track_record import TrackRecord, track_record
 from vidfuse.fusion.views import reduce_views, reduced_as_read
 from vidfuse.likelihood import VIEW_RULES
+from vidfuse.metrics.conformal import Conformity
 from vidfuse.selection.single import best_single
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints, refuse_others, shortened
 from vidfuse.stack.stack import LogitStack
@@ -87,6 +90,7 @@ class Recipe:
             videos.
         fingerprints: What identifies the checkpoints whose predictions the fit saw, by member: one, or one for each
             fold; none where that is not known. Predictions of others are refused.
+        record: How the rule did on videos that it had not seen: `with_record`; None where that was not tried.
 
     Example:
         >>> import numpy as np, tempfile, vidfuse as vf
@@ -111,6 +115,7 @@ class Recipe:
     order_checked: bool = False
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
     fingerprints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    record: TrackRecord | None = None
 
     @classmethod
     def from_fitted(cls, rule: Any, stack: LogitStack, views: str | Mapping[str, str] | None = None) -> Recipe:
@@ -245,6 +250,60 @@ class Recipe:
         """Return whether some of these videos were in the fit, so that a score on them is in-sample."""
         return bool(self.shared_videos(stack))
 
+    def with_record(
+        self,
+        data: LogitStack,
+        *,
+        cross_fit: bool | None = None,
+        folds: int = 5,
+        seed: int | None = 0,
+        conformity: Conformity = "least-ambiguous",
+    ) -> Recipe:
+        """Return the recipe with a record of how its rule does on labelled videos: to abstain, for sets, to watch.
+
+        Videos that the fit did not see are predicted by the recipe, and what is stated of it later holds exactly. Those
+        of the fit are predicted by copies of the rule, each fitted on the other folds; then it holds as far as the
+        rule does as its copies do.
+
+        Args:
+            data: Labelled videos: all of the fit, or none of it; with groups, where they come in groups.
+            cross_fit: Whether they are those of the fit, where there are no ids that tell.
+            folds: The number of folds of the fit's videos.
+            seed: Seed of the folds.
+            conformity: How sets of classes are made; see `vidfuse.metrics.conformity_scores`.
+
+        Raises:
+            InputError: Some of the videos are of the fit and others are not, or it cannot be told; labels are missing.
+
+        Example:
+            >>> import vidfuse as vf
+            >>> rng = np.random.default_rng(0)
+            >>> y = rng.integers(0, 3, size=300)
+            >>> z = {name: rng.normal(size=(300, 3)) + 2 * np.eye(3)[y] for name in "ab"}
+            >>> stack = vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(300)])
+            >>> recipe = Recipe.from_fitted(vf.LogLinearPool().fit(stack), stack).with_record(stack)
+            >>> recipe.record
+            TrackRecord(cross-fitted, 300 videos, accuracy 0.9300)
+            >>> recipe.record.prediction_sets(0.95)
+            PredictionSets(95%, from 300 videos)
+        """
+        stack = self._prepare(data)
+        shared = self.shared_videos(stack)
+        if cross_fit is None and shared is None:
+            raise InputError(
+                "whether these videos are those of the fit cannot be told without ids; say "
+                f"{option('cross_fit', True)} if they are, {option('cross_fit', False)} if none of them is"
+            )
+        of_fit = bool(shared) if cross_fit is None else cross_fit
+        whole = len(stack) == self.fitted_on["videos"]
+        if shared not in (None, 0, len(stack)) or (of_fit and not whole):
+            raise InputError(
+                f"a record needs all videos of the fit, or none of them; of these {len(stack):,}, {shared} are of the "
+                f"fit, which saw {self.fitted_on['videos']:,}"
+            )
+        made = track_record(self.rule, stack, held_out=not of_fit, folds=folds, seed=seed, conformity=conformity)
+        return with_other(self, record=made)
+
     def describe(self) -> dict[str, Any]:
         """Return what the recipe is, without its large arrays, in plain types."""
         weights = getattr(self.rule, "weights_", None)
@@ -261,6 +320,7 @@ class Recipe:
             "weights": None if weights is None else np.asarray(weights).tolist(),
             "temperature": _optional_float(getattr(self.rule, "temperature_", None)),
             "choices": list(self.rule.choices()),
+            "record": None if self.record is None else repr(self.record),
         }
 
     def __str__(self) -> str:
@@ -275,7 +335,8 @@ class Recipe:
         if weights.shape == (len(names),):
             width = max(map(len, names))
             lines += [f"  {name:<{width}}  {weight:.4f}" for name, weight in zip(names, weights, strict=True)]
-        return "\n".join([*lines, *self.rule.choices(), self._said_checkpoints()])
+        record = [] if self.record is None else [repr(self.record)]
+        return "\n".join([*lines, *self.rule.choices(), *record, self._said_checkpoints()])
 
     def _said_checkpoints(self) -> str:
         """Return in a line of which checkpoints the fit saw predictions: their fingerprints, shortened."""
@@ -310,6 +371,8 @@ class Recipe:
         }
         if self.fingerprints:
             content["fingerprints"] = {name: list(prints) for name, prints in self.fingerprints.items()}
+        if self.record is not None:
+            content["record"] = _encode(self.record.to_dict(), arrays, "record")
         if arrays:
             from safetensors.numpy import save
 
@@ -426,6 +489,7 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Recipe:
         order_checked=order == _ORDERS[0],
         fitted_on={**seen, "ids": _unpacked(seen.get("ids"), arrays)},
         fingerprints={n: _listed(own, f"fingerprints: {n}") for n, own in content.get("fingerprints", {}).items()},
+        record=TrackRecord.from_dict(_decode(content["record"], arrays, "record")) if "record" in content else None,
     )
 
 

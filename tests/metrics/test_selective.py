@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from scipy.stats import binom
 from sklearn.metrics import accuracy_score
 
 from vidfuse.errors import InputError
-from vidfuse.metrics import risk_coverage
+from vidfuse.metrics import abstention, risk_coverage
 
 
 def test_each_threshold_is_the_error_of_the_videos_above_it():
@@ -46,3 +49,84 @@ def test_bad_input():
         found.at(1.5)
     with pytest.raises(InputError, match="sum to 1"):
         risk_coverage([0], [[2.0, 1.0]])
+
+
+def certified(confidence, right, error, level=0.95):
+    """The fixed sequence by its definition, with SciPy's binomial distribution."""
+    order = np.argsort(-confidence, kind="stable")
+    found, begun = None, False
+    for n in range(1, len(order) + 1):
+        if n < len(order) and confidence[order[n]] == confidence[order[n - 1]]:
+            continue
+        if not begun and (1 - error) ** n > 1 - level:
+            continue
+        begun = True
+        if binom.cdf((~right[order[:n]]).sum(), n, error) > 1 - level:
+            break
+        found = confidence[order[n - 1]]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_threshold_is_the_last_that_passes(seed):
+    rng = np.random.default_rng(seed)
+    confidence = rng.integers(1, 200, 500) / 200  # with ties
+    right = rng.random(500) < 0.75 + 0.25 * confidence
+    expected = certified(confidence, right, 0.1)
+    if expected is None:
+        with pytest.raises(InputError, match=r"no confidence is sure to keep the error at 0\.1"):
+            abstention(confidence, right, 0.1)
+        return
+    found = abstention(confidence, right, 0.1)
+    assert found.threshold == expected
+    answered = confidence >= expected
+    assert (found.coverage, found.n_answered) == (answered.mean(), answered.sum())
+    assert found.observed == pytest.approx((~right)[answered].mean())
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_stated_error_is_exceeded_in_at_most_one_of_twenty_draws(grouped):
+    """Where the surest videos are wrong in just over 10 % of cases, a threshold that passes is a false one."""
+    rng, passed = np.random.default_rng(5), 0
+    for _ in range(400):
+        confidence = rng.random(120)
+        right = np.repeat(rng.random(40) < 0.899, 3) if grouped else rng.random(120) < 0.899
+        try:
+            abstention(confidence, right, 0.1, groups=np.arange(120) // 3 if grouped else None)
+            passed += 1
+        except InputError:
+            pass
+    assert passed <= binom.ppf(0.999, 400, 0.05)
+
+
+def test_groups_count_alike_and_a_group_of_many_right_ones_proves_little():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(2000)
+    right = np.ones(2000, bool)
+    with pytest.raises(InputError, match=r"needs at least \d+ groups of videos, none of them wrong, and there are 10"):
+        abstention(confidence, right, 0.05, groups=np.arange(2000) % 10)
+    assert abstention(confidence, right, 0.05, groups=np.arange(2000)).coverage == 1
+    with pytest.raises(InputError, match="needs at least 59 videos, none of them wrong, and there are 58"):
+        abstention(confidence[:58], right[:58], 0.05)
+    assert abstention(confidence[:59], right[:59], 0.05).coverage == 1
+
+
+def test_the_number_of_groups_that_is_asked_for_is_the_least_that_passes():
+    c = np.linspace(0.5, 1, 400)
+    with pytest.raises(InputError) as refused:
+        abstention(c[:20], np.ones(20, bool), 0.05, groups=np.arange(20))
+    n = int(re.search(r"at least (\d+) groups", str(refused.value))[1])
+    abstention(c[:n], np.ones(n, bool), 0.05, groups=np.arange(n))
+    with pytest.raises(InputError):
+        abstention(c[: n - 1], np.ones(n - 1, bool), 0.05, groups=np.arange(n - 1))
+
+
+def test_answered_is_what_reaches_the_threshold():
+    confidence = np.r_[np.full(100, 0.9), np.full(100, 0.6)]
+    found = abstention(confidence, np.arange(200) < 100, 0.05)
+    assert found.answered(np.log([[0.9, 0.1], [0.6, 0.4], [0.05, 0.95]])).tolist() == [True, False, True]
+    for bad, message in (({"error": 0}, "error: expected a share"), ({"level": 1}, "level: expected a share")):
+        with pytest.raises(InputError, match=message):
+            abstention(confidence, confidence > 0, **{"error": 0.1, **bad})
+    with pytest.raises(InputError, match="right: expected one for each of 200 videos, got 3"):
+        abstention(confidence, [1, 0, 1], 0.1)

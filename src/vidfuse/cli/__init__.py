@@ -32,6 +32,9 @@ _COMMANDS = {
     "fit": ("vidfuse.cli.ensembles:fit", "Fit a fusion rule, and write a recipe."),
     "predict": ("vidfuse.cli.predictions:predict", "Fuse by a recipe, and write probabilities."),
     "evaluate": ("vidfuse.cli.ensembles:evaluate", "Score a recipe beside its members."),
+    "record": ("vidfuse.cli.reliability:record", "Keep in a recipe how it does on labelled videos."),
+    "watch": ("vidfuse.cli.reliability:watch", "Compare a stream of predictions with a recipe's record."),
+    "refresh": ("vidfuse.cli.reliability:refresh", "Fit a recipe anew on fresh videos, if no worse."),
     "select": ("vidfuse.cli.ensembles:select", "Find the best subset of the members, exactly."),
     "report": ("vidfuse.cli.ensembles:report", "Write one HTML page on members and rules."),
     "submit": ("vidfuse.cli.predictions:submit", "Fuse by a recipe, and write a submission."),
@@ -99,6 +102,7 @@ _OTHERWISE: dict[tuple[Any, ...], str] = {
     ("labels",): "--annotations",
     ("labels", None): "--no-labels",
     ("missing", "keep"): "--missing renormalise",
+    ("cross_fit", False): "--held-out",
 }
 
 

@@ -13,6 +13,7 @@ import click
 import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe, with_recipe
+from vidfuse.cli.reliability import abstain, by_class, sets, write_decisions
 from vidfuse.errors import InputError, option
 
 __all__ = ["predict", "submit"]
@@ -35,6 +36,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["float16", "float32", "float64"]),
     help="The probabilities' precision.  [default: float64; float32 in a cache]",
 )
+@abstain
+@sets
+@by_class
 @options.as_json
 @click.pass_context
 def predict(
@@ -45,6 +49,9 @@ def predict(
     out: Path,
     top_k: int | None,
     dtype: str | None,
+    abstain: float | None,
+    sets: float | None,
+    by_class: bool,
     as_json: bool,
 ) -> None:
     """Fuse predictions by RECIPE, and write the probability of every class.
@@ -67,7 +74,10 @@ def predict(
         resume=_what(recipe, stack),
     )
     options.save_config(context, out)
-    options.emit({"out": out, "videos": len(stack)}, f"{len(stack)} videos written to {out}", as_json)
+    said = f"{len(stack)} videos written to {out}"
+    if abstain is not None or sets is not None:
+        said = f"{said}\n{write_decisions(loaded, stack, out, abstain, sets, by_class)}"
+    options.emit({"out": out, "videos": len(stack)}, said, as_json)
 
 
 class _Shown:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         difference_p_value,
         risk_p_value,
     )
+    from vidfuse.metrics.conformal import PredictionSets, conformity_scores, prediction_sets
     from vidfuse.metrics.diversity import (
         disagreement,
         double_fault,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vidfuse.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, share_interval
     from vidfuse.metrics.objectives import Scorer, resolve_objective, scorers
     from vidfuse.metrics.probabilistic import brier, ece, nll, reliability
-    from vidfuse.metrics.selective import RiskCoverage, risk_coverage
+    from vidfuse.metrics.selective import Abstention, RiskCoverage, abstention, risk_coverage
     from vidfuse.metrics.significance import (
         McNemar,
         PairedDifference,
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "Abstention": "selective",
     "Interval": "intervals",
     "McNemar": "significance",
     "PairedDifference": "significance",
+    "PredictionSets": "conformal",
     "RiskCoverage": "selective",
     "Scorer": "objectives",
+    "abstention": "selective",
     "accuracy_interval": "intervals",
     "betting_p_value": "bounds",
     "binomial_p_value": "bounds",
@@ -51,6 +55,7 @@ _HOME = {
     "brier": "probabilistic",
     "class_accuracies": "accuracy",
     "clopper_pearson": "bounds",
+    "conformity_scores": "conformal",
     "difference_p_value": "bounds",
     "disagreement": "diversity",
     "double_fault": "diversity",
@@ -63,6 +68,7 @@ _HOME = {
     "nll": "probabilistic",
     "oracle_accuracy": "diversity",
     "prediction_disagreement": "diversity",
+    "prediction_sets": "conformal",
     "q_statistic": "diversity",
     "reliability": "probabilistic",
     "resolve_objective": "objectives",
@@ -76,11 +82,14 @@ _HOME = {
 }
 
 __all__ = [
+    "Abstention",
     "Interval",
     "McNemar",
     "PairedDifference",
+    "PredictionSets",
     "RiskCoverage",
     "Scorer",
+    "abstention",
     "accuracy_interval",
     "betting_p_value",
     "binomial_p_value",
@@ -88,6 +97,7 @@ __all__ = [
     "brier",
     "class_accuracies",
     "clopper_pearson",
+    "conformity_scores",
     "difference_p_value",
     "disagreement",
     "double_fault",
@@ -100,6 +110,7 @@ __all__ = [
     "nll",
     "oracle_accuracy",
     "prediction_disagreement",
+    "prediction_sets",
     "q_statistic",
     "reliability",
     "resolve_objective",

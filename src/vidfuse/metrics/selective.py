@@ -1,16 +1,22 @@
-"""What a prediction is worth where it may abstain: the risk on the videos that it is surest of."""
+"""What a prediction is worth where it may abstain: the risk on the videos that it is surest of, and how to bound it."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import as_array
 from vidfuse.errors import InputError
-from vidfuse.metrics._inputs import as_log_proba
+from vidfuse.metrics._inputs import as_hits, as_log_proba, as_values
+from vidfuse.metrics.bounds import betting_p_value, binomial_p_value
+from vidfuse.metrics.design import design_of
 
-__all__ = ["RiskCoverage", "risk_coverage"]
+__all__ = ["Abstention", "RiskCoverage", "abstention", "risk_coverage"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,7 @@ def risk_coverage(labels: ArrayLike, log_proba: ArrayLike) -> RiskCoverage:
         RiskCoverage(risk 0.0000 at half, 0.3333 at all videos; area 0.1111, oracle 0.1111)
     """
     y, z = as_log_proba(labels, log_proba)
-    predicted = z.argmax(axis=1)
-    confidence = np.exp(np.take_along_axis(z, predicted[:, None], axis=1)[:, 0].astype(np.float64))
+    predicted, confidence = _confidence(z)
     order = np.argsort(-confidence, kind="stable")
     sure, wrong = confidence[order], (predicted != y)[order]
     n = len(y)
@@ -93,3 +98,138 @@ def risk_coverage(labels: ArrayLike, log_proba: ArrayLike) -> RiskCoverage:
         area=float((along / held).mean()),
         area_of_oracle=float((rest / held).mean()),
     )
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """A confidence below which a prediction abstains, so that the error among the answered is bounded.
+
+    Attributes:
+        error: The stated share of wrong predictions among the answered videos.
+        level: The probability that the true share is at most that.
+        threshold: The least confidence (probability of the predicted class) that is answered.
+        coverage: Share of the videos that were answered; where they come in groups, each group counts alike.
+        observed: Share of wrong ones among them.
+        n_answered: The number of videos that were answered.
+        n_groups: The number of groups that the videos come in; None where each stands for itself.
+    """
+
+    error: float
+    level: float
+    threshold: float
+    coverage: float
+    observed: float
+    n_answered: int
+    n_groups: int | None
+
+    def answered(self, log_proba: ArrayLike) -> NDArray[np.bool_]:
+        """Return which videos are answered, (N,), by their log-likelihoods (N, K)."""
+        return _confidence(as_array(log_proba, "log_proba"))[1] >= self.threshold
+
+    def __repr__(self) -> str:
+        groups = "" if self.n_groups is None else f" of {self.n_groups:,} groups"
+        return (
+            f"Abstention(answer from confidence {self.threshold:.4f} on: error at most {self.error:.1%} with "
+            f"{self.level:.0%} confidence; answers {self.coverage:.1%}, {self.observed:.1%} of them wrong{groups})"
+        )
+
+
+def abstention(
+    confidence: ArrayLike,
+    right: ArrayLike,
+    error: float,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Abstention:
+    """Return the least confidence to answer at, such that at most a share `error` of the answered videos is wrong.
+
+    Thresholds are tested one after another, from the surest video on, each at the full 1 − level, and the first that
+    fails ends it (fixed-sequence testing): by the binomial test, with groups, each of which counts alike, by betting
+    on their means (`vidfuse.metrics.betting_p_value`). The first ones are left out where not even right answers alone
+    could pass.
+
+    The true share is above `error` with probability 1 − level at most, for any distribution, if the prediction did not
+    see these videos, and if the surest videos, too few to be tested alone, are no worse than the rest.
+
+    Args:
+        confidence: Probability of the predicted class, shape (N,).
+        right: Whether it was right, shape (N,).
+        error: The share of wrong ones that is allowed among the answered, between 0 and 1.
+        groups: What each video comes from, shape (N,); None where videos are independent.
+        level: The probability with which it holds.
+
+    Raises:
+        InputError: No threshold passes; it says how many videos would do, or what the surest ones' error is.
+
+    Source:
+        Geifman and El-Yaniv (2017), Selective classification for deep neural networks, NeurIPS, section 3;
+        Angelopoulos, Bates, Candès, Jordan and Lei (2021), Learn then test, section 3.2 (fixed sequence).
+
+    Example:
+        >>> import numpy as np
+        >>> c = np.linspace(1, 0.5, 200)
+        >>> found = abstention(c, c > 0.6, error=0.05)
+        >>> round(found.threshold, 3), found.n_answered, round(found.observed, 3)
+        (0.593, 163, 0.018)
+    """
+    c, hits = as_values(confidence, "confidence"), as_hits(right)
+    if c.shape != hits.shape:
+        raise InputError(f"right: expected one for each of {len(c)} videos, got {len(hits)}")
+    for name, value in (("error", error), ("level", level)):
+        if not 0 < value < 1:
+            raise InputError(f"{name}: expected a share between 0 and 1, got {value}")
+    design = design_of(len(c), groups=groups)
+    order = np.argsort(-c, kind="stable")
+    sure, wrong = c[order], ~hits[order]
+    group = design.group[order]
+    weight = 1 / np.bincount(group)[group]
+
+    def passes(answered: int, errors: NDArray[np.bool_]) -> bool:
+        if groups is None:
+            return binomial_p_value(int(errors[:answered].sum()), answered, error) <= 1 - level
+        losses = (weight * (errors - error))[:answered]  # at most 1 - error and at least -error in each group
+        return betting_p_value(np.bincount(group[:answered], losses, design.size), 0.0) <= 1 - level
+
+    ends = np.flatnonzero(np.r_[sure[1:] != sure[:-1], True]) + 1  # equals are answered together
+    none_wrong = np.zeros_like(wrong)
+    tested = ends[bisect.bisect_left(ends, True, key=lambda answered: passes(answered, none_wrong)) :].tolist()
+    passed = list(itertools.takewhile(lambda answered: passes(answered, wrong), tested))
+    if not tested:
+        need = _fewest(error, level, groups is not None)
+        unit = "videos" if groups is None else "groups of videos"
+        raise InputError(
+            f"an error of at most {error:g} with {level:.0%} confidence needs at least {need:,} {unit}, none of them "
+            f"wrong, and there are {design.size:,}: take more videos, or allow a larger error"
+        )
+    if not passed:
+        raise InputError(
+            f"no confidence is sure to keep the error at {error:g}: of the {tested[0]:,} surest videos "
+            f"{int(wrong[: tested[0]].sum())} are wrong; allow a larger error, or take more videos"
+        )
+    answered = passed[-1]
+    share = weight[:answered].sum()
+    return Abstention(
+        error,
+        level,
+        threshold=float(sure[answered - 1]),
+        coverage=float(share / weight.sum()),
+        observed=float((weight * wrong)[:answered].sum() / share),
+        n_answered=answered,
+        n_groups=design.n_groups,
+    )
+
+
+def _fewest(error: float, level: float, grouped: bool) -> int:
+    """Return how many videos, or groups, without any error let a test pass."""
+    fewest = math.ceil(math.log(1 - level) / math.log1p(-error) - 1e-9)
+    while grouped and betting_p_value(np.full(fewest, -error), 0.0) > 1 - level:
+        fewest += 1
+    return fewest
+
+
+def _confidence(log_proba: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the predicted class and its probability, each (N,)."""
+    predicted = np.asarray(log_proba.argmax(axis=1))
+    best = np.take_along_axis(log_proba, predicted[:, None], axis=1)[:, 0]
+    return predicted, np.exp(best.astype(np.float64))

@@ -1,0 +1,141 @@
+"""Watching a stream and refreshing a recipe: what is found, what is not, and what is refused."""
+
+import numpy as np
+import pytest
+
+import vidfuse as vf
+from vidfuse.errors import AlignmentError, InputError
+
+MEMBERS = ("swin", "tpn", "x3d")
+
+
+def make(n, seed, classes=6, change=None, labelled=True):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    scale = {"swin": 5.0, "tpn": 4.0, "x3d": 3.0}
+    z = {name: 2 * rng.normal(size=(n, 6)) + scale[name] * np.eye(6)[y] for name in MEMBERS}
+    ids = [f"v{seed}_{i:04}" for i in range(n)]
+    return vf.LogitStack.from_arrays(change(z) if change else z, labels=y if labelled else None, ids=ids)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    fit = make(400, 0)
+    return vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(fit), fit).with_record(fit)
+
+
+CHANGES = {
+    "logits x 0.2": lambda z: {**z, "tpn": 0.2 * z["tpn"]},
+    "swapped": lambda z: {**z, "swin": z["x3d"], "x3d": z["swin"]},
+    "another order": lambda z: {**z, "x3d": z["x3d"][::-1]},
+    "all duller": lambda z: {name: 0.7 * own for name, own in z.items()},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_found(recipe, name):
+    found = vf.watch(recipe, [make(200, 1), make(300, 2, change=CHANGES[name], labelled=False)])
+    assert found.alarms
+    assert found.alarms[0].alarm > 200
+    assert found.alarms[0].alarm_id.startswith("v2_")
+    assert found.headline().startswith(f"Alarm: {found.alarms[0].name}")
+    assert str(found.alarms[0].alarm) in found.to_csv()
+
+
+def test_another_mixture_of_classes_is_found_and_named(recipe):
+    found = vf.watch(recipe, make(300, 3, classes=2))
+    assert "class" in [one.name for one in found.alarms]
+    assert {name for name, _, now in found.shifted if now > 0.3} == {"0", "1"}
+    assert "Classes that changed most: " in str(found)
+
+
+def test_undisturbed_streams_alarm_as_rarely_as_stated():
+    alarms = 0
+    for seed in range(60):
+        whole = make(160, 100 + seed)
+        fit = whole[:80]
+        recipe = vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(fit), fit).with_record(fit)
+        alarms += bool(vf.watch(recipe, whole[80:]).alarms)
+    assert alarms <= 8  # P(Binomial(60, 0.05) > 8) = 0.003
+
+
+def test_a_stream_that_goes_on_keeps_what_it_said(recipe):
+    parts = [make(150, 1), make(150, 2, change=CHANGES["logits x 0.2"]), make(100, 3)]
+    first, second = vf.watch(recipe, parts[:2]), vf.watch(recipe, parts)
+    for before, after in zip(first.statistics, second.statistics, strict=True):
+        assert before.alarm is None or before.alarm == after.alarm
+        assert after.p_value <= before.p_value
+
+
+def in_hundreds(stack):
+    return stack.with_groups(lambda name: name[:-2])
+
+
+def with_record(fit):
+    return vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(fit), fit).with_record(fit)
+
+
+def test_of_a_group_one_video_is_used():
+    recipe, later = with_record(in_hundreds(make(2400, 7))), in_hundreds(make(240, 5))
+    found = vf.watch(recipe, [later, later])
+    assert (found.n_reference, found.n_units, found.n_videos) == (24, 3, 480)
+    with pytest.raises(InputError, match="the record's videos come in groups, and the stream's do not"):
+        vf.watch(recipe, make(240, 5))
+
+
+def test_what_cannot_be_watched_is_refused(recipe):
+    later = make(50, 1)
+    fit = make(60, 0)
+    bare = vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(fit), fit)
+    for bad, stream, error, message in (
+        (bare, later, InputError, "the recipe has no record to compare with"),
+        (with_record(in_hundreds(make(600, 0))), in_hundreds(later), InputError, "at least 20 independent videos"),
+        (recipe, [], InputError, "expected a stream of at least one video"),
+        (recipe, later.select(["swin"]), InputError, "tpn"),
+    ):
+        with pytest.raises(error, match=message):
+            vf.watch(bad, stream)
+    with pytest.raises(AlignmentError, match="knows 6 classes, the stream has 4"):
+        vf.watch(recipe, vf.LogitStack.from_arrays({name: np.eye(4) * 3 for name in MEMBERS}))
+    with pytest.raises(InputError, match="false_alarms: expected a probability"):
+        vf.watch(recipe, later, false_alarms=0)
+
+
+def test_views_and_missing_members_are_watched_as_they_are_predicted():
+    fit = make(200, 0)
+    z = {name: np.stack([fit.scores(name)] * 2, axis=1) for name in MEMBERS}
+    views = vf.LogitStack.from_arrays(z, labels=fit.labels, ids=fit.ids)
+    pool = vf.LogLinearPool(weights="uniform").fit(fit)
+    recipe = vf.Recipe.from_fitted(pool, fit, views="mean-log").with_record(views)
+    assert recipe.record.reference == pytest.approx(with_record(fit).record.reference, rel=1e-5)
+    assert vf.watch(recipe, views).n_units == 200
+
+
+def test_the_rule_fitted_anew_on_like_videos_is_no_worse():
+    recipe, fresh = with_record(make(300, 0)), make(900, 1)
+    found = vf.refresh(recipe, fresh, margin=0.02)
+    assert found.no_worse
+    assert found.recipe.record.how == "cross-fitted"
+    assert found.recipe.fitted_on["videos"] == 900
+    assert found.accuracy[0] == (recipe.predict(fresh) == fresh.labels).mean()
+    assert "is no worse than the old one" in found.headline()
+    few = vf.refresh(recipe, fresh[:40], margin=0.02)
+    assert not few.no_worse
+    assert "not shown" in few.headline()
+
+
+def test_a_rule_that_fits_fresh_videos_better_takes_the_place_of_one_that_does_not():
+    fit = make(
+        300, 0, change=lambda z: {**z, "swin": z["swin"] + 8 * np.random.default_rng(9).normal(size=z["swin"].shape)}
+    )
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool(weights={"swin": 0.01, "tpn": 0.01, "x3d": 1}).fit(fit), fit)
+    found = vf.refresh(vf.Recipe.from_fitted(vf.LogLinearPool().fit(fit), fit), make(600, 2))
+    assert found.accuracy[1] > found.accuracy[0]
+    assert found.no_worse
+    assert not vf.refresh(recipe, make(600, 2), margin=0.001).gain.difference  # given weights stay as they are
+
+
+def test_videos_of_the_fit_are_not_fresh():
+    fit = make(300, 0)
+    with pytest.raises(InputError, match="300 of the 300 videos are of the recipe's fit"):
+        vf.refresh(with_record(fit), fit)
