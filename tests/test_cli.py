@@ -269,7 +269,7 @@ def test_groups_are_read_from_ids_and_kept_whole(caches):
     assert "none of 10 groups split" in (caches / "own.html").read_text()
 
 
-@pytest.mark.parametrize(("pattern", "what"), [("[", "no regular expression"), ("_g", "finds nothing in 60 of 60 ids")])
+@pytest.mark.parametrize(("pattern", "what"), [("[", "expected a regular expression"), ("_g", "not found in 60")])
 def test_a_pattern_that_tells_no_groups_is_refused(caches, pattern, what):
     assert what in run("fit", caches / "val", "--groups", pattern, status=2).stderr
 

@@ -27,6 +27,30 @@ def sample(n=300, k=K, seed=0):
     return y, scores_of(y, k, seed), scores_of(y, k, seed + 1)
 
 
+@pytest.mark.parametrize("seed", [7, 13, 32])
+def test_copies_of_a_weak_members_rows_are_no_evidence(seed):
+    """Many copies of a few videos say no more than one of each; each of these seeds was warned of when they counted."""
+    rng = np.random.default_rng(seed)
+    k, n, copies = (int(rng.integers(*ends)) for ends in ((5, 30), (60, 200), (5, 30)))
+    y = rng.integers(0, k, n)
+    good, weak = (rng.normal(size=(n, k)) + s * np.eye(k)[y] for s in (4.0, rng.uniform(0.5, 2.0)))
+    rows = np.concatenate([np.arange(n), np.repeat(rng.permutation(n)[: int(rng.integers(4, 20))], copies)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VidfuseWarning)
+        vf.LogitStack.from_arrays({"good": good[rows], "weak": weak[rows]}, labels=y[rows])
+
+
+def test_the_rows_that_are_named_are_those_of_the_whole_stack():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 20, 600)
+    logits = {name: rng.normal(size=(600, 20)) + 4 * np.eye(20)[y] for name in "ab"}
+    rows = np.concatenate([np.zeros(400, int), np.arange(600)])  # the first video 401 times
+    moved = logits["b"].copy()
+    moved[300:] = moved[300:][rng.permutation(300)]
+    with pytest.warns(VidfuseWarning, match=r"member 'b' is right only by chance in the rows (6[6-9]|7[0-3])\d to 999"):
+        vf.LogitStack.from_arrays({"a": logits["a"][rows], "b": moved[rows]}, labels=y[rows])
+
+
 @settings(max_examples=30)
 @given(st.permutations(range(K)), st.booleans())
 def test_classes_in_another_order_are_aligned_by_name(order, on_disk):

@@ -13,7 +13,7 @@ import click
 import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe, with_recipe
-from vidfuse.errors import InputError, option
+from vidfuse.errors import InputError, MissingExtraError, option
 
 __all__ = ["evaluate", "fit", "report", "select"]
 
@@ -295,6 +295,12 @@ def select(
     type=click.Path(path_type=Path),
     help="A folder for figures as svg, pdf and png, a paper's column wide; needs the extra report.",
 )
+@click.option(
+    "--thumbnails",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Show the mistakes: the folder of the videos, whose ids are their paths in it, or of pictures named by id.",
+)
 @options.out("report.html", "The page to write.")
 @click.pass_context
 def report(
@@ -307,6 +313,7 @@ def report(
     groups: str | None,
     title: str,
     figures: Path | None,
+    thumbnails: Path | None,
     out: Path,
 ) -> None:
     """Compare members and fusion rules, as one self-contained HTML page.
@@ -314,11 +321,24 @@ def report(
     SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump: vidfuse report swin=a.pkl
     x3d=b.npz --kind logits --annotations val.csv
     """
+    from vidfuse.report.html import check_page, findings_of, write_findings
+
+    check_page(out)
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)
     held_out = reading.open(test, reduction, list(stack.members), test_annotations) if test else None
     held_out = None if held_out is None else options.grouped(held_out, groups)
-    vf.write_report(stack, out, test=held_out, title=title, figures=figures)
+    found = findings_of(stack, held_out, thumbnails=None if thumbnails is None else _pictures(thumbnails))
+    write_findings(found, out, title, figures)
     options.save_config(context, out)
-    headline = vf.leaderboard(stack, held_out).headline()
-    click.echo(f"{headline}\nwritten to {out}")
+    click.echo(f"{found.board.headline()}\nwritten to {out}")
+
+
+def _pictures(folder: Path) -> Any:
+    """Return the pictures of a folder by id, made small where videos can be decoded, or as they are."""
+    from vidfuse.report.pictures import Pictures
+
+    try:
+        return vf.video.Thumbnails(folder)
+    except MissingExtraError:
+        return Pictures(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,37 +18,23 @@ from vidfuse.errors import InputError, MissingExtraError
 __all__ = [
     "batch_of_rank",
     "checkpoint_file",
+    "decoding",
     "extract",
     "keep_left_out",
     "listed_failures",
     "loader_of",
     "modules",
+    "of_training",
     "resolved_recipe",
     "train",
 ]
 
 _DECODERS = ("pyav", "torchcodec", "gpu")
 _network = click.argument("network")
-workers_option = click.option("--workers", default=2, show_default=True, help="Processes that decode videos.")
-strict_option = click.option(
-    "--strict", is_flag=True, help="Stop at a video that cannot be decoded, instead of listing it."
-)
-allow_truncated_option = click.option(
-    "--allow-truncated", is_flag=True, help="Take what is left of videos that end early."
-)
-recipe_option = click.option(
-    "--recipe", "recipe_name", help="A network of the method's Table I, a tiny preset, or a YAML file."
-)
-settings_option = click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a field of the recipe."
-)
-val_option = click.option(
-    "--val", type=click.Path(exists=True, path_type=Path), help="Videos to score after each epoch."
-)
-val_root_option = click.option(
-    "--val-root", type=click.Path(path_type=Path), help="The folder that the paths of --val start from, if not --root."
-)
-decoder_option = click.option(
+_workers = click.option("--workers", default=2, show_default=True, help="Processes that decode videos.")
+_strict = click.option("--strict", is_flag=True, help="Stop at a video that cannot be decoded, instead of listing it.")
+_allow_truncated = click.option("--allow-truncated", is_flag=True, help="Take what is left of videos that end early.")
+_decoder = click.option(
     "--decoder",
     type=click.Choice(_DECODERS),
     default="pyav",
@@ -56,21 +43,38 @@ decoder_option = click.option(
 )
 
 
+def decoding(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of what decodes its videos, and of what is done about those that cannot be."""
+    return _workers(_decoder(_strict(_allow_truncated(command))))
+
+
+def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what `train` and `train-together` have in common: the videos to score, and the recipe."""
+    for add in (
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a field of the recipe."),
+        click.option(
+            "--recipe", "recipe_name", help="A network of the method's Table I, a tiny preset, or a YAML file."
+        ),
+        click.option(
+            "--val-root",
+            type=click.Path(path_type=Path),
+            help="The folder that the paths of --val start from, if not --root.",
+        ),
+        click.option("--val", type=click.Path(exists=True, path_type=Path), help="Videos to score after each epoch."),
+        videos.root,
+        videos.layout,
+    ):
+        command = add(command)
+    return command
+
+
 @click.command()
 @_network
 @videos.data
-@videos.layout
-@videos.root
-@val_option
-@val_root_option
-@recipe_option
-@settings_option
+@of_training
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
 @videos.classes
-@workers_option
-@decoder_option
-@strict_option
-@allow_truncated_option
+@decoding
 @options.out("runs/train", "The run's folder; a run that stopped goes on from its checkpoint.")
 @options.as_json
 @click.pass_context
@@ -171,10 +175,7 @@ def train(
     help="Of the forward pass.",
 )
 @videos.classes
-@workers_option
-@decoder_option
-@strict_option
-@allow_truncated_option
+@decoding
 @options.out("caches/val/member", "The cache's folder; its name is the member's name.")
 @options.as_json
 @click.pass_context

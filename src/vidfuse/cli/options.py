@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,29 +111,19 @@ def grouped(stack: Any, pattern: str | None) -> Any:
     return stack.with_groups(groups_of(pattern, stack.ids.tolist()))
 
 
-def groups_of(pattern: str, ids: Sequence[str]) -> dict[str, str]:
-    """Return {id: what it comes from}: what the pattern finds in it, its first group if it has one.
-
-    Example:
-        >>> groups_of("^(.*)_c", ["run_g01_c1"])
-        {'run_g01_c1': 'run_g01'}
+def groups_of(pattern: str, ids: Sequence[str]) -> Any:
+    """Return what each id comes from, as `vidfuse.video.groups_by_pattern` has it.
 
     Raises:
         click.BadParameter: the pattern is none, or finds nothing in some id.
     """
-    from vidfuse._checks import first_few
+    from vidfuse.errors import InputError
+    from vidfuse.video import groups_by_pattern
 
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise click.BadParameter(f"--groups: {pattern!r} is no regular expression: {error}") from error
-    found = {name: compiled.search(name) for name in ids}
-    lost = [name for name, match in found.items() if match is None or not match[min(1, compiled.groups)]]
-    if lost:
-        raise click.BadParameter(
-            f"--groups: {pattern!r} finds nothing in {len(lost)} of {len(found)} ids: {first_few(lost)}"
-        )
-    return {name: match[min(1, compiled.groups)] for name, match in found.items() if match}
+        return groups_by_pattern(ids, pattern)
+    except InputError as error:
+        raise click.BadParameter(f"--groups: {error}") from error
 
 
 def emit(result: Mapping[str, Any], text: str, as_json: bool) -> None:

@@ -18,18 +18,10 @@ __all__ = ["train_together"]
 @click.command("train-together")
 @videos.data
 @click.argument("networks", nargs=-1, required=True, metavar="[MEMBER=]NETWORK...")
-@videos.layout
-@videos.root
-@single.val_option
-@single.val_root_option
-@single.recipe_option
-@single.settings_option
+@single.of_training
 @click.option("--shared-time", is_flag=True, help="Draw one place in time for all networks: less is decoded.")
 @videos.classes
-@single.workers_option
-@single.decoder_option
-@single.strict_option
-@single.allow_truncated_option
+@single.decoding
 @options.out("runs/together", "The run's folder; a run that stopped goes on from its checkpoint.")
 @options.as_json
 @click.pass_context

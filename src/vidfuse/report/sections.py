@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,7 @@ from sklearn.base import clone
 
 from vidfuse import __version__
 from vidfuse._tables import Column, Estimate, Table, bare_p, number, percent, points, signed
+from vidfuse.errors import VidfuseWarning
 from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.scores import class_names
 from vidfuse.evaluation.trial import Trial
@@ -369,10 +371,11 @@ def _mistakes(found: Findings) -> Section | None:
     if wrong.size == 0:
         return None
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MOST_MISTAKES]
-    items = []
+    items, n_pictures = [], 0
     for row in worst:
         name = f"row {row}" if found.scored.ids is None else str(found.scored.ids[row])
         image = found.thumbnails.get(name)
+        n_pictures += image is not None
         picture = "" if image is None else f'<img alt="{escape(name)}" src="{data_url(image, name)}">'
         votes = int((found.predictions[row] == found.labels[row]).sum())
         items.append(
@@ -381,6 +384,14 @@ def _mistakes(found: Findings) -> Section | None:
             f"({votes} of {len(found.scored.members)} members right)<span class='id'>{escape(name)}</span></li>"
         )
     text = f"The fusion is wrong on {wrong.size:,} of {len(found.labels):,} videos; these are the most confident ones."
+    if found.thumbnails and not n_pictures:
+        known = next(iter(found.thumbnails))
+        warnings.warn(
+            f"none of the {len(worst)} mistakes that are shown has a picture: their ids are such as {name!r}, those of "
+            f"the pictures such as {known!r}",
+            VidfuseWarning,
+            stacklevel=3,
+        )
     return Section("Confident mistakes", f'<ul class="mistakes">{"".join(items)}</ul>', text)
 
 

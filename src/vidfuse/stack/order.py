@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +24,7 @@ _FEWEST: Final = 50  # videos below which nothing is said
 _FEWEST_MOVED: Final = 40  # rows that must have lost their order before it is said
 _MOST_CLASSES: Final = 1000  # classes for which an assignment of all to all is quickly found
 _BLOCKS: Final = 32
+_AT_ONCE: Final = 1 << 20  # numbers
 
 
 def order_advice(by_id: bool) -> str:
@@ -46,7 +47,8 @@ def check_order(
 ) -> None:
     """Warn of members whose rows or classes seem to stand in another order.
 
-    A member is held against the labels, or without them against what most other members predict.
+    A member is held against the labels, or without them against what most other members predict. Rows that are copies
+    of each other count once: a video that was copied is no further evidence.
 
     Args:
         scores: Each member's scores (N, K), in the labels' order.
@@ -63,16 +65,22 @@ def check_order(
         _warn_uncompared(unnamed)
         return
     k = next(iter(scores.values())).shape[1]
-    predicted = dict(
-        zip(names, map_members(lambda m: scores[m].argmax(axis=1), names, n * k * len(names)), strict=True)
-    )
+    read = map_members(lambda m: (scores[m].argmax(axis=1), _prints(scores[m])), names, n * k * len(names))
+    predicted = {name: classes for name, (classes, _) in zip(names, read, strict=True)}
+    prints = {name: own for name, (_, own) in zip(names, read, strict=True)}
     excess, uncompared, mutual = {}, [], labels is None and len(names) == 2
     for name in sorted(names, key=lambda name: name not in unnamed):
         truth = labels if labels is not None else _most_predicted([p for m, p in predicted.items() if m != name], k)
-        excess[name] = _excess(predicted[name], truth, k)
+        rows = _distinct(prints[name], truth, k)
+        said, true = predicted[name][rows], truth[rows]
+        excess[name] = _excess(said, true, k)
+        if len(rows) < _FEWEST:
+            excess[name] = max(excess[name], 2.0)  # too few to say anything
+            uncompared += [name] if name in unnamed else []
+            continue
         columns = None
         if k <= _MOST_CLASSES and (labels is not None or name in unnamed):  # members may differ, labels are not wrong
-            columns = _class_order(predicted[name], truth, k, least=0.0 if labels is not None else 0.5)
+            columns = _class_order(said, true, k, least=0.0 if labels is not None else 0.5)
         if columns is not None:
             message = _class_message(name, columns, "the labels" if labels is not None else "the other members")
             if name in unnamed:
@@ -82,8 +90,9 @@ def check_order(
                 break
         elif name in unnamed and excess[name] < 5:
             uncompared.append(name)
-        elif moved := _moved_rows(predicted[name], truth, k):
-            _warn(_rows_message(name, moved, ids, mutual, names))
+        elif moved := _moved_rows(said, true, k):
+            runs = tuple((int(rows[start]), int(rows[stop - 1]) + 1) for start, stop in moved.runs)
+            _warn(_rows_message(name, replace(moved, runs=runs), ids, mutual, names))
             if mutual:
                 break
     _warn_uncompared(uncompared)
@@ -93,6 +102,30 @@ def check_order(
             f"member {first_few(suspects)} does no better than its own predictions in a random order, while others do: "
             f"another order? {order_advice(ids is not None)}"
         )
+
+
+def _prints(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return a number for each row (N,): the same for equal rows, and for others most likely another."""
+    n, k = scores.shape
+    weights, prints = np.random.default_rng(0).normal(size=k), np.empty(n)
+    step = max(1, _AT_ONCE // k)
+    for start in range(0, n, step):
+        block = np.nan_to_num(scores[start : start + step].astype(np.float64), neginf=-1e3, posinf=1e3)
+        prints[start : start + step] = (block * weights).sum(axis=1)  # a matrix product rounds by a row's place
+    return prints
+
+
+def _distinct(prints: NDArray[np.float64], truth: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Return the rows, ascending, without copies of earlier ones.
+
+    Copies of a video have one true class. Where equal rows have several, or are one for each class at most, a member
+    gives votes or such, in which videos come out alike: all rows are kept.
+    """
+    order = np.lexsort((truth, prints))
+    other = np.diff(prints[order]) != 0
+    if other.sum() < k or (~other & (np.diff(truth[order]) != 0)).any():
+        return np.arange(len(truth))
+    return np.sort(order[np.concatenate([[True], other])])
 
 
 def _warn(message: str) -> None:

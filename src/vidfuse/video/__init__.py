@@ -12,6 +12,7 @@ _HOME = {
     "ClipSampler": "clips",
     "ClipTransform": "transforms",
     "Input": "datasets",
+    "Thumbnails": "thumbnails",
     "TransformConfig": "transforms",
     "VideoDataset": "datasets",
     "VideoInfo": "decode",
@@ -33,6 +34,7 @@ _HOME = {
     "read_videos": "layouts",
     "read_vipriors": "vipriors",
     "split_by_group": "splits",
+    "thumbnail": "thumbnails",
 }
 _SUBMODULES = (
     "clips",
@@ -43,6 +45,7 @@ _SUBMODULES = (
     "lists",
     "loader",
     "splits",
+    "thumbnails",
     "transforms",
     "vipriors",
 )
