@@ -296,6 +296,7 @@ def test_report_writes_a_page_and_its_configuration(caches):
             "groups": None,
             "title": "Trial",
             "figures": None,
+            "thumbnails": None,
             "out": str(page),
             **HOW_READ,
         },

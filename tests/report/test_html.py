@@ -16,7 +16,7 @@ import pytest
 import vidfuse as vf
 import vidfuse.report
 from vidfuse._tables import points
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.worth import member_worth
 from vidfuse.fusion.rule import Rule
 from vidfuse.report.drawings import DARK_FROM
@@ -107,6 +107,17 @@ def test_thumbnails_stand_with_the_mistakes(tmp_path):
     assert text.count(f'src="data:image/png;base64,{encoded}"') + text.count("data:image/gif") == 12
     with pytest.raises(InputError, match=r"thumbnail of 'v\d+': expected the bytes of a PNG"):
         vf.write_report(stack, tmp_path / "report.html", thumbnails={f"v{i}": b"text" for i in range(120)})
+
+
+def test_pictures_come_from_a_folder_and_other_names_are_said(tmp_path):
+    stack, folder = make_stack(strength=0.8), tmp_path / "pictures"
+    folder.mkdir()
+    for name in stack.ids:
+        (folder / f"{name}.png").write_bytes(PNG)
+    text, _ = page_of(tmp_path, stack, thumbnails=folder)
+    assert text.count('src="data:image/png;base64,') == 12
+    with pytest.warns(VidfuseWarning, match="none of the 12 mistakes that are shown has a picture: .* such as 'x0'"):
+        page_of(tmp_path, stack, thumbnails={"x0": PNG})
 
 
 def test_in_sample_scores_warn_at_the_top(tmp_path):
