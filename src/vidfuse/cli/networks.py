@@ -27,6 +27,7 @@ __all__ = [
     "of_training",
     "resolved_recipe",
     "train",
+    "validation",
 ]
 
 _DECODERS = ("pyav", "torchcodec", "gpu")
@@ -48,6 +49,16 @@ def decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     return _workers(_decoder(_strict(_allow_truncated(command))))
 
 
+def validation(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of the videos to score."""
+    root = click.option(
+        "--val-root",
+        type=click.Path(path_type=Path),
+        help="The folder that the paths of --val start from, if not --root.",
+    )
+    return click.option("--val", type=click.Path(exists=True, path_type=Path), help="Videos to score.")(root(command))
+
+
 def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what `train` and `train-together` have in common: the videos to score, and the recipe."""
     for add in (
@@ -55,12 +66,7 @@ def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--recipe", "recipe_name", help="A network of the method's Table I, a tiny preset, or a YAML file."
         ),
-        click.option(
-            "--val-root",
-            type=click.Path(path_type=Path),
-            help="The folder that the paths of --val start from, if not --root.",
-        ),
-        click.option("--val", type=click.Path(exists=True, path_type=Path), help="Videos to score after each epoch."),
+        validation,
         videos.root,
         videos.layout,
     ):

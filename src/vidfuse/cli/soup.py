@@ -11,18 +11,14 @@ import click
 import vidfuse as vf
 from vidfuse.cli import options, videos
 from vidfuse.cli.networks import (
-    allow_truncated_option,
     checkpoint_file,
-    decoder_option,
+    decoding,
     keep_left_out,
     listed_failures,
     loader_of,
     modules,
     resolved_recipe,
-    strict_option,
-    val_option,
-    val_root_option,
-    workers_option,
+    validation,
 )
 from vidfuse.errors import InputError
 
@@ -47,8 +43,7 @@ __all__ = ["soup"]
     type=click.Choice(["greedy", "uniform"]),
     help="Average those that help on the validation videos, or all.  [default: greedy where there are such videos]",
 )
-@val_option
-@val_root_option
+@validation
 @click.option(
     "--score",
     type=click.Path(exists=True, path_type=Path),
@@ -60,10 +55,7 @@ __all__ = ["soup"]
 )
 @click.option("--batches", default=100, show_default=True, help="Batches for the statistics of batch normalisation.")
 @videos.classes
-@workers_option
-@decoder_option
-@strict_option
-@allow_truncated_option
+@decoding
 @options.out("runs/soup", "The folder that receives best.pt, which `vidfuse extract --checkpoint` takes.")
 @options.as_json
 @click.pass_context

@@ -1,7 +1,7 @@
 """A fitted ensemble where it is used: with its networks as one module, asked no further than needed, timed, exported.
 
-Names load on first use (PEP 562). `early_exit` and `load_export` need no torch; the others need `vidfuse[networks]`, and
-exports to ONNX `vidfuse[export]`.
+Names load on first use (PEP 562). `early_exit` and `load_export` need no torch; the others need `vidfuse[networks]`,
+and exports to ONNX `vidfuse[export]`.
 """
 
 from __future__ import annotations
