@@ -404,6 +404,17 @@ def test_shrinkage_is_refused_or_falls_back_as_documented():
             choose_shrinkage(wrong, videos)
 
 
+def test_cross_validated_shrinkage_keeps_groups_whole_where_they_are_fewer_than_folds():
+    z, y = problem(n=60)
+    omega, zeros = np.full(60, 1 / 60), np.zeros(4)
+    for count in (1, 2, 3):
+        stack = LogitStack.from_arrays(z).with_groups(np.arange(60) % count)
+        videos = FitVideos(stack, y, omega, zeros)
+        chosen = choose_shrinkage("cv", videos) * np.sqrt(videos.independent)
+        grid = [1.0] if count == 1 else [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+        assert np.isclose(grid, chosen).any()
+
+
 @pytest.mark.parametrize(("seed", "n", "multiple"), [(4, 100, 3.0), (0, 100, 0.3), (9, 100, 1.0)])
 def test_cross_validated_shrinkage_is_what_a_plain_search_over_five_folds_takes(seed, n, multiple):
     z, y = problem(n=n, members=3, classes=4, seed=seed)
