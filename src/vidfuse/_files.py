@@ -2,8 +2,9 @@
 
 `publish` gives a name once and never overwrites; `replace` puts new content in the place of old. Both write under a
 temporary name, flush, give the final name (by a hard link, or by a rename), and flush the folder. Where a file system
-has no hard links, `publish` takes an exclusive lock and renames. A writer holds a lock on its temporary file, so that
-`sweep` can tell what a killed writer left behind from work in progress.
+has no hard links, `publish` takes an exclusive lock and renames; where it cannot do that either, as some mounts of object
+stores, it says so and publishes nothing. A writer holds a lock on its temporary file, so that `sweep` can tell what a
+killed writer left behind from work in progress.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = ["TEMPORARY", "LateHead", "folder_lock", "fsync_folder", "make_folder"
 TEMPORARY: Final = ".tmp-"
 _LOCK: Final = ".lock"
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
+_NO_FLUSH: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_UNABLE: Final = _NO_LINKS | {errno.EINVAL, errno.ENOLCK}
 _STALE_SECONDS: Final = 86400.0  # where locks do not work, a temporary this old has no living writer
 
 
@@ -144,7 +147,12 @@ def _name(temporary: Path, path: Path) -> bool:
     with folder_lock(path.parent):
         if os.path.lexists(path):
             return False
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno in _UNABLE:
+                raise _unable(error, path, "neither hard links nor renaming") from error
+            raise
         return True
 
 
@@ -153,10 +161,26 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a folder's lock against other processes that change what stands under a name that is taken."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in _UNABLE:
+                raise _unable(
+                    error, folder / _LOCK, "no locks, without which two writers could overwrite a file"
+                ) from error
+            raise
         yield
     finally:
         os.close(descriptor)
+
+
+def _unable(error: OSError, path: Path, what: str) -> OSError:
+    return OSError(
+        error.errno,
+        f"{os.strerror(error.errno or 0)}: this file system has {what}; write to a local disk, and copy the finished "
+        "folder: what is in it never changes",
+        str(path),
+    )
 
 
 def fsync_folder(folder: Path) -> None:
@@ -165,7 +189,7 @@ def fsync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot flush a folder, and need not
+        if error.errno not in _NO_FLUSH:  # some network file systems cannot flush a folder, and need not
             raise
     finally:
         os.close(descriptor)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from vidfuse._files import publish, replace, sweep
+from vidfuse.cache import format as part_format
 from vidfuse.cache.reader import open_cache
-from vidfuse.cache.upkeep import verify
+from vidfuse.cache.upkeep import consolidate, verify
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import CacheIncompleteError
 
@@ -190,6 +191,41 @@ def test_without_hard_links_a_whole_cache_is_written_and_read(tmp_path, monkeypa
     with Immediate(tmp_path) as writer:
         writer.append(IDS, Z)
     np.testing.assert_array_equal(open_cache(tmp_path).scores, Z)
+
+
+@pytest.mark.parametrize(("owner", "call", "lacking"), [(os, "replace", "nor renaming"), (fcntl, "flock", "no locks")])
+def test_a_mount_that_can_neither_link_nor_rename_safely_says_so(tmp_path, monkeypatch, owner, call, lacking):
+    def unable(*arguments, **options):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "link", unable)
+    monkeypatch.setattr(owner, call, unable)
+    with pytest.raises(OSError, match=rf"{lacking}.*write to a local disk, and copy the finished folder") as caught:
+        Immediate(tmp_path).append(IDS, Z)
+    assert caught.value.errno == errno.ENOSYS and not list(tmp_path.glob("*.safetensors"))
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_mount_that_maps_no_file_and_flushes_no_folder_is_read_and_written(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        real(descriptor)
+
+    def no_map(*arguments, **options):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(part_format.mmap, "mmap", no_map)
+    with Immediate(tmp_path) as writer:
+        writer.append(IDS[:2], Z[:2], [0, 1])
+        writer.append(IDS[2:], Z[2:], [2, -1])
+    cache = open_cache(tmp_path)
+    np.testing.assert_array_equal(cache.scores, Z)
+    assert cache.labels.tolist() == [0, 1, 2, -1] and verify(tmp_path).ok
+    np.testing.assert_array_equal(consolidate(tmp_path)[0].scores, Z)
 
 
 def test_another_fault_of_linking_is_not_taken_for_a_missing_feature(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ import resource
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
@@ -261,7 +262,7 @@ class Part:
             index = (
                 start[base : base + indexed] if base + indexed <= len(start) else os.pread(descriptor, indexed, base)
             )
-            self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if hold and _may_hold() else None
+            self._map = _mapped(descriptor) if hold and _may_hold() else None
         self._file = _file_of(status)
         self._identity = (*self._file, self.digest)
         found = _sha256(index)
@@ -322,7 +323,10 @@ class Part:
         if self._scores is not None:
             return self._scores
         with self._reopened() as descriptor:
-            return _array(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), self._entry, self._base)
+            mapped = _mapped(descriptor)
+        if mapped is not None:
+            return _array(mapped, self._entry, self._base)
+        return _array(b"".join(self._chunks()), replace(self._entry, start=0, stop=self.size), 0)
 
     def holds(self, scores: NDArray[np.floating[Any]]) -> bool:
         """Whether these are the scores that this part was written with, wherever they were found."""
@@ -400,6 +404,16 @@ def open_part(path: Path, *, check: bool = True, hold: bool = True) -> Part:
 def _array(buffer: bytes | mmap.mmap, entry: Entry, base: int) -> NDArray[Any]:
     count = (entry.stop - entry.start) // entry.dtype.itemsize
     return np.frombuffer(buffer, entry.dtype, count, base + entry.start).reshape(entry.shape)
+
+
+def _mapped(descriptor: int) -> mmap.mmap | None:
+    """Map a whole file, or return None where the file system cannot: it is then read anew for each use."""
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            return None
+        raise
 
 
 def _corrupt(path: Path, what: str, expected: str, found: str) -> CacheCorruptError:
