@@ -1,10 +1,10 @@
 """Files that appear whole or not at all, and stay after a power cut.
 
 `publish` gives a name once and never overwrites; `replace` puts new content in the place of old. Both write under a
-temporary name, flush, give the final name (by a hard link, or by a rename), and flush the folder. Where a file system
-has no hard links, `publish` takes an exclusive lock and renames; where it cannot do that either, as some mounts of object
-stores, it says so and publishes nothing. A writer holds a lock on its temporary file, so that `sweep` can tell what a
-killed writer left behind from work in progress.
+temporary name, flush, give the final name (by a hard link, or by a rename), and flush the folder. Without hard links,
+`publish` takes an exclusive lock and renames; where a mount cannot do that either, it says so and publishes nothing. A
+writer holds a lock on its temporary file, so that `sweep` can tell what a killed writer left behind from work in
+progress.
 """
 
 from __future__ import annotations
