@@ -117,7 +117,7 @@ def test_info_describes_an_unfinished_cache(tmp_path):
         writer.append(["a"], np.zeros((1, 4), dtype=np.float32))
     assert "1 of 3 videos" in run("info", tmp_path / "val").stdout
     result = json.loads(run("info", tmp_path / "val", "--json").stdout)
-    assert result["caches"] == {"swin": {"videos": 1, "missing": 2, "fingerprints": "unknown"}}
+    assert result["caches"] == {"swin": {"videos": 1, "missing": 2, "fingerprints": ["unknown"]}}
     assert "1 of 3" in result["problem"]
 
 
