@@ -72,7 +72,11 @@ class Thumbnails(Mapping[str, bytes]):
 
 
 def thumbnail(path: str | os.PathLike[str], short_side: int = _SHORT_SIDE) -> bytes:
-    """Return the middle frame of a video, or a picture, as a JPEG of at most this short side, in pixels.
+    """Return the middle frame of a video, or a picture, as a small JPEG.
+
+    Args:
+        path: A file of either kind.
+        short_side: The short side in pixels, at most.
 
     Raises:
         InputError: The file cannot be decoded.
