@@ -269,7 +269,7 @@ def test_completion_knows_the_commands():
     command = [sys.executable, "-c", "from vidfuse.cli import main; main(prog_name='vidfuse')"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "complete -o nosort -F _vidfuse_completion vidfuse" in done.stdout
-    environment |= {"_VIDFUSE_COMPLETE": "bash_complete", "COMP_WORDS": "vidfuse re", "COMP_CWORD": "1"}
+    environment |= {"_VIDFUSE_COMPLETE": "bash_complete", "COMP_WORDS": "vidfuse rep", "COMP_CWORD": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["plain,report"]
 
