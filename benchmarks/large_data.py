@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidfuse.cache.format import encode_part
 from vidfuse.cache.upkeep import verify
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.stack.open import load_stack
@@ -122,6 +123,27 @@ def step_fit(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     return measured(command, files=options.files)
 
 
+def step_parts(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Open a cache of 10,000 small parts, as one is before they are joined."""
+    many = folder / "many-parts"
+    zeros = np.zeros((64, options.classes), dtype=np.float32)
+    with CacheWriter(many) as writer:
+        writer.append(["first"], zeros[:1], [0])
+    for number in range(10_000):
+        ids = np.array([f"video{64 * number + row:08d}" for row in range(64)])
+        content = encode_part(ids, zeros, np.zeros(64, dtype=np.int64), "logits")
+        (many / f"part-{number:032x}.safetensors").write_bytes(b"".join([content.head(), *content.body]))
+    code = (
+        "import time; from vidfuse.cache.reader import open_cache; start = time.perf_counter(); "
+        f"cache = open_cache({str(many)!r}); print(len(cache.parts), time.perf_counter() - start)"
+    )
+    code += "; assert len(cache.parts) == 10_001"
+    try:
+        return measured([sys.executable, "-c", code], files=options.files)
+    finally:
+        shutil.rmtree(many)
+
+
 def step_report(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Write the page on all members and rules, cross-fitted."""
     return measured(vidfuse("report", folder, "--out", folder / "report.html"), files=options.files)
@@ -166,6 +188,7 @@ STEPS: dict[str, Callable[[Path, argparse.Namespace], dict[str, object]]] = {
     "verify": step_verify,
     "open": step_open,
     "fit": step_fit,
+    "parts": step_parts,
     "report": step_report,
     "mend": step_mend,
 }
