@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import campaign
 
 
@@ -23,3 +28,12 @@ def test_every_header_bit_sampled_payload_bits_and_truncations_are_noticed():
 def test_mutated_files_of_every_format_are_refused_or_read():
     counts = campaign.fuzz(rounds=600, seed=11)
     assert counts["files"] == 600 and counts["refused"] > 300
+
+
+def test_two_workers_of_dask_and_a_killed_one_give_the_bits_of_one_process():
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("cluster.py"), "dask"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["killed"] == 1 and found["same bits"] and len(found["seconds"]) == 2

@@ -155,11 +155,12 @@ class Passes:
         step = block_rows(per_video, _BLOCK)
         rows_of_part = step * max(1, round(_PART / (step * per_video)))
         self._parts = []
+        scores = LogitStack(stack.sources())  # a worker needs no ids, of which a part has as many bytes as of paths
         for start in range(0, len(stack), rows_of_part):
             rows = slice(start, start + rows_of_part)
             keep = self.numbers <= _RESIDENT
             self._parts.append(
-                _Part(stack[rows], labels[rows], omega[rows], floors, self.scales, step, as_stored, keep)
+                _Part(scores[rows], labels[rows], omega[rows], floors, self.scales, step, as_stored, keep)
             )
         self._context = ExitStack()
         self._over: Callable[[Callable[[_Part], Moments], Sequence[_Part]], Iterable[Moments]] = map
