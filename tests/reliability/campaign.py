@@ -31,6 +31,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import crash_predictor  # noqa: E402
 from crash_writer import JOINER, expected_ids, scores_of  # noqa: E402
 
 from vidfuse.cache.format import _verified, open_part  # noqa: E402
@@ -155,6 +156,84 @@ def _check_left(folder: Path, acknowledged: set[str], reference: np.ndarray, ids
     lost = acknowledged - found
     assert not lost, f"acknowledged and lost: {sorted(lost)[:5]}"
     return len(found) == len(ids)
+
+
+def predict_rounds(rounds: int, *, seed: int = 0) -> dict[str, int]:
+    """Kill streaming predictions at random points until each is done, and hold it to the bytes of an undisturbed one.
+
+    Half of the kills come in place of a flush, a rename or a removal; the others from outside, while some block is
+    computed or written. Nothing may stand at the final name before all is written.
+
+    Returns:
+        Counts: rounds, kills, outputs that were finished after at least one, and the blocks that were computed for them
+        beside those that an undisturbed run computes.
+
+    Raises:
+        AssertionError: An output differs, or is visible too early.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    counts = {"rounds": 0, "kills": 0, "finished": 0, "blocks": 0, "undisturbed_blocks": 0}
+    folder = Path(tempfile.mkdtemp(prefix="predict-"))
+    names = ["out.csv", "out.npz", "out.npy", "out"]
+    with contextlib.suppress(ImportError):
+        import pyarrow  # noqa: F401
+
+        names.append("out.parquet")
+    try:
+        for name in names:
+            command = [sys.executable, str(HERE / "crash_predictor.py"), str(folder / "undisturbed" / name), "0"]
+            subprocess.run(command, check=True, capture_output=True)
+        blocks = crash_predictor.VIDEOS // crash_predictor.BLOCK
+        kills, computed, name = 0, 0, names[0]
+        while counts["rounds"] < rounds or kills:
+            done, seen = _predict(folder / name, rng, fatal=counts["rounds"] < rounds)
+            counts["rounds"] += 1
+            computed += seen
+            if not done:
+                kills += 1
+                continue
+            assert _bytes_of(folder / name) == _bytes_of(folder / "undisturbed" / name), name
+            assert sorted(entry.name for entry in folder.iterdir()) == sorted(["undisturbed", name])
+            counts["kills"] += kills
+            counts["finished"] += kills > 0
+            if kills:
+                counts["blocks"] += computed
+                counts["undisturbed_blocks"] += blocks
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+            kills, computed, name = 0, 0, names[(names.index(name) + 1) % len(names)]
+    finally:
+        shutil.rmtree(folder)
+    return counts
+
+
+def _predict(out: Path, rng: random.Random, *, fatal: bool) -> tuple[bool, int]:
+    """Start one prediction and kill it; return whether it was done before, and how many blocks it began."""
+    by_call = rng.random() < 0.5
+    call = rng.randint(1, 60) if fatal and by_call else 0
+    block = rng.randint(1, 25) if fatal and not by_call else 0
+    command = [sys.executable, str(HERE / "crash_predictor.py"), str(out), str(call)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    seen = 0
+    for _ in process.stdout:
+        seen += 1
+        if seen == block:
+            process.kill()
+    process.stdout.close()
+    status = process.wait()
+    assert status in (0, -signal.SIGKILL), status
+    visible = out.exists()
+    assert visible or status != 0
+    if visible:  # also where the kill came when only the rest was to be removed
+        left = out.with_name(f"{out.name}.partial")
+        if status != 0 and left.exists():
+            assert not (left / "output").exists()
+            shutil.rmtree(left)
+    return visible, seen
+
+
+def _bytes_of(path: Path) -> dict[str, bytes]:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return {file.name: file.read_bytes() for file in files}
 
 
 def damage_rounds(payload_bits: int, truncations: int, *, seed: int = 0, rows: int = 256) -> dict[str, int]:
@@ -414,12 +493,13 @@ def main() -> None:
     parser.add_argument("--payload-bits", type=int, default=10_000)
     parser.add_argument("--truncations", type=int, default=1_000)
     parser.add_argument("--fuzz-seconds", type=float, default=600)
-    parser.add_argument("--only", choices=["crash", "joining", "damage", "fuzz"], help="one part alone")
+    parser.add_argument("--only", choices=["crash", "joining", "predict", "damage", "fuzz"], help="one part alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     parts = {
         "crash": lambda: crash_rounds(options.rounds, seed=options.seed),
         "joining": lambda: crash_rounds(options.rounds, writers=2, seed=options.seed, joined=True),
+        "predict": lambda: predict_rounds(options.rounds, seed=options.seed),
         "damage": lambda: damage_rounds(options.payload_bits, options.truncations, seed=options.seed),
         "fuzz": lambda: fuzz(options.fuzz_seconds, seed=options.seed),
     }

@@ -20,6 +20,12 @@ def test_parts_are_joined_beside_writers_and_nothing_is_lost_where_any_is_killed
     assert counts["rounds"] == 3 and counts["kills"] >= 3 and counts["acknowledged"] > 0 and counts["completed"] >= 1
 
 
+def test_killed_predictions_go_on_to_the_bytes_of_undisturbed_ones():
+    counts = campaign.predict_rounds(8, seed=3)
+    assert counts["kills"] >= 4 and counts["finished"] >= 1
+    assert counts["blocks"] < 2 * counts["undisturbed_blocks"]
+
+
 def test_every_header_bit_sampled_payload_bits_and_truncations_are_noticed():
     counts = campaign.damage_rounds(payload_bits=500, truncations=100)
     assert counts["header_bits"] >= 4096 and counts["largest_allocation"] <= 2 * counts["size"]
