@@ -49,7 +49,7 @@ def write(folder: Path, videos: int, members: int, classes: int) -> None:
     """Write the members' caches, and a recipe fitted on other videos."""
     rng = np.random.default_rng(0)
     for split, n in (("fit", 5_000), ("test", videos)):
-        writers = [CacheWriter(folder / split / f"m{m}", buffer_rows=100_000) for m in range(members)]
+        writers = [CacheWriter(folder / split / f"m{m}") for m in range(members)]
         for start in range(0, n, 50_000):
             count = min(50_000, n - start)
             y = rng.integers(0, classes, count)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import Kind
-from vidfuse._files import publish
+from vidfuse._files import publish, sweep
 from vidfuse._unfinished import Unfinished
 from vidfuse.cache.format import encode_part
 from vidfuse.cache.meta import META_NAME, CacheMeta, encode_meta
@@ -296,6 +296,7 @@ def write_cache(
     )
     with Unfinished(path, job, folder=True) as work:
         work.path.mkdir(exist_ok=True)
+        sweep(work.path)  # what a killed process left of a part
         for some, (scores,) in rows.blocks(work.state or 0, step):
             content = encode_part(ids[some], scores, None if labels is None else labels[some], kind)
             key = hashlib.sha256("\0".join(ids[some].tolist()).encode()).hexdigest()[:32]
