@@ -13,8 +13,9 @@ DOCS_STAMP := $(DOCS)/.installed
 SPHINX := $(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet
 
 DIST := .venv-dist
+CORE := cache evaluation formats fusion metrics selection stack test_likelihood.py test_recipe.py
 
-.PHONY: demo demo-seeds test lint test-base docs linkcheck dist clean
+.PHONY: demo demo-seeds test lint test-base docs linkcheck dist dist-tests clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -72,5 +73,17 @@ dist:
 	  $(DIST)/bin/vidfuse demo --out runs/dist-demo || exit 1; \
 	done
 
+# Runs the core's tests, from a folder that holds them alone, against each package that `dist` built. They compare with
+# other libraries, so that the environment has the base install and those; torch is not among them.
+dist-tests: dist
+	for package in dist/*; do \
+	  rm -rf $(DIST)-tests && mkdir $(DIST)-tests && \
+	  cp -r tests examples pyproject.toml $(DIST)-tests && \
+	  $(PYTHON) -m venv --clear $(DIST) && \
+	  $(DIST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$package \
+	    pytest hypothesis mpmath pandas polars pyarrow pyyaml matplotlib && \
+	  (cd $(DIST)-tests && ../$(DIST)/bin/python -m pytest -q $(CORE:%=tests/%)) || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENV) $(BASE) $(DOCS) $(DIST) docs/_build dist runs
+	rm -rf $(VENV) $(BASE) $(DOCS) $(DIST) $(DIST)-tests docs/_build dist runs

@@ -61,22 +61,25 @@ class Protocol:
     def how(self) -> str:
         """Return in a sentence or two on which videos the scores were taken."""
         fit, n = f"{self.n_fit:,}", f"{self.n_scored:,}"
-        if self.n_scored_groups is not None:
-            n += f" (in {self.n_scored_groups:,} groups)" if self.name != "cross-fitted" else ""
+        grouped = "" if self.n_scored_groups is None else f" (in {self.n_scored_groups:,} groups)"
         if self.name == "cross-fitted":
             groups = "" if self.n_groups is None else f", none of {self.n_groups:,} groups split"
             text = f"{n} videos; each was predicted by rules that were fitted without it ({self.folds} folds{groups})."
         elif self.name == "in-sample":
-            text = f"IN-SAMPLE: the {n} videos that are scored are videos of the fit, so the scores are too good."
+            text = (
+                f"IN-SAMPLE: the {n} videos{grouped} that are scored are videos of the fit, so the scores are too good."
+            )
         elif self.name == "partly in-sample":
             text = (
-                f"PARTLY IN-SAMPLE: rules were fitted on {fit} videos and scored on {n}: {self.n_shared:,} of "
+                f"PARTLY IN-SAMPLE: rules were fitted on {fit} videos and scored on {n}{grouped}: {self.n_shared:,} of "
                 f"{self.n_scored:,} were in the fit, so the scores are too good."
             )
         elif self.n_shared is None:
-            text = f"Rules were fitted on {fit} videos and scored on {n}; whether some are in both is not known."
+            text = (
+                f"Rules were fitted on {fit} videos and scored on {n}{grouped}; whether some are in both is not known."
+            )
         else:
-            text = f"Rules were fitted on {fit} videos and scored on {n} others."
+            text = f"Rules were fitted on {fit} videos and scored on {n} others{grouped}."
         if self.n_related:
             text += f" {self.n_related:,} of the others share a group with the fit, which flatters: split by group."
         return text if self.order_checked else f"{text} Order unchecked: there are no ids."

@@ -106,8 +106,9 @@ def page(title: str, verdict: str, how: str, *, flatters: bool, strip: str, sect
 
 
 def _unbroken(text: str) -> str:
-    """Return the text's HTML, in which no line ends within an interval's brackets, or between a number and its %."""
-    return re.sub(r"(\(\S*\N{EN DASH}\S*\)|\d\S* %)", r'<span class="whole">\1</span>', escape(text))
+    """Return the text's HTML, in which no line ends within brackets of an interval, "12 %" or "p = 0.03"."""
+    whole = r"(\(\S*\N{EN DASH}\S*\)|\d\S* %|\bp [=&<]\S* \d(?:\S*\d)?)"
+    return re.sub(whole, r'<span class="whole">\1</span>', escape(text))
 
 
 def data_url(image: bytes, name: str) -> str:
