@@ -563,3 +563,17 @@ def test_soup_averages_runs_and_extract_takes_the_result(trained, videos, tmp_pa
     assert "they chose, so this is too good" in chosen.stdout and "of 4 of the videos of --score" in chosen.stdout
     refused = run(*one, "--score", lists["val"], status=2)
     assert "expected videos of other sources than those of --val, got 4" in refused.stderr
+
+
+def test_a_network_learns_from_what_predict_wrote(trained, videos, tmp_path):
+    """From a cache of the training videos by a recipe to a file, and from the file to a student, on real mp4s."""
+    clip = ("--checkpoint", trained[0], "--clips", 1)
+    run("extract", "x3d_tiny", videos, *CLIP, *clip, "--out", tmp_path / "caches/x3d")
+    run("fit", tmp_path / "caches", "--weights", "uniform", "--no-check", "--out", tmp_path / "e.json")
+    run("predict", tmp_path / "e.json", tmp_path / "caches", "--out", tmp_path / "teacher.npz")
+    settings = [word for one in (*SMALL, "distil=0.5") for word in ("--set", one)]
+    student = ("train", "x3d_tiny", videos, *CLIP, *settings, "--out", tmp_path / "student")
+    refused = run(*student, status=2)
+    assert "expected a teacher" in refused.stderr
+    run(*student, "--teacher", tmp_path / "teacher.npz")
+    assert state.trained(tmp_path / "student" / "last.pt").recipe.distil == 0.5

@@ -79,6 +79,12 @@ def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
 @videos.data
 @of_training
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, path_type=Path),
+    help="A prediction of the training videos to learn from, with --set distil=0.5: what `vidfuse predict` wrote, or a "
+    "cache.",
+)
 @videos.classes
 @decoding
 @options.out("runs/train", "The run's folder; a run that stopped goes on from its checkpoint.")
@@ -95,6 +101,7 @@ def train(
     recipe_name: str | None,
     settings: tuple[str, ...],
     checkpoint: Path | None,
+    teacher: Path | None,
     classes: str | None,
     workers: int,
     decoder: str,
@@ -136,7 +143,16 @@ def train(
         val_loader = None
         if scored is not None:
             val_loader = loader_of(scored, inputs.view_input(plan, network), *settings_of_loader)
-        result = loop.train(model.to(device), loader, recipe, out, val_loader=val_loader, device=device, name=network)
+        result = loop.train(
+            model.to(device),
+            loader,
+            recipe,
+            out,
+            val_loader=val_loader,
+            teacher=None if teacher is None else _taught(teacher),
+            device=device,
+            name=network,
+        )
         failures = {f.id: f.reason for f in (*loader.failures, *(val_loader.failures if val_loader else ()))}
         failures = dict(distributed.gathered(list(failures.items())))
         if distributed.rank() == 0:
@@ -288,6 +304,13 @@ def extract(
             options.emit(result, text + listed_failures(failures) + f"\nwritten to {out}", as_json)
 
 
+def _taught(path: Path) -> Any:
+    """Read a teacher's prediction: probabilities in a file, or a cache."""
+    if path.is_dir():
+        return vf.load_stack({"teacher": path}, views="mean-log")
+    return vf.read_predictions({"teacher": path}, kind="probabilities", labels=None)
+
+
 def batch_of_rank(recipe: Any, ranks: int) -> int:
     """Return how many videos a process passes forward at once."""
     parts = recipe.accumulate * ranks
@@ -375,7 +398,7 @@ def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
     path, now = out / "recipe.yaml", {**dataclasses.asdict(recipe), "augmentation": augmentation}
     if path.exists() and (out / "last.pt").exists():
         fields, own = files.read_recipe(path)
-        before = {**fields, "augmentation": own}
+        before = {**dataclasses.asdict(type(recipe).from_mapping(fields)), "augmentation": own}
         differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if differ == ["epochs"] and now["epochs"] > before["epochs"]:
             differ = []  # a run may be given more

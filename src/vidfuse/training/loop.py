@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.stack.stack import LogitStack
 from vidfuse.training.recipes import TrainRecipe, learning_rate
 
 try:
@@ -69,6 +70,7 @@ def train(
     folder: str | Path,
     *,
     val_loader: Iterable[Batch] | None = None,
+    teacher: LogitStack | None = None,
     device: torch.device | str | None = None,
     tensorboard: bool = True,
     progress: bool = True,
@@ -88,6 +90,8 @@ def train(
         recipe: How to train.
         folder: The run's own folder.
         val_loader: Videos to score after each epoch, `(clips, ids, labels)`.
+        teacher: A prediction of each training video, by id, for a recipe with `distil`: one member's scores, such as
+            those of a recipe on caches of the training videos.
         device: Where to train; the network's own device if left out.
         tensorboard: Whether to write TensorBoard's events too, if it is installed.
         progress: Whether to write a line an epoch to stderr, and on a terminal a bar with speed and time left.
@@ -98,7 +102,8 @@ def train(
 
     Raises:
         DivergedError: A loss or gradient is not finite; the last checkpoint is whole.
-        InputError: The folder belongs to another run, or the loader is empty or without labels.
+        InputError: The folder belongs to another run, the loader is empty or without labels, or a training video has no
+            prediction by the teacher.
 
     Example:
         >>> import tempfile
@@ -113,7 +118,7 @@ def train(
     where = torch.device(device) if device is not None else device_of(model)
     if len(loader) == 0:
         raise InputError("expected videos to train on, got an empty loader")
-    run = Run(model, recipe, Path(folder), where, loader)
+    run = Run(model, recipe, Path(folder), where, loader, teacher)
     run.load()
     run.check_ranks()
     resumed_at, seen, began = run.epoch, 0, time.perf_counter()

@@ -35,6 +35,8 @@ class TrainRecipe:
         label_smoothing: Probability mass moved from the true class to all classes alike.
         mixup: Alpha of MixUp (Zhang et al. 2018, section 2), 0 for none.
         cutmix: Alpha of CutMix (Yun et al. 2019, section 3), 0 for none; with both, each batch draws one.
+        distil: Share of the loss that is the distance to a teacher's prediction, which `train` is given; 0 for none.
+        distil_temperature: Temperature of that distance; see `vidfuse.training.teacher.distillation_loss`.
         erasing: Probability that a video loses a random rectangle (Zhong et al. 2020), in all frames.
         activation_checkpointing: Recompute blocks in the backward pass instead of storing their activations.
         compile: Pass the network through `torch.compile`.
@@ -59,6 +61,8 @@ class TrainRecipe:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    distil: float = 0.0
+    distil_temperature: float = 2.0
     erasing: float = 0.0
     activation_checkpointing: bool = False
     compile: bool = False
@@ -90,6 +94,13 @@ class TrainRecipe:
             raise InputError(
                 f"expected label_smoothing in [0, 1) and erasing in [0, 1], got {self.label_smoothing}, {self.erasing}"
             )
+        if not 0 <= self.distil <= 1 or not 0 < self.distil_temperature < math.inf:
+            raise InputError(
+                f"expected distil in [0, 1] and a distil_temperature above 0, got {self.distil} and "
+                f"{self.distil_temperature}"
+            )
+        if self.distil and (self.mixup or self.cutmix):
+            raise InputError("distil: a teacher has no prediction of mixed videos; take mixup=0 and cutmix=0")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"expected a clip_norm above 0, or None for no limit, got {self.clip_norm}")
         amounts = (self.skip, self.mixup, self.cutmix, self.weight_decay)

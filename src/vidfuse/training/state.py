@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vidfuse.errors import InputError
+from vidfuse.stack.stack import LogitStack
 from vidfuse.training import distributed
 from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
 from vidfuse.training.logs import write_csv
 from vidfuse.training.progress import best_row
 from vidfuse.training.recipes import TrainRecipe
+from vidfuse.training.teacher import Teacher
 
 __all__ = ["Run", "Trained", "autocast", "average", "check_folder", "logits_of", "trained"]
 
@@ -44,7 +46,8 @@ def trained(path: str | Path) -> Trained | None:
         state = _renamed(load_checkpoint(path))
         identity = json.loads(state["identity"])
         shapes, classes = dict(identity.pop("weights")), identity.pop("classes", None)
-        identity.pop("videos", None)
+        for other in ("videos", "teacher"):
+            identity.pop(other, None)
         n_classes = int(shapes["classifier.weight"][0])
         names = None if classes is None else tuple(classes)
         recipe = TrainRecipe.from_mapping(identity)
@@ -127,6 +130,20 @@ def _identity(model: nn.Module, recipe: TrainRecipe, loader: Any) -> dict[str, A
     return {**asdict(recipe), "weights": shapes, **_data_of(loader)}
 
 
+def _teacher(recipe: TrainRecipe, loader: Any, stack: LogitStack | None) -> Teacher | None:
+    """Return the teacher of the loader's videos, where the recipe distils."""
+    if (stack is None) == (recipe.distil > 0):
+        given = "got none" if stack is None else f"and distil above 0 in the recipe, got distil={recipe.distil}"
+        raise InputError(f"distillation: expected a teacher, a prediction of each training video, {given}")
+    if stack is None:
+        return None
+    videos = getattr(getattr(loader, "dataset", None), "videos", None)
+    teacher = Teacher(stack, getattr(videos, "classes", None))
+    if (ids := getattr(videos, "ids", None)) is not None:
+        teacher.check_ids(ids)
+    return teacher
+
+
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state as `Run.state` names its parts; the first checkpoints held an unfinished average as `ema`."""
     if state.get("ema") is None:
@@ -140,7 +157,8 @@ def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path)
             f"expected {path} to be of one network's run, got one that holds {', '.join(map(str, state))}; "
             "train into another folder"
         )
-    stored, own = json.loads(state["identity"]), json.loads(json.dumps(identity))
+    defaults = {field.name: field.default for field in fields(TrainRecipe) if field.default is not MISSING}
+    stored, own = {**defaults, **json.loads(state["identity"])}, json.loads(json.dumps(identity))  # of earlier releases
     untold = {"classes", "videos"} - (set(stored) & set(own))  # not every loader has them
     if own["epochs"] > stored.get("epochs", 0) and own["epochs"] > state["epoch"]:
         untold.add("epochs")  # a run may be given more epochs, before its end and after
@@ -172,11 +190,22 @@ class Run:
         folder: The run's folder.
         device: Where it is trained.
         loader: What it is trained on; if it tells its videos, a run is resumed on the same ones alone.
+        teacher: A prediction of each video, for a recipe that distils.
+
+    Raises:
+        InputError: The recipe distils and there is no teacher, or the other way round, or a video has no prediction.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: TrainRecipe, folder: Path, device: torch.device, loader: Any = None
+        self,
+        model: nn.Module,
+        recipe: TrainRecipe,
+        folder: Path,
+        device: torch.device,
+        loader: Any = None,
+        teacher: LogitStack | None = None,
     ) -> None:
+        self.teacher = _teacher(recipe, loader, teacher)
         self.model, self.recipe, self.folder, self.device = model.to(device), recipe, folder, device
         distributed.agree(self.model)  # the average of every rank starts from the same weights
         self.dtype = _precision(recipe, device)
@@ -187,6 +216,8 @@ class Run:
         self.epoch = self.step = 0
         self._width: int | None = None
         self.identity = _identity(model, recipe, loader)
+        if self.teacher is not None:
+            self.identity["teacher"] = self.teacher.digest
 
     @property
     def best(self) -> nn.Module:

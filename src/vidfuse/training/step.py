@@ -18,6 +18,7 @@ from vidfuse.training import distributed
 from vidfuse.training.augment import augment_batch
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.training.state import Run, autocast, average, logits_of
+from vidfuse.training.teacher import distillation_loss
 
 __all__ = [
     "Batch",
@@ -139,11 +140,17 @@ def moved(clips: Any, device: torch.device) -> Any:
     return clips.to(device, non_blocking=True)
 
 
-def _loss(answer: Any, targets: Tensor, recipe: TrainRecipe) -> Tensor:
-    """Return the mean cross-entropy of the logits, and that of an answer's auxiliary logits times their weight."""
+def _loss(answer: Any, targets: Tensor, recipe: TrainRecipe, taught: Tensor | None) -> Tensor:
+    """Return the mean loss of the logits, and that of an answer's auxiliary logits times their weight.
+
+    It is the cross-entropy of the targets; with a teacher's log-likelihoods, in part the distance to these.
+    """
 
     def loss_of(logits: Tensor) -> Tensor:
-        return cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+        loss = cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+        if taught is None:
+            return loss
+        return (1 - recipe.distil) * loss + recipe.distil * distillation_loss(logits, taught, recipe.distil_temperature)
 
     loss = loss_of(logits_of(answer))
     for logits in getattr(answer, "auxiliary", ()):
@@ -171,7 +178,7 @@ def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr
     ids = [str(i) for batch in group for i in batch[1]]
     where = f"epoch {run.epoch + 1}, step {run.step + 1}, learning rate {lr:.3g}, videos {', '.join(ids)}"
     summed = 0.0
-    for part, (clips, _, labels) in enumerate(group):
+    for part, (clips, own_ids, labels) in enumerate(group):
         if labels is None:
             raise InputError(f"expected labelled videos to train on, got none in {where}")
         _seed_step(recipe.seed, run.step, part)
@@ -186,7 +193,8 @@ def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr
                     # Mixed targets need the classifier's width before the network has answered.
                     clips, labels = augment_batch(clips, labels, recipe, run.width(clips))
                 answer = forward(clips)
-            loss = _loss(answer, labels, recipe)
+            taught = None if run.teacher is None else run.teacher.log_likelihoods(own_ids).to(run.device)
+            loss = _loss(answer, labels, recipe, taught)
             value = loss.item()
             if not math.isfinite(value):
                 raise DivergedError(f"the loss is {value}: {where}; lower the learning rate or look at these videos")
