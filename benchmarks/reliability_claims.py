@@ -1,19 +1,26 @@
 """Do the statements hold: coverage of sets, error among the answered, false and true alarms, on published predictions?
 
-    python benchmarks/reliability_claims.py --dumps FOLDER [--splits 20] [--out FILE]
+    python benchmarks/reliability_claims.py --dumps FOLDER [--splits 20] [--parts alarms statements] [--out FILE]
+    python benchmarks/reliability_claims.py --demo RUN [--out FILE]
 
 FOLDER is that of `fusion_quality.py`. Each set is split `--splits` times, whole sources apart: half is fitted and
 recorded, half is scored. MAPIE (1.x, if this Python has it: `pip install mapie` into a copy of the environment) makes
 sets for the best single member on the same halves. The rule is the log-linear pool with weights shared by the classes,
 which is fitted in a moment; what is stated does not depend on the rule.
 
-Undisturbed streams are the other half in a random order; disturbed ones turn bad in the middle.
+Undisturbed streams are the other half in a random order; disturbed ones turn bad in the middle. RUN is a seed's
+folder of `examples/vipriors_kinetics.py`: two of its networks see its validation videos as they are, then darker.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -37,22 +44,30 @@ except ImportError:
 
 COVERAGES, ERRORS, FIRST_SEED = (0.9, 0.95), (0.05, 0.1, 0.2), 1000
 SCORES = ("least-ambiguous", "adaptive", "regularised")
+DEMO = {"x3d": "x3d_tiny", "r2plus1d": "r2plus1d_tiny"}
 FEW = 2  # splits on which the other scores are tried
 
 
 def main() -> None:
     """Measure what is asked for, print it, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dumps", type=Path, required=True, help="folder of published predictions, with splits.py")
+    parser.add_argument("--dumps", type=Path, help="folder of published predictions, with splits.py")
+    parser.add_argument("--parts", nargs="*", default=["alarms", "statements"], help="of what is measured on dumps")
+    parser.add_argument("--demo", type=Path, help="a seed's folder of examples/vipriors_kinetics.py, beside its data")
     parser.add_argument("--splits", type=int, default=20, help="of each set")
     parser.add_argument("--minutes", type=float, default=1e9, help="for sets and abstaining: begin no split after them")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore", VidfuseWarning)
-    sets = dict(_stacks(options.dumps))
-    splits = _module(options.dumps / "splits.py")
-    result: dict[str, Any] = {"alarms": _alarms(sets, options.splits)}
-    result["sets and abstaining"] = _statements(sets, splits, options.splits, options.minutes)
+    result = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    sets = dict(_stacks(options.dumps)) if options.dumps else {}
+    if sets and "alarms" in options.parts:
+        result["alarms"] = _alarms(sets, options.splits)
+    if sets and "statements" in options.parts:
+        splits = _module(options.dumps / "splits.py")
+        result["sets and abstaining"] = _statements(sets, splits, options.splits, options.minutes)
+    if options.demo:
+        result["brightness"] = _brightness(options.demo)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -244,7 +259,7 @@ def _alarms(sets: dict[str, vf.LogitStack], n_splits: int) -> list[dict[str, Any
                     (name, *_first(vf.watch(recipe, [good, change(bad)], seed=seed), len(set(good.groups))))
                 )
     for pair, recipe, changed in _other_checkpoints(sets):
-        found["another checkpoint"].append((pair, *_first(vf.watch(recipe, changed), 0)))
+        found[pair.partition(": ")[2]].append((pair.partition(": ")[0], *_first(vf.watch(recipe, changed), 0)))
     rows = []
     print(f"\n{'stream':<24}{'runs':>6}{'alarms':>8}{'share':>8}{'95 % interval':>18}{'videos until, median':>22}")
     for what, runs in found.items():
@@ -273,8 +288,12 @@ def _disturbances(rng: np.random.Generator) -> dict[str, Callable[[vf.LogitStack
         return _with(stack, {one: 0.2 * stack.scores(one)})
 
     def few_classes(stack: vf.LogitStack) -> vf.LogitStack:
+        """Draw 150 videos, with replacement, from those of five classes: of so few there are not enough sources."""
         classes = rng.permutation(np.unique(stack.labels))[:5]
-        return stack[np.isin(stack.labels, classes)]
+        rows = rng.choice(np.flatnonzero(np.isin(stack.labels, classes)), 150)
+        scores = {name: stack.scores(name)[rows] for name in stack.members}
+        ids = [f"drawn {n}" for n in range(len(rows))]
+        return vf.LogitStack.from_arrays(scores, ids=ids).with_groups(ids)
 
     def swapped(stack: vf.LogitStack) -> vf.LogitStack:
         a, b = map(str, rng.permutation(stack.members)[:2])
@@ -293,11 +312,16 @@ def _other_checkpoints(
 ) -> Iterator[tuple[str, vf.Recipe, vf.LogitStack]]:
     """Yield streams in which one member comes from a checkpoint that was trained on other videos of the same data.
 
-    The three splits of HMDB51 share 104 to 155 test videos; those of UCF101 none, so that two other models of the same
+    All members: the networks of another split on its test videos, which are other videos of the same data. One member:
+    the three splits of HMDB51 share 104 to 155 test videos; those of UCF101 none, so that two other models of the same
     kind (I-frames for RGB, flow for flow) take a member's place there.
     """
-    for first in ("1", "2", "3"):
-        for second in {"1", "2", "3"} - {first}:
+    for data, first, second in itertools.product(("dmcnet_hmdb51", "dmcnet_ucf101", "seqvlad_ucf101"), "123", "123"):
+        ours, theirs = (sets.get(f"{data}_split{k}") for k in (first, second))
+        if ours is not None and theirs is not None and first != second:
+            yield f"{data}: all members' checkpoints", _recorded(ours), theirs
+    for first in "123":
+        for second in sorted({*"123"} - {first}):
             ours, theirs = (sets.get(f"dmcnet_hmdb51_split{k}") for k in (first, second))
             if ours is None or theirs is None:
                 continue
@@ -320,7 +344,47 @@ def _replaced(
     rows = [row_of[video] for video in stream.ids.tolist()]
     for member, other in pairs.items():
         if member in ours.members and other in theirs.members:
-            yield name, recipe, _with(stream, {member: theirs.scores(other)[rows]})
+            yield f"{name}: one member's checkpoint", recipe, _with(stream, {member: theirs.scores(other)[rows]})
+
+
+# ------------------------------------------------------------------------------------------------ brightness
+
+
+def _brightness(run: Path, factors: tuple[float, ...] = (0.8, 0.6, 0.4)) -> list[dict[str, Any]]:
+    """Return when darker videos are found: a third of the videos recorded, a third as they are, a third darker."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from motion.dataset import encode
+    from vidfuse.video import decode, probe
+
+    data = run.parent / "data" / "Kinetics400ViPriors"
+    streams = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for factor in (1.0, *factors):
+            root = Path(folder) / f"x{factor}" / data.name
+            shutil.copytree(data / "annotations", root / "annotations")
+            (root / "val").mkdir()
+            for path in sorted((data / "val").glob("*.mp4")):
+                frames = decode(path, np.arange(probe(path).n_frames))
+                changed = encode(np.rint(factor * frames).astype(np.uint8), 20)
+                (root / "val" / path.name).write_bytes(changed)
+            for member, network in DEMO.items():
+                words = ["extract", network, root, "--split", "val", "--layout", "vipriors", "--clips", "2"]
+                words += ["--checkpoint", run / "train" / member / "last.pt", "--workers", "0"]
+                words += ["--out", root.parent / "caches" / member]
+                subprocess.run([sys.executable, "-m", "vidfuse", *words], check=True, capture_output=True)
+            stack = vf.load_stack(root.parent / "caches", views="mean-log")
+            scores = {name: np.array(stack.scores(name)) for name in stack.members}
+            streams[factor] = vf.LogitStack.from_arrays(scores, labels=stack.labels, ids=stack.ids)
+    order = np.random.default_rng(FIRST_SEED).permutation(len(streams[1.0]))
+    fit, good, late = (np.sort(part) for part in np.array_split(order, 3))
+    recipe, rows = _recorded(streams[1.0][fit]), []
+    print(f"\n{'brightness':<14}{'recorded':>10}{'as they are':>13}{'alarm after':>13}  first by")
+    for factor, stack in streams.items():
+        after, by = _first(vf.watch(recipe, [streams[1.0][good], stack[late]]), len(good))
+        sizes = {"recorded": len(fit), "as they are": len(good), "darker": len(late)}
+        rows.append({"brightness": factor, **sizes, "alarm after": after, "first by": by})
+        print(f"x {factor:<12}{len(fit):>10}{len(good):>13}{after if after else 'none':>13}  {by}")
+    return rows
 
 
 if __name__ == "__main__":

@@ -219,6 +219,17 @@ def test_curves_say_how_many_are_enough(tmp_path):
     assert f"They join in this order: {members.points[0].label}, {members.points[1].label}." in text
 
 
+def test_the_page_says_from_which_confidence_on_errors_are_bounded(tmp_path):
+    """By the threshold for the largest round error below that of all videos; with too few videos there is none."""
+    text, _ = page_of(tmp_path, make_stack(n=600, strength=2.0, ids=None))
+    said = re.search(r"Answering from a confidence of ([\d.]+) on, at most ([\d.]+) % of the answered are wrong", text)
+    assert said
+    assert 0 < float(said[1]) < 1
+    assert float(said[2]) in (20, 10, 5, 2, 1)
+    assert "certified" in text
+    assert "Answering from a confidence" not in page_of(tmp_path, make_stack(n=12, ids=None))[0]
+
+
 def test_figures_for_a_paper_are_written_beside_the_page(tmp_path):
     val, test = make_stack(seed=1), make_stack(seed=2)
     rules = {"mine": vf.LogLinearPool("accuracy")}

@@ -15,13 +15,13 @@ from sklearn.base import clone
 
 from vidfuse import __version__
 from vidfuse._tables import Column, Estimate, Table, bare_p, number, percent, points, signed
-from vidfuse.errors import VidfuseWarning
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.scores import class_names
 from vidfuse.evaluation.trial import Trial
 from vidfuse.evaluation.worth import MemberWorth
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.metrics import prediction_disagreement, reliability, risk_coverage
+from vidfuse.metrics import Abstention, abstention, prediction_disagreement, reliability, risk_coverage
 from vidfuse.metrics.probabilistic import Reliability
 from vidfuse.report import drawings
 from vidfuse.report.advice import SHARES, advise, certain
@@ -259,17 +259,39 @@ def _curves(found: Findings) -> Section | None:
     kept = np.unique(np.linspace(0, len(risk.coverage) - 1, 60).astype(int))  # more would not be seen
     kept = kept[risk.coverage[kept] >= 0.05]
     empty = [math.nan] * len(kept)
-    line = drawings.Line("fusion", risk.coverage[kept].tolist(), risk.risk[kept].tolist(), empty, empty)
+    lines = [drawings.Line("fusion", risk.coverage[kept].tolist(), risk.risk[kept].tolist(), empty, empty)]
+    sure = _certified(found)
+    if sure is not None:
+        x, nothing = float((np.exp(found.fused.max(axis=1)) >= sure.threshold).mean()), [math.nan]
+        lines.append(drawings.Line("certified", [x], [risk.at(x)], nothing, nothing, "member"))
     drawing = drawings.line_plot(
-        [line], title="Errors among the surest", x_name="share kept %", y_name="errors %", x_write=percent
+        lines, title="Errors among the surest", x_name="share kept %", y_name="errors %", x_write=percent
     )
     caption = (
         f"Errors that are left if the fusion abstains where it is unsure: {percent(risk.at(0.9))} % on the surest 90 % "
         f"of the videos, {percent(risk.at(0.5))} % on the surest half, {percent(float(risk.risk[-1]))} % on all."
     )
+    if sure is not None:
+        caption += (
+            f" Answering from a confidence of {sure.threshold:.3f} on, at most {100 * sure.error:g} % of the answered "
+            f"are wrong, with {100 * sure.level:g} % confidence."
+        )
     parts.append(figure(drawing, caption))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.left_out)
     return Section("How many are enough", beside(*parts) + notes)
+
+
+def _certified(found: Findings) -> Abstention | None:
+    """Return from which confidence on the errors are certainly below a round share; None where none is certain."""
+    wrong = float(1 - found.hits.mean())
+    confidence = np.exp(found.fused.max(axis=1).astype(np.float64))
+    for error in (0.2, 0.1, 0.05, 0.02, 0.01):
+        if error < wrong:
+            try:
+                return abstention(confidence, found.hits, error, groups=found.scored.groups)
+            except InputError:
+                continue
+    return None
 
 
 def _classes(found: Findings) -> Section | None:
