@@ -32,6 +32,7 @@ def results():
     plain = vf.LogLinearPool("accuracy")
     pool = vf.LogLinearPool().fit(stack)
     member = stack.select(["swin"]).log_likelihoods()[:, 0]
+    cascade = vf.Cascade(plain, costs=[88, 5, 20, 9], at_most=0.2).fit(stack)
     pair = {"swin": member, "fusion": pool.predict_log_proba(stack)}
     return {
         "leaderboard": (figures.leaderboard, vf.leaderboard(stack)),
@@ -50,6 +51,7 @@ def results():
             vf.members_curve(stack, rule=plain, cost=dict(zip(names, (90, 1, 2, 5), strict=True))),
         ),
         "risk": (figures.risk, {name: vf.metrics.risk_coverage(y, z) for name, z in pair.items()}),
+        "front": (figures.front, cascade.front(stack)),
         "contributions": (figures.contributions, vf.leave_one_out(stack, rule=vf.LogLinearPool(weights="uniform"))),
     }
 

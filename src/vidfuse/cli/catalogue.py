@@ -18,8 +18,13 @@ __all__ = ["networks"]
 @click.option("--classes", type=click.IntRange(min=2), help="Classes, other than those of the published checkpoint.")
 @click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip, other than the catalogue's.")
 @click.option("--size", type=click.IntRange(min=1), help="Height and width of a clip, other than the catalogue's.")
+@click.option(
+    "--measure", is_flag=True, help="Time a forward pass of one clip on this machine, on the GPU if it has one."
+)
 @options.as_json
-def networks(name: str, classes: int | None, frames: int | None, size: int | None, as_json: bool) -> None:
+def networks(
+    name: str, classes: int | None, frames: int | None, size: int | None, measure: bool, as_json: bool
+) -> None:
     """List the catalogue's networks, or count the parameters and multiply-adds (GMACs) of the network NAME.
 
     NAME may be a shell pattern, such as 'x3d_*', which lists the names that match. A list shows the figures of the
@@ -28,10 +33,12 @@ def networks(name: str, classes: int | None, frames: int | None, size: int | Non
     from vidfuse.networks import catalogue
 
     if name in (found := catalogue.names(name)) or not any(mark in name for mark in "*?["):
-        _show(name, classes, frames, size, as_json)
+        _show(name, classes, frames, size, measure, as_json)
         return
-    if (classes, frames, size) != (None, None, None):
-        raise InputError(f"--classes, --frames and --size: expected them with the name of one network, got {name!r}")
+    if (classes, frames, size, measure) != (None, None, None, False):
+        raise InputError(
+            f"--classes, --frames, --size and --measure: expected them with the name of one network, got {name!r}"
+        )
     if not found:
         raise InputError(f"expected a pattern of networks' names, got {name!r}, which matches none")
     listed = [catalogue.info(match) for match in found]
@@ -43,7 +50,7 @@ def networks(name: str, classes: int | None, frames: int | None, size: int | Non
     options.emit({"networks": [dataclasses.asdict(one) for one in listed]}, "\n".join(lines), as_json)
 
 
-def _show(name: str, classes: int | None, frames: int | None, size: int | None, as_json: bool) -> None:
+def _show(name: str, classes: int | None, frames: int | None, size: int | None, measure: bool, as_json: bool) -> None:
     """Print what is known of one network, and what is counted on it."""
     from vidfuse import networks as catalogue
 
@@ -57,4 +64,22 @@ def _show(name: str, classes: int | None, frames: int | None, size: int | None, 
         f"matrix products, in 10⁹){top1}"
     )
     result: dict[str, Any] = {"catalogue": dataclasses.asdict(facts), "counted": dataclasses.asdict(counted)}
+    if measure:
+        milliseconds, device = _timed(name, counted.n_classes, counted.clip)
+        result["milliseconds"], result["device"] = milliseconds, device
+        text += f"\n{milliseconds:.4g} ms for a clip, one at a time, on {device}: the median of five"
     options.emit(result, text, as_json)
+
+
+def _timed(name: str, classes: int, clip: tuple[int, int, int]) -> tuple[float, str]:
+    """Return the milliseconds of a forward pass of one clip, and where it ran."""
+    import torch
+
+    from vidfuse import networks as catalogue
+    from vidfuse.serving.timing import measure
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    model = catalogue.create(name, classes).eval().to(device)
+    taken = measure({name: model}, torch.zeros(1, 3, *clip, device=device))[name]
+    return taken, torch.cuda.get_device_name() if cuda else f"the CPU ({torch.get_num_threads()} threads)"

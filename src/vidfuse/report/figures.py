@@ -26,6 +26,7 @@ from vidfuse.evaluation.worth import MemberWorth
 from vidfuse.metrics.probabilistic import Reliability
 from vidfuse.metrics.selective import RiskCoverage
 from vidfuse.report.tables import Leaderboard
+from vidfuse.selection.cascade import CascadeFront
 from vidfuse.selection.contribution import Contributions, Diversity
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "close",
     "contributions",
     "curve",
+    "front",
     "leaderboard",
     "reliability",
     "risk",
@@ -259,6 +261,24 @@ def risk(found: Mapping[str, RiskCoverage], *, ax: Axes | None = None) -> Axes:
             axes.plot(100 * one.coverage, 100 * one.risk, color=colour, label=name, linestyle=dash)
         axes.set(xlabel="share of the videos that is kept (%)", ylabel="errors (%)", xlim=(0, 100), ylim=(0, None))
         axes.legend(loc="best")
+    return axes
+
+
+def front(found: CascadeFront, *, ax: Axes | None = None) -> Axes:
+    """Draw a cascade's accuracy against the cost of a video: what was certified, what was not, and the point in use."""
+    cost, accuracy = found.cost, 100 * found.accuracy
+    last = int(np.flatnonzero(found.certified)[-1])
+    with _canvas(ax, 2.3) as axes:
+        axes.plot(cost[last:], accuracy[last:], color=COLOURS["grey"], linestyle=":", label="not certified")
+        axes.plot(cost[: last + 1], accuracy[: last + 1], color=COLOURS["blue"], label="certified")
+        axes.plot(cost[0], accuracy[0], "s", color=COLOURS["blue"], markerfacecolor="white", label="all members")
+        axes.plot(cost[found.chosen], accuracy[found.chosen], "o", color=COLOURS["vermilion"], label="in use")
+        if cost.min() > 0 and cost.max() > 8 * cost.min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.legend(loc="lower right")
+        axes.set(xlabel="mean cost of a video", ylabel="accuracy (%)")
     return axes
 
 

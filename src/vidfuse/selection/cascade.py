@@ -232,7 +232,7 @@ class Cascade(Rule):
             if p > 1 - self.confidence:
                 break
             self.n_certified_ = point + 1
-            if gain <= 0 or expected[stage, videos].mean() <= (1 - self.keep) * gain:
+            if self.keep == 0 or gain <= 0 or expected[stage, videos].mean() <= (1 - self.keep) * gain:
                 self.chosen_, self.p_value_ = point, p
         stage = answers.stage(self.path_[self.chosen_])
         self.shares_ = np.bincount(stage, minlength=len(self.order_)) / len(stage)

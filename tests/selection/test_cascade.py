@@ -1,0 +1,157 @@
+"""Cascades: the stated risk is kept, too few videos are said, and stages answer what they are sure of."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vidfuse as vf
+from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.metrics import binomial_p_value
+from vidfuse.stack.stack import LogitStack
+
+
+def drawn(n, seed, skills=(2.5, 3.5, 5.0), classes=4, groups=None):
+    """Members of rising skill that share what is hard about a video (or about the source that it comes from)."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    source = np.arange(n) if groups is None else groups
+    ease = (1 / np.sqrt(0.2 + rng.gamma(1.0, 1.0, source.max() + 1)))[source]
+    members = {
+        name: skill * ease[:, None] * np.eye(classes)[y] + rng.normal(size=(n, classes))
+        for name, skill in zip("abc", skills, strict=False)
+    }
+    return LogitStack.from_arrays(members, labels=y)
+
+
+PLAIN = vf.LogLinearPool(weights="accuracy")
+COSTS = {"a": 5.0, "b": 20.0, "c": 88.0}
+
+
+@pytest.mark.parametrize("risk", ["accuracy", "label"])
+def test_the_stated_risk_is_exceeded_no_more_often_than_stated(risk):
+    """The cheapest point that was certified is the one nearest to the risk; new videos are many."""
+    new, exceeded = drawn(5_000, 10_000), 0
+    for seed in range(40):
+        cascade = vf.Cascade(PLAIN, costs=COSTS, risk=risk, at_most=0.03, keep=0.0).fit(drawn(700, seed))
+        front = cascade.front(new)
+        lost = front.accuracy[0] - front.accuracy if risk == "accuracy" else front.differs
+        exceeded += lost[cascade.chosen_] > 0.03
+        assert cascade.chosen_ == cascade.n_certified_ - 1 > 0
+    assert binomial_p_value(40 - exceeded, 40, 0.95) > 0.01  # at most 5 %, but for chance
+
+
+def test_it_costs_less_and_keeps_the_gain():
+    cascade = vf.Cascade(PLAIN, costs=COSTS, at_most=0.02).fit(drawn(2000, 0))
+    new = drawn(10_000, 1)
+    front = cascade.front(new)
+    best = max((new.scores(name).argmax(axis=1) == new.labels).mean() for name in new.members)
+    assert (front.accuracy[front.chosen] - best) > 0.9 * (front.accuracy[0] - best) > 0
+    assert front.cost[front.chosen] < 0.6 * front.cost[0]
+    stage = cascade.stage_of(new)
+    assert front.cost[front.chosen] == pytest.approx(cascade.costs_[stage].mean())
+    assert front.accuracy[front.chosen] == cascade.score(new)
+    assert (np.diff(front.cost) < 0).all()
+    assert (cascade.path_[1:] <= cascade.path_[:-1]).all()
+    np.testing.assert_array_equal(np.bincount(stage, minlength=3) > 0, np.append(cascade.thresholds_, 0.0) < np.inf)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["probability", "margin"]))
+@settings(max_examples=10, deadline=None)
+def test_a_stage_answers_what_it_is_sure_of_and_leaves_the_rest(seed, by):
+    stack = drawn(600, seed)
+    cascade = vf.Cascade(PLAIN, costs=COSTS, at_most=0.1, by=by).fit(stack)
+    log_p, stage, new = cascade.predict_log_proba(stack), cascade.stage_of(stack), stack
+    for number, rule in enumerate(cascade.stages_):
+        own = rule.predict_log_proba(new.select(cascade.order_[: number + 1]))
+        np.testing.assert_allclose(log_p[stage == number], own[stage == number], atol=1e-12)
+        top = np.sort(np.exp(own), axis=1)
+        sure = top[:, -1] - (top[:, -2] if by == "margin" else 0)
+        if number < 2:
+            assert (sure[stage == number] >= cascade.thresholds_[number]).all()
+            assert (sure[stage > number] < cascade.thresholds_[number]).all()
+
+
+def test_too_few_videos_are_said_and_all_members_run():
+    stack = drawn(200, 0)
+    with pytest.warns(VidfuseWarning, match=r"all members run.*299 independent.*has 100.*at_most="):
+        cascade = vf.Cascade(PLAIN, costs=COSTS).fit(stack)
+    assert "all of a, b, c run on every video" in cascade.choices()[0]
+    assert cascade.p_value_ == 1.0
+    whole = vf.LogLinearPool(weights="accuracy").fit(stack)  # of all videos: nothing rests on the halves
+    np.testing.assert_array_equal(cascade.predict_log_proba(stack), whole.predict_log_proba(stack))
+    assert (cascade.stage_of(stack) == 2).all()
+    with pytest.warns(VidfuseWarning, match="has 0"):
+        vf.Cascade(PLAIN, costs=COSTS).fit(stack[:40], groups=["one"] * 40)
+
+
+def test_groups_count_instead_of_videos_and_stand_whole_in_one_half():
+    groups = np.repeat(np.arange(300), 5)
+    stack = drawn(1500, 0, groups=groups)
+    alone = vf.Cascade(PLAIN, costs=COSTS, at_most=0.03).fit(stack)
+    grouped = vf.Cascade(PLAIN, costs=COSTS, at_most=0.03).fit(stack, groups=groups)
+    assert (alone.n_tested_, grouped.n_tested_) == (750, 150)
+    assert grouped.n_certified_ < alone.n_certified_
+    with pytest.warns(VidfuseWarning, match=r"independent videos or groups.*has 150"):
+        vf.Cascade(PLAIN, costs=COSTS, at_most=0.01).fit(stack, groups=groups)
+
+
+def test_a_risk_that_every_step_exceeds_is_said():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 2000)
+    wrong = 9 * np.eye(4)[(y + rng.integers(1, 4, 2000)) % 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VidfuseWarning)  # a member that is always wrong
+        stack = LogitStack.from_arrays({"a": wrong, "b": 3 * np.eye(4)[y]}, labels=y)
+    given_ = vf.LogLinearPool(weights={"a": 0.01, "b": 0.99})
+    with pytest.warns(VidfuseWarning, match="already the first step"):
+        vf.Cascade(given_, order=["a", "b"], at_most=0.01).fit(stack)
+
+
+def test_members_run_from_cheap_to_dear_and_of_equal_ones_the_better_first():
+    stack = drawn(1000, 0)
+    assert vf.Cascade(PLAIN, costs=[3, 1, 2], at_most=0.05).fit(stack).order_ == ("b", "c", "a")
+    assert vf.Cascade(PLAIN, at_most=0.05).fit(stack).order_ == ("c", "b", "a")
+    assert vf.Cascade(PLAIN, order=["a", "c", "b"], at_most=0.05).fit(stack).order_ == ("a", "c", "b")
+
+
+def test_a_prediction_needs_the_members_that_may_be_asked():
+    stack = drawn(1000, 0, skills=(9.0, 1.0, 1.0))
+    cascade = vf.Cascade(PLAIN, costs=COSTS, at_most=0.05, keep=0.0).fit(stack)
+    assert cascade.needed_members() == ("a",)
+    np.testing.assert_array_equal(cascade.predict(stack.select(["a"])), cascade.predict(stack))
+
+
+def test_a_front_is_a_table_with_the_point_in_use():
+    cascade = vf.Cascade(PLAIN, costs=COSTS, at_most=0.02).fit(drawn(1500, 0))
+    front = cascade.front(drawn(500, 1))
+    frame = front.to_frame()
+    assert frame["point"][0] == "all members"
+    assert front.cost[front.chosen] in frame["cost"].tolist()
+    assert f"Used: the point of cost {front.cost[front.chosen]:.4g}." in str(front)
+    with pytest.raises(InputError, match="labels"):
+        cascade.front(drawn(50, 1).select(["a", "b", "c"]).log_likelihoods())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"risk": "nll"}, "risk"),
+        ({"by": "entropy"}, "by"),
+        ({"at_most": 0.0}, "at_most"),
+        ({"at_most": "1 %"}, "at_most"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"keep": 2.0}, "keep"),
+        ({"order": ["a", "b"]}, "order"),
+        ({"order": "abc"}, "order"),
+        ({"costs": {"a": 1.0}}, "costs"),
+        ({"rule": "mean"}, "rule"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(parameters, message):
+    with pytest.raises(InputError, match=message):
+        vf.Cascade(**{"rule": PLAIN, **parameters}).fit(drawn(60, 0))
