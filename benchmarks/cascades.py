@@ -35,7 +35,7 @@ import vidfuse as vf
 from quality_dumps import Case, dump_cases
 from vidfuse.errors import VidfuseWarning
 
-HALF = "50 %"
+HALF = {"50 %": 0.5}
 AT_MOST = {"ucf101": 0.03, "hmdb51": 0.05, "ucf15": 0.1, "autsl": 0.01, "drawn": 0.01}
 RULES = {"accuracy": vf.LogLinearPool(weights="accuracy"), "default": vf.LogLinearPool()}
 STOPPING = {
@@ -73,15 +73,16 @@ def drawn(seed: int, n: int = 22_000, fitted: int = 2_000, classes: int = 50) ->
         for skill in (0.85, 0.92, 0.96, 1.0)
     ]
     log_p = log_softmax(np.stack(members, axis=1), axis=2)
-    return Case("drawn", seed, HALF, log_p[:fitted], y[:fitted], None, log_p[fitted:], y[fitted:])
+    return Case("drawn", seed, "50 %", log_p[:fitted], y[:fitted], None, log_p[fitted:], y[fitted:])
 
 
-def cases(folder: Path | None, splits: int) -> Iterator[Case]:
-    """Yield the splits of every set, those of one set in a row."""
+def cases(folder: Path | None, splits: int, begin: tuple[str, ...]) -> Iterator[Case]:
+    """Yield the splits of every set whose name begins so, those of one set in a row."""
     if folder is not None:
-        for name, found in groupby(dump_cases(folder, list(range(1000, 1000 + splits))), key=lambda case: case.name):
+        seeds = list(range(1000, 1000 + splits))
+        for name, found in groupby(dump_cases(folder, seeds, HALF, begin), key=lambda case: case.name):
             by_video = []
-            for case in (one for one in found if one.size == HALF):
+            for case in found:
                 yield case
                 if name.startswith("autsl"):
                     by_video.append(case.seed)
@@ -90,8 +91,8 @@ def cases(folder: Path | None, splits: int) -> Iterator[Case]:
                 log_p, y = np.concatenate([last.fit, last.test]), np.concatenate([last.labels, last.truth])
                 rows = np.random.default_rng(seed).permutation(len(y))
                 one, two = rows[: len(y) // 2], rows[len(y) // 2 :]
-                yield Case(f"{name}, by video", seed, HALF, log_p[one], y[one], None, log_p[two], y[two])
-    for seed in range(splits):
+                yield Case(f"{name}, by video", seed, "50 %", log_p[one], y[one], None, log_p[two], y[two])
+    for seed in range(splits) if "drawn".startswith(begin) else ():
         yield drawn(seed)
 
 
@@ -180,21 +181,23 @@ def main() -> None:
     parser.add_argument("--dumps", type=Path, help="a folder of published predictions; without it, drawn members alone")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--rule", choices=RULES, default="accuracy", help="what fuses the stages")
-    parser.add_argument("--sets", nargs="*", help="only sets whose name begins so")
+    parser.add_argument("--sets", nargs="*", help="only sets whose name begins so, added to --out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cascades.json"))
     options = parser.parse_args()
     warnings.simplefilter("ignore", VidfuseWarning)
-    result: dict[str, Any] = {"rule": repr(RULES[options.rule]), "cascades": {}, "stopping": {}}
+    result: dict[str, Any] = {"cascades": {}, "stopping": {}}
+    if options.sets and options.out.exists():
+        result = json.loads(options.out.read_text(encoding="utf-8"))
     print(f"{'set':<32} certified  gain   | used: exceeded  lost  kept  cost | cheapest: exceeded  lost  cost")
-    for name, found in groupby(cases(options.dumps, options.splits), key=lambda case: case.name):
-        if options.sets and not name.startswith(tuple(options.sets)):
-            continue
+    begin = tuple(options.sets or [""])
+    for name, found in groupby(cases(options.dumps, options.splits, begin), key=lambda case: case.name):
         trials, case = [], None
         for case in found:
             if not trials and not name.endswith("by video"):
                 result["stopping"][name] = stop_exactly(replace(case, test=case.test[:5000], truth=case.truth[:5000]))
             trials.append(try_cascade(case, RULES[options.rule]))
-        one = result["cascades"][name] = summary(name, trials, case)
+        one = summary(name, trials, case)
+        result["cascades"][name if options.rule == "accuracy" else f"{name}, {options.rule} rule"] = one
         used, least = one["used"], one["cheapest"]
         print(
             f"{name:<32} {one['certified']:>9.1%} {one['gain_points']:>5.2f}   |"

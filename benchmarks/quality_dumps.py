@@ -7,7 +7,7 @@ was cut from: `groups(name, ids)`, and `split(name, ids, labels, n, seed)` → (
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,17 +50,19 @@ def family(name: str) -> str:
     return name.split("_split")[0].removesuffix("_gcn").removesuffix("_conv")
 
 
-def dump_cases(folder: Path, seeds: list[int]) -> Iterator[Case]:
-    """Yield every split of every set in the folder that is large enough."""
+def dump_cases(
+    folder: Path, seeds: list[int], sizes: Mapping[str, float] = SIZES, begin: tuple[str, ...] = ("",)
+) -> Iterator[Case]:
+    """Yield every split of every set in the folder that is large enough and whose name begins so."""
     splits = _module(folder / "splits.py")
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(path for path in folder.glob("*.npz") if path.name.startswith(begin)):
         stored = np.load(path)
         labels, ids = stored["labels"].astype(np.int64), stored["ids"].astype(str)
         if len(labels) < SMALLEST:
             continue
         log_p = _log_likelihoods(stored["scores"], stored["kinds"].tolist())
         groups = np.array(splits.groups(path.stem, ids.tolist()))
-        for size, amount in SIZES.items():
+        for size, amount in sizes.items():
             for seed in seeds:
                 n = amount if isinstance(amount, int) else int(amount * len(labels))
                 fit, test = splits.split(path.stem, ids, labels, n, seed)
