@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("an ensemble of networks", "networks") from error
 
-__all__ = ["Ensemble"]
+__all__ = ["Ensemble", "networks_of", "scores_of"]
 
 
 class Ensemble(nn.Module):
@@ -52,22 +52,13 @@ class Ensemble(nn.Module):
 
     def __init__(self, recipe: Recipe, models: Mapping[str, nn.Module], *, checkpoints: Checkpoints = "same") -> None:
         super().__init__()
-        needed = recipe.needed_members()
-        missing, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
-        if missing or unknown:
-            raise AlignmentError(
-                f"expected a network for each of {list(needed)}; missing {missing}, not in the recipe {unknown}"
-            )
-        check_checkpoints(checkpoints)
-        if checkpoints != "any":
-            known = {name: recipe.fingerprints.get(name, ()) for name in needed}
-            recipe.check_checkpoints({n: own_fingerprints(models[n], known[n]) for n in needed}, "the network given")
+        networks = networks_of(recipe, models, checkpoints)
         self.recipe = recipe
         try:
             self.fusion: Fusion | None = Fusion(recipe, views="mean-log")
         except NoGraphError:
             self.fusion = None
-        self.networks = nn.ModuleDict({name: models[name] for name in sorted(needed)})
+        self.networks = nn.ModuleDict(networks)
 
     @classmethod
     def from_recipe(
@@ -97,14 +88,36 @@ class Ensemble(nn.Module):
 
     def scores(self, clips: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return each network's logits (N, K), or (N, V, K) of clips with views; `clips` as for the module."""
-        return {name: _scores(model, _own(clips, name)) for name, model in self.networks.items()}
+        return {name: scores_of(model, _own(clips, name)) for name, model in self.networks.items()}
+
+
+def networks_of(
+    recipe: Recipe, models: Mapping[str, nn.Module], checkpoints: Checkpoints = "same"
+) -> dict[str, nn.Module]:
+    """Return the networks of the members that a recipe needs, sorted by name, and refuse others than those of its fit.
+
+    Raises:
+        AlignmentError: The models are not the recipe's members.
+        CacheConflictError: A network has other weights than the one of the fit, where the recipe knows them.
+    """
+    needed = recipe.needed_members()
+    missing, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
+    if missing or unknown:
+        raise AlignmentError(
+            f"expected a network for each of {list(needed)}; missing {missing}, not in the recipe {unknown}"
+        )
+    check_checkpoints(checkpoints)
+    if checkpoints != "any":
+        known = {name: recipe.fingerprints.get(name, ()) for name in needed}
+        recipe.check_checkpoints({n: own_fingerprints(models[n], known[n]) for n in needed}, "the network given")
+    return {name: models[name] for name in sorted(needed)}
 
 
 def _own(clips: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
     return clips if isinstance(clips, Tensor) else clips[name]
 
 
-def _scores(model: nn.Module, clips: Tensor) -> Tensor:
+def scores_of(model: nn.Module, clips: Tensor) -> Tensor:
     """Return a member's logits (N, K), or (N, V, K) of clips with views."""
     views = clips.ndim == 6
     logits = logits_of(model(clips.flatten(0, 1) if views else clips))

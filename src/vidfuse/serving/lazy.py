@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.errors import AlignmentError, InputError, MissingExtraError
+from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.recipe import Recipe
 from vidfuse.selection.cascade import Cascade
 from vidfuse.serving.early import EarlyExit, Step
+from vidfuse.stack.checkpoints import Checkpoints
 from vidfuse.stack.stack import LogitStack
 
 try:
     import torch
     from torch import Tensor, nn
 
-    from vidfuse.training.state import logits_of
+    from vidfuse.serving.ensemble import networks_of, scores_of
 except ImportError as error:
     raise MissingExtraError("an ensemble of networks", "networks") from error
 
@@ -50,10 +51,12 @@ class LazyEnsemble:
         recipe: The fitted ensemble.
         models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`.
         exit: What `early_exit(recipe, ...)` found; None for a recipe whose rule is a `Cascade`.
+        checkpoints: "any" takes networks of other weights than those whose predictions the recipe was fitted on.
 
     Raises:
         InputError: The rule is no cascade and there is no exit, or the exit is that of another rule.
         AlignmentError: The models are not the recipe's members.
+        CacheConflictError: A network has other weights than the one of the fit, where the recipe knows them.
 
     Example:
         >>> import vidfuse as vf
@@ -65,13 +68,15 @@ class LazyEnsemble:
         {'a': 5, 'b': 5, 'c': 0}
     """
 
-    def __init__(self, recipe: Recipe, models: Mapping[str, nn.Module], exit: EarlyExit | None = None) -> None:
-        needed = recipe.needed_members()
-        missing, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
-        if missing or unknown:
-            raise AlignmentError(
-                f"expected a network for each of {list(needed)}; missing {missing}, not in the recipe {unknown}"
-            )
+    def __init__(
+        self,
+        recipe: Recipe,
+        models: Mapping[str, nn.Module],
+        exit: EarlyExit | None = None,
+        *,
+        checkpoints: Checkpoints = "same",
+    ) -> None:
+        self.models = networks_of(recipe, models, checkpoints)
         if exit is None and not isinstance(recipe.rule, Cascade):
             raise InputError(
                 f"expected a recipe of a Cascade, got one of {type(recipe.rule).__name__}; pass "
@@ -80,7 +85,6 @@ class LazyEnsemble:
         if exit is not None and exit.rule is not recipe.rule:
             raise InputError("exit: expected what early_exit found for this recipe, got that of another rule")
         self.recipe, self.exit = recipe, exit
-        self.models = {name: models[name] for name in sorted(needed)}
 
     def __call__(self, clips: Tensor | Mapping[str, Tensor]) -> Served:
         """Return the label of each video.
@@ -111,12 +115,10 @@ class _Run:
         clips = self.clips[name]
         own = clips[torch.as_tensor(self.left, device=clips.device)]
         own = own if view is None else own[:, view]
-        flat = own.flatten(0, 1) if own.ndim == 6 else own
         with torch.inference_mode():
-            logits = logits_of(self.ensemble.models[name](flat))
-        logits = logits.unflatten(0, (-1, own.shape[1])) if own.ndim == 6 else logits
+            logits = scores_of(self.ensemble.models[name], own)
         self.scores.setdefault(name, []).append(logits.float().cpu().numpy())
-        self.passes[name] += len(flat)
+        self.passes[name] += len(own) * (own.shape[1] if own.ndim == 6 else 1)
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
         """Go on with these of the videos that are left."""
