@@ -299,3 +299,24 @@ def test_epics_zip_holds_scores_of_verbs_nouns_and_the_best_actions(folder):
     best = sorted(actions, key=actions.get, reverse=True)[:100]
     assert set(result["action"]) == set(best)
     np.testing.assert_allclose([result["action"][key] for key in best], [actions[key] for key in best], atol=1e-4)
+
+
+def test_a_cascade_is_fitted_with_costs_and_a_stated_risk_and_its_front_is_printed(folder):
+    y = np.random.default_rng(5).integers(0, K, 900)
+    for seed, name in enumerate(("swin", "x3d")):
+        np.savez(f"{name}.npz", scores=probabilities(y, seed, 4.0 - seed), labels=y, ids=np.arange(900).astype(str))
+    given = ("swin=swin.npz", "x3d=x3d.npz", "--kind", "probabilities")
+    Path("costs.json").write_text('{"swin": 88, "x3d": 5}')
+    for costs in (("--costs", "swin=88", "--costs", "x3d=5"), ("--costs", "costs.json")):
+        result = run("fit", *given, "--rule", "cascade", *costs, "--risk", "label", "--at-most", 0.05, "--no-check")
+        assert "x3d, swin, in this order" in result.output
+        assert "the label differs from that of all members in at most 5 % of the videos: shown" in result.output
+    rule = vf.load_recipe("ensemble.json").rule
+    assert (rule.risk, rule.at_most, rule.costs_.tolist()) == ("label", 0.05, [5, 93])
+    assert rule.thresholds_[0] < np.inf
+    assert "Used: the point of cost" in run("evaluate", "ensemble.json", *given).output
+    assert len(json.loads(run("evaluate", "ensemble.json", *given, "--json").stdout)["front"]["cost"]) > 10
+    assert "--at-most" in run("fit", *given, "--rule", "cascade", "--at-most", 0.001, "--no-check").stderr
+    assert "belongs to --rule cascade" in run("fit", *given, "--at-most", 0.1, status=2).output
+    assert "MEMBER=NUMBER" in run("fit", *given, "--rule", "cascade", "--costs", "swin=dear", status=2).output
+    assert "missing: 'x3d'" in run("fit", *given, "--rule", "cascade", "--costs", "swin=1", status=2).output
