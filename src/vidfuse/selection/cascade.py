@@ -35,10 +35,6 @@ from vidfuse.stack.stack import LogitStack
 __all__ = ["Cascade", "CascadeFront"]
 
 _STEPS: Final = 50  # a step of the path lets a stage answer this part of the videos more
-_STATED: Final = {
-    "accuracy": "accuracy is at most {:.4g} points below that of all members",
-    "label": "the label differs from that of all members in at most {:.4g} % of the videos",
-}
 
 
 @dataclass(frozen=True)
@@ -241,9 +237,16 @@ class Cascade(Rule):
     def _p_value(self, losses: NDArray[np.float64], stack: LogitStack) -> float:
         return risk_p_value(losses, self.at_most, stack.groups, lowest=-1 if self.risk == "accuracy" else 0)
 
+    def _stated(self) -> str:
+        """Say what is kept."""
+        share = f"{100 * self.at_most:.4g}"
+        if self.risk == "label":
+            return f"the label differs from that of all members in at most {share} % of the videos"
+        return f"accuracy is at most {share} point{'' if share == '1' else 's'} below that of all members"
+
     def _why(self, nothing_lost: float) -> str:
         """Say why no step was certified; `nothing_lost` is what the p-value would be if no video were lost."""
-        said = _STATED[self.risk].format(100 * self.at_most)
+        said = self._stated()
         fewest = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.at_most))
         if nothing_lost > 1 - self.confidence:
             return (
@@ -282,7 +285,7 @@ class Cascade(Rule):
         """Return the order, which share of the videos each stage answers, what that costs, and what was shown."""
         if not hasattr(self, "stages_"):
             return ()
-        stated, order = _STATED[self.risk].format(100 * self.at_most), ", ".join(self.order_)
+        stated, order = self._stated(), ", ".join(self.order_)
         if self.n_certified_ == 1:
             said = (
                 f"all of {order} run on every video: nothing less was shown to keep the risk that was stated, {stated}"
