@@ -262,8 +262,8 @@ def _curves(found: Findings) -> Section | None:
     lines = [drawings.Line("fusion", risk.coverage[kept].tolist(), risk.risk[kept].tolist(), empty, empty)]
     sure = _certified(found)
     if sure is not None:
-        x, nothing = float((np.exp(found.fused.max(axis=1)) >= sure.threshold).mean()), [math.nan]
-        lines.append(drawings.Line("certified", [x], [risk.at(x)], nothing, nothing, "member"))
+        answered, nothing = float((np.exp(found.fused.max(axis=1)) >= sure.threshold).mean()), [math.nan]
+        lines.append(drawings.Line("certified", [answered], [risk.at(answered)], nothing, nothing, "member"))
     drawing = drawings.line_plot(
         lines, title="Errors among the surest", x_name="share kept %", y_name="errors %", x_write=percent
     )
