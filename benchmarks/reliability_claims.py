@@ -183,6 +183,10 @@ def _mapie(fit: vf.LogitStack, scored: vf.LogitStack, coverage: float, score: st
     return np.asarray(made.predict_set(rows[len(fit) :])[1][:, :, 0], dtype=bool)
 
 
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 5)
+
+
 def _table_of_statements(
     found: dict[tuple[str, str, str], list[tuple[float, ...]]], n_splits: int
 ) -> list[dict[str, Any]]:
@@ -200,9 +204,7 @@ def _table_of_statements(
             limit = float(stated.split()[1])
             row |= {"asked": n_splits, "exceeded": int((part[:, 0] > limit).sum())}
             said = f"{mean[0]:.4f}, > in {row['exceeded']}/{len(values)}"
-        rows.append(
-            {key: value if isinstance(value, (str, int)) else round(float(value), 5) for key, value in row.items()}
-        )
+        rows.append({key: value if isinstance(value, (str, int)) else _rounded(value) for key, value in row.items()})
         print(f"{name:<24}{stated:<15}{by:<26}{said:>22}{mean[1]:>10.4f}{mean[2]:>15.3f}")
     for stated in sorted({row["stated"] for row in rows}):
         for by in sorted({row["by"] for row in rows if row["stated"] == stated}):
