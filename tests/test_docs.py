@@ -35,7 +35,8 @@ PAGES = [
 FENCE = re.compile(
     r"(?:<!-- needs: (?P<needs>\w+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-INSTALLED = (None, "networks", "video", "training")  # what the test environment has; other blocks are only parsed
+# What the test environment has; other blocks are only parsed.
+INSTALLED = (None, "networks", "video", "training", "export")
 
 
 def blocks(page, language):

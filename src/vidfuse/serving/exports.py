@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("an export", "export") from error
 
-__all__ = ["Export", "export", "graph_of", "onnx_bytes"]
+__all__ = ["Export", "Graph", "digest", "export", "graph_of"]
 
 Extents = tuple[int, int, int]
 _MOST: Final = 2**31 - 2**20  # bytes of weights: an ONNX file is one message, which holds less than 2 GB
@@ -91,7 +91,7 @@ def export(
     path = Path(path)
     check_suffix(path)
     graph = graph_of(source, with_views=with_views, clips=clips)
-    data = onnx_bytes(graph) if path.suffix == ".onnx" else _pt2_bytes(graph)
+    data = _onnx_bytes(graph) if path.suffix == ".onnx" else _pt2_bytes(graph)
     difference = _difference(graph, data, path)
     replace(path, data)
     return Export(path, len(data), difference, graph.facts)
@@ -153,7 +153,7 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "vidfuse": __version__,
-        "recipe_sha256": _digest(recipe),
+        "recipe_sha256": digest(recipe),
         "rule": recipe.describe()["rule"],
         "members": list(needed),
         "n_classes": recipe.n_classes,
@@ -164,8 +164,16 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _digest(recipe: Recipe) -> str:
-    """Return the SHA-256 of the recipe's JSON, as `Recipe.save` writes it under the name `ensemble.json`."""
+def digest(recipe: Recipe) -> str:
+    """Return the SHA-256 of a recipe's JSON, as `Recipe.save` writes it under the name `ensemble.json`.
+
+    Example:
+        >>> import vidfuse as vf
+        >>> stack = vf.LogitStack.from_arrays(np.zeros((2, 2, 3)))
+        >>> uniform, given = (vf.LinearPool(weights).fit(stack) for weights in ("uniform", [1, 2]))
+        >>> digest(vf.Recipe.from_fitted(uniform, stack)) == digest(vf.Recipe.from_fitted(given, stack))
+        False
+    """
     with tempfile.TemporaryDirectory() as folder:
         return hashlib.sha256(recipe.save(Path(folder) / "ensemble.json").read_bytes()).hexdigest()
 
@@ -206,7 +214,7 @@ def _random_inputs(facts: Mapping[str, Any], **free: int) -> dict[str, Tensor]:
     return inputs
 
 
-def onnx_bytes(graph: Graph) -> bytes:
+def _onnx_bytes(graph: Graph) -> bytes:
     """Return a graph as an ONNX file; arguments and errors as of `export`."""
     weights = sum(value.nbytes for value in graph.program.state_dict.values())
     if weights > _MOST:
