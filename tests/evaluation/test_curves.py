@@ -177,6 +177,7 @@ def test_members_that_lack_videos_join_on_those_that_the_first_has():
         (lambda: members_curve(FIT, cost={"m0": 1}), "cost: expected each of"),
         (lambda: views_curve(FIT), r"takes stacks \(N, M, V, K\)"),
         (lambda: views_curve(make_stack(views=3), sizes=[4]), "within 1 … 3"),
+        (lambda: views_curve(make_stack(views=3), sizes=[0, 2]), "within 1 … 3"),
         (lambda: member_worth(FIT.select(["m0"])), "at least two members"),
     ],
 )

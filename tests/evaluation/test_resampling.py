@@ -83,6 +83,13 @@ def test_a_callable_is_called_on_the_same_draws_for_both(groups):
     assert draw.difference(first, first).p_value == 1
 
 
+def test_each_of_two_groups_is_left_out_once():
+    y, repeated = rounds(repeats=1)
+    calls = []
+    Draw(y, lambda labels, z: calls.append(1) or 0.5, n_resamples=20, groups=np.arange(90) % 2).interval(repeated)
+    assert len(calls) == 1 + 20 + 2
+
+
 def test_a_callable_is_called_as_often_as_asked_for_however_many_pairs():
     y, repeated = rounds(repeats=1)
     calls = []

@@ -8,7 +8,7 @@ from selection_cases import ensemble, fused, score, stack_of
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.selection.coordinate import best_step, coordinate_search
+from vidfuse.selection.coordinate import _is_higher, best_step, coordinate_search
 
 
 def reached(sums, slopes, rows, a, t):
@@ -108,6 +108,11 @@ def test_videos_that_some_member_lacks_are_refused():
     with pytest.raises(AlignmentError, match="5 of 60 videos without some; keep those that all members have"):
         coordinate_search(stack)
     assert coordinate_search(stack[stack.present.all(axis=1)]).score > 0
+
+
+def test_an_equal_score_is_no_higher_one_and_any_is_higher_than_none():
+    assert not _is_higher(0.0, 0.0) and not _is_higher(0.5, 0.5) and not _is_higher(-np.inf, -np.inf)
+    assert _is_higher(0.0, -np.inf) and _is_higher(0.5 + 1e-6, 0.5) and not _is_higher(0.5 + 1e-12, 0.5)
 
 
 def test_nothing_to_decide():
