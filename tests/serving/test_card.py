@@ -111,3 +111,21 @@ def test_fit_writes_the_card_beside_the_recipe(tmp_path):
     assert str(tmp_path) not in text and "5 folds" in text
     assert fit("--no-check").exit_code == 0
     assert "Not scored when this card was written" in (tmp_path / "e.card.md").read_text()
+
+
+def test_a_record_renews_the_card_and_its_digests(tmp_path):
+    make_stack().save(tmp_path / "val")
+    recipe, card = tmp_path / "e.json", tmp_path / "e.card.md"
+    runner = CliRunner()
+    fit = ["fit", str(tmp_path / "val"), "--weights", "uniform", "--no-check", "--licence", "tin=MIT"]
+    assert runner.invoke(main, [*fit, "--out", str(recipe)]).exit_code == 0
+    for _ in range(2):
+        done = runner.invoke(main, ["record", str(recipe), str(tmp_path / "val")])
+        assert done.exit_code == 0, done.output
+        text = card.read_text()
+        digests = re.findall(r"`([0-9a-f]{64})`", text)
+        assert hashlib.sha256(recipe.read_bytes()).hexdigest() in digests
+        assert text.count("TrackRecord(") == text.count("## Files") == 1 and "| MIT |" in text
+    other = tmp_path / "other.json"
+    assert runner.invoke(main, ["record", str(recipe), str(tmp_path / "val"), "--out", str(other)]).exit_code == 0
+    assert hashlib.sha256(other.read_bytes()).hexdigest() in (tmp_path / "other.card.md").read_text()

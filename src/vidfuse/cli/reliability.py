@@ -60,6 +60,7 @@ def record(
     others, for which what is stated later holds exactly.
     """
     from vidfuse.evaluation.sources import warn_if_clips
+    from vidfuse.serving.card import renew_card
 
     if cross_fit and held_out:
         raise click.BadParameter("--cross-fit and --held-out: the videos are of the fit, or they are not")
@@ -68,6 +69,7 @@ def record(
     warn_if_clips(stack)
     found = loaded.with_record(stack, cross_fit=cross_fit if cross_fit or held_out else None)
     path = found.save(out or recipe)
+    renew_card(found, path, of=recipe)
     options.emit({"out": path, "record": repr(found.record)}, f"{found.record!r}\nwritten to {path}", as_json)
 
 

@@ -17,9 +17,10 @@ from vidfuse.networks import catalogue
 from vidfuse.recipe import Recipe
 from vidfuse.report.tables import Leaderboard
 
-__all__ = ["card_path", "model_card", "write_card"]
+__all__ = ["card_path", "model_card", "renew_card", "write_card"]
 
 _MOST_CLASSES = 20  # names that the card lists
+_RECORD, _FILES = "## How it does on videos that it had not seen", "## Files, and how to load them"
 
 
 def model_card(
@@ -72,6 +73,7 @@ def model_card(
             "",
             *_figures(board),
             "",
+            *_record(recipe),
             *_use(recipe, None if path is None else Path(path)),
             "",
         ]
@@ -106,6 +108,34 @@ def card_path(path: str | os.PathLike[str]) -> Path:
         'runs/ensemble.card.md'
     """
     return Path(path).with_suffix(".card.md")
+
+
+def renew_card(recipe: Recipe, path: str | os.PathLike[str], of: str | os.PathLike[str] | None = None) -> Path | None:
+    """Write a card's record and digests anew, after a recipe with one was saved again; None where there is no card.
+
+    Args:
+        recipe: The recipe as it is now.
+        path: Its file; the card is written beside it.
+        of: The file whose card is taken; by default the same.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np, vidfuse as vf
+        >>> stack = vf.LogitStack.from_arrays({"swin": 2 * np.eye(2), "x3d": 3 * np.eye(2)}, labels=[0, 1])
+        >>> recipe = vf.Recipe.from_fitted(vf.LogLinearPool("uniform").fit(stack), stack)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = recipe.save(f"{folder}/ensemble.json")
+        ...     renew_card(recipe, path) is None, renew_card(recipe, write_card(recipe, path) and path).name
+        (True, 'ensemble.card.md')
+    """
+    card = card_path(path if of is None else of)
+    if not card.is_file():
+        return None
+    kept = card.read_text(encoding="utf-8")
+    for heading in (_RECORD, _FILES):
+        kept = kept.partition(f"\n{heading}\n")[0]
+    lines = [kept.rstrip("\n"), "", *_record(recipe), *_use(recipe, Path(path)), ""]
+    return replace(card_path(path), "\n".join(lines))
 
 
 class _Told:
@@ -184,9 +214,15 @@ def _figures(board: Leaderboard | None) -> list[str]:
     return [*lines, board.headline(), "", board.table().to_markdown().strip()]
 
 
+def _record(recipe: Recipe) -> list[str]:
+    if recipe.record is None:
+        return []
+    return [_RECORD, "", f"`{recipe.record!r}`, for abstaining, sets of classes, and watching.", ""]
+
+
 def _use(recipe: Recipe, path: Path | None) -> list[str]:
     name = "ensemble.json" if path is None else path.name
-    lines = ["## Files, and how to load them", ""]
+    lines = [_FILES, ""]
     if path is not None:
         arrays = path.with_suffix(".safetensors")
         files = [path, arrays] if _holds(path, arrays.name) else [path]
