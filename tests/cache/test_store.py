@@ -493,10 +493,10 @@ def test_few_parts_of_all_members_stay_mapped(tmp_path, monkeypatch):
         released.append(part.path)
         own(part)
 
-    monkeypatch.setattr(Part, "release", release)
     monkeypatch.setattr(reader, "_MAPPED", 3 * Z[0].nbytes)
     monkeypatch.setattr(reader, "_mapped", {})
-    stack = load_stack(tmp_path)
+    stack = load_stack(tmp_path)  # which releases the ids that it read
+    monkeypatch.setattr(Part, "release", release)
     for _ in range(2):
         for row in range(10):
             for seed, member in enumerate(stack.members):
