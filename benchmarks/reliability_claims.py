@@ -1,13 +1,15 @@
 """Do the statements hold: coverage of sets, error among the answered, false and true alarms, on published predictions?
 
     python benchmarks/reliability_claims.py --dumps FOLDER [--splits 20] [--parts alarms statements] [--out FILE]
+    python benchmarks/reliability_claims.py --demo RUN [--out FILE]
 
 FOLDER is that of `fusion_quality.py`. Each set is split `--splits` times, whole sources apart: half is fitted and
 recorded, half is scored. MAPIE (1.x, if this Python has it: `pip install mapie` into a copy of the environment) makes
 sets for the best single member on the same halves. The rule is the log-linear pool with weights shared by the classes,
 which is fitted in a moment; what is stated does not depend on the rule.
 
-Undisturbed streams are the other half in a random order; disturbed ones turn bad in the middle.
+Undisturbed streams are the other half in a random order; disturbed ones turn bad in the middle. RUN is a seed's
+folder of `examples/vipriors_kinetics.py`: two of its networks see its validation videos as they are, then darker.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -38,6 +44,7 @@ except ImportError:
 
 COVERAGES, ERRORS, FIRST_SEED = (0.9, 0.95), (0.05, 0.1, 0.2), 1000
 SCORES = ("least-ambiguous", "adaptive", "regularised")
+DEMO = {"x3d": "x3d_tiny", "r2plus1d": "r2plus1d_tiny"}
 FEW = 2  # splits on which the other scores are tried
 
 
@@ -46,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dumps", type=Path, help="folder of published predictions, with splits.py")
     parser.add_argument("--parts", nargs="*", default=["alarms", "statements"], help="of what is measured on dumps")
+    parser.add_argument("--demo", type=Path, help="a seed's folder of examples/vipriors_kinetics.py, beside its data")
     parser.add_argument("--splits", type=int, default=20, help="of each set")
     parser.add_argument("--minutes", type=float, default=1e9, help="for sets and abstaining: begin no split after them")
     parser.add_argument("--out", type=Path)
@@ -58,6 +66,8 @@ def main() -> None:
     if sets and "statements" in options.parts:
         splits = _module(options.dumps / "splits.py")
         result["sets and abstaining"] = _statements(sets, splits, options.splits, options.minutes)
+    if options.demo:
+        result["brightness"] = _brightness(options.demo)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -337,6 +347,49 @@ def _replaced(
     for member, other in pairs.items():
         if member in ours.members and other in theirs.members:
             yield f"{name}: one member's checkpoint", recipe, _with(stream, {member: theirs.scores(other)[rows]})
+
+
+# ------------------------------------------------------------------------------------------------ brightness
+
+
+def _brightness(run: Path, factors: tuple[float, ...] = (0.8, 0.6, 0.4)) -> list[dict[str, Any]]:
+    """Return when darker videos are found: a third of the videos recorded, a third as they are, a third darker."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from motion.dataset import encode
+    from vidfuse.video.decode import decode, probe
+
+    data = run.parent / "data" / "Kinetics400ViPriors"
+    streams = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for factor in (1.0, *factors):
+            root = Path(folder) / f"x{factor}" / data.name
+            shutil.copytree(data / "annotations", root / "annotations")
+            (root / "val").mkdir()
+            for path in sorted((data / "val").glob("*.mp4")):
+                try:
+                    frames = decode(path, np.arange(probe(path).n_frames))
+                except vf.errors.InputError:  # the demo has a video that nothing can read
+                    continue
+                changed = encode(np.rint(factor * frames).astype(np.uint8), 20)
+                (root / "val" / path.name).write_bytes(changed)
+            for member, network in DEMO.items():
+                words = ["extract", network, root, "--split", "val", "--layout", "vipriors", "--clips", "2"]
+                words += ["--checkpoint", run / "train" / member / "last.pt", "--workers", "0"]
+                words += ["--out", root.parent / "caches" / member]
+                subprocess.run([sys.executable, "-m", "vidfuse", *words], check=True, capture_output=True)
+            stack = vf.load_stack(root.parent / "caches", views="mean-log", partial=True)
+            scores = {name: np.array(stack.scores(name)) for name in stack.members}
+            streams[factor] = vf.LogitStack.from_arrays(scores, labels=stack.labels, ids=stack.ids)
+    order = np.random.default_rng(FIRST_SEED).permutation(len(streams[1.0]))
+    fit, good, late = (np.sort(part) for part in np.array_split(order, 3))
+    recipe, rows = _recorded(streams[1.0][fit]), []
+    print(f"\n{'brightness':<14}{'recorded':>10}{'as they are':>13}{'alarm after':>13}  first by")
+    for factor, stack in streams.items():
+        after, by = _first(vf.watch(recipe, [streams[1.0][good], stack[late]]), len(good))
+        sizes = {"recorded": len(fit), "as they are": len(good), "darker": len(late)}
+        rows.append({"brightness": factor, **sizes, "alarm after": after, "first by": by})
+        print(f"x {factor:<12}{len(fit):>10}{len(good):>13}{after if after else 'none':>13}  {by}")
+    return rows
 
 
 if __name__ == "__main__":
