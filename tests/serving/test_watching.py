@@ -1,10 +1,13 @@
 """Watching a stream and refreshing a recipe: what is found, what is not, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.cache.writer import CacheWriter
+from vidfuse.errors import AlignmentError, CacheConflictError, InputError
 
 MEMBERS = ("swin", "tpn", "x3d")
 
@@ -99,6 +102,20 @@ def test_what_cannot_be_watched_is_refused(recipe):
         vf.watch(recipe, vf.LogitStack.from_arrays({name: np.eye(4) * 3 for name in MEMBERS}))
     with pytest.raises(InputError, match="false_alarms: expected a probability"):
         vf.watch(recipe, later, false_alarms=0)
+
+
+def test_a_stream_of_another_checkpoint_is_refused(recipe, tmp_path):
+    known = replace(recipe, fingerprints={name: (f"{name} 1",) for name in MEMBERS})
+    for folder, x3d in (("same", "x3d 1"), ("other", "x3d 2")):
+        stack = make(60, 1)
+        for name in MEMBERS:
+            fingerprint = x3d if name == "x3d" else f"{name} 1"
+            with CacheWriter(tmp_path / folder / name, fingerprint=fingerprint) as writer:
+                writer.append(stack.ids, stack.scores(name))
+    assert not vf.watch(known, vf.load_stack(tmp_path / "same")).alarms
+    with pytest.raises(CacheConflictError, match=r"x3d 1.*x3d 2|x3d 2.*x3d 1"):
+        vf.watch(known, vf.load_stack(tmp_path / "other"))
+    assert not vf.watch(known, vf.load_stack(tmp_path / "other", checkpoints="any")).alarms
 
 
 def test_views_and_missing_members_are_watched_as_they_are_predicted():

@@ -160,6 +160,8 @@ def watch(
     Raises:
         InputError: The recipe has no record, the stream has no groups and the record has, or it is empty.
         AlignmentError: Members are missing, or the number of classes differs.
+        CacheConflictError: A member's scores come from another checkpoint than those of the fit, where both the stream
+            and the recipe know theirs.
 
     Source:
         Vovk (2021), Testing randomness online, Statistical Science 36, sections 2 to 4.
@@ -244,6 +246,7 @@ def _units(
     seen: set[str] = set()
     for place, given in enumerate(stacks):
         stack = given.select(record.members)
+        recipe.check_checkpoints(stack.fingerprints, "the stream")
         if stack.n_classes != record.n_classes:
             raise AlignmentError(f"the recipe knows {record.n_classes} classes, the stream has {stack.n_classes}")
         if (record.groups is None) != (stack.groups is None):
