@@ -88,9 +88,14 @@ def changes(node: ast.AST, lines: list[str]) -> Iterator[tuple[int, int, int, st
 
 
 def code_of(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk through the code of functions: no docstrings, messages of errors and warnings, f-strings or type hints."""
+    """Walk through the code of functions: no docstrings, messages of errors and warnings, f-strings or type hints.
+
+    `strict=True` of a zip is left out, too: it guards against code that is not there.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments | ast.Import | ast.ImportFrom):
+            continue
+        if isinstance(node, ast.keyword) and node.arg == "strict":
             continue
         if isinstance(node, ast.AnnAssign):
             yield from code_of(ast.Module([ast.Expr(node.value)] if node.value else [], []))
