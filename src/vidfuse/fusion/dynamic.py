@@ -181,6 +181,7 @@ class DynamicPool(Rule):
         return out
 
 
+@np.errstate(invalid="ignore")  # float32 products may raise the flag for numbers beyond their end
 def _products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a matrix product, each row of which has the same bits whatever rows stand beside it.
 

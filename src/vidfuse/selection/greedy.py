@@ -219,7 +219,7 @@ def _hit_gains(problem: Problem, floors: NDArray[np.float64], linear: bool) -> G
             since, ahead = counts.copy(), max(1, int(counts.sum()) // 2)
             live = whole.narrowed(counts, ahead)
         scores = np.empty(len(candidates))
-        base = counts.astype(np.float32) @ live.margins
+        base = live.sums(counts)
         error = live.rounding * (counts.sum() + 1)
         for first in range(0, len(candidates), 64):
             some = candidates[first : first + 64]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,12 @@ class Hits:
         Args:
             weights: Rows of weights of at least 0 and sum 1, shape (S, M).
         """
-        return self.scores_of_sums(weights.astype(np.float32) @ self.margins, weights, self.rounding)
+        return self.scores_of_sums(self.sums(weights), weights, self.rounding)
+
+    def sums(self, weights: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the members' margins times weights (..., M), summed: (..., R)."""
+        with np.errstate(invalid="ignore"):  # float32 products may raise the flag for numbers beyond their end
+            return weights.astype(np.float32) @ self.margins
 
     def alone(self) -> NDArray[np.float64]:
         """Return what the videos count that each member alone gets right, by its scores as they are stored, (M,)."""
@@ -94,7 +99,7 @@ class Hits:
         A rival that they cannot lift above the true class has no say, and a video that a rival holds is lost.
         """
         error = np.float32(self.rounding * (counts.sum() + rounds))
-        sums = counts.astype(np.float32) @ self.margins
+        sums = self.sums(counts)
         most, least = self._extremes
         open_ = sums + rounds * most >= -error
         lost = np.zeros(len(self.video_weights), bool)

@@ -104,8 +104,8 @@ def log_linear_losses(
         step = max(1, (1 << 18) // flat.shape[1])
         for first in range(0, len(chosen), step):
             part = slice(first, first + step)
-            fused = single[part] @ flat
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # the product may raise it for numbers beyond its end
+                fused = single[part] @ flat
                 total = np.exp(fused, out=fused).reshape(len(fused), -1, n_classes).sum(axis=2).astype(np.float64)
             log_total = np.log(total)
             lost = ~(total < 1e30) & np.isfinite(losses[part, None])  # the truth is too unlikely for float32

@@ -103,6 +103,7 @@ class _Tree:
         self.descend(depth + 1, start, middle, rows, margins[1:], sums)
         self.descend(depth + 1, middle, stop, rows, margins[1:], sums + margins[0])
 
+    @np.errstate(invalid="ignore")  # float32 products may raise the flag for numbers beyond their end
     def evaluate(
         self,
         start: int,
