@@ -344,6 +344,9 @@ def check_scores(
     refused; single -inf values stand for probability 0 and are allowed. Probabilities whose sums are off by rounding
     (bfloat16, "%.4f": within 0.5 %) are allowed with a warning, as whoever reads them divides by their sums.
     """
+    # Of each block the row sums are taken once, and three questions are put to them: are all numbers finite; are all
+    # rows probabilities, where logits are said; does a row break the kind that is said? A broken row is kept until the
+    # end, so that the error names the worst of all rows.
     who = "" if member is None else f"member {member!r}: "
     half = scores.dtype == np.float16
     tolerance = 1e-2 if half else _ROUNDED

@@ -86,6 +86,8 @@ def soup(
     The validation videos (`--val`, or the split of that name where DATA has splits) choose, by `--how greedy`: their
     accuracy is then too good. `--score` scores on others.
     """
+    # What a checkpoint lacks decides what is asked of the user. One of a run of ours brings its network, classes and
+    # recipe (a recipe.yaml beside it); a published one brings weights alone, so that NETWORK and DATA say the rest.
     inputs, soups, state, files, evaluation, torch = modules(
         *(f"vidfuse.training.{name}" for name in ("data", "soups", "state", "checkpoints", "evaluation")), "torch"
     )

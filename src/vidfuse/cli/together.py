@@ -49,6 +49,8 @@ def train_together(
     Each network has the recipe of its name, or that of `--recipe`, with the most epochs and the smallest batch of them
     all unless `--set` says otherwise. Each becomes a checkpoint of its own in the end, <member>.pt.
     """
+    # First what every process needs to know alike (recipes, videos, clips), then what each holds of its own (device,
+    # models, its share of a batch); the first process alone writes and speaks.
     distributed, inputs, together, torch = single.modules(
         *(f"vidfuse.training.{name}" for name in ("distributed", "data", "together")), "torch"
     )

@@ -211,6 +211,8 @@ def shrink(
     Every file becomes an mp4 of the same place and name, so ids, lists (with `--root SMALL`) and class folders stay as
     they are; lists in the folder are copied. Then the time to decode a clip of 32 frames is measured on both.
     """
+    # A target that is there was finished: `work.shrink` puts it in place whole. The others are encoded, one by one or
+    # by processes; then lists are copied, and both folders are decoded for the times told at the end.
     lists = importlib.import_module("vidfuse.video.lists")
     processes, progress = (importlib.import_module(f"vidfuse.training.{name}") for name in ("processes", "progress"))
     work = importlib.import_module("vidfuse.video.shrink")

@@ -175,6 +175,9 @@ class LogitStack:
             InputError: Scores, labels, ids or names cannot be what they are said to be.
             AlignmentError: The members differ in their videos, classes or labels.
         """
+        # Each member is brought to the stack's form alone: its blank rows go, its scores are checked, its classes are
+        # mapped and its views reduced. Then all are compared: classes give the columns, ids the rows. Rows stay where
+        # they are in the arrays; `Member.rows` says which one stands where.
         named = name_arrays(arrays, members)
         names = tuple(named)
         kinds = {n: check_kind(k, f"kind of member {n!r}") for n, k in per_member(kind, names, "kind").items()}
