@@ -5,9 +5,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from toy_videos import N_CLASSES, ToyLoader, toy
 
+import vidfuse as vf
 from vidfuse import networks
 from vidfuse.networks.fused import FusedConfig, FusedNetwork
 from vidfuse.training import TrainRecipe, distributed, evaluate, train, train_together
@@ -37,12 +39,18 @@ def fused():
 
 
 def work(out, n=27, crash=-1):
-    """Train on 27 videos (an odd number, so that the ranks' shares differ), score 23, cache the scores of 27."""
+    """Train on 27 videos (an odd number, so that the ranks' shares differ), score 23, cache the scores of 27.
+
+    The first network is a student of a teacher of random opinions.
+    """
     rank, world = distributed.rank(), distributed.world_size()
     share = {"rank": rank, "world_size": world, "batch_size": 8 // world}
     loader = ToyLoader(n=n, **share)
     model = toy(dropout=0.0, norm=False)
-    done = train(model, loader, RECIPE, out / "run", progress=False, tensorboard=False)
+    opinions = {"teacher": np.random.default_rng(0).normal(size=(n, N_CLASSES))}
+    teacher = vf.LogitStack.from_arrays(opinions, ids=ToyLoader(n=n).ids)
+    student = replace(RECIPE, distil=0.5)
+    done = train(model, loader, student, out / "run", teacher=teacher, progress=False, tensorboard=False)
     scores = evaluate(done.model, ToyLoader(n=23, seed=1, **share))
     if rank == crash:
         sys.exit(3)
