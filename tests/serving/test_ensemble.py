@@ -11,7 +11,7 @@ from sklearn.base import clone
 from torch import nn
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError, CacheConflictError
+from vidfuse.errors import AlignmentError, CacheConflictError, InputError
 from vidfuse.training.fingerprints import fingerprint_of
 
 NAMES = ("x3d", "swin", "tin")
@@ -126,6 +126,33 @@ def test_the_modules_state_is_its_networks(models):
     other.load_state_dict(ensemble.state_dict())
     clips = torch.randn(2, 3, 2, 2, 2)
     assert torch.equal(other(clips), ensemble(clips))
+
+
+def test_members_have_the_names_that_members_may_have():
+    """A member is called as its folder of scores is; modules of torch may not have dots in their names."""
+    names = {"x3d.m": 0, "swin_b v2": 1, "keys": 2, "名": 3}
+    models = {name: network(seed) for name, seed in names.items()}
+    recipe = fitted(vf.LogLinearPool(), models)
+    clips = torch.randn(2, 3, 2, 2, 2)
+    ensemble = vf.Ensemble(recipe, models)
+    with torch.no_grad():
+        fused, scores = ensemble(clips), {name: model(clips).numpy() for name, model in models.items()}
+    np.testing.assert_allclose(fused, recipe.predict_log_proba(scores), atol=2e-5)
+    assert ensemble.networks == models
+    assert len(ensemble.state_dict()) == 2 * len(names)
+
+
+def test_clips_that_some_member_lacks_are_refused(models):
+    ensemble = vf.Ensemble(fitted(vf.LogLinearPool(), models), models)
+    clips = {name: torch.randn(2, 3, 2, 2, 2) for name in NAMES}
+    for wrong, message in (
+        ({**clips, "tin": clips["tin"][:1]}, "clips of the same videos for each member, got {'swin': 2, 'tin': 1"),
+        ({name: own for name, own in clips.items() if name != "tin"}, r"missing: \['tin'\]"),
+    ):
+        with pytest.raises(AlignmentError, match=message):
+            ensemble(wrong)
+    with pytest.raises(InputError, match=r"clips: expected a tensor, or \{member: its own\}, got ndarray"):
+        ensemble(clips["tin"].numpy())
 
 
 def test_models_that_are_not_the_members_are_refused(models):

@@ -106,6 +106,18 @@ def test_what_does_not_belong_together_is_refused(models):
         LazyEnsemble(recipe, {name: models[name] for name in ("x3d", "tin")}, vf.early_exit(recipe, stack))
 
 
+def test_clips_of_other_videos_for_a_member_are_refused(models):
+    clips, labels = clips_of(60, 0)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)
+    recipe = vf.Recipe.from_fitted(vf.MajorityVote().fit(stack), stack)
+    lazy = LazyEnsemble(recipe, models, vf.early_exit(recipe, stack))
+    with pytest.raises(AlignmentError, match=r"clips of the same videos for each member, got .*'tin': 59"):
+        lazy({"x3d": clips, "swin": clips, "tin": clips[1:]})
+    with pytest.raises(AlignmentError, match="missing: \\['swin'\\]"):
+        lazy({"x3d": clips, "tin": clips})
+    assert not any(model.seen for model in models.values())
+
+
 def test_measured_costs_are_milliseconds_of_each_member_for_each_video(models):
     clips, _ = clips_of(4, 0, views=2)
     costs = measure(models, clips, repeats=3)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from vidfuse.errors import AlignmentError, MissingExtraError
+from vidfuse.errors import AlignmentError, InputError, MissingExtraError
 from vidfuse.recipe import Recipe
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints
 from vidfuse.stack.stack import LogitStack
@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("an ensemble of networks", "networks") from error
 
-__all__ = ["Ensemble", "networks_of", "scores_of"]
+__all__ = ["Ensemble", "clips_of", "networks_of", "scores_of"]
 
 
 class Ensemble(nn.Module):
@@ -58,7 +58,7 @@ class Ensemble(nn.Module):
             self.fusion: Fusion | None = Fusion(recipe, views="mean-log")
         except NoGraphError:
             self.fusion = None
-        self.networks = nn.ModuleDict(networks)
+        self._names, self._networks = tuple(networks), nn.ModuleList(networks.values())
 
     @classmethod
     def from_recipe(
@@ -67,11 +67,19 @@ class Ensemble(nn.Module):
         """Make the ensemble of a recipe and its members' networks; as the class itself."""
         return cls(recipe, models, checkpoints=checkpoints)
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """{member: network}: a dictionary, as a member may have a name that no module can, such as "x3d.m"."""
+        return dict(zip(self._names, self._networks, strict=True))
+
     def forward(self, clips: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return fused log-likelihoods (N, K).
 
         Args:
             clips: (N, 3, T, H, W) or (N, V, 3, T, H, W) for all members, or {member: its own}.
+
+        Raises:
+            AlignmentError: A member has no clips, or those of another number of videos.
         """
         scores = self.scores(clips)
         if self.fusion is not None:
@@ -88,7 +96,8 @@ class Ensemble(nn.Module):
 
     def scores(self, clips: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return each network's logits (N, K), or (N, V, K) of clips with views; `clips` as for the module."""
-        return {name: scores_of(model, _own(clips, name)) for name, model in self.networks.items()}
+        own = clips_of(clips, self._names)
+        return {name: scores_of(model, own[name]) for name, model in self.networks.items()}
 
 
 def networks_of(
@@ -113,8 +122,31 @@ def networks_of(
     return {name: models[name] for name in sorted(needed)}
 
 
-def _own(clips: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
-    return clips if isinstance(clips, Tensor) else clips[name]
+def clips_of(clips: Tensor | Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return each member's clips, which may be the same for all.
+
+    Raises:
+        InputError: They are no tensors.
+        AlignmentError: A member has none, or those of another number of videos than the others.
+
+    Example:
+        >>> sorted(clips_of(torch.zeros(2, 3, 1, 1, 1), ["a", "b"]))
+        ['a', 'b']
+        >>> clips_of({"a": torch.zeros(2, 3, 1, 1, 1)}, ["a", "b"])
+        Traceback (most recent call last):
+        vidfuse.errors.AlignmentError: expected clips for each of ['a', 'b']; missing: ['b']
+    """
+    if isinstance(clips, Tensor):
+        return dict.fromkeys(names, clips)
+    if not isinstance(clips, Mapping):
+        raise InputError(f"clips: expected a tensor, or {{member: its own}}, got {type(clips).__name__}")
+    if missing := [name for name in names if name not in clips]:
+        raise AlignmentError(f"expected clips for each of {list(names)}; missing: {missing}")
+    own = {name: clips[name] for name in names}
+    n = [one.shape[0] for one in own.values()]
+    if any(other != n[0] for other in n):
+        raise AlignmentError(f"expected clips of the same videos for each member, got {dict(zip(own, n, strict=True))}")
+    return own
 
 
 def scores_of(model: nn.Module, clips: Tensor) -> Tensor:

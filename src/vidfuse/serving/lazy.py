@@ -19,7 +19,7 @@ try:
     import torch
     from torch import Tensor, nn
 
-    from vidfuse.serving.ensemble import networks_of, scores_of
+    from vidfuse.serving.ensemble import clips_of, networks_of, scores_of
 except ImportError as error:
     raise MissingExtraError("an ensemble of networks", "networks") from error
 
@@ -93,6 +93,10 @@ class LazyEnsemble:
             clips: (N, 3, T, H, W) or (N, V, 3, T, H, W) for all members, or {member: its own}. Views are reduced as the
                 recipe says, by the mean of log-likelihoods if it says nothing; where views are steps of the exit, each
                 runs for itself.
+
+        Raises:
+            InputError: There are no videos, or a network's answer is no prediction (NaN).
+            AlignmentError: A member has no clips, or those of another number of videos.
         """
         run = _Run(self, clips)
         return run.cascade(self.recipe.rule) if self.exit is None else run.early(self.exit)
@@ -103,7 +107,7 @@ class _Run:
 
     def __init__(self, ensemble: LazyEnsemble, clips: Tensor | Mapping[str, Tensor]) -> None:
         self.ensemble = ensemble
-        self.clips = {name: clips if isinstance(clips, Tensor) else clips[name] for name in ensemble.models}
+        self.clips = clips_of(clips, list(ensemble.models))
         self.n = len(next(iter(self.clips.values())))
         self.left = np.arange(self.n)
         self.scores: dict[str, list[NDArray[np.float32]]] = {}  # of the videos left; one array, or one for each view

@@ -6,8 +6,8 @@ import statistics
 import time
 from collections.abc import Mapping
 
-from vidfuse.errors import AlignmentError, InputError, MissingExtraError
-from vidfuse.serving.ensemble import Ensemble
+from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.serving.ensemble import Ensemble, clips_of
 
 try:
     import torch
@@ -34,7 +34,7 @@ def measure(
 
     Raises:
         InputError: There are no videos, or no repeats.
-        AlignmentError: A member has no clips.
+        AlignmentError: A member has no clips, or those of another number of videos.
 
     Example:
         >>> networks = {"small": nn.Flatten(), "large": nn.Sequential(nn.Flatten(), nn.Linear(192, 4000))}
@@ -44,12 +44,9 @@ def measure(
     """
     if repeats < 1:
         raise InputError(f"repeats: expected at least 1, got {repeats}")
-    networks = dict(models.networks.items()) if isinstance(models, Ensemble) else dict(models)
-    missing = [] if isinstance(clips, Tensor) else sorted(set(networks) - set(clips))
-    if missing:
-        raise AlignmentError(f"expected clips for each of {sorted(networks)}; missing: {missing}")
-    return {name: _milliseconds(model, clips if isinstance(clips, Tensor) else clips[name], repeats)
-            for name, model in networks.items()}  # fmt: skip
+    networks = models.networks if isinstance(models, Ensemble) else dict(models)
+    own = clips_of(clips, list(networks))
+    return {name: _milliseconds(model, own[name], repeats) for name, model in networks.items()}
 
 
 def _milliseconds(model: nn.Module, clips: Tensor, repeats: int) -> float:
