@@ -132,7 +132,8 @@ class ClassVideos:
         for part, log_p in floored_blocks(own.stack[rows], own.floors, scales=own.scales):
             np.maximum(log_p, np.float32(LOWEST), out=log_p)
             block[:, :-2, part] = log_p.transpose(2, 1, 0)
-        np.matmul(self.shared.astype(np.float32), block[:, :-2], out=block[:, -1])
+        with np.errstate(invalid="ignore"):  # float32 products may raise the flag for numbers beyond their end
+            np.matmul(self.shared.astype(np.float32), block[:, :-2], out=block[:, -1])
         if self.offsets is not None:
             block[:, -1] += np.maximum(self.offsets, -1e4)[:, None].astype(np.float32)
         return block
