@@ -67,6 +67,23 @@ def test_members_and_classes_in_another_order_are_put_right():
         np.testing.assert_array_equal(joined.scores(name), whole.scores(name))
 
 
+def test_classes_are_put_right_where_the_first_stack_has_no_names():
+    names = list("vwxyz")
+    plain, named, other = (stack_of(range(5 * i, 5 * i + 5)) for i in range(3))
+    arrays = [{name: stack.scores(name) for name in "ab"} for stack in (named, other)]
+    named = vf.LogitStack.from_arrays(arrays[0], labels=named.labels, ids=named.ids, classes=names)
+    turned = vf.LogitStack.from_arrays(
+        {name: own[:, ::-1] for name, own in arrays[1].items()},
+        labels=4 - other.labels,
+        ids=other.ids,
+        classes=names[::-1],
+    )
+    joined, whole = vf.LogitStack.concatenate([plain, named, turned]), stack_of(range(15))
+    assert joined.classes == tuple(names)
+    np.testing.assert_array_equal(joined.labels, whole.labels)
+    np.testing.assert_array_equal(joined.scores("a"), whole.scores("a"))
+
+
 def test_presence_and_groups_are_kept():
     first = stack_of(range(5)).with_groups(["g"] * 5)
     z = {"a": first.scores("a"), "b": first.scores("b")[:3]}

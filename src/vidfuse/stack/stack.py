@@ -277,7 +277,8 @@ class LogitStack:
         if not given:
             raise InputError("expected at least one stack, got none")
         first = given[0]
-        several = [first, *(stack._like(first) for stack in given[1:])]
+        classes = next((stack.classes for stack in given if stack.classes is not None), None)
+        several = [first, *(stack._like(first, classes) for stack in given[1:])]
         ids = joined_ids({f"stack {number}": stack.ids for number, stack in enumerate(several)}, repeats)
         whole = slice(0, sum(map(len, several)), 1)
         sources = [
@@ -298,14 +299,14 @@ class LogitStack:
             ],
             ids=ids,
             labels=_join([stack.labels for stack in several], "labels"),
-            classes=next((stack.classes for stack in several if stack.classes is not None), None),
+            classes=classes,
             present=np.concatenate([_presence(stack) for stack in several]),
             groups=_join([stack.groups for stack in several], "groups"),
         )
         return joined if repeats is None else joined._averaged(repeats, [len(stack) for stack in several])
 
-    def _like(self, first: LogitStack) -> LogitStack:
-        """Return this stack with the members and classes of another in its order."""
+    def _like(self, first: LogitStack, classes: tuple[str, ...] | None) -> LogitStack:
+        """Return this stack with the members of another in its order, and with its own classes in that of `classes`."""
         if set(self.members) != set(first.members):
             raise AlignmentError(
                 f"expected stacks of the same members, got {first_few(first.members, 20)} and "
@@ -320,15 +321,15 @@ class LogitStack:
                     f"stack, got {kinds[member.name][0]} of shape {kinds[member.name][1]}"
                 )
         order = None
-        if first.classes is not None and stack.classes is not None:
-            order = name_order(stack.classes, first.classes, "a later stack")
+        if classes is not None and stack.classes is not None:
+            order = name_order(stack.classes, classes, "a later stack")
         if order is None:
             return stack
         return type(self)(
             [replace(m, source=ColumnsSource(m.source, order)) for m in stack._members],
             ids=stack.ids,
             labels=None if stack.labels is None else np.argsort(order)[stack.labels],
-            classes=first.classes,
+            classes=classes,
             present=stack.present,
             groups=stack.groups,
         )
