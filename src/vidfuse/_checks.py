@@ -326,7 +326,7 @@ def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str
     """Return class names as a tuple of K unique strings, or None where none were given."""
     if classes is None:
         return None
-    names = tuple(str(name) for name in classes)
+    names = tuple(map(_as_text, classes))
     if len(names) != n_classes:
         raise InputError(f"classes: expected {n_classes} names, one for each class, got {len(names)}")
     if len(set(names)) != len(names):

@@ -175,6 +175,31 @@ def test_mapped_scores_equal_those_by_hand_and_sum_to_one(seed):
     np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, atol=1e-6)
 
 
+def test_of_a_video_whose_probability_is_all_left_out_a_member_says_nothing():
+    """As one whose network has a class "other" that it is sure of, in rounded probabilities."""
+    known = np.array([[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]])
+    own = np.array([[0.0, 0.0, 1.0], [0.6, 0.2, 0.2]])
+    stack = vf.LogitStack.from_arrays(
+        {"a": known, "b": own},
+        kind="probabilities",
+        classes={"a": ["run", "walk", "swim"], "b": ["runs", "walks", "other"]},
+        class_map={"b": {"runs": "run", "walks": "walk"}},
+    )
+    expected = [[1 / 3, 1 / 3, 1 / 3], [0.5, 1 / 6, 1 / 3]]
+    np.testing.assert_allclose(np.exp(stack.log_likelihoods()[:, 1]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [np.array([b"run", b"walk"]), [b"run", "walk"]])
+def test_names_of_classes_in_bytes_are_texts(given):
+    """As NumPy reads texts of fixed length from files that other tools wrote."""
+    assert vf.LogitStack.from_arrays({"a": np.zeros((1, 2))}, classes=given).classes == ("run", "walk")
+
+
+def test_digits_that_are_no_numbers_name_no_class():
+    with pytest.raises(InputError, match="'²' is none of the member's classes, 0 to 2"):
+        vf.LogitStack.from_arrays({"a": np.zeros((1, 2)), "b": np.zeros((1, 3))}, class_map={"b": {"²": 0}})
+
+
 def test_a_coarse_member_joins_the_others_by_its_mapping():
     y, a, _ = sample(200, 4)
     fine = ["run", "swim", "sing", "drum"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidfuse.cache.shards import find_shards
+from vidfuse.cache.shards import by_number, find_shards
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import (
     AlignmentError,
@@ -222,3 +222,8 @@ def test_a_folder_is_what_it_holds(shards, tmp_path_factory):
     with pytest.raises(InputError, match=r"not numbered as shards are \('shard0', 'test'\)"):
         load_stack(begun)
     assert len(load_stack(f"{begun}/*[0t]")) == 30
+
+
+def test_digits_that_are_no_numbers_are_texts():
+    """A superscript is a digit, and no number."""
+    assert sorted(["m10", "m²3", "m2", "1²2", "1²10"], key=by_number) == ["1²2", "1²10", "m2", "m10", "m²3"]

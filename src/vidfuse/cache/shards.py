@@ -178,4 +178,4 @@ def by_number(name: str) -> list[tuple[int, str]]:
         >>> sorted(["fold10", "fold2"], key=by_number)
         ['fold2', 'fold10']
     """
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _NUMBER.split(name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBER.split(name)]

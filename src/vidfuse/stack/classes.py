@@ -154,8 +154,9 @@ def mapped_scores(
         p(k) = (1 − u / K) · Σ_j P(j) / |targets of j|  over the classes j that are mapped to k,    p(k) = 1 / K else.
 
     A class that is mapped to several shares its probability equally among them; several that are mapped to one add
-    up. What the mapping leaves out of the member's classes is left out, and the rest is normalised. Of a class that the
-    member does not know it says nothing: it gets its even share.
+    up. What the mapping leaves out of the member's classes is left out, and the rest is normalised; of a video whose
+    whole probability is left out, the member says nothing: the classes get even shares. Of a class that the member does
+    not know it says nothing either: it gets its even share.
 
     Args:
         scores: (N, [V,] K'), as they are stored.
@@ -187,7 +188,9 @@ def mapped_scores(
     fill_log_likelihoods(scores, kind, likelihoods)
     grouped = np.logaddexp.reduceat(likelihoods[..., columns].astype(np.float64) + shares, starts, axis=-1)
     unknown = n_classes - len(covered)
-    grouped += np.log1p(-unknown / n_classes) - np.logaddexp.reduce(grouped, axis=-1, keepdims=True)
+    total = np.logaddexp.reduce(grouped, axis=-1, keepdims=True)
+    grouped = np.where(total == -np.inf, -np.log(len(covered)), grouped - np.where(total == -np.inf, 0.0, total))
+    grouped += np.log1p(-unknown / n_classes)
     out = np.full((*scores.shape[:-1], n_classes), -np.log(n_classes), dtype=np.float32)
     out[..., covered] = grouped
     return out
@@ -211,7 +214,7 @@ def _index(value: Any, names: Sequence[str] | None, count: int, whose: str) -> i
     """Return the index of a class that is given by name, or by number where there are no names."""
     if names is not None and str(value) in names:
         return list(names).index(str(value))
-    if names is None and str(value).isdigit() and int(value) < count:
+    if names is None and str(value).isdecimal() and int(value) < count:
         return int(value)
     known = f"0 to {count - 1}" if names is None else first_few(names)
     raise InputError(f"class_map: {value!r} is none of {whose}, {known}{did_you_mean(value, names or ())}")
