@@ -4,6 +4,7 @@
         lock               held by the process that writes
         state.json         whose work this is, and how far it was safe on disk when last said so
         output             what gets the final name in the end: a file, or a folder
+        rows               of a parquet file, whose end describes the whole: its rows, until all are there
 
 A second start with the same job goes on from the state; one with another job begins anew. The final name holds what it
 held before, or nothing, until all is written.
@@ -23,12 +24,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from vidfuse._files import fsync_folder, make_folder, replace
+from vidfuse._checks import first_few
+from vidfuse._files import TEMPORARY, fsync_folder, make_folder, replace
 from vidfuse.errors import InputError, VidfuseWarning
 
 __all__ = ["Unfinished"]
 
 _SUFFIX: Final = ".partial"
+_OURS: Final = frozenset({"lock", "state.json", "output", "rows"})
 _BYTES: Final = 1 << 26  # written between two states that are flushed to disk
 _SECONDS: Final = 5.0
 
@@ -42,13 +45,14 @@ class Unfinished:
         target: The final name: of a file, or of a folder. A link there stays a link; a pipe or a device is written to.
         job: What makes this output what it is, as a digest; None for an output that nobody will go on with.
         folder: A folder is published, not a file.
+        kept: What the state speaks of, without which nothing can be gone on with: "output", or what is `beside` it.
 
     Attributes:
         path: What to write: the file or folder that gets the final name.
         state: What was passed to `checkpoint` last, by an earlier process with the same job; None at a beginning.
 
     Raises:
-        InputError: Another process is writing the same output, or a folder of this name has something in it.
+        InputError: Another process is writing the same output, or something that is not ours stands in its place.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -59,8 +63,10 @@ class Unfinished:
         [('a.txt', 'whole')]
     """
 
-    def __init__(self, target: str | os.PathLike[str], job: str | None, *, folder: bool = False) -> None:
-        self._given, self._job, self._wants_folder = Path(target), job, folder
+    def __init__(
+        self, target: str | os.PathLike[str], job: str | None, *, folder: bool = False, kept: str = "output"
+    ) -> None:
+        self._given, self._job, self._wants_folder, self._needs = Path(target), job, folder, kept
         self._target = Path(os.path.realpath(target))
         self._through = self._target.exists() and not self._target.is_file() and not self._target.is_dir()
         self.state: Any = None
@@ -91,8 +97,10 @@ class Unfinished:
     def _locked(self) -> int:
         """Make the folder, and hold its lock."""
         while True:
-            with suppress(FileExistsError):
+            try:
                 self._folder.mkdir()
+            except FileExistsError:
+                self._check_ours()
             try:
                 lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
@@ -108,13 +116,29 @@ class Unfinished:
                 return lock
             os.close(lock)
 
+    def _check_ours(self) -> None:
+        """Refuse a folder with something in it that was not written here, as what is left of another job is removed."""
+        try:
+            names = [] if self._folder.is_symlink() else os.listdir(self._folder)
+        except FileNotFoundError:
+            return  # its owner has just finished
+        except NotADirectoryError:
+            found = "a file"
+        else:
+            strange = [name for name in names if name not in _OURS and not name.startswith(TEMPORARY)]
+            found = "a link" if self._folder.is_symlink() else first_few(sorted(strange))
+        if found:
+            raise InputError(
+                f"{self._folder}: expected a folder of unfinished work, or nothing, found {found}; move it away"
+            )
+
     def _resume(self) -> None:
         """Take over what an earlier process with the same job left; clear what is of another one."""
         found: Any = None
         with suppress(OSError, ValueError):
             found = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
         known = isinstance(found, dict) and found.keys() == {"job", "state"}
-        if known and self._job is not None and found["job"] == self._job and self.path.exists():
+        if known and self._job is not None and found["job"] == self._job and self.beside(self._needs).exists():
             self.state, self._kept = found["state"], True
             return
         if known and self._job is not None and found["job"] != self._job:

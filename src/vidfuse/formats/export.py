@@ -213,13 +213,16 @@ class _Predictions:
             best = np.argsort(-block, axis=1, kind="stable")[:, :top_k]
             return _cast(np.take_along_axis(block, best, axis=1), stored, names[rows]), best
 
+        named = check_classes(classes, shape[-1])
+        if format in ("csv", "parquet") and top_k is None:
+            _check_columns(named or (), labelled=labels is not None)
         kept = shape if top_k is None else (shape[0], top_k)
         arrays = {"scores": (stored, kept), **({} if top_k is None else {"top": (np.dtype(np.int64), kept)})}
         return cls(
             rows=Rows(read, arrays, step, threads_for(scores)),
             ids=names,
             labels=None if labels is None else check_labels(labels, shape[0], shape[-1], names),
-            classes=check_classes(classes, shape[-1]),
+            classes=named,
             kind=kind,
             top_k=top_k,
             digits=None if dtype is None else _DIGITS.get(dtype),
@@ -341,6 +344,16 @@ def _stored_dtype(dtype: str | None, given: Any, format: str) -> np.dtype[Any]:
         return np.dtype(dtype)
     own = np.dtype(given)
     return np.dtype(np.float32) if format == "cache" and own == np.float64 else own
+
+
+def _check_columns(classes: Sequence[str], *, labelled: bool) -> None:
+    """Refuse classes that are called as the other columns of a table are."""
+    taken = [name for name in ("id", "label")[: 1 + labelled] if name in classes]
+    if taken:
+        raise InputError(
+            f"classes: {first_few(taken)} would be called as the column of the {taken[0]}s is; rename that class, or "
+            "write .npz, which keeps them apart"
+        )
 
 
 def _check_top_k(top_k: Any, n_classes: int, format: str) -> None:

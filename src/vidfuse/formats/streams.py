@@ -249,7 +249,7 @@ def write_parquet(
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("writing parquet files", "all") from error
-    with Unfinished(path, job) as work:
+    with Unfinished(path, job, kept="rows") as work:
         with _Regions(work, rows, zipped=False, name="rows") as regions:
             regions.fill()
             step = max(1, _GROUP * len(rows) // regions.end)
