@@ -15,6 +15,7 @@ from fusion_cases import CASES
 from sklearn.base import clone
 
 import vidfuse as vf
+from vidfuse import recipe as recipes
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.recipe import hashed_ids
 from vidfuse.selection.single import best_single
@@ -269,6 +270,52 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_else(tmp_path):
     with_state(second_=2).save(tmp_path / "ensemble.json")
     assert hasattr(vf.load_recipe(tmp_path / "ensemble.json").rule, "second_")
     assert [file.name for file in tmp_path.iterdir()] == ["ensemble.json"]
+
+
+@pytest.mark.parametrize("at", ["recipe", "arrays"])
+def test_a_kill_between_two_files_leaves_the_recipe_that_was_there(at, tmp_path, monkeypatch):
+    """As `vidfuse record` writes into the recipe that it read: at each moment one of both is there, whole."""
+    path = with_state(large_=np.zeros(1000)).save(tmp_path / "ensemble.json")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes, {"recipe": "replace", "arrays": "publish"}[at], killed)
+        with pytest.raises(KeyboardInterrupt):
+            with_state(large_=np.ones(1000)).save(path)
+    assert not vf.load_recipe(path).rule.large_.any()
+    for number in (2, 3, 3):
+        with_state(large_=np.full(1000, number)).save(path)
+        assert (vf.load_recipe(path).rule.large_ == number).all()
+    arrays = recipes.arrays_beside(path)
+    others = [entry for entry in tmp_path.iterdir() if entry not in (path, arrays)]
+    assert len(others) == (at == "recipe")  # what was killed wrote its arrays, which no recipe names
+
+
+def test_of_two_that_save_at_once_one_is_kept_whole(tmp_path, monkeypatch):
+    path, write = tmp_path / "ensemble.json", recipes.replace
+
+    def meanwhile(target, data):
+        with monkeypatch.context() as patched:
+            patched.setattr(recipes, "replace", write)
+            with_state(large_=np.ones(1000)).save(path)
+        return write(target, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes, "replace", meanwhile)
+        with_state(large_=np.zeros(1000)).save(path)
+    assert not vf.load_recipe(path).rule.large_.any()
+
+
+def test_arrays_of_another_recipe_stay_where_a_copy_names_them(tmp_path):
+    first = with_state(large_=np.zeros(1000)).save(tmp_path / "first.json")
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(first.read_bytes())
+    with_state(large_=np.ones(1000)).save(copy)
+    assert not vf.load_recipe(first).rule.large_.any()
+    with_state(small_=1).save(copy)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy.json", "first.json", "first.safetensors"]
 
 
 def test_the_file_is_for_people_to_read(tmp_path):

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as with_other
 from pathlib import Path
@@ -25,7 +26,7 @@ from sklearn.base import clone
 
 from vidfuse import __version__
 from vidfuse._checks import check_kind, check_member_names, first_few, per_member
-from vidfuse._files import replace
+from vidfuse._files import make_folder, publish, replace
 from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError, option
 from vidfuse.fusion.blocks import FusedBlocks
@@ -38,7 +39,7 @@ from vidfuse.selection.single import best_single
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints, refuse_others, shortened
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["RULES", "Recipe", "hashed_ids", "load_recipe"]
+__all__ = ["RULES", "Recipe", "arrays_beside", "hashed_ids", "load_recipe"]
 
 RULES = MappingProxyType(
     {
@@ -232,6 +233,25 @@ class Recipe:
         needed = self.needed_members()
         refuse_others(self.fingerprints, {name: own for name, own in fingerprints.items() if name in needed}, what)
 
+    def check_classes(self, stack: LogitStack, what: str = "the stack") -> None:
+        """Refuse other classes than those of the fit, or another order of them, where both know theirs.
+
+        Args:
+            stack: What is met.
+            what: What an error calls it.
+
+        Raises:
+            AlignmentError: They are; the first that differs is named.
+        """
+        if stack.n_classes != self.n_classes:
+            raise AlignmentError(f"the recipe knows {self.n_classes} classes, {what} has {stack.n_classes}")
+        if self.classes is not None and stack.classes is not None and stack.classes != self.classes:
+            row = next(i for i, (a, b) in enumerate(zip(self.classes, stack.classes, strict=True)) if a != b)
+            raise AlignmentError(
+                f"class {row} is {self.classes[row]!r} in the recipe and {stack.classes[row]!r} in {what}; put the "
+                f"classes of {what} in the recipe's order"
+            )
+
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members` that a prediction needs: all, unless the fitted rule gave some no say."""
         needed = self.rule.needed_members()
@@ -348,7 +368,9 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the recipe, and beside it a safetensors file of the same stem if an array is large; return the path.
 
-        Each file is put in its place at once, complete; the recipe holds the digest of the arrays.
+        Each file is put in its place at once, complete; the recipe holds the digest of the arrays, and their file's
+        name. In the place of a recipe with other arrays, the new ones get a name of their own, so that a recipe whose
+        arrays are there can be read at every moment; then the old ones are removed.
 
         Raises:
             InputError: a parameter or a fitted attribute is of a type that a recipe cannot hold; it is named.
@@ -377,13 +399,15 @@ class Recipe:
             from safetensors.numpy import save
 
             data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-            tensors = path.with_suffix(".safetensors")
-            replace(tensors, data)
-            content["arrays"] = {"file": tensors.name, "sha256": hashlib.sha256(data).hexdigest()}
+            content["arrays"] = {"file": _write_arrays(path, data).name, "sha256": hashlib.sha256(data).hexdigest()}
         content["digest"] = _digest_of(content)
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
         text = _LISTS.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]).strip() + "]", text)  # no string holds a newline
+        before = arrays_beside(path)
         replace(path, f"{text}\n".encode())
+        if before is not None and before.name != content.get("arrays", {}).get("file"):
+            with suppress(OSError):  # nobody names it any more
+                before.unlink()
         return path
 
     def _prepare(
@@ -409,14 +433,7 @@ class Recipe:
             raise InputError(f"expected a LogitStack or a mapping of member names to arrays, got {type(data).__name__}")
         if checkpoints != "any":
             self.check_checkpoints(data.fingerprints)
-        if data.n_classes != self.n_classes:
-            raise AlignmentError(f"the recipe knows {self.n_classes} classes, the stack has {data.n_classes}")
-        if self.classes is not None and data.classes is not None and data.classes != self.classes:
-            row = next(i for i, (a, b) in enumerate(zip(self.classes, data.classes, strict=True)) if a != b)
-            raise AlignmentError(
-                f"class {row} is {self.classes[row]!r} in the recipe and {data.classes[row]!r} in the stack; "
-                "put the stack's classes in the recipe's order"
-            )
+        self.check_classes(data)
         if self.views is None or data.n_views is None:
             return data
         views = self._views_of(data.members)
@@ -724,6 +741,36 @@ def _load_arrays(path: Path, entry: Mapping[str, str] | None) -> dict[str, NDArr
         return dict(load(data))
     except SafetensorError as error:
         raise CacheFormatError(f"{file}: expected safetensors: {error}") from error
+
+
+def arrays_beside(path: Path) -> Path | None:
+    """Return the file of arrays that a recipe's file names as its own; None where there is no such recipe or file.
+
+    Example:
+        >>> arrays_beside(Path("nothing.json")) is None
+        True
+    """
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["arrays"]["file"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    own = rf"{re.escape(path.stem)}(\.[0-9a-f]{{12}})?\.safetensors"  # a copy may name those of another recipe
+    return path.with_name(name) if isinstance(name, str) and re.fullmatch(own, name) else None
+
+
+def _write_arrays(path: Path, data: bytes) -> Path:
+    """Write a recipe's arrays, never in the place of others, which a recipe may name; return where.
+
+    ensemble.safetensors                 if that is free, or holds the same
+    ensemble.1f0a77c2beef.safetensors    else: the beginning of their digest
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    make_folder(path.parent)
+    for suffix in (".safetensors", f".{digest[:12]}.safetensors"):
+        place = path.with_suffix(suffix)
+        if publish(place, [data]) or (place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == digest):
+            return place
+    return replace(place, data)  # it was damaged
 
 
 def _optional_float(value: Any) -> float | None:

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from vidfuse._checks import per_member
 from vidfuse._files import replace
 from vidfuse.networks import catalogue
-from vidfuse.recipe import Recipe
+from vidfuse.recipe import Recipe, arrays_beside
 from vidfuse.report.tables import Leaderboard
 
 __all__ = ["card_path", "model_card", "renew_card", "write_card"]
@@ -224,8 +224,8 @@ def _use(recipe: Recipe, path: Path | None) -> list[str]:
     name = "ensemble.json" if path is None else path.name
     lines = [_FILES, ""]
     if path is not None:
-        arrays = path.with_suffix(".safetensors")
-        files = [path, arrays] if _holds(path, arrays.name) else [path]
+        arrays = arrays_beside(path)
+        files = [path] if arrays is None else [path, arrays]
         lines += ["| file | SHA-256 |", "|---|---|"]
         lines += [f"| {_cell(one.name)} | `{hashlib.sha256(one.read_bytes()).hexdigest()}` |" for one in files]
         lines += ["", "They hold numbers and names, and no code. Keep them together.", ""]
@@ -242,10 +242,6 @@ def _use(recipe: Recipe, path: Path | None) -> list[str]:
         "Scores of other checkpoints than those above are refused, where caches know theirs. They are taken with "
         '`checkpoints="any"`, `--checkpoints any` on the command line; what is said above is then not known to hold.',
     ]
-
-
-def _holds(path: Path, name: str) -> bool:
-    return path.with_name(name).is_file() and f'"file": "{name}"' in path.read_text(encoding="utf-8")
 
 
 def _bare(rule: Any) -> str:
