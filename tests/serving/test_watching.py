@@ -7,7 +7,7 @@ import pytest
 
 import vidfuse as vf
 from vidfuse.cache.writer import CacheWriter
-from vidfuse.errors import AlignmentError, CacheConflictError, InputError
+from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning
 
 MEMBERS = ("swin", "tpn", "x3d")
 
@@ -86,6 +86,29 @@ def test_of_a_group_one_video_is_used():
         vf.watch(recipe, make(240, 5))
 
 
+def test_a_video_that_comes_again_is_used_once(recipe):
+    """Its copies would be like each other, and not like the record: ten of 20 videos are no 200 videos."""
+    stack = make(20, 8)
+    found = vf.watch(recipe, [stack] * 10)
+    assert (found.n_units, found.n_videos) == (20, 200)
+    arrays = {name: stack.scores(name) for name in MEMBERS}
+    copies = [vf.LogitStack.from_arrays(arrays, ids=[f"{day}_{name}" for name in stack.ids]) for day in range(10)]
+    assert vf.watch(recipe, copies).alarms
+    assert not found.alarms
+
+
+def test_a_stream_of_classes_in_another_order_is_refused():
+    """The members' confidence says nothing of it, and neither do the shares of balanced classes."""
+    names = [f"class {k}" for k in range(6)]
+    fit = make(60, 0)
+    arrays = {name: fit.scores(name) for name in MEMBERS}
+    recipe = with_record(vf.LogitStack.from_arrays(arrays, labels=fit.labels, ids=fit.ids, classes=names))
+    turned = {name: own[:, [1, 0, 2, 3, 4, 5]] for name, own in arrays.items()}
+    other = vf.LogitStack.from_arrays(turned, classes=["class 1", "class 0", *names[2:]])
+    with pytest.raises(AlignmentError, match="class 0 is 'class 0' in the recipe and 'class 1' in the stream"):
+        vf.watch(recipe, other)
+
+
 def test_what_cannot_be_watched_is_refused(recipe):
     later = make(50, 1)
     fit = make(60, 0)
@@ -150,6 +173,18 @@ def test_a_rule_that_fits_fresh_videos_better_takes_the_place_of_one_that_does_n
     assert found.accuracy[1] > found.accuracy[0]
     assert found.no_worse
     assert not vf.refresh(recipe, make(600, 2), margin=0.001).gain.difference  # given weights stay as they are
+
+
+@pytest.mark.parametrize("level", [0, 1, 95])
+def test_a_level_that_is_no_share_is_refused(level):
+    with pytest.raises(InputError, match=f"level: expected a share between 0 and 1, got {level}"):
+        vf.refresh(with_record(make(60, 0)), make(60, 1), level=level)
+
+
+def test_videos_without_ids_may_be_those_of_the_fit():
+    fresh = vf.LogitStack.from_arrays({name: make(60, 1).scores(name) for name in MEMBERS}, labels=make(60, 1).labels)
+    with pytest.warns(VidfuseWarning, match="without ids"):
+        vf.refresh(with_record(make(60, 0)), fresh)
 
 
 def test_videos_of_the_fit_are_not_fresh():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn.base import clone
 
 from vidfuse._tables import Column, Estimate, Table, Tabular, number, percent, points
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.crossfit import out_of_fold, split_folds
 from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics.bounds import risk_p_value
@@ -97,9 +98,11 @@ def refresh(
     """Fit a recipe's rule anew on freshly labelled videos, and test whether that is no worse than the recipe.
 
     The recipe predicts the fresh videos, and so do copies of its rule, each fitted on the other folds of them. The test
-    is of "right by the recipe and wrong by the copies, less the reverse, is more than the margin": exact for
-    independent videos, by betting where they come in groups (`vidfuse.metrics.risk_p_value`). What it says of the
-    copies holds for the rule that is fitted on all, as far as more videos do not harm.
+    is of "right by the recipe and wrong by the copies, less the reverse, is more than the margin", by
+    `vidfuse.metrics.risk_p_value`: exact for independent videos and copies that are what they are, by betting where
+    they come in groups. As each video is held out from one copy and fitted on by the others, the level is kept nearly,
+    not exactly: a rule that picks few of many like members may pass somewhat more often than `1 - level`. What is said
+    of the copies holds for the rule that is fitted on all, as far as more videos do not harm.
 
     Args:
         recipe: The recipe that is in use.
@@ -110,7 +113,7 @@ def refresh(
         seed: Seed of the folds.
 
     Raises:
-        InputError: Some of the videos are of the recipe's fit, or labels are missing.
+        InputError: Some of the videos are of the recipe's fit, labels are missing, or the margin or level is no share.
 
     Example:
         >>> import vidfuse as vf
@@ -122,6 +125,8 @@ def refresh(
         >>> refresh(recipe, stack[300:], margin=0.01).no_worse
         True
     """
+    if not 0 < level < 1:
+        raise InputError(f"level: expected a share between 0 and 1, got {level}")
     stack = data.select(recipe.members)
     y = labels_of(stack, where="the stack of fresh videos")
     if stack.n_views is not None:
@@ -129,6 +134,13 @@ def refresh(
     shared = recipe.shared_videos(stack)
     if shared:
         raise InputError(f"{shared:,} of the {len(stack):,} videos are of the recipe's fit; pass fresh ones only")
+    if shared is None:
+        warnings.warn(
+            "whether these videos are of the recipe's fit cannot be told without ids; on those that are, it seems too "
+            "good",
+            VidfuseWarning,
+            stacklevel=2,
+        )
     units = len(y) if stack.groups is None else len(np.unique(stack.groups))
     splits = split_folds(y, max(2, min(folds, units)), stack.groups, seed, stack.ids)
     old = recipe.predict_log_proba(stack)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._tables import Column, Table, Tabular, bare_p, number
-from vidfuse.errors import AlignmentError, InputError, option
+from vidfuse.errors import InputError, option
 from vidfuse.fusion.track_record import TrackRecord
 from vidfuse.fusion.views import reduce_views
 from vidfuse.fusion.watched import Watched, one_of_each, watched
@@ -149,7 +149,8 @@ def watch(
     weight has a part in it.
 
     Videos of one stack count as having come together, in no order; several stacks came one after another. Of videos
-    that come in groups, one of each group is used, of the stack in which the group first comes.
+    that come in groups, one of each group is used, of the stack in which the group first comes; a video whose id comes
+    again is used once.
 
     Args:
         recipe: A recipe with a record (`Recipe.with_record`).
@@ -159,7 +160,7 @@ def watch(
 
     Raises:
         InputError: The recipe has no record, the stream has no groups and the record has, or it is empty.
-        AlignmentError: Members are missing, or the number of classes differs.
+        AlignmentError: Members are missing, or the classes are others, or in another order.
         CacheConflictError: A member's scores come from another checkpoint than those of the fit, where both the stream
             and the recipe know theirs.
 
@@ -247,8 +248,7 @@ def _units(
     for place, given in enumerate(stacks):
         stack = given.select(record.members)
         recipe.check_checkpoints(stack.fingerprints, "the stream")
-        if stack.n_classes != record.n_classes:
-            raise AlignmentError(f"the recipe knows {record.n_classes} classes, the stream has {stack.n_classes}")
+        recipe.check_classes(stack, "the stream")
         if (record.groups is None) != (stack.groups is None):
             has, lacks = ("record", "stream") if stack.groups is None else ("stream", "record")
             raise InputError(
@@ -261,9 +261,10 @@ def _units(
             stack = reduce_views(stack, recipe.views or "mean-log")
         rng = np.random.default_rng([seed, place])
         rows = rng.permutation(one_of_each(stack.groups, len(stack), rng))
-        if stack.groups is not None:
-            rows = rows[[name not in seen for name in stack.groups[rows].tolist()]]
-            seen |= set(stack.groups.tolist())
+        units = stack.ids if stack.groups is None else stack.groups
+        if units is not None:
+            rows = rows[[name not in seen for name in units[rows].tolist()]]
+            seen |= set(units.tolist())
         if len(rows):
             names, values = watched(stack[rows])
             parts.append(values)
