@@ -103,3 +103,21 @@ def test_refresh_writes_what_is_no_worse(folder):
     assert json.loads(said)["no_worse"]
     assert vf.load_recipe(out).fitted_on["videos"] == 240
     assert "240 of the 240 videos" in run("refresh", folder / "e.json", folder / "val", status=2).stderr
+
+
+def test_what_cannot_be_stated_is_said_before_anything_is_written(folder, tmp_path):
+    source, out = folder / "day1", tmp_path / "p.csv"
+    for words, message, status in (
+        ((folder / "bare.json", "--abstain", "0.1"), "need a record", 2),
+        ((folder / "e.json", "--abstain", "0.0001"), "at least", 2),
+        ((folder / "e.json", "--by-class"), "--by-class belongs to --sets", 2),
+    ):
+        assert message in run("predict", words[0], source, *words[1:], "--out", out, status=status).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_videos_of_the_fit_nothing_is_stated(folder, tmp_path):
+    words = ("--sets", "0.9", "--out", tmp_path / "p.csv")
+    of_fit = "240 of the 240 videos are of the fit: what is stated does not hold for these"
+    assert of_fit in run("predict", folder / "e.json", folder / "val", *words).stdout
+    assert "of the fit" not in run("predict", folder / "e.json", folder / "day1", *words).stdout

@@ -13,7 +13,7 @@ import click
 import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe, with_recipe
-from vidfuse.cli.reliability import abstain, by_class, sets, write_decisions
+from vidfuse.cli.reliability import abstain, by_class, decisions_of, sets, write_decisions
 from vidfuse.errors import InputError, option
 
 __all__ = ["predict", "submit"]
@@ -62,6 +62,7 @@ def predict(
     from vidfuse.formats.export import write_predictions
 
     loaded, stack = with_recipe(recipe, source, reading)
+    stated = decisions_of(loaded, abstain, sets, by_class)  # what cannot be stated is said before the work
     write_predictions(
         _Shown(loaded.predict_blocks(stack, proba=True)),
         out,
@@ -75,8 +76,8 @@ def predict(
     )
     options.save_config(context, out)
     said = f"{len(stack)} videos written to {out}"
-    if abstain is not None or sets is not None:
-        said = f"{said}\n{write_decisions(loaded, stack, out, abstain, sets, by_class)}"
+    if stated:
+        said = f"{said}\n{write_decisions(loaded, stack, out, stated)}"
     options.emit({"out": out, "videos": len(stack)}, said, as_json)
 
 

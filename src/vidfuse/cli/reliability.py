@@ -15,7 +15,7 @@ from vidfuse.cli import options
 from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe
 from vidfuse.errors import InputError
 
-__all__ = ["abstain", "by_class", "record", "refresh", "sets", "watch", "write_decisions"]
+__all__ = ["abstain", "by_class", "decisions_of", "record", "refresh", "sets", "watch", "write_decisions"]
 
 _share = click.FloatRange(0, 1, min_open=True, max_open=True)
 
@@ -152,31 +152,40 @@ def refresh(
     context.exit(0 if found.no_worse else 1)
 
 
-def write_decisions(
-    recipe: Any, stack: Any, out: Path, error: float | None, coverage: float | None, by_class: bool
-) -> str:
-    """Write which videos are answered, and their sets of classes, to `<out>.decisions.csv`; return what to say of it.
-
-    Columns: id, predicted, confidence; answered (1 or 0) where an error is given; set (a JSON list) with a coverage.
+def decisions_of(recipe: Any, error: float | None, coverage: float | None, by_class: bool) -> dict[str, Any]:
+    """Return what is stated of a recipe's predictions, by the column that it makes; nothing where nothing is asked for.
 
     Raises:
         InputError: The recipe has no record, or one of too few videos.
+    """
+    if by_class and coverage is None:
+        raise click.BadParameter("--by-class belongs to --sets, the share that is to hold in each class")
+    if error is None and coverage is None:
+        return {}
+    if recipe.record is None:
+        raise InputError(
+            "--abstain and --sets need a record of how the recipe does on labelled videos; `vidfuse record` makes it"
+        )
+    return {
+        **({} if error is None else {"answered": recipe.record.abstention(error)}),
+        **({} if coverage is None else {"set": recipe.record.prediction_sets(coverage, by_class=by_class)}),
+    }
+
+
+def write_decisions(recipe: Any, stack: Any, out: Path, stated: dict[str, Any]) -> str:
+    """Write which videos are answered, and their sets of classes, to `<out>.decisions.csv`; return what to say of it.
+
+    Columns: id, predicted, confidence; answered (1 or 0) where an error is stated; set (a JSON list) with a coverage.
     """
     import numpy as np
 
     from vidfuse._files import replace
 
-    if recipe.record is None:
-        raise InputError(
-            "--abstain and --sets need a record of how the recipe does on labelled videos; `vidfuse record` makes it"
-        )
-    chosen = None if error is None else recipe.record.abstention(error)
-    made = None if coverage is None else recipe.record.prediction_sets(coverage, by_class=by_class)
+    chosen, made = stated.get("answered"), stated.get("set")
     names = recipe.classes or [str(k) for k in range(recipe.n_classes)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    said = {"answered": chosen, "set": made}
-    writer.writerow(["id", "predicted", "confidence", *(name for name, one in said.items() if one is not None)])
+    writer.writerow(["id", "predicted", "confidence", *stated])
     n_answered = n_listed = n_empty = 0
     for rows, log_p in recipe.predict_blocks(stack):
         best = log_p.argmax(axis=1)
@@ -196,4 +205,6 @@ def write_decisions(
     lines = [] if chosen is None else [f"{chosen!r}; here {n_answered:,} of {len(stack):,} videos are answered"]
     if made is not None:
         lines.append(f"{made!r}; here {n_listed / n:.2f} classes a set, {n_empty:,} empty")
+    if of_fit := recipe.shared_videos(stack):
+        lines.append(f"{of_fit:,} of the {len(stack):,} videos are of the fit: what is stated does not hold for these")
     return "\n".join([*lines, f"decisions written to {path}"])
