@@ -38,6 +38,18 @@ def test_the_distance_is_that_of_the_formula(temperature):
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_class_that_the_teacher_rules_out_costs_nothing():
+    """Fused probabilities may be 0, by a linear pool or by rounding: 0 · log 0 is 0."""
+    stack = vf.LogitStack.from_arrays({"fused": np.array([[0.8, 0.2, 0.0]])}, ids=["a"], kind="probabilities")
+    z = torch.tensor([[1.0, -1.0, 3.0]], requires_grad=True)
+    found = distillation_loss(z, Teacher(stack).log_likelihoods(["a"]), 2.0)
+    t = softmax(np.log([0.8, 0.2]) / 2)
+    expected = 4 * (t * (np.log(t) - log_softmax([0.5, -0.5, 1.5])[:2])).sum()
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert z.grad.isfinite().all()
+
+
 def test_a_step_takes_the_labels_and_the_teacher_by_their_shares(tmp_path):
     """The loss of one step, against both parts by hand; the teacher's rows are found by id."""
     recipe, stack = replace(RECIPE, distil_temperature=3.0), taught()

@@ -110,4 +110,5 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
     if logits.shape != teacher.shape:
         raise InputError(f"teacher: expected {logits.shape[1]} classes, those of the network, got {teacher.shape[1]}")
     own, other = ((z.float() / temperature).log_softmax(1) for z in (logits, teacher))
+    other = other.clamp(min=torch.finfo(other.dtype).min)  # a probability of 0 costs nothing, and not 0 · ∞
     return temperature**2 * kl_div(own, other, reduction="batchmean", log_target=True)
