@@ -638,3 +638,22 @@ def test_a_pickled_stack_of_members_in_other_orders_keeps_its_rows(tmp_path):
     for member in stack.members:
         np.testing.assert_array_equal(again.scores(member), stack.scores(member)[3:11])
     assert pickle.dumps(stack[:1]).count(b"part-") == 2
+
+
+def test_what_waits_for_one_cache_is_published_at_the_end_though_that_for_another_cannot_be(tmp_path, monkeypatch):
+    class InOrder(set):
+        def __iter__(self):
+            return iter(sorted(super().__iter__(), key=lambda writer: writer.folder))
+
+    monkeypatch.setattr(writer_module, "_waiting_writers", InOrder())
+    writers = [CacheWriter(tmp_path / name) for name in ("a", "b", "c")]
+    for writer in writers:
+        writer.append(["v"], np.zeros((1, 2)))
+    for gone in ("a", "b"):
+        shutil.rmtree(tmp_path / gone)
+    with pytest.raises(ExceptionGroup, match="waited to be written") as failed:
+        writer_module._flush_all()
+    assert [Path(error.filename).name for error in failed.value.exceptions] == ["a", "b"]
+    assert open_cache(tmp_path / "c").ids.tolist() == ["v"]
+    for writer in writers:
+        writer._rest()

@@ -463,10 +463,16 @@ _waiting_writers: set[CacheWriter] = set()
 
 @atexit.register
 def _flush_all() -> None:
-    """Publish what waits when Python ends; a child that was forked leaves it to its parent."""
+    """Publish what waits when Python ends, of each writer; a child that was forked leaves it to its parent."""
+    failed: list[Exception] = []
     for writer in list(_waiting_writers):
         if writer.process == os.getpid():
-            writer.flush()
+            try:
+                writer.flush()
+            except (OSError, CacheError, MemoryError) as error:
+                failed.append(error)
+    if failed:
+        raise ExceptionGroup("predictions that waited to be written could not be", failed)
 
 
 def _open_if_there(path: Path) -> Part | None:
