@@ -548,6 +548,12 @@ def _check_fields(recipe: Recipe) -> None:
         raise InputError(f"fitted_on: best_single: expected one of {list(members)}, got {seen['best_single']!r}")
     if seen["ids"] is not None and len(seen["ids"]) != videos and videos is not None:
         raise InputError(f"fitted_on: ids: expected those of {videos} videos, got {len(seen['ids'])}")
+    record = recipe.record
+    if record is not None and (record.n_classes != k or not set(record.members) <= set(members)):
+        raise InputError(
+            f"record: expected one of {k} classes and of {list(members)}, got {record.n_classes} and "
+            f"{list(record.members)}"
+        )
     if strange := set(recipe.fingerprints) - set(members):
         raise InputError(f"fingerprints: expected those of {list(members)}, got {first_few(sorted(strange))}")
 

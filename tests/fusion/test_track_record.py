@@ -8,6 +8,7 @@ import pytest
 import vidfuse as vf
 from vidfuse.errors import CacheFormatError, InputError
 from vidfuse.fusion.crossfit import out_of_fold, split_folds
+from vidfuse.fusion.track_record import TrackRecord
 from vidfuse.fusion.watched import watched
 
 
@@ -74,6 +75,45 @@ def test_a_record_that_was_edited_is_refused(stack, recipe, tmp_path):
     del content["record"]["scores"]
     path.write_text(json.dumps(content))
     with pytest.raises(CacheFormatError, match="damaged"):
+        vf.load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("labels", np.array([0, 9]), "labels: expected numbers of a record of 3 classes, got 9"),
+        ("confidence", np.array([0.5, 1.5]), "confidence: expected numbers of a record of 3 classes, got 1.5"),
+        ("scores", np.array([0.5, np.nan]), "scores: expected numbers .* got nan"),
+        ("reference", np.full((2, 4), np.inf, np.float32), "reference: expected numbers .* got inf"),
+        ("reference", np.zeros(4, np.float32), r"reference: expected shape \(U, S\)"),
+        ("conformity", "odd", "how, conformity: expected known words, got 'held-out' and 'odd'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_a_record_of_other_numbers_is_refused_by_the_name_of_the_field(field, value, message):
+    fields = {
+        "how": "held-out",
+        "labels": np.array([0, 2]),
+        "confidence": np.array([0.5, 1.0]),
+        "right": np.array([True, False]),
+        "scores": np.array([0.5, np.inf]),
+        "conformity": "least-ambiguous",
+        "groups": None,
+        "n_classes": 3,
+        "members": ("a",),
+        "reference": np.zeros((2, 4), np.float32),
+    }
+    TrackRecord(**fields)
+    with pytest.raises(InputError, match=message):
+        TrackRecord(**{**fields, field: value})
+
+
+def test_a_record_of_other_members_is_refused(stack, recipe, tmp_path):
+    path = recipe.with_record(stack[:300]).save(tmp_path / "both.json")
+    content = json.loads(path.read_text())
+    content["record"]["members"]["$tuple"][0] = "somebody"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CacheFormatError, match=r"record: expected one of . classes and of .*'somebody'"):
         vf.load_recipe(path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,20 @@ class TrackRecord:
                 raise InputError(f"{name}: expected shape ({n},), got {getattr(self, name).shape}")
         if self.groups is not None and self.groups.shape != (n,):
             raise InputError(f"groups: expected shape ({n},), got {self.groups.shape}")
+        if self.how not in ("held-out", "cross-fitted") or self.conformity not in get_args(Conformity):
+            raise InputError(f"how, conformity: expected known words, got {self.how!r} and {self.conformity!r}")
+        if self.reference.ndim != 2:
+            raise InputError(f"reference: expected shape (U, S), got {self.reference.shape}")
+        for name, found, fine in (
+            ("labels", self.labels, (self.labels >= 0) & (self.labels < self.n_classes)),
+            ("confidence", self.confidence, (self.confidence >= 0) & (self.confidence <= 1 + 1e-9)),
+            ("scores", self.scores, ~np.isnan(self.scores)),
+            ("reference", self.reference, np.isfinite(self.reference)),
+        ):
+            if not fine.all():
+                raise InputError(
+                    f"{name}: expected numbers of a record of {self.n_classes} classes, got {found[~fine][0]}"
+                )
 
     def abstention(self, error: float, level: float = 0.95) -> Abstention:
         """Return from which confidence on to answer, so that at most a share `error` of the answered is wrong.
