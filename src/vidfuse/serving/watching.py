@@ -195,17 +195,14 @@ def watch(
             f"{len(before)}"
         )
     if values.shape[1] != before.shape[1]:
-        raise InputError(f"the record holds {before.shape[1]} statistics, this release watches {values.shape[1]}")
-    theta = np.random.default_rng(seed).random(values.shape)  # by rows: the same for a stream that goes on
-    p = [conformal_p_values(before[:, s], values[:, s], theta[:, s]) for s in range(values.shape[1] - 1)]
-    then, now = before[:, -1].astype(np.int64), values[:, -1].astype(np.int64)
-    of_classes = class_log_wealth(then, now, record.n_classes, theta[:, -1])
-    wealth = np.column_stack([log_wealth(np.stack(p, axis=1)), of_classes])
+        raise InputError(
+            f"the record holds {before.shape[1]} statistics, this release watches "
+            f"{values.shape[1]}: make it anew with `vidfuse record`, or with_record()"
+        )
+    wealth = _wealth(before, values, record.n_classes, seed)
     bar = math.log(wealth.shape[1] / false_alarms)
-    shares, later = (np.bincount(k, minlength=record.n_classes) / len(k) for k in (then, now))
-    means = [part.astype(np.float64).mean(axis=0) for part in (before, values, values[-_RECENT:])]
-    recent = np.bincount(now[-_RECENT:], minlength=record.n_classes) / len(now[-_RECENT:])
-    means[0][-1], means[1][-1], means[2][-1] = 0.0, np.abs(later - shares).sum() / 2, np.abs(recent - shares).sum() / 2
+    shares, later = (_shares(part, record.n_classes) for part in (before, values))
+    means = [_means(part, shares, record.n_classes) for part in (before, values, values[-_RECENT:])]
     statistics = []
     for place, name in enumerate(found.names):
         reached = np.flatnonzero(wealth[:, place] >= bar)
@@ -232,6 +229,27 @@ def watch(
         shifted=tuple((names[k], float(shares[k]), float(later[k])) for k in changed),
         false_alarms=false_alarms,
     )
+
+
+def _wealth(before: NDArray[np.float32], values: NDArray[np.float32], n_classes: int, seed: int) -> NDArray[np.float64]:
+    """Return the logarithm of what bets on each statistic have made of 1, after each video of the stream (T, S)."""
+    theta = np.random.default_rng(seed).random(values.shape)  # by rows: the same for a stream that goes on
+    p = [conformal_p_values(before[:, s], values[:, s], theta[:, s]) for s in range(values.shape[1] - 1)]
+    then, now = before[:, -1].astype(np.int64), values[:, -1].astype(np.int64)
+    of_classes = class_log_wealth(then, now, n_classes, theta[:, -1])
+    return np.column_stack([log_wealth(np.stack(p, axis=1)), of_classes])
+
+
+def _shares(values: NDArray[np.float32], n_classes: int) -> NDArray[np.float64]:
+    """Return the shares of the predicted classes (K,), which are the last statistic."""
+    return np.bincount(values[:, -1].astype(np.int64), minlength=n_classes) / len(values)
+
+
+def _means(values: NDArray[np.float32], shares: NDArray[np.float64], n_classes: int) -> NDArray[np.float64]:
+    """Return the mean of each statistic (S,); of the class, how far its shares are from those of the record."""
+    found = values.astype(np.float64).mean(axis=0)
+    found[-1] = np.abs(_shares(values, n_classes) - shares).sum() / 2
+    return found
 
 
 def _units(

@@ -75,6 +75,9 @@ def load_stack(
         >>> load_stack(folder)
         LogitStack(4 videos x 2 members x 3 classes, no labels, members: swin, x3d)
     """
+    # Which caches are meant, by shard and member; what each is, held against the others of its member and then against
+    # the other members; which row of which cache each video is. Then a member's caches become one source, with the
+    # columns of each in one order. Labels go the same way, and say at the end which videos are left.
     check_checkpoints(checkpoints)
     shards = find_shards(folder)
     found = sorted({name for shard in shards for name in shard}) if not isinstance(folder, Mapping) else list(folder)
