@@ -130,3 +130,20 @@ def test_measured_costs_are_milliseconds_of_each_member_for_each_video(models):
         measure(models, clips, repeats=0)
     with pytest.raises(InputError, match="clips"):
         measure(models, clips[:0])
+
+
+def test_a_cost_is_the_median_of_the_runs_after_the_first_for_one_video(monkeypatch):
+    clock = [0.0]
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seconds = iter((9.0, 0.25, 0.125, 0.5))
+
+        def forward(self, clips):
+            clock[0] += next(self.seconds)
+            return clips
+
+    monkeypatch.setattr("vidfuse.serving.timing.time.perf_counter", lambda: clock[0])
+    assert measure({"x3d": Slow()}, torch.zeros(5, 3, 1, 1, 1), repeats=3) == {"x3d": 50.0}
+    assert measure({"x3d": Slow()}, torch.zeros(2, 4, 3, 1, 1, 1), repeats=3) == {"x3d": 125.0}
