@@ -308,6 +308,12 @@ def test_of_two_that_save_at_once_one_is_kept_whole(tmp_path, monkeypatch):
     assert not vf.load_recipe(path).rule.large_.any()
 
 
+def test_a_recipe_is_not_called_as_its_arrays_are(tmp_path):
+    with pytest.raises(InputError, match=r"e\.safetensors: a recipe is JSON, .* call it \.json"):
+        with_state(large_=np.zeros(1000)).save(tmp_path / "e.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_arrays_of_another_recipe_stay_where_a_copy_names_them(tmp_path):
     first = with_state(large_=np.zeros(1000)).save(tmp_path / "first.json")
     copy = tmp_path / "copy.json"

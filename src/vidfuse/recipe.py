@@ -373,10 +373,13 @@ class Recipe:
         arrays are there can be read at every moment; then the old ones are removed.
 
         Raises:
-            InputError: a parameter or a fitted attribute is of a type that a recipe cannot hold; it is named.
+            InputError: a parameter or a fitted attribute is of a type that a recipe cannot hold; it is named. Or the
+                file is called as its arrays are.
             OSError: the file cannot be written.
         """
         path = Path(path)
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path}: a recipe is JSON, and its arrays lie beside it under this suffix; call it .json")
         arrays: dict[str, NDArray[Any]] = {}
         content: dict[str, Any] = {
             "format": _FORMAT,

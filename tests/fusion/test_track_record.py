@@ -136,3 +136,16 @@ def test_what_is_watched_is_written_out(stack):
     theirs = log_p[:, 0].argmax(axis=1)
     assert row["x3d: agreement"] == pytest.approx(log_p[np.arange(5), 1, theirs], rel=1e-5)
     assert row["class"].tolist() == total.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("of_fit", [True, False])
+def test_a_rule_that_fuses_views_has_a_record_and_is_watched(stack, of_fit):
+    """As a vote by all views of all members, whose recipe does not reduce them."""
+    arrays = {name: np.stack([stack.scores(name), 0.5 * stack.scores(name)], axis=1) for name in stack.members}
+    views = vf.LogitStack.from_arrays(arrays, labels=stack.labels, ids=stack.ids)
+    fit, later = views[:300], views[300:]
+    made = vf.Recipe.from_fitted(vf.MajorityVote().fit(fit), fit).with_record(fit if of_fit else later)
+    seen = vf.reduce_views(fit if of_fit else later, "mean-log")
+    np.testing.assert_array_equal(made.record.reference, watched(seen).values)
+    assert made.record.how == ("cross-fitted" if of_fit else "held-out")
+    assert vf.watch(made, later).n_units == 300

@@ -8,6 +8,8 @@ import pytest
 import vidfuse as vf
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning
+from vidfuse.fusion.watched import watched
+from vidfuse.metrics.exchangeability import conformal_p_values, log_wealth
 
 MEMBERS = ("swin", "tpn", "x3d")
 
@@ -70,6 +72,33 @@ def test_a_stream_that_goes_on_keeps_what_it_said(recipe):
         assert after.p_value <= before.p_value
 
 
+@pytest.mark.parametrize("change", [None, "all duller"])
+def test_what_is_said_of_a_statistic_is_what_was_seen_and_won(recipe, change):
+    """Against the statistics and the bets themselves: means, the last hundred, and one p-value for all statistics."""
+    stream = make(150, 4, change=change and CHANGES[change])
+    found = vf.watch(recipe, stream)
+    before, ids = recipe.record.reference, np.random.default_rng([0, 0]).permutation(150)
+    values = watched(stream[ids]).values
+    theta = np.random.default_rng(0).random(values.shape)
+    n = values.shape[1]
+    assert len(found.statistics) == n == 11
+    for place, one in enumerate(found.statistics[:-1]):
+        won = log_wealth(conformal_p_values(before[:, place], values[:, place], theta[:, place]))
+        assert one.p_value == pytest.approx(min(1, n * np.exp(-won.max())), rel=1e-6)
+        later = np.flatnonzero(n * np.exp(-won) <= found.false_alarms)
+        assert one.alarm == (later[0] + 1 if len(later) else None)
+        assert one.alarm is None or one.alarm_id == stream.ids[ids[one.alarm - 1]]
+        means = [part[:, place].mean(dtype=float) for part in (before, values, values[50:])]
+        assert (one.before, one.stream, one.recent) == pytest.approx(means)
+    shares = [np.bincount(part[:, -1].astype(int), minlength=6) / len(part) for part in (before, values, values[50:])]
+    last = found.statistics[-1]
+    apart = [np.abs(part - shares[0]).sum() / 2 for part in shares]
+    assert (last.before, last.stream, last.recent) == pytest.approx(apart)
+    assert found.unknown == (values[:, 0] < np.quantile(before[:, 0], 0.05)).mean()
+    most = np.abs(shares[1] - shares[0]).argmax()
+    assert found.shifted[0] == (str(most), pytest.approx(shares[0][most]), pytest.approx(shares[1][most]))
+
+
 def in_hundreds(stack):
     return stack.with_groups(lambda name: name[:-2])
 
@@ -107,6 +136,18 @@ def test_a_stream_of_classes_in_another_order_is_refused():
     other = vf.LogitStack.from_arrays(turned, classes=["class 1", "class 0", *names[2:]])
     with pytest.raises(AlignmentError, match="class 0 is 'class 0' in the recipe and 'class 1' in the stream"):
         vf.watch(recipe, other)
+
+
+def test_a_day_without_a_member_does_not_end_the_watch(recipe):
+    whole, later = make(60, 1), make(60, 2)
+    arrays, ids = {name: later.scores(name) for name in MEMBERS}, {name: later.ids for name in MEMBERS}
+    arrays["x3d"], ids["x3d"] = whole.scores("x3d"), whole.ids
+    lacking = vf.LogitStack.from_arrays(arrays, ids=ids, join="outer")
+    assert not lacking.present.all(axis=1).any()
+    found = vf.watch(recipe, [whole, lacking, later])
+    assert (found.n_units, found.n_videos) == (120, 240)
+    with pytest.raises(InputError, match="a stream of at least one video that all members have, got none"):
+        vf.watch(recipe, lacking)
 
 
 def test_what_cannot_be_watched_is_refused(recipe):

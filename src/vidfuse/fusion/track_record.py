@@ -12,6 +12,7 @@ from sklearn.base import clone
 
 from vidfuse.errors import InputError
 from vidfuse.fusion.crossfit import out_of_fold, split_folds
+from vidfuse.fusion.views import reduce_views
 from vidfuse.fusion.watched import one_of_each, watched
 from vidfuse.metrics.conformal import Conformity, PredictionSets, conformity_scores, prediction_sets
 from vidfuse.metrics.objectives import labels_of
@@ -132,7 +133,7 @@ def track_record(
 
     Args:
         rule: The fitted rule.
-        stack: The videos, (N, M, K): those of its fit, or others.
+        stack: The videos, (N, M, [V,] K): those of its fit, or others.
         held_out: Whether they are others. Those of the fit are predicted by copies that are fitted on the other folds.
         folds: The number of folds, or of groups where these are fewer; no fold splits a group.
         seed: Seed of the folds, and of what is drawn for the reference.
@@ -164,6 +165,7 @@ def track_record(
     if (present := stack.select(members).present) is not None:
         some = some[present[some].all(axis=1)]
     some = some if len(some) <= _REFERENCE else np.sort(rng.choice(some, _REFERENCE, replace=False))
+    kept = stack.select(members)[some]
     return TrackRecord(
         how="held-out" if held_out else "cross-fitted",
         labels=y,
@@ -174,5 +176,5 @@ def track_record(
         groups=None if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1],
         n_classes=stack.n_classes,
         members=members,
-        reference=watched(stack.select(members)[some]).values,
+        reference=watched(kept if kept.n_views is None else reduce_views(kept, "mean-log")).values,
     )

@@ -274,7 +274,10 @@ def _units(
                 f"{option('groups')} for both: the id itself where each stands for itself"
             )
         if stack.present is not None:
-            stack = stack[stack.present.all(axis=1)]
+            whole = stack.present.all(axis=1)
+            if not whole.any():
+                continue
+            stack = stack[whole]
         if stack.n_views is not None:
             stack = reduce_views(stack, recipe.views or "mean-log")
         rng = np.random.default_rng([seed, place])
