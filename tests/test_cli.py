@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import click
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import vidfuse as vf
+from vidfuse.cache.writer import CacheWriter
 from vidfuse.cli import main
 from vidfuse.cli.options import named_values, pairs
 
@@ -246,6 +249,36 @@ def test_predict_writes_npz(caches, recipe):
     assert (
         "expected a format or a suffix" in run("predict", recipe, caches / "hidden", "--out", "x.txt", status=2).stderr
     )
+
+
+def test_predict_starts_without_what_only_scikit_learn_imports(caches, recipe):
+    code = """
+import sys
+from vidfuse.cli import main
+main(sys.argv[1:], standalone_mode=False)
+print(sorted({"torch", "pandas.core", "scipy.optimize", "scipy.stats.distributions"} & set(sys.modules)))
+import pandas, scipy.stats  # are there as soon as somebody uses them
+assert pandas.DataFrame({"a": [1]}).shape == (1, 1) and scipy.stats.norm.cdf(0) == 0.5
+print(sys.modules["scipy.stats"].norm is scipy.stats.norm)
+"""
+    arguments = ["predict", recipe, caches / "test", "--out", caches / "p.npz"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["[]", "True"]
+
+
+def test_predict_reduces_views_as_they_are_read(tmp_path, monkeypatch):
+    rng = np.random.default_rng(5)
+    ids, y = [f"v{i:02d}" for i in range(40)], np.arange(40) % 3
+    for member, views in (("swin", 4), ("x3d", 2)):  # different numbers of views need reducing to be one stack
+        scores = rng.normal(size=(40, views, 3)).astype(np.float32) + 2 * np.eye(3, dtype=np.float32)[y][:, None]
+        with CacheWriter(tmp_path / "val" / member) as writer:
+            writer.append(ids, scores, y)
+    run("fit", tmp_path / "val", "--out", tmp_path / "e.json")
+    known = vf.load_recipe(tmp_path / "e.json").predict_proba(vf.load_stack(tmp_path / "val", views="mean-log"))
+    monkeypatch.setattr("vidfuse.stack.open.reduce_source", None)  # what holds the reduced views of all videos
+    run("predict", tmp_path / "e.json", tmp_path / "val", "--out", tmp_path / "p.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), known)
 
 
 def test_select_finds_the_subset_that_the_library_finds(caches):

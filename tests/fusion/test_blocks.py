@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.cache.format import Part
+from vidfuse.errors import AlignmentError, CacheCorruptError, InputError, VidfuseWarning
+from vidfuse.formats.export import write_predictions
 from vidfuse.fusion.agreement import warn_if_agreement_is_lost
 
 N = 130
@@ -123,3 +125,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
     with pytest.raises(IndexError):
         rule.predict_blocks(stack_of())[200]
     assert rule.predict_blocks(stack_of())[5:5].shape == (0, 4)
+
+
+def test_each_part_is_checked_once_and_by_the_thread_that_needs_it(tmp_path, monkeypatch, fitted_rules):
+    """A look at whether members agree reads some videos of all parts, and is not what a bad part is found by."""
+    stack_of(1).save(tmp_path)
+    checked = []
+    known = Part.verify
+    monkeypatch.setattr(Part, "verify", lambda part: (checked.append(part.path), known(part))[1])
+    rule = fitted_rules["default"]
+    blocks = rule.predict_blocks(vf.load_stack(tmp_path), rows_per_block=5)
+    assert not checked
+    path = write_predictions(blocks, tmp_path / "p.npy")
+    np.testing.assert_array_equal(np.load(path), rule.predict_log_proba(stack_of(1)))
+    needed = sorted(tmp_path / name for name in rule.needed_members())
+    assert sorted(path.parent for path in checked) == needed
+    damaged = checked[0]
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(content)
+    blocks = rule.predict_blocks(vf.load_stack(tmp_path), rows_per_block=5)
+    with pytest.raises(CacheCorruptError, match=damaged.name):
+        write_predictions(blocks, tmp_path / "damaged.npy")
+    assert not (tmp_path / "damaged.npy").exists()

@@ -182,6 +182,34 @@ def test_views_are_reduced_shard_by_shard(tmp_path):
     viewed = LogitStack.from_arrays({"swin": np.stack([Z["swin"], Z["x3d"]], axis=1)}, views="mean-log")
     np.testing.assert_array_equal(load_stack(tmp_path, views="mean-log").scores("swin"), viewed.scores("swin"))
     assert load_stack(tmp_path).n_views == 2
+    later = load_stack(tmp_path, views="mean-log", as_read=True)
+    np.testing.assert_array_equal(later.scores("swin"), viewed.scores("swin"))
+    np.testing.assert_array_equal(later[::-2].scores("swin"), viewed.scores("swin")[::-2])
+    assert later.kinds == ("log-likelihoods",)
+
+
+@pytest.mark.parametrize("join", ["exact", "outer"])
+def test_shards_of_one_member_are_not_read_as_members(tmp_path, join):
+    """Where each shard is a cache itself, its name looks like a member's: no word decides that unasked."""
+    for number in range(3):
+        rows = slice(20 * number, 20 * number + 20)
+        with CacheWriter(tmp_path / f"0{number}", expected_ids=IDS[rows]) as writer:
+            writer.append(IDS[rows], Z["swin"][rows], LABELS[rows])
+    with pytest.raises(InputError, match="are read as members, and no two of them have a video in common"):
+        load_stack(tmp_path, join=join)
+    with pytest.raises(InputError, match="no two of them have a video in common"):
+        load_stack([tmp_path / "00", tmp_path / "01"], join=join)
+    named = load_stack({"swin": tmp_path}, join=join)
+    np.testing.assert_array_equal(named.scores("swin"), Z["swin"])
+    assert len(load_stack(tmp_path / "00")) == 20
+
+
+def test_members_may_be_called_by_numbers(tmp_path):
+    for member, rows in (("fold0", slice(0, 20)), ("fold1", slice(0, 20)), ("fold2", slice(10, 30))):
+        with CacheWriter(tmp_path / member) as writer:
+            writer.append(IDS[rows], Z["swin"][rows], LABELS[rows])
+    assert load_stack(tmp_path, members=["fold0", "fold1"]).shape == (20, 2, 4)
+    assert load_stack(tmp_path, members=["fold1", "fold2"], join="outer").shape == (30, 2, 4)
 
 
 def test_labels_that_are_known_for_some_videos(tmp_path):

@@ -26,10 +26,11 @@ import resource
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -48,6 +49,7 @@ __all__ = [
     "PartStream",
     "encode_part",
     "encode_stream",
+    "glancing",
     "item_bytes",
     "open_part",
     "refusal",
@@ -76,6 +78,7 @@ _REMEDIES: Final = {
 }
 
 _verified: set[tuple[int, int, int, int, str]] = set()  # parts whose scores were checked in this process
+_glances: ContextVar[bool] = ContextVar("glances", default=False)
 _held: WeakSet[mmap.mmap] = WeakSet()  # the maps of the parts that are held; each one keeps a file open
 
 
@@ -247,7 +250,7 @@ class Part:
     """
 
     def __init__(self, path: Path, *, check: bool = True, hold: bool = True) -> None:
-        self.path, self._check = path, check
+        self.path, self._check, self._checking = path, check, Lock()
         with _opened(path) as (descriptor, status):
             size = status.st_size
             start = os.pread(descriptor, min(size, _FIRST_READ), 0)
@@ -312,14 +315,16 @@ class Part:
         return self._map is not None
 
     def scores(self) -> NDArray[np.floating[Any]]:
-        """Return the mapped scores, read-only; the first use in this process checks their digest.
+        """Return the mapped scores, read-only; the first use in this process but a glance checks their digest.
 
         Raises:
             CacheCorruptError: The bytes are not those that were written.
             CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
-        if self._check and self._identity not in _verified:
-            self.verify()
+        if self._check and self._identity not in _verified and not _glances.get():
+            with self._checking:  # of threads that read the same part, one checks it
+                if self._identity not in _verified:
+                    self.verify()
         if self._scores is not None:
             return self._scores
         with self._reopened() as descriptor:
@@ -350,6 +355,8 @@ class Part:
             CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
         state = hashlib.sha256()
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_WILLNEED)  # the disk reads on while a piece is hashed
         for chunk in self._chunks():  # one at a time: a part need not fit into memory
             state.update(chunk)
         found = state.hexdigest()
@@ -378,6 +385,21 @@ class Part:
                 yield descriptor
         except FileNotFoundError as error:
             raise CacheConflictError(f"{self.path}: the part is gone, joined or set aside; load again") from error
+
+
+@contextmanager
+def glancing() -> Iterator[None]:
+    """Read scores in this context without checking their digests: a few of many parts, which later uses still check.
+
+    Example:
+        >>> with glancing():
+        ...     pass  # stack.scores("swin", slice(0, 10))
+    """
+    outer = _glances.set(True)
+    try:
+        yield
+    finally:
+        _glances.reset(outer)
 
 
 def item_bytes(scores: NDArray[Any], label: np.int64) -> bytes:

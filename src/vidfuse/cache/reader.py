@@ -23,7 +23,7 @@ from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncomplete
 __all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "labels_of", "list_parts", "open_cache", "part_names"]
 
 PART_SUFFIX: Final = ".safetensors"
-_MAPPED: Final = 1 << 28  # bytes of scores that stay mapped in, over all caches, while others are read
+_MAPPED: Final = 1 << 27  # bytes of scores that stay mapped in, over all caches, while others are read
 
 
 _mapped: dict[int, tuple[ref[Part], int]] = {}  # by the part's address: the part, and its bytes; the oldest first

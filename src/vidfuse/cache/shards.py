@@ -23,7 +23,7 @@ from vidfuse._checks import did_you_mean, first_few
 from vidfuse.cache.meta import META_NAME
 from vidfuse.errors import InputError
 
-__all__ = ["Folders", "by_number", "find_files", "find_shards", "shard_name", "sub_folders"]
+__all__ = ["Folders", "by_number", "find_files", "find_shards", "shard_name", "sub_folders", "without_numbers"]
 
 Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A folder, a pattern such as "caches/shard*", or several of them, in their order."""
@@ -109,13 +109,13 @@ def _shards_in(root: Path) -> list[dict[str, Path]]:
         raise InputError(
             f"{root}: expected sub-folders with a meta.json each, one a member, or shards that hold such; found none"
         )
-    numbered = {_NUMBER.sub("#", name) for name in shards}
+    numbered = {without_numbers(name) for name in shards}
     if len(numbered) > 1 or numbered == set(shards):
         raise InputError(
             f"{root}: holds folders of caches that are not numbered as shards are ({first_few(shards)}): name the one "
             "that is meant; or, if they are shards of one set, name each of them or give a pattern"
         )
-    empty = [entry.name for entry in others if entry.name not in shards and _NUMBER.sub("#", entry.name) in numbered]
+    empty = [entry.name for entry in others if entry.name not in shards and without_numbers(entry.name) in numbered]
     if empty:
         raise InputError(
             f"{root}: {first_few(empty)} holds no cache, while {first_few(shards, 2)} do; finish the shard, remove its "
@@ -179,3 +179,13 @@ def by_number(name: str) -> list[tuple[int, str]]:
         ['fold2', 'fold10']
     """
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBER.split(name)]
+
+
+def without_numbers(name: str) -> str:
+    """Return what is left of a name when each number in it is a sign.
+
+    Example:
+        >>> without_numbers("fold10") == without_numbers("fold2"), without_numbers("10")
+        (True, '#')
+    """
+    return _NUMBER.sub("#", name)

@@ -61,7 +61,7 @@ def predict(
     """
     from vidfuse.formats.export import write_predictions
 
-    loaded, stack = with_recipe(recipe, source, reading)
+    loaded, stack = with_recipe(recipe, source, reading, as_read=True)
     stated = decisions_of(loaded, abstain, sets, by_class)  # what cannot be stated is said before the work
     write_predictions(
         _Shown(loaded.predict_blocks(stack, proba=True)),
@@ -153,7 +153,7 @@ def submit(
     SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump. Memory holds a block of
     videos. Killed and started again with the same words, it goes on where it was.
     """
-    loaded, stack = with_recipe(recipe, source, reading)
+    loaded, stack = with_recipe(recipe, source, reading, as_read=True)
     if stack.ids is None:
         raise InputError(
             f"a submission names videos, and these predictions have no ids; pass {option('annotations')}, the list of "

@@ -13,6 +13,7 @@ import click
 
 import vidfuse as vf
 from vidfuse.cli import options
+from vidfuse.cli.late import load_late
 from vidfuse.errors import InputError
 
 __all__ = ["Reading", "reads_predictions", "sources", "takes_recipe", "with_recipe"]
@@ -127,7 +128,15 @@ class Reading:
     folds: bool
     labelled: bool
 
-    def open(self, source: tuple[str, ...], views: Any, members: Any = None, annotations: Any = None) -> Any:
+    def open(
+        self,
+        source: tuple[str, ...],
+        views: Any,
+        members: Any = None,
+        annotations: Any = None,
+        *,
+        as_read: bool = False,
+    ) -> Any:
         """Open predictions as a stack.
 
         Args:
@@ -135,9 +144,10 @@ class Reading:
             views: How views are reduced, as in `vidfuse.read_predictions`.
             members: Which members to take, in this order; by default all.
             annotations: The list of these videos, where it is not that of `--annotations`.
+            as_read: Reduce the views of caches block by block, for one pass.
         """
         if all("=" not in word or Path(word).exists() for word in source):
-            stack = self._caches(source, views, members)
+            stack = self._caches(source, views, members, as_read)
         else:
             stack = self._dumps(options.pairs(source, "MEMBER=FILE, or folders of caches"), views, annotations)
             stack = stack if members is None else stack.select(members)
@@ -145,7 +155,7 @@ class Reading:
             stack = stack[stack.present.all(axis=1)]
         return stack
 
-    def _caches(self, folders: tuple[str, ...], views: Any, members: Any) -> Any:
+    def _caches(self, folders: tuple[str, ...], views: Any, members: Any, as_read: bool) -> Any:
         given = [name for name in _OF_DUMPS if getattr(self, name)]
         for folder in map(Path, folders):
             if folder.is_file():
@@ -170,6 +180,7 @@ class Reading:
             folds=self.folds,
             labelled=self.labelled,
             checkpoints=self.checkpoints,
+            as_read=as_read,
         )
 
     def _dumps(self, files: Mapping[str, str], views: Any, annotations: Any) -> Any:
@@ -210,6 +221,8 @@ def reads_predictions(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def collected(*args: Any, **given: Any) -> Any:
+        load_late("scipy.stats")
+        load_late("pandas")
         reading = Reading(**{name: given.pop(name) for name in names})
         return command(*args, reading=reading, **given)
 
@@ -218,8 +231,8 @@ def reads_predictions(command: Callable[..., Any]) -> Callable[..., Any]:
     return collected
 
 
-def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading) -> tuple[Any, Any]:
-    """Load a recipe, and the members that it names.
+def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading, *, as_read: bool = False) -> tuple[Any, Any]:
+    """Load a recipe, and the members that it names; `as_read` as in `Reading.open`.
 
     Raises:
         click.UsageError: Dumps were given, and not those of the recipe's members.
@@ -231,7 +244,7 @@ def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading) -> tupl
             f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
             f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
         )
-    return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members))
+    return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members), as_read=as_read)
 
 
 def _files(text: str) -> list[str]:

@@ -179,15 +179,17 @@ def write_decisions(recipe: Any, stack: Any, out: Path, stated: dict[str, Any]) 
     """
     import numpy as np
 
-    from vidfuse._files import replace
+    from vidfuse.formats.export import csv_cells
+    from vidfuse.formats.streams import Rows, threads_for, write_text
 
     chosen, made = stated.get("answered"), stated.get("set")
     names = recipe.classes or [str(k) for k in range(recipe.n_classes)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "predicted", "confidence", *stated])
+    head = ["id", "predicted", "confidence", *stated]
     n_answered = n_listed = n_empty = 0
-    for rows, log_p in recipe.predict_blocks(stack):
+
+    def decided(rows: slice, blocks: Any) -> str:
+        nonlocal n_answered, n_listed, n_empty
+        (log_p,) = blocks
         best = log_p.argmax(axis=1)
         ids = range(rows.start, rows.stop) if stack.ids is None else stack.ids[rows].tolist()
         columns: list[Any] = [ids, [names[k] for k in best], np.exp(log_p[np.arange(len(best)), best]).tolist()]
@@ -199,8 +201,13 @@ def write_decisions(recipe: Any, stack: Any, out: Path, stated: dict[str, Any]) 
             within = made.of(log_p)
             n_listed, n_empty = n_listed + int(within.sum()), n_empty + int((~within.any(axis=1)).sum())
             columns.append([json.dumps([names[k] for k in np.flatnonzero(row)], ensure_ascii=False) for row in within])
-        writer.writerows(zip(*columns, strict=True))
-    path = replace(out.with_name(f"{out.name}.decisions.csv"), text.getvalue())
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
+        return text.getvalue()
+
+    fused = recipe.predict_blocks(stack)
+    read = Rows(lambda rows: (fused[rows],), {"": (fused.dtype, fused.shape)}, fused.rows_per_block, threads_for(fused))
+    path = write_text(out.with_name(f"{out.name}.decisions.csv"), f"{csv_cells(head)}\n", read, decided, None)
     n = max(1, len(stack))
     lines = [] if chosen is None else [f"{chosen!r}; here {n_answered:,} of {len(stack):,} videos are answered"]
     if made is not None:

@@ -251,14 +251,16 @@ class _Predictions:
         firsts = csv_texts(self.ids[rows].tolist())
         if self.labels is not None:
             firsts = [f"{name},{label}" for name, label in zip(firsts, self.labels[rows].tolist(), strict=True)]
-        numbers = _number_rows(arrays[0], self.digits)
         if self.top_k is None:
-            return "".join([f"{first},{','.join(cells)}\n" for first, cells in zip(firsts, numbers, strict=True)])
+            numbers = _number_lines(arrays[0], self.digits)
+            return "".join([f"{first},{line}\n" for first, line in zip(firsts, numbers, strict=True)])
         named = csv_texts(list(self.classes)) if self.classes else list(map(str, range(int(arrays[1].max()) + 1)))
         return "".join(
             [
                 f"{first},{','.join([f'{named[k]},{p}' for k, p in zip(best, cells, strict=True)])}\n"
-                for first, best, cells in zip(firsts, arrays[1].tolist(), numbers, strict=True)
+                for first, best, cells in zip(
+                    firsts, arrays[1].tolist(), _number_rows(arrays[0], self.digits), strict=True
+                )
             ]
         )
 
@@ -327,12 +329,17 @@ def job_of(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def _number_lines(array: NDArray[Any], digits: str | None) -> list[str]:
+    """Return rows of numbers with commas between."""
+    if digits is None:
+        return [",".join(map(repr, row)) for row in array.tolist()]
+    template = "\n".join([",".join([digits] * array.shape[1])] * len(array))  # one call: a third less than one a row
+    return (template % tuple(array.ravel().tolist())).split("\n")
+
+
 def _number_rows(array: NDArray[Any], digits: str | None) -> list[list[str]]:
     """Return the cells of rows of numbers."""
-    if digits is None:
-        return [list(map(repr, row)) for row in array.tolist()]
-    template = " ".join([digits] * array.shape[1])
-    return [(template % tuple(row)).split(" ") for row in array.tolist()]
+    return [line.split(",") for line in _number_lines(array, digits)]
 
 
 def _stored_dtype(dtype: str | None, given: Any, format: str) -> np.dtype[Any]:

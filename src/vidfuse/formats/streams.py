@@ -38,6 +38,7 @@ __all__ = ["Rows", "read_by_rows", "threads_for", "write_arrays", "write_cache",
 
 Read = Callable[[slice], tuple[NDArray[Any], ...]]
 
+_THREADS: Final = 4
 _PART: Final = 1 << 24  # bytes of scores in a part of a cache
 _GROUP: Final = 1 << 24  # bytes in a row group of a parquet file
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the date in a zip, so that equal arrays are equal bytes
@@ -92,8 +93,11 @@ def read_by_rows(scores: Any) -> bool:
 
 
 def threads_for(scores: Any) -> int:
-    """Return on how many threads blocks are read: a few if they are computed, by what says how many rows to ask for."""
-    return min(4, os.cpu_count() or 1) if hasattr(scores, "rows_per_block") else 0
+    """Return on how many threads blocks are read: a few if they are computed, by what says how many rows to ask for.
+
+    Also on few processors: some threads wait for the disk, or for another that checks a part which they need.
+    """
+    return _THREADS if hasattr(scores, "rows_per_block") else 0
 
 
 def write_text(

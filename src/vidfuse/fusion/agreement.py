@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
+from vidfuse.cache.format import glancing
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.metrics import prediction_disagreement
 from vidfuse.stack.order import order_advice
@@ -51,10 +52,11 @@ def agreement_beyond_chance(stack: LogitStack) -> NDArray[np.float64]:
     if n < _FEWEST or len(stack.members) < 2:
         return unknown
     some = stack[complete[np.linspace(0, len(complete) - 1, n).astype(np.int64)]]
-    if some.n_views is None:
-        predictions = np.stack([some.scores(name).argmax(axis=1) for name in some.members], axis=1)
-    else:
-        predictions = some.log_likelihoods().mean(axis=2).argmax(axis=-1)
+    with glancing():  # these videos are of all parts, which would be read twice: to be checked now, and to be used
+        if some.n_views is None:
+            predictions = np.stack([some.scores(name).argmax(axis=1) for name in some.members], axis=1)
+        else:
+            predictions = some.log_likelihoods().mean(axis=2).argmax(axis=-1)
     frequencies = np.stack([np.bincount(column, minlength=stack.n_classes) / n for column in predictions.T])
     others = 1 - np.eye(len(stack.members))
     agreed = np.average(1 - prediction_disagreement(predictions), axis=1, weights=others)

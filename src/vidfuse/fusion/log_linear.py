@@ -252,9 +252,11 @@ class LogLinearPool(WeightedRule):
 
     def _fuse_per_class(self, stack: LogitStack, beta: NDArray[np.float64]) -> NDArray[np.float64]:
         columns = [self.members_.index(name) for name in stack.members]
-        bias, out = self._bias(), np.empty((len(stack), stack.n_classes))
-        for rows, block in floored_blocks(stack, self.floor_[columns], scales=self._scales()[columns]):
-            np.maximum(block, np.float32(LOWEST), out=block)  # as the fit saw it: 0 · -inf is no number
+        bias, out, floors = self._bias(), np.empty((len(stack), stack.n_classes)), self.floor_[columns]
+        low = bool((floors < stack.n_classes * np.exp(LOWEST / 2)).any())  # else no log-likelihood gets near the lowest
+        for rows, block in floored_blocks(stack, floors, scales=self._scales()[columns]):
+            if low:
+                np.maximum(block, np.float32(LOWEST), out=block)  # as the fit saw it: 0 · -inf is no number
             total = np.einsum("bmk,mk->bk", block, beta[columns], dtype=np.float64)
             out[rows] = log_softmax(total if bias is None else total + bias)
         return out

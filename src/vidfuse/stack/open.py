@@ -14,8 +14,8 @@ from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.stack.align import Join, check_layouts, merged_labels
 from vidfuse.stack.checkpoints import Checkpoints, as_fingerprints, check_checkpoints, joined_fingerprints
 from vidfuse.stack.classes import common_classes, labels_in_order
-from vidfuse.stack.reduce import reduce_source
-from vidfuse.stack.shards import align_shards, check_same_model, joined_labels, joined_source
+from vidfuse.stack.reduce import ReducedSource, reduce_source
+from vidfuse.stack.shards import align_shards, check_members, check_same_model, joined_labels, joined_source
 from vidfuse.stack.source import ArraySource, ColumnsSource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
@@ -33,6 +33,7 @@ def load_stack(
     folds: bool = False,
     labelled: bool = False,
     checkpoints: Checkpoints = "same",
+    as_read: bool = False,
 ) -> LogitStack:
     """Load caches as one stack, aligned by id; scores are read where they are used, and never copied.
 
@@ -56,9 +57,12 @@ def load_stack(
             has no labels, and a warning says so.
         checkpoints: "any" forgets what the caches know of their networks' checkpoints, so that scores of others than
             those of a fit are taken; otherwise they are refused where a recipe or a comparison meets them.
+        as_read: Reduce views whenever scores are read, not now: to the same bits, and memory holds a block of them. For
+            one pass over very many videos, as a prediction is; a fit makes several.
 
     Raises:
-        InputError: No cache, an unknown member, a video in two shards, or members with different numbers of views.
+        InputError: No cache, an unknown member, a video in two shards, members with different numbers of views, or
+            members that seem to be shards of one.
         AlignmentError: The members differ in videos, classes or labels.
         CacheIncompleteError: A cache lacks expected videos, and `partial` was not asked for.
         CacheConflictError: Two shards of a member are of two models.
@@ -97,6 +101,7 @@ def load_stack(
         for shard in shards
     ]
     caches = {name: [shard[name] for shard in opened if name in shard] for name in names}
+    check_members(caches)
     for name, own in caches.items():
         check_same_model(name, own, folds=folds, reduced=views is not None)
     reduced = [name for name in names if views is not None and caches[name][0].meta.n_views is not None]
@@ -114,7 +119,7 @@ def load_stack(
     for name, own in caches.items():
         parts, kind = [], own[0].kind
         for cache in own:
-            source, kind = _read(cache, rules[name] if name in reduced else None)
+            source, kind = _read(cache, rules[name] if name in reduced else None, as_read)
             order = orders.get(_called(name, cache, caches))
             parts.append(source if order is None else ColumnsSource(source, order))
         prints = {str(cache.folder): as_fingerprints(cache.meta.fingerprint) for cache in own}
@@ -151,10 +156,12 @@ def _without_expected(cache: LogitCache) -> LogitCache:
     return replace(cache, meta=replace(cache.meta, expected_ids=None))
 
 
-def _read(cache: LogitCache, rule: str | None) -> tuple[Source, Kind]:
+def _read(cache: LogitCache, rule: str | None, as_read: bool) -> tuple[Source, Kind]:
     """Return where a cache's scores are, and what they are; with its views made one where a rule says how."""
     if rule is None:
         return cache.source, cache.kind
+    if as_read:
+        return ReducedSource(cache.source, cache.kind, rule), "log-likelihoods"
     return ArraySource(reduce_source(cache.source, cache.kind, rule)), "log-likelihoods"
 
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
 from vidfuse.cache.reader import LogitCache
-from vidfuse.cache.shards import shard_name
-from vidfuse.errors import AlignmentError, CacheConflictError, option
+from vidfuse.cache.shards import shard_name, without_numbers
+from vidfuse.errors import AlignmentError, CacheConflictError, InputError, option
 from vidfuse.stack.align import Alignment, Join, align_ids, same_ids
 from vidfuse.stack.join import any_repeated, check_disjoint
 from vidfuse.stack.source import JoinedSource, Source
 
-__all__ = ["align_shards", "check_same_model", "joined_labels", "joined_source"]
+__all__ = ["align_shards", "check_members", "check_same_model", "joined_labels", "joined_source"]
 
 
 def check_same_model(name: str, caches: Sequence[LogitCache], *, folds: bool, reduced: bool) -> None:
@@ -52,6 +52,29 @@ def check_same_model(name: str, caches: Sequence[LogitCache], *, folds: bool, re
                     f"{shown}: they are predictions of two models; write them as two members, or, if each shard is a "
                     f"fold with a model of its own, say {option('folds', True)}"
                 )
+
+
+def check_members(caches: Mapping[str, Sequence[LogitCache]]) -> None:
+    """Refuse members that are called alike but for numbers and share no video: shards of one member, it seems.
+
+        p/0/meta.json        read as members 0 and 1 of the same videos
+        p/1/meta.json        meant as shards of one member, which are p/0/swin and p/1/swin
+
+    Raises:
+        InputError: They are such.
+    """
+    names = list(caches)
+    if len(names) < 2 or len({without_numbers(name) for name in names}) > 1:
+        return
+    ids = {name: [cache.ids for cache in own] for name, own in caches.items()}
+    if same_ids(ids[names[0]][0], ids[names[1]][0]) or any_repeated([one for own in ids.values() for one in own]):
+        return
+    first = caches[names[0]][0].folder
+    raise InputError(
+        f"the caches {first_few(names)} in {first.parent} are read as members, and no two of them have a video in "
+        f"common; if they are shards of one member, say its name: move each into a folder of this name within its own, "
+        f"{first / 'swin'}, or in Python load_stack({{'swin': {str(first.parent)!r}}})"
+    )
 
 
 def align_shards(shards: Sequence[Mapping[str, LogitCache]], names: Sequence[str], join: Join) -> Alignment:

@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from vidfuse.errors import VidfuseWarning
 
@@ -133,6 +132,8 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
     flat = values <= tolerance * max(float(values[-1]), np.finfo(np.float64).tiny)
     if not flat.any():
         return x
+    from scipy.optimize import nnls  # imported where an optimum is not unique: predictions start without it
+
     basis = vectors[:, flat]
     basis[np.abs(basis) < 1e-10] = 0.0  # rounding is no constraint
     origin = x - basis @ (basis.T @ x)
