@@ -144,9 +144,23 @@ def step_parts(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         shutil.rmtree(many)
 
 
+def step_predict(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Write every video's probabilities, in each form that goes on after a kill; the recipe is that of the fit."""
+    found: dict[str, object] = {}
+    for form in ("npz", "cache", "parquet", "csv"):
+        out = folder.with_name(f"{folder.name}-fused{'' if form == 'cache' else f'.{form}'}")
+        command = vidfuse("predict", folder / "ensemble.json", folder, "--out", out, "--dtype", "float32")
+        found[form] = measured(command, files=options.files)
+        size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.iterdir()))
+        found[form]["GB"] = round(size / 1e9, 3)
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    return found
+
+
 def step_report(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Write the page on all members and rules, cross-fitted."""
-    return measured(vidfuse("report", folder, "--out", folder / "report.html"), files=options.files)
+    """Write the page on all members and rules, cross-fitted, from a sample of the videos, which the page states."""
+    command = vidfuse("report", folder, "--out", folder / "report.html", "--sample", str(options.sample))
+    return {"sample": options.sample, **measured(command, files=options.files)}
 
 
 def step_mend(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -189,6 +203,7 @@ STEPS: dict[str, Callable[[Path, argparse.Namespace], dict[str, object]]] = {
     "open": step_open,
     "fit": step_fit,
     "parts": step_parts,
+    "predict": step_predict,
     "report": step_report,
     "mend": step_mend,
 }
@@ -202,6 +217,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=20)
     parser.add_argument("--processes", type=int, default=3, help="how many write at the same time")
     parser.add_argument("--files", type=int, help="how many files a step may have open (ulimit -n)")
+    parser.add_argument("--sample", type=int, default=20_000, help="videos that the report is made from")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--folder", type=Path, help="where the shards are; by default a folder that is removed again")
     parser.add_argument("--keep", action="store_true", help="keep the folder")

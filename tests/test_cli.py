@@ -313,6 +313,9 @@ def test_report_writes_a_page_and_its_configuration(caches):
     text = page.read_text()
     assert "<title>Trial</title>" in text
     assert "Rules were fitted on 60 videos and scored on 60 others." in text
+    assert "drawn by chance" not in text
+    run("report", caches / "val", "--sample", "50", "--out", caches / "some.html")
+    assert "All of it is of videos drawn by chance: 50 of 60." in (caches / "some.html").read_text()
     run("report", caches / "val", "--out", caches / "own.html")
     headline = vf.leaderboard(vf.load_stack(caches / "val")).headline()  # honest_score's number, see test_trial
     own = (caches / "own.html").read_text()
@@ -330,6 +333,7 @@ def test_report_writes_a_page_and_its_configuration(caches):
             "title": "Trial",
             "figures": None,
             "thumbnails": None,
+            "sample": None,
             "out": str(page),
             **HOW_READ,
         },

@@ -20,6 +20,7 @@ from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.worth import member_worth
 from vidfuse.fusion.rule import Rule
 from vidfuse.report.drawings import DARK_FROM
+from vidfuse.report.html import findings_of, sampled
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
 VOID = {"meta", "img"}
@@ -394,3 +395,21 @@ def test_a_page_of_many_long_names_and_large_thumbnails_stays_small(tmp_path):
         vf.write_report(
             stack, tmp_path / "x.html", rules=rules, thumbnails={f"v{i}": PNG.ljust(100_001) for i in range(160)}
         )
+
+
+def test_a_page_from_a_sample_says_so_and_keeps_groups_whole(tmp_path):
+    stack, test = make_stack(120), make_stack(80, seed=1)
+    sources = [f"s{row // 4}" for row in range(120)]
+    found = findings_of(stack.with_groups(sources), curves=False, sample=61)
+    names, sizes = np.unique(found.trial.fit_stack.groups, return_counts=True)
+    assert len(names) == 15 and set(sizes) == {4} and found.drawn().endswith("by chance: 60 of 120.")
+    assert findings_of(stack, curves=False, groups=sources, sample=61).scored.ids.tolist() == found.scored.ids.tolist()
+    text, _ = page_of(tmp_path, stack, test=test, sample=90)
+    assert "All of it is of videos drawn by chance: 90 of 120." in text  # the test stack is whole
+    assert "drawn by chance" not in page_of(tmp_path, stack, test=test, sample=120)[0]
+    uneven = stack.with_groups(["big"] * 100 + ["small"] * 20)
+    assert set(sampled(uneven, 30).groups) == {"small"}
+    with pytest.raises(InputError, match="room for a group, of at least 20 videos, got 10"):
+        sampled(uneven, 10)
+    with pytest.raises(InputError, match="sample: expected a number of videos of at least 1, got 0"):
+        vf.write_report(stack, tmp_path / "p.html", sample=0)

@@ -301,6 +301,13 @@ def select(
     metavar="FOLDER",
     help="Show the mistakes: the folder of the videos, whose ids are their paths in it, or of pictures named by id.",
 )
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="VIDEOS",
+    help="Make the page from at most so many videos, drawn by chance in whole groups; it says so. All of millions "
+    "take hours.",
+)
 @options.out("report.html", "The page to write.")
 @click.pass_context
 def report(
@@ -314,6 +321,7 @@ def report(
     title: str,
     figures: Path | None,
     thumbnails: Path | None,
+    sample: int | None,
     out: Path,
 ) -> None:
     """Compare members and fusion rules, as one self-contained HTML page.
@@ -328,7 +336,8 @@ def report(
     stack = options.grouped(reading.open(source, reduction), groups)
     held_out = reading.open(test, reduction, list(stack.members), test_annotations) if test else None
     held_out = None if held_out is None else options.grouped(held_out, groups)
-    found = findings_of(stack, held_out, thumbnails=None if thumbnails is None else _pictures(thumbnails))
+    pictures = None if thumbnails is None else _pictures(thumbnails)
+    found = findings_of(stack, held_out, thumbnails=pictures, sample=sample)
     write_findings(found, out, title, figures)
     options.save_config(context, out)
     click.echo(f"{found.board.headline()}\nwritten to {out}")

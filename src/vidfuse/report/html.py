@@ -62,6 +62,7 @@ def write_report(
     thumbnails: Mapping[str, bytes] | str | os.PathLike[str] | None = None,
     costs: Mapping[str, float] | None = None,
     curves: bool = True,
+    sample: int | None = None,
     figures: str | os.PathLike[str] | None = None,
     formats: Sequence[str] = ("svg", "pdf", "png"),
     random_state: int | None = 0,
@@ -89,6 +90,8 @@ def write_report(
             of larger pictures, pass `vidfuse.video.Thumbnails(folder)`.
         costs: Member → what it costs, in one unit, for accuracy against cost; by default each costs 1.
         curves: Whether the headline rule is fitted on fewer videos, members and views, too.
+        sample: How many videos of each stack the page is made from, at most, drawn by chance in whole groups; it says
+            so. A page fits every rule once for each fold, which takes hours for millions of videos.
         figures: A folder for the figures, as for a paper (needs matplotlib, the extra `report`).
         formats: The figures' formats.
         random_state: Seed of folds, resamples and sign flips.
@@ -123,9 +126,40 @@ def write_report(
         thumbnails=thumbnails,
         costs=costs,
         curves=curves,
+        sample=sample,
         random_state=random_state,
     )
     return write_findings(found, path, title, figures, formats)
+
+
+def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -> LogitStack:
+    """Return at most so many videos of a stack, drawn by chance, in whole groups where there are such, in their order.
+
+    Raises:
+        InputError: `most` is no number of at least 1, or no group has so few videos.
+
+    Example:
+        >>> stack = LogitStack.from_arrays(np.zeros((9, 2, 3)), ids=list("abcdefghi"))
+        >>> len(sampled(stack, 4)), len(sampled(stack.with_groups([0, 0, 0, 1, 1, 1, 2, 2, 2]), 7))
+        (4, 6)
+    """
+    if most is None:
+        return stack
+    if isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1:
+        raise InputError(f"sample: expected a number of videos of at least 1, got {most!r}")
+    if len(stack) <= most:
+        return stack
+    rng = np.random.default_rng(random_state)
+    if stack.groups is None:
+        return stack[np.sort(rng.choice(len(stack), most, replace=False))]
+    _, owner, sizes = np.unique(stack.groups, return_inverse=True, return_counts=True)
+    order = rng.permutation(len(sizes))
+    taken = order[np.cumsum(sizes[order]) <= most]
+    if not len(taken):
+        taken = order[sizes[order] <= most][:1]
+    if not len(taken):
+        raise InputError(f"sample: expected room for a group, of at least {sizes.min():,} videos, got {most:,}")
+    return stack[np.flatnonzero(np.isin(owner, taken))]
 
 
 def check_page(path: str | os.PathLike[str]) -> None:
@@ -150,6 +184,7 @@ def findings_of(
     thumbnails: Mapping[str, bytes] | str | os.PathLike[str] | None = None,
     costs: Mapping[str, float] | None = None,
     curves: bool = True,
+    sample: int | None = None,
     random_state: int | None = 0,
 ) -> Findings:
     """Return all that a page is made of; the arguments are those of `write_report`.
@@ -157,7 +192,12 @@ def findings_of(
     Every rule is fitted once for each fold, and the headline rule on all videos, whose weights the page shows.
     """
     pictures = thumbnails if isinstance(thumbnails, Mapping) else {} if thumbnails is None else Pictures(thumbnails)
-    with_views = open_trial(stack, test, folds=folds, groups=groups, random_state=random_state, what="a report")
+    if groups is not None:
+        by_id = callable(groups) or isinstance(groups, Mapping)
+        stack, test = stack.with_groups(groups), test.with_groups(groups) if test is not None and by_id else test
+    drawn_from = tuple(len(one) for one in (stack, test) if one is not None)
+    stack, test = sampled(stack, sample, random_state), None if test is None else sampled(test, sample, random_state)
+    with_views = open_trial(stack, test, folds=folds, random_state=random_state, what="a report")
     trial = with_views.reduced(views)
     rules = checked_rules(rules, trial)
     board, fused = judged(trial, rules, objective, random_state=random_state)
@@ -186,6 +226,7 @@ def findings_of(
         single=log_proba_of(trial.scored, board.best_single),
         predictions=predictions,
         thumbnails=pictures,
+        drawn_from=drawn_from,
     )
     if not curves:
         return found
@@ -207,7 +248,7 @@ def write_findings(
     text = page(
         title,
         board.headline(),
-        board.how(),
+        f"{board.how()}{found.drawn()}",
         flatters=board.how_scored.flatters,
         strip=_facts(found),
         sections=sections_of(found),

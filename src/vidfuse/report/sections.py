@@ -57,6 +57,13 @@ class Findings:
     single: NDArray[np.float32]  # the best single member's log-likelihoods (N, K)
     predictions: NDArray[np.int64]  # every member's class (N, M); -1, which is never right, where it lacks the video
     thumbnails: Mapping[str, bytes]
+    drawn_from: tuple[int, ...]  # videos of the stack, and of the test stack, before a sample of them was drawn
+
+    def drawn(self) -> str:
+        """Return what to say of a sample; nothing where all videos were taken."""
+        kept = (len(self.trial.fit_stack), *([] if self.trial.protocol.folds else [len(self.scored)]))
+        told = [f"{n:,} of {whole:,}" for n, whole in zip(kept, self.drawn_from, strict=False) if n < whole]
+        return f" All of it is of videos drawn by chance: {' and '.join(told)}." if told else ""
 
     @property
     def scored(self) -> LogitStack:
