@@ -84,6 +84,7 @@ def test_videos_that_are_not_asked_for_are_left_out_aloud(tmp_path):
         ("id,label\nother,0\n", {}, AlignmentError, "not predicted: 'other'"),
         ("id\na/v1\n", {}, InputError, "expected a sample submission"),
         ("id,label\na/v1,sing\n", {"classes": NAMES}, InputError, "names such as 'sing'"),
+        ("id,label\na/v1,²\n", {}, InputError, "names such as '²'"),
         ("id,p0,p1\na/v1,0,0\n", {}, InputError, "expected 3 columns of classes, got 2"),
         ("id,x,y,z\na/v1,0,0,0\n", {}, InputError, "expected columns that are numbered or called as the classes"),
     ],

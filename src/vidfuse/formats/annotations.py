@@ -157,7 +157,7 @@ def _with_counts(lines: Sequence[str]) -> _Listed | None:
     """
     for counts in (2, 1):
         split = [line.rsplit(None, counts + 1) for line in lines]
-        if all(len(parts) == counts + 2 and all(part.isdigit() for part in parts[1:]) for parts in split):
+        if all(len(parts) == counts + 2 and all(part.isdecimal() for part in parts[1:]) for parts in split):
             folders = [parts[0] for parts in split]
             if len(set(folders)) == len(folders):
                 return _Listed(folders, [parts[-1] for parts in split])

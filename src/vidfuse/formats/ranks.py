@@ -50,7 +50,7 @@ def _line(line: str) -> tuple[str, NDArray[np.float64], list[int]] | None:
 
 def rank_files(folder: Path) -> list[Path]:
     """The files of a folder that were written so, by number."""
-    files = [file for file in folder.glob("*.txt") if file.stem.isdigit()]
+    files = [file for file in folder.glob("*.txt") if file.stem.isdecimal()]
     return sorted(files, key=lambda file: int(file.stem))
 
 

@@ -338,7 +338,7 @@ def _shaped(raw: bytes | bytearray, dtype: Any, shape: Any, fortran: bool) -> ND
 def _dtype(account: _Account, code: Any, *_: Any) -> _Dtype:
     if not isinstance(code, str):
         raise ValueError("a dtype's code is not text")
-    if code.lstrip("<>|=") not in _DTYPE_CODES and not (code[:1] in "US" and code[1:].isdigit() and len(code) < 6):
+    if code.lstrip("<>|=") not in _DTYPE_CODES and not (code[:1] in "US" and code[1:].isdecimal() and len(code) < 6):
         raise _RefusedError(f"an array of dtype {code[:50]!r}")
     return _Dtype(code)
 

@@ -252,7 +252,7 @@ def _class_words(asked: list[list[str]], names: Sequence[str] | None, n_classes:
     shown = {line[1] for line in asked if len(line) > 1}
     if names is not None and (not shown or shown <= set(names)):
         return list(names)
-    if shown and not all(text.strip().isdigit() for text in shown):
+    if shown and not all(text.strip().isdecimal() for text in shown):
         known = "without their names" if names is None else f"called {first_few(names)}"
         raise InputError(
             f"the sample's labels are names such as {first_few(sorted(shown))}, and the classes are {known}; pass the "

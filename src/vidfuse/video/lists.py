@@ -355,7 +355,7 @@ def _labels(
     """Give the classes' names, where they are known, and each row's label as a number."""
     known = None if classes is None else tuple(classes)
     given = [row.label for row in rows]
-    if given[0] is None or given[0].isdigit():
+    if given[0] is None or given[0].isdecimal():
         return known, [None if label is None else int(label) for label in given]
     names = known if known is not None else tuple(sorted({str(label) for label in given}))
     numbers = {name: number for number, name in enumerate(names)}

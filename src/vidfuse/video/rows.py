@@ -132,7 +132,7 @@ def _check_labels(file: Path, lines: list[tuple[int, str]], rows: list[Row]) -> 
         if row.label is None or first is None:
             continue
         is_number = _NUMBER.fullmatch(row.label) is not None
-        if is_number and not row.label.isdigit():
+        if is_number and not row.label.isdecimal():
             raise InputError(f"expected a 0-based integer label at {file}:{number}, got {line!r}")
         if is_number != (_NUMBER.fullmatch(first) is not None):
             raise InputError(
