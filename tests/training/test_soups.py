@@ -158,6 +158,14 @@ def test_what_cannot_be_averaged_is_refused(given, options, message):
         soup(toy(2), given, ToyLoader(), **options)
 
 
+@pytest.mark.parametrize("which", ["loader", "val_loader"])
+def test_batches_that_end_are_refused(which):
+    """Each average that is tried runs through them again: of a generator, the second would see none."""
+    loaders = {"loader": ToyLoader(), "val_loader": ToyLoader(), which: iter(ToyLoader())}
+    with pytest.raises(InputError, match=f"^{which}: expected batches that can be run through again"):
+        soup(toy(2), {"a": toy(0), "b": toy(1)}, loaders["loader"], val_loader=loaders["val_loader"])
+
+
 def test_weights_that_are_not_finite_are_refused():
     bad = toy(1)
     bad.conv.weight.data[0] = float("nan")

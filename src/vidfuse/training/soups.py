@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -78,7 +78,7 @@ def soup(
 
     Raises:
         InputError: Fewer than two checkpoints, one whose weights are of another architecture or are not finite, batch
-            normalisation without a loader, or "greedy" without validation videos.
+            normalisation without a loader, "greedy" without validation videos, or a loader that ends.
 
     Source:
         Wortsman et al. 2022, Model soups: averaging weights of multiple fine-tuned models improves accuracy without
@@ -102,6 +102,12 @@ def soup(
         raise InputError(f'how: expected "greedy" or "uniform", got {how!r}')
     if how == "greedy" and val_loader is None:
         raise InputError('how="greedy" chooses on validation videos: expected val_loader=, got none')
+    for what, batches_of in (("loader", loader), ("val_loader", val_loader)):
+        if isinstance(batches_of, Iterator):
+            raise InputError(
+                f"{what}: expected batches that can be run through again, for each average that is tried, got an "
+                "iterator, which ends; pass a DataLoader or a list"
+            )
     target = torch.device(device) if device is not None else device_of(model)
     mixed = copy.deepcopy(model).to(target).requires_grad_(False).eval()
     if loader is None and _norms(mixed):
