@@ -289,6 +289,7 @@ def test_a_kill_between_two_files_leaves_the_recipe_that_was_there(at, tmp_path,
         with_state(large_=np.full(1000, number)).save(path)
         assert (vf.load_recipe(path).rule.large_ == number).all()
     arrays = recipes.arrays_beside(path)
+    assert arrays == tmp_path / "ensemble.safetensors"  # the name by which people know it, once it is free
     others = [entry for entry in tmp_path.iterdir() if entry not in (path, arrays)]
     assert len(others) == (at == "recipe")  # what was killed wrote its arrays, which no recipe names
 

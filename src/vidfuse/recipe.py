@@ -369,8 +369,8 @@ class Recipe:
         """Write the recipe, and beside it a safetensors file of the same stem if an array is large; return the path.
 
         Each file is put in its place at once, complete; the recipe holds the digest of the arrays, and their file's
-        name. In the place of a recipe with other arrays, the new ones get a name of their own, so that a recipe whose
-        arrays are there can be read at every moment; then the old ones are removed.
+        name. In the place of a recipe with other arrays, the new ones have a name of their own until the old ones are
+        gone, so that at every moment the old or the new recipe can be read.
 
         Raises:
             InputError: a parameter or a fitted attribute is of a type that a recipe cannot hold; it is named. Or the
@@ -381,6 +381,22 @@ class Recipe:
         if path.suffix == ".safetensors":
             raise InputError(f"{path}: a recipe is JSON, and its arrays lie beside it under this suffix; call it .json")
         arrays: dict[str, NDArray[Any]] = {}
+        content = self._content(arrays)
+        if not arrays:
+            _put(path, content, None)
+            return path
+        from safetensors.numpy import save
+
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        content["arrays"] = {"sha256": hashlib.sha256(data).hexdigest()}
+        place, usual = _write_arrays(path, data), path.with_suffix(".safetensors")
+        _put(path, content, place)
+        if place != usual and publish(usual, [data]):  # which is free now
+            _put(path, content, usual)
+        return path
+
+    def _content(self, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return what the file says; large arrays are put into `arrays`."""
         content: dict[str, Any] = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -398,20 +414,7 @@ class Recipe:
             content["fingerprints"] = {name: list(prints) for name, prints in self.fingerprints.items()}
         if self.record is not None:
             content["record"] = _encode(self.record.to_dict(), arrays, "record")
-        if arrays:
-            from safetensors.numpy import save
-
-            data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-            content["arrays"] = {"file": _write_arrays(path, data).name, "sha256": hashlib.sha256(data).hexdigest()}
-        content["digest"] = _digest_of(content)
-        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        text = _LISTS.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]).strip() + "]", text)  # no string holds a newline
-        before = arrays_beside(path)
-        replace(path, f"{text}\n".encode())
-        if before is not None and before.name != content.get("arrays", {}).get("file"):
-            with suppress(OSError):  # nobody names it any more
-                before.unlink()
-        return path
+        return content
 
     def _prepare(
         self, data: LogitStack | Mapping[str, ArrayLike], checkpoints: Checkpoints = "same", *, at_once: bool = True
@@ -765,6 +768,21 @@ def arrays_beside(path: Path) -> Path | None:
         return None
     own = rf"{re.escape(path.stem)}(\.[0-9a-f]{{12}})?\.safetensors"  # a copy may name those of another recipe
     return path.with_name(name) if isinstance(name, str) and re.fullmatch(own, name) else None
+
+
+def _put(path: Path, content: Mapping[str, Any], arrays: Path | None) -> None:
+    """Write a recipe's JSON, and remove the arrays of the one in whose place it comes."""
+    said = dict(content)
+    if arrays is not None:
+        said["arrays"] = {"file": arrays.name, **content["arrays"]}
+    said["digest"] = _digest_of(said)
+    text = json.dumps(said, indent=2, allow_nan=False, ensure_ascii=False)
+    text = _LISTS.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]).strip() + "]", text)  # no string holds a newline
+    before = arrays_beside(path)
+    replace(path, f"{text}\n".encode())
+    if before is not None and before != arrays:
+        with suppress(OSError):  # nobody names it any more
+            before.unlink()
 
 
 def _write_arrays(path: Path, data: bytes) -> Path:
