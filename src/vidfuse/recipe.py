@@ -257,6 +257,18 @@ class Recipe:
         needed = self.rule.needed_members()
         return tuple(name for name in self.members if name in needed)
 
+    def views_of(self, members: Sequence[str], otherwise: str | None = None) -> str | dict[str, str] | None:
+        """Return how the views of some of the members are reduced: in one way, or in each member's own.
+
+        Args:
+            members: The members.
+            otherwise: How, where the recipe says nothing.
+        """
+        views = self.views
+        if isinstance(views, Mapping):
+            return {name: views[name] for name in members if name in views}
+        return views or otherwise
+
     def shared_videos(self, stack: LogitStack) -> int | None:
         """Return how many of these videos were in the fit, by their ids; None where that cannot be told."""
         found = hashed_ids(stack.ids)
@@ -433,22 +445,17 @@ class Recipe:
                 {name: data[name] for name in present},
                 kind={name: self.kinds.get(name, "logits") for name in present},
                 classes=self.classes,
-                views=self._views_of(present),
+                views=self.views_of(present),
             )
         elif not isinstance(data, LogitStack):
             raise InputError(f"expected a LogitStack or a mapping of member names to arrays, got {type(data).__name__}")
         if checkpoints != "any":
             self.check_checkpoints(data.fingerprints)
         self.check_classes(data)
-        if self.views is None or data.n_views is None:
+        views = self.views_of(data.members)
+        if views is None or data.n_views is None:
             return data
-        views = self._views_of(data.members)
         return reduce_views(data, views) if at_once else reduced_as_read(data, views)
-
-    def _views_of(self, members: Sequence[str]) -> Any:
-        """Return the reduction of views, of these members alone where each has its own."""
-        views = self.views
-        return {n: views[n] for n in members if n in views} if isinstance(views, Mapping) else views
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

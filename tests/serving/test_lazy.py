@@ -51,12 +51,15 @@ def scores_of(models, clips):
     return {name: z.unflatten(0, (-1, clips.shape[1])) if clips.ndim == 6 else z for name, z in found.items()}
 
 
-@pytest.mark.parametrize("views", [None, 3])
-def test_a_cascade_asks_for_less_and_says_the_same(models, views):
+OWN = {"x3d": "mean-log", "swin": "mean-probability", "tin": "max"}
+
+
+@pytest.mark.parametrize(("views", "reduction"), [(None, None), (3, "mean-log"), (3, OWN)], ids=str)
+def test_a_cascade_asks_for_less_and_says_the_same(models, views, reduction):
     clips, labels = clips_of(1000, 0, views)
-    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels, views=views and "mean-log")
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels, views=reduction)
     rule = vf.Cascade(costs={"x3d": 5, "tin": 20, "swin": 88}, at_most=0.02).fit(stack)
-    recipe = vf.Recipe.from_fitted(rule, stack, views=views and "mean-log")
+    recipe = vf.Recipe.from_fitted(rule, stack, views=reduction)
     new, _ = clips_of(300, 1, views)
     expected = recipe.predict_log_proba(scores_of(models, new))
     served = LazyEnsemble(recipe, models)(new)
@@ -72,6 +75,7 @@ def test_a_cascade_asks_for_less_and_says_the_same(models, views):
         (vf.MajorityVote(), None, None),
         (vf.MajorityVote(), 5, None),
         (vf.MajorityVote(), 5, "vote"),
+        (vf.MajorityVote(), 5, OWN),
         (vf.LinearPool({"x3d": 1, "swin": 4, "tin": 2}), None, None),
         (vf.LinearPool({"x3d": 1, "swin": 4, "tin": 2}), 5, "mean-probability"),
         (vf.LogLinearPool(floor=0.05), None, None),

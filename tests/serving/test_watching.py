@@ -192,6 +192,18 @@ def test_views_and_missing_members_are_watched_as_they_are_predicted():
     assert vf.watch(recipe, views).n_units == 200
 
 
+def test_views_of_each_members_own_reduction_are_watched_of_those_with_a_say():
+    fit = make(200, 0)
+    z = {name: np.stack([fit.scores(name), 0.5 * fit.scores(name)], axis=1) for name in MEMBERS}
+    views = vf.LogitStack.from_arrays(z, labels=fit.labels, ids=fit.ids)
+    how = {"swin": "mean-log", "tpn": "max", "x3d": "mean-probability"}
+    reduced = vf.reduce_views(views, how)
+    pool = vf.LogLinearPool({"swin": 1, "tpn": 0, "x3d": 1}).fit(reduced)
+    recipe = vf.Recipe.from_fitted(pool, reduced, views=how).with_record(views)
+    assert recipe.record.members == ("swin", "x3d")
+    assert vf.watch(recipe, views).statistics == vf.watch(recipe, reduced).statistics
+
+
 def test_the_rule_fitted_anew_on_like_videos_is_no_worse():
     recipe, fresh = with_record(make(300, 0)), make(900, 1)
     found = vf.refresh(recipe, fresh, margin=0.02)

@@ -103,7 +103,9 @@ def watch(
     loaded = vf.load_recipe(recipe)
     members = list(loaded.needed_members())
     parts = [source] if any("=" in word for word in source) else [(word,) for word in source]
-    stream = [options.grouped(reading.open(part, loaded.views or "mean-log", members), groups) for part in parts]
+    stream = [
+        options.grouped(reading.open(part, loaded.views_of(members, "mean-log"), members), groups) for part in parts
+    ]
     found = vf.watch(loaded, stream, false_alarms=false_alarms)
     options.emit(found.to_dict(), str(found), as_json)
     context.exit(1 if found.alarms else 0)

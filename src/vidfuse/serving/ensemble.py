@@ -89,7 +89,7 @@ class Ensemble(nn.Module):
             {name: z.detach().float().cpu().numpy() for name, z in scores.items()},
             kind={name: recipe.kinds.get(name, "logits") for name in scores},
             classes=recipe.classes,
-            views=recipe.views or "mean-log",
+            views=recipe.views_of(list(scores), "mean-log"),
         )
         first = next(iter(scores.values()))
         return torch.from_numpy(recipe.predict_log_proba(stack)).to(first.device, torch.float32)

@@ -137,6 +137,7 @@ class _Run:
             for name in names
         }
         kinds = {name: recipe.kinds.get(name, "logits") for name in arrays}
+        views = {name: views[name] for name in arrays if name in views} if isinstance(views, Mapping) else views
         return LogitStack.from_arrays(arrays, kind=kinds, classes=recipe.classes, views=views)
 
     def cascade(self, rule: Cascade) -> Served:

@@ -279,7 +279,7 @@ def _units(
                 continue
             stack = stack[whole]
         if stack.n_views is not None:
-            stack = reduce_views(stack, recipe.views or "mean-log")
+            stack = reduce_views(stack, recipe.views_of(stack.members) or "mean-log")
         rng = np.random.default_rng([seed, place])
         rows = rng.permutation(one_of_each(stack.groups, len(stack), rng))
         units = stack.ids if stack.groups is None else stack.groups
