@@ -110,6 +110,17 @@ def test_what_does_not_belong_together_is_refused(models):
         LazyEnsemble(recipe, {name: models[name] for name in ("x3d", "tin")}, vf.early_exit(recipe, stack))
 
 
+def test_networks_serve_in_eval_mode(models):
+    """As created, a network is in training mode: dropout would draw anew for each call."""
+    clips, labels = clips_of(60, 0)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)
+    recipe = vf.Recipe.from_fitted(vf.MajorityVote().fit(stack), stack)
+    dropping = {name: nn.Sequential(nn.Dropout(0.9), model) for name, model in models.items()}
+    lazy = LazyEnsemble(recipe, dropping, vf.early_exit(recipe, stack))
+    np.testing.assert_array_equal(lazy(clips).labels, recipe.predict(stack))
+    assert not any(module.training for model in dropping.values() for module in model.modules())
+
+
 def test_clips_of_other_videos_for_a_member_are_refused(models):
     clips, labels = clips_of(60, 0)
     stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)

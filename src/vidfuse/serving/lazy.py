@@ -49,7 +49,8 @@ class LazyEnsemble:
 
     Args:
         recipe: The fitted ensemble.
-        models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`.
+        models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`; they are
+            put into eval mode.
         exit: What `early_exit(recipe, ...)` found; None for a recipe whose rule is a `Cascade`.
         checkpoints: "any" takes networks of other weights than those whose predictions the recipe was fitted on.
 
@@ -85,6 +86,9 @@ class LazyEnsemble:
         if exit is not None and exit.rule is not recipe.rule:
             raise InputError("exit: expected what early_exit found for this recipe, got that of another rule")
         self.recipe, self.exit = recipe, exit
+        for model in self.models.values():
+            if isinstance(model, nn.Module):
+                model.eval()
 
     def __call__(self, clips: Tensor | Mapping[str, Tensor]) -> Served:
         """Return the label of each video.
