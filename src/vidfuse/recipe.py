@@ -327,11 +327,11 @@ class Recipe:
                 f"{option('cross_fit', True)} if they are, {option('cross_fit', False)} if none of them is"
             )
         of_fit = bool(shared) if cross_fit is None else cross_fit
-        whole = len(stack) == self.fitted_on["videos"]
-        if shared not in (None, 0, len(stack)) or (of_fit and not whole):
+        seen = self.fitted_on.get("videos", len(stack))
+        if shared not in (None, 0, len(stack)) or (of_fit and len(stack) != seen):
             raise InputError(
                 f"a record needs all videos of the fit, or none of them; of these {len(stack):,}, {shared} are of the "
-                f"fit, which saw {self.fitted_on['videos']:,}"
+                f"fit, which saw {seen:,}"
             )
         made = track_record(self.rule, stack, held_out=not of_fit, folds=folds, seed=seed, conformity=conformity)
         return with_other(self, record=made)
