@@ -559,6 +559,20 @@ def test_a_description_that_json_cannot_write_is_refused(tmp_path):
     assert not (tmp_path / "cache" / "meta.json").exists()
 
 
+@pytest.mark.parametrize("layout", [{"indent": 1}, {"indent": 1, "ensure_ascii": False}, {"indent": 4}, {}])
+def test_a_description_that_another_program_laid_out_is_read(tmp_path, layout):
+    ids = ["é, 1", 'a "b"', "]\u2028"]
+    for member in ("swin", "x3d"):
+        with Immediate(tmp_path / member, expected_ids=ids) as writer:
+            writer.append(ids, np.zeros((3, 2), dtype=np.float32))
+        path = tmp_path / member / "meta.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), **layout), encoding="utf-8")
+        assert read_meta(tmp_path / member).expected_ids == tuple(ids)
+    with Immediate(tmp_path / "more", expected_ids=[*ids, "c"]) as writer:
+        writer.append(["c"], np.zeros((1, 2), dtype=np.float32))
+    assert [len(read_meta(tmp_path / name).expected_ids) for name in ("more", "swin")] == [4, 3]
+
+
 def test_every_flipped_bit_of_the_description_is_noticed(tmp_path):
     with Immediate(tmp_path, expected_ids=IDS[:3]) as writer:
         writer.append(IDS[:3], Z[:3])

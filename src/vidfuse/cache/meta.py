@@ -94,21 +94,28 @@ def _digest(content: dict[str, Any], expected_ids: bytes | None = None) -> str:
 #     }
 
 
+_last = b""  # the list that was cut out last
+
+
 @lru_cache(maxsize=1)
 def _parse_ids(text: bytes) -> tuple[tuple[str, ...], bytes]:
-    """Return the ids in a JSON list, and the list as the digest has it; the last result is kept."""
-    ids = json.loads(text)
-    return tuple(ids), json.dumps(ids, ensure_ascii=False).encode()
+    """Return the ids in a JSON list as `encode_meta` lays it out, and as the digest has it; the last result is kept."""
+    joined = text.removeprefix(b"[\n  ").removesuffix(b"\n ]").replace(b",\n  ", b", ")  # no text has a line break
+    return tuple(json.loads(text)), b"[" + joined + b"]"
 
 
 def _cut_ids(text: bytes) -> tuple[bytes, bytes | None]:
     """Split a `meta.json`: its text with null for the expected ids, and their list, or None where it has none."""
+    global _last
     start = text.find(_IDS_KEY)  # a line break cannot stand within a string: this is the field itself
+    begin, known = start + len(_IDS_KEY) - 1, _last
+    if start >= 0 and known and text.startswith(known, begin):
+        return text[:begin] + b"null" + text[begin + len(known) :], known
     stop = text.find(b"\n ]", start)
     if start < 0 or stop < 0:
         return text, None
-    begin, end = start + len(_IDS_KEY) - 1, stop + len(b"\n ]")
-    return text[:begin] + b"null" + text[end:], text[begin:end]
+    _last = known = text[begin : stop + len(b"\n ]")]
+    return text[:begin] + b"null" + text[begin + len(known) :], known
 
 
 def read_meta(folder: Path) -> CacheMeta | None:
@@ -146,6 +153,8 @@ def decode_meta(text: bytes, path: Path) -> CacheMeta:
         raise CacheFormatError(f"{path}: expected format {_FORMAT!r}, got {marker!r}")
     if not isinstance(version, int) or version > _VERSION:
         raise CacheFormatError(f"{path}: found version {version!r}, supported up to {_VERSION}: upgrade vidfuse")
+    if found != digest and listed is not None:  # another program may have laid it out in another way
+        found = _digest({"format": marker, "version": version, **content})
     if found != digest:
         raise CacheCorruptError(
             f"{path}: not the bytes that were written: expected digest {digest}, got {found}; "
