@@ -671,3 +671,23 @@ def test_what_waits_for_one_cache_is_published_at_the_end_though_that_for_anothe
     assert open_cache(tmp_path / "c").ids.tolist() == ["v"]
     for writer in writers:
         writer._rest()
+
+
+@pytest.mark.parametrize("chunk", [1 << 12, 5000, 1 << 22])
+def test_a_part_is_checked_piece_by_piece_to_its_end(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("vidfuse.cache.format._CHUNK", chunk)
+    scores = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+    with CacheWriter(tmp_path) as writer:
+        writer.append([f"v{row:03d}" for row in range(300)], scores)
+    (path,) = reader.list_parts(tmp_path)
+    for hold in (True, False):
+        open_part(path, hold=hold).verify()
+    content = path.read_bytes()
+    for place in (-1, -scores.nbytes, -scores.nbytes // 2):
+        path.unlink()
+        changed = bytearray(content)
+        changed[place] ^= 16
+        path.write_bytes(changed)
+        for hold in (True, False):
+            with pytest.raises(CacheCorruptError, match="scores are not the bytes that were written"):
+                open_part(path, hold=hold).verify()

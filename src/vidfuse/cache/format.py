@@ -355,8 +355,6 @@ class Part:
             CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
         state = hashlib.sha256()
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_WILLNEED)  # the disk reads on while a piece is hashed
         for chunk in self._chunks():  # one at a time: a part need not fit into memory
             state.update(chunk)
         found = state.hexdigest()
@@ -366,9 +364,13 @@ class Part:
 
     def _chunks(self) -> Iterator[bytes | memoryview]:
         """The scores' bytes: as they are mapped, or read, which reports a failing disk as an error."""
-        if self._scores is not None:
+        if self._map is not None and self._scores is not None:
             whole = self._scores.reshape(-1).view(np.uint8).data
-            yield from (whole[start : start + _CHUNK] for start in range(0, whole.nbytes, _CHUNK))
+            for start in range(0, whole.nbytes, _CHUNK):
+                ahead = (self._base + self._entry.start + start + _CHUNK) // mmap.PAGESIZE * mmap.PAGESIZE
+                if ahead < len(self._map):
+                    self._map.madvise(mmap.MADV_WILLNEED, ahead, _CHUNK)  # the disk reads it while this one is used
+                yield whole[start : start + _CHUNK]
             return
         start, stop = self._base + self._entry.start, self._base + self._entry.stop
         with self._reopened() as descriptor:
