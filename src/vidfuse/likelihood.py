@@ -17,6 +17,8 @@ from vidfuse.errors import InputError
 __all__ = [
     "DEFAULT_FLOOR",
     "VIEW_RULES",
+    "add_member",
+    "best_classes",
     "block_rows",
     "linear_pool",
     "log_linear_pool",
@@ -86,7 +88,9 @@ def log_softmax(x: ArrayLike, axis: int = -1, out: Floating | None = None) -> Fl
     if array.ndim == 0 or array.shape[axis] == 0:
         raise InputError(f"Expected an array with at least one class on axis {axis}, got shape {array.shape}.")
     result = np.empty_like(array, order="C") if out is None else out
-    moved, target = np.moveaxis(array, axis, -1), np.moveaxis(result, axis, -1)  # classes last, in views
+    moved, target = array, result
+    if axis not in (-1, array.ndim - 1):  # classes last, in views
+        moved, target = np.moveaxis(array, axis, -1), np.moveaxis(result, axis, -1)
     columns = moved.shape[-1]
     rows = moved.reshape(-1, columns)
     direct = target.reshape(rows.shape) if target.flags.c_contiguous else np.empty(rows.shape, array.dtype)
@@ -258,15 +262,53 @@ def log_linear_scores(
     spread = _member_weights(array, weights)
     total = np.zeros((array.shape[0], *array.shape[2:]))
     for member in range(array.shape[1]):
-        weight = _spread(spread, member, array, per_class)
-        if np.all(weight):
-            total += weight * array[:, member].astype(np.float64, copy=False)
-        elif np.any(weight):
-            shape = total.shape
-            term = np.zeros(shape)
-            used = np.broadcast_to(weight != 0, shape)
-            np.multiply(array[:, member], weight, out=term, where=used, dtype=np.float64)
-            total += term
+        add_member(total, array[:, member], _spread(spread, member, array, per_class))
+    _join_ties(total, _peaks(total, ids))
+    return total
+
+
+def add_member(total: NDArray[np.float64], log_p: Floating, weight: Any) -> None:
+    """Add a member's log-likelihoods times its weights to a sum, in place; a weight of 0 adds nothing, not even NaN.
+
+    Args:
+        total: (N, ..., K).
+        log_p: of the same shape, float32 or float64.
+        weight: one number, or an array that broadcasts to this shape.
+
+    Example:
+        >>> total = np.zeros((1, 2))
+        >>> add_member(total, np.array([[-1.0, -np.inf]]), np.array([[2.0, 0.0]]))
+        >>> total.tolist()
+        [[-2.0, 0.0]]
+    """
+    if np.all(weight):
+        total += weight * log_p.astype(np.float64, copy=False)
+    elif np.any(weight):
+        term = np.zeros(total.shape)
+        used = np.broadcast_to(weight != 0, total.shape)
+        np.multiply(log_p, weight, out=term, where=used, dtype=np.float64)
+        total += term
+
+
+def best_classes(scores: NDArray[np.float64], ids: Sequence[Any] | None = None) -> NDArray[np.int64]:
+    """Return the best class of weighted sums (N, ..., K); of classes that tie (see `_join_ties`) the lowest.
+
+    Args:
+        scores: sums of log-likelihoods, float64.
+        ids: names of the rows for error messages.
+
+    Raises:
+        InputError: every class of a video is vetoed by a probability of 0.
+
+    Example:
+        >>> best_classes(np.array([[-1.0, -1.0 + 1e-15, -2.0]])).tolist()
+        [0]
+    """
+    return np.asarray((scores >= _tie_bound(_peaks(scores, ids))).argmax(axis=-1))
+
+
+def _peaks(total: NDArray[np.float64], ids: Sequence[Any] | None) -> NDArray[np.float64]:
+    """Return each row's largest sum (N, ..., 1); raise where it is -inf."""
     peak = total.max(axis=-1, keepdims=True)
     vetoed = np.isneginf(peak).reshape(len(total), -1).any(axis=1)
     if vetoed.any():
@@ -276,8 +318,7 @@ def log_linear_scores(
             f"Every class of video {name} has probability 0 in some member ({int(vetoed.sum())} such videos): a "
             "log-linear pool has no answer. Set floor > 0 or use the linear pool."
         )
-    _join_ties(total, peak)
-    return total
+    return np.asarray(peak)
 
 
 def linear_pool(log_p: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
@@ -319,9 +360,13 @@ def _join_ties(total: NDArray[np.float64], peak: NDArray[np.float64]) -> None:
     decides what a tie is: scores within 1e-12 of the largest (relative, where that is above 1 in size) are equal, and
     of equal classes every argmax takes the lowest. float64 sums of up to a thousand members are exact to about 1e-13.
     """
-    tied = total >= peak - _TIE * np.maximum(1.0, np.abs(peak))
+    tied = total >= _tie_bound(peak)
     if np.count_nonzero(tied) > peak.size:
         np.copyto(total, peak, where=tied)
+
+
+def _tie_bound(peak: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(peak - _TIE * np.maximum(1.0, np.abs(peak)))
 
 
 def votes_to_log_proba(votes: ArrayLike, log_q: ArrayLike) -> NDArray[np.float64]:
@@ -341,16 +386,18 @@ def votes_to_log_proba(votes: ArrayLike, log_q: ArrayLike) -> NDArray[np.float64
     """
     count = np.array(votes, dtype=np.float64)
     q = np.exp(np.asarray(log_q, dtype=np.float64))
-    order = np.argsort(count, axis=1)
-    ranked = np.take_along_axis(count, order, axis=1)
-    gaps = np.diff(ranked, axis=1)
-    near = gaps <= 1e-9 * np.maximum(ranked[:, -1:], np.finfo(np.float64).tiny)
-    smallest = np.where(near, np.inf, gaps).min(axis=1, initial=1.0)[:, None]
-    if (near & (gaps > 0)).any():  # one value for each run of equal votes
-        steps = np.where(near, 0.0, gaps)
-        ranked = ranked[:, :1] + np.concatenate([np.zeros((len(count), 1)), np.cumsum(steps, axis=1)], axis=1)
-        np.put_along_axis(count, order, ranked, axis=1)
-    epsilon = 0.5 * np.minimum(smallest, 1.0)
+    epsilon: Any = 0.5
+    if count.max(initial=0.0) >= 1e9 or (count != np.rint(count)).any():  # whole votes differ by 1 at least
+        order = np.argsort(count, axis=1)
+        ranked = np.take_along_axis(count, order, axis=1)
+        gaps = np.diff(ranked, axis=1)
+        near = gaps <= 1e-9 * np.maximum(ranked[:, -1:], np.finfo(np.float64).tiny)
+        smallest = np.where(near, np.inf, gaps).min(axis=1, initial=1.0)[:, None]
+        if (near & (gaps > 0)).any():  # one value for each run of equal votes
+            steps = np.where(near, 0.0, gaps)
+            ranked = ranked[:, :1] + np.concatenate([np.zeros((len(count), 1)), np.cumsum(steps, axis=1)], axis=1)
+            np.put_along_axis(count, order, ranked, axis=1)
+        epsilon = 0.5 * smallest
     with np.errstate(divide="ignore"):
         return log_softmax(np.log(count + epsilon * q))
 

@@ -10,7 +10,7 @@ from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.views import members_first, reduce_views
-from vidfuse.fusion.votes import BordaCount, MajorityVote
+from vidfuse.fusion.votes import BordaCount, MajorityVote, view_votes
 from vidfuse.likelihood import log_softmax
 from vidfuse.stack.stack import LogitStack
 
@@ -171,3 +171,21 @@ def test_members_first_needs_views():
     z = scores(n=4)
     with pytest.raises(InputError, match="no reducing"):
         members_first(LinearPool("uniform").fit(z), z)
+
+
+def test_combinations_that_grow_vote_as_each_alone_would():
+    rng = np.random.default_rng(3)
+    block = log_softmax(3 * rng.normal(size=(40, 3, 5, 4))).astype(np.float32)
+    block[0, 2] = -np.inf  # of weight 0 there: no veto
+    weights = rng.uniform(0.2, 2.0, size=(40, 3))
+    weights[0, 2] = 0.0
+    columns = [(1,), (1, 0), (1, 0, 2), (2, 1), (1, 0)]
+    found = list(view_votes(block, [(own, weights[:, own]) for own in columns]))
+    for own, log_p in zip(columns, found, strict=True):
+        for video in range(40):
+            share = weights[video, list(own)] / weights[video, list(own)].sum()
+            heard = [(w, m) for w, m in zip(share, own, strict=True) if w > 0]
+            fused = sum(w * block[video, m].astype(float) for w, m in heard)
+            votes = np.bincount(fused.argmax(axis=1), minlength=4)
+            mean = np.exp(fused.mean(axis=0))
+            np.testing.assert_allclose(np.exp(log_p[video]), (votes + 0.5 * mean / mean.sum()) / 5.5, atol=1e-12)

@@ -245,6 +245,34 @@ def test_views_vote_members_first():
         assert row.scores["vote"].accuracy == pytest.approx(expected)
 
 
+def test_views_vote_with_the_weights_of_their_fold_where_members_lack_videos():
+    full = make_stack(seed=5, views=3)
+    arrays = {name: full.scores(name) for name in full.members}
+    lacking = {name: z[40 * (name == "x3d") :] for name, z in arrays.items()}
+    ids = {name: full.ids[40 * (name == "x3d") :] for name in arrays}
+    labels = dict(zip(full.ids.tolist(), full.labels.tolist(), strict=True))
+    stack = vf.LogitStack.from_arrays(lacking, ids=ids, labels=labels, join="outer")
+    table = combination_table(stack, combinations=[["x3d"], ["x3d", "tin"], ["tin", "swin"]])
+    for row in table.rows:
+        z = {name: log_softmax(arrays[name].astype(np.float64), axis=2) for name in row.members}
+        has = {name: np.arange(240) >= (40 if name == "x3d" else 0) for name in row.members}
+        known = np.any(list(has.values()), axis=0)
+        right = np.zeros(240, bool)
+        for fit, scored in split_folds(stack.labels, 5, None, 0, stack.ids):
+            pool = vf.LogLinearPool(weights="accuracy", missing="renormalise").fit(
+                vf.reduce_views(stack)[fit], stack.labels[fit]
+            )
+            weight = dict(zip(pool.members_, pool.weights_, strict=True))
+            for video in scored[known[scored]]:
+                heard = [name for name in row.members if has[name][video]]
+                total = sum(weight[name] for name in heard)
+                fused = sum(weight[name] / total * z[name][video] for name in heard)
+                votes = np.bincount(fused.argmax(axis=1), minlength=4) + 0.5 * np.exp(log_softmax(fused.mean(axis=0)))
+                right[video] = votes.argmax() == stack.labels[video]
+        assert row.scores["vote"].n == known.sum()
+        assert row.scores["vote"].accuracy == pytest.approx(right[known].mean())
+
+
 def test_learned_and_own_rules_are_fitted_on_the_members_of_each_combination():
     rules = {
         "mine": vf.LogLinearPool(per_class=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError, option
 from vidfuse.fusion.rule import Missing
-from vidfuse.metrics import (
-    Interval,
-    ece,
-    mean_class_accuracy,
-    nll,
-    share_interval,
-    top_k_accuracy,
-    top_k_hits,
-)
+from vidfuse.metrics import Interval, share_interval
+from vidfuse.metrics._inputs import as_log_proba
+from vidfuse.metrics.accuracy import class_shares, true_ranks
+from vidfuse.metrics.probabilistic import binned
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Score", "class_names", "log_proba_of", "missing_of", "require_labels", "score"]
+__all__ = ["Outcomes", "Score", "class_names", "log_proba_of", "missing_of", "require_labels", "score"]
 
 
 @dataclass(frozen=True)
@@ -57,15 +53,54 @@ class Score:
     present: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """What a prediction says of each video, as far as its score goes: three numbers instead of one for each class.
+
+    Attributes:
+        rank: How many classes stand before the true one (N,).
+        loss: Negative log-likelihood of the true class (N,), in nats.
+        confidence: Probability of the most likely class (N,).
+        n_classes: K.
+    """
+
+    rank: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    n_classes: int
+
+    def __getitem__(self, rows: Any) -> Outcomes:
+        return Outcomes(self.rank[rows], self.loss[rows], self.confidence[rows], self.n_classes)
+
+    @staticmethod
+    def of(labels: NDArray[np.int64], log_proba: NDArray[Any]) -> Outcomes:
+        """Return the outcomes of log-likelihoods (N, K) against labels (N,).
+
+        Raises:
+            InputError: a row is not normalised.
+        """
+        y, z = as_log_proba(labels, np.asarray(log_proba, dtype=np.float64))
+        loss = 0.0 - np.take_along_axis(z, y[:, None], axis=1)[:, 0].astype(np.float64)
+        return Outcomes(true_ranks(y, z), loss, np.exp(z.max(axis=1).astype(np.float64)), z.shape[1])
+
+    @staticmethod
+    def joined(parts: Sequence[Outcomes]) -> Outcomes:
+        """Return the outcomes of consecutive videos as one."""
+        rank, loss, confidence = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "loss", "confidence")
+        )
+        return Outcomes(rank, loss, confidence, parts[0].n_classes)
+
+
 def score(
     name: str,
     labels: NDArray[np.int64],
-    log_proba: NDArray[Any],
+    predicted: NDArray[Any] | Outcomes,
     present: NDArray[np.bool_] | None = None,
     confidence: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> Score:
-    """Score log-likelihoods (N, K) against labels (N,), on the videos that are `present` (N,); `groups` is (N,) too.
+    """Score log-likelihoods (N, K) or their outcomes against labels (N,), on the videos that are `present` (N,).
 
     Raises:
         InputError: no video is present, or a row is not normalised.
@@ -76,11 +111,13 @@ def score(
         (0.5, 0.857)
     """
     rows = np.arange(len(labels)) if present is None else np.flatnonzero(present)
-    y, z = labels[rows], np.asarray(log_proba, dtype=np.float64)[rows]
+    y = labels[rows]
     if len(y) == 0:
         raise InputError(f"{name}: expected at least one video, got none")
+    some = predicted[rows] if present is not None else predicted
+    found = some if isinstance(some, Outcomes) else Outcomes.of(y, some)
     own_groups = None if groups is None else np.asarray(groups)[rows]
-    hits = top_k_hits(y, z)
+    hits = found.rank < 1
     all_hits = np.zeros(len(labels), dtype=np.bool_)
     all_hits[rows] = hits
     accuracy_interval = share_interval(hits, groups=own_groups, confidence=confidence)
@@ -90,11 +127,11 @@ def score(
         n_groups=accuracy_interval.n_groups,
         accuracy=float(hits.mean()),
         accuracy_interval=accuracy_interval,
-        mean_class_accuracy=mean_class_accuracy(y, z),
+        mean_class_accuracy=float(np.nanmean(class_shares(y, hits, found.n_classes))),
         mean_class_interval=share_interval(hits, strata=y, groups=own_groups, confidence=confidence),
-        top_5=top_k_accuracy(y, z, k=5) if z.shape[1] > 5 else float("nan"),
-        nll=nll(y, z),
-        ece=ece(y, z),
+        top_5=float((found.rank < 5).mean()) if found.n_classes > 5 else float("nan"),
+        nll=float(found.loss.mean()),
+        ece=binned(found.confidence, hits).error,
         hits=all_hits,
         present=np.ones(len(labels), dtype=np.bool_) if present is None else np.asarray(present),
     )

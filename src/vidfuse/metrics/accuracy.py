@@ -10,11 +10,24 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_labels, as_scores
 
-__all__ = ["class_accuracies", "macro_f1", "mean_class_accuracy", "top_k_accuracy", "top_k_hits"]
+__all__ = [
+    "class_accuracies",
+    "class_shares",
+    "macro_f1",
+    "mean_class_accuracy",
+    "top_k_accuracy",
+    "top_k_hits",
+    "true_ranks",
+]
 
 
-def _ranks(y: NDArray[np.int64], z: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Return how many classes stand before the true one: larger scores, and equal scores of lower index."""
+def true_ranks(y: NDArray[np.int64], z: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return how many classes stand before the true one (N,): larger scores, and equal scores of lower index.
+
+    Example:
+        >>> true_ranks(np.array([0, 1]), np.array([[0.5, 0.5], [0.7, 0.3]])).tolist()
+        [0, 1]
+    """
     rank = np.empty(len(y), np.int64)
     step = max(1, (1 << 18) // z.shape[1])
     index = np.arange(z.shape[1])
@@ -44,7 +57,7 @@ def top_k_hits(labels: ArrayLike, log_proba: ArrayLike, k: int = 1) -> NDArray[n
     y, z = as_scores(labels, log_proba)
     if not 1 <= k <= z.shape[1]:
         raise InputError(f"k: expected 1 … {z.shape[1]} (the number of classes), got {k}")
-    return _ranks(y, z) < k
+    return true_ranks(y, z) < k
 
 
 def top_k_accuracy(labels: ArrayLike, log_proba: ArrayLike, k: int = 1) -> float:
@@ -87,7 +100,16 @@ def class_accuracies(
     """
     hits = top_k_hits(labels, log_proba, k)
     size = np.shape(log_proba)[1] if n_classes is None else n_classes
-    y = as_labels(labels, size)
+    return class_shares(as_labels(labels, size), hits, size)
+
+
+def class_shares(y: NDArray[np.int64], hits: NDArray[np.bool_], size: int) -> NDArray[np.float64]:
+    """Return the share of each class's videos that are hit (K,): NaN for a class that no video has.
+
+    Example:
+        >>> class_shares(np.array([0, 0, 2]), np.array([True, False, True]), 3).tolist()
+        [0.5, nan, 1.0]
+    """
     counts = np.bincount(y, minlength=size)
     right = np.bincount(y, weights=hits, minlength=size)
     return np.divide(right, counts, out=np.full(size, np.nan), where=counts > 0)

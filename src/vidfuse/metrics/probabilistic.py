@@ -12,7 +12,7 @@ from vidfuse._tables import Column, Table, Tabular, percent, span
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_log_proba
 
-__all__ = ["Reliability", "brier", "ece", "nll", "reliability"]
+__all__ = ["Reliability", "binned", "brier", "ece", "nll", "reliability"]
 
 
 def nll(labels: ArrayLike, log_proba: ArrayLike) -> float:
@@ -83,6 +83,11 @@ class Reliability(Tabular):
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
 
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean gap of confidence and accuracy over the videos; see `ece`."""
+        return float(np.abs(self.accuracy - self.confidence) @ self.counts / self.counts.sum())
+
     def table(self) -> Table:
         """Return a row for each bin that holds a video."""
         columns = (
@@ -136,6 +141,21 @@ def reliability(
         raise InputError(f"binning: expected 'uniform' or 'quantile', got {binning!r}")
     prediction = z.argmax(axis=1)
     confidence = np.exp(np.take_along_axis(z, prediction[:, None], axis=1)[:, 0].astype(np.float64))
+    return binned(confidence, prediction == y, n_bins, binning)
+
+
+def binned(
+    confidence: NDArray[np.float64],
+    hits: NDArray[np.bool_],
+    n_bins: int = 15,
+    binning: Literal["uniform", "quantile"] = "uniform",
+) -> Reliability:
+    """Return what `reliability` returns, from each video's confidence (N,) and whether its prediction is right (N,).
+
+    Example:
+        >>> binned(np.array([0.6, 0.75]), np.array([True, False]), n_bins=2)
+        Reliability(videos=2, bins=1 of 2, largest gap=0.1750)
+    """
     edges = np.linspace(0.0, 1.0, n_bins + 1)
     if binning == "quantile":
         edges = np.quantile(confidence, edges)
@@ -147,7 +167,7 @@ def reliability(
         bins=bins,
         counts=counts[bins],
         confidence=np.bincount(which, weights=confidence, minlength=n_bins)[bins] / counts[bins],
-        accuracy=np.bincount(which, weights=prediction == y, minlength=n_bins)[bins] / counts[bins],
+        accuracy=np.bincount(which, weights=hits, minlength=n_bins)[bins] / counts[bins],
     )
 
 
@@ -180,5 +200,4 @@ def ece(
         >>> round(ece([0, 1], np.log([[0.6, 0.4], [0.75, 0.25]])), 6)
         0.575
     """
-    r = reliability(labels, log_proba, n_bins, binning)
-    return float(np.abs(r.accuracy - r.confidence) @ r.counts / r.counts.sum())
+    return reliability(labels, log_proba, n_bins, binning).error

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from vidfuse._tables import Cell, Column, Estimate, Table, Tabular, percent
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.evaluation.scores import Score, missing_of, require_labels, score
+from vidfuse.evaluation.scores import Outcomes, Score, missing_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
+from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.votes import MajorityVote
+from vidfuse.fusion.votes import MajorityVote, view_votes
 from vidfuse.fusion.weights import member_hits
+from vidfuse.likelihood import block_rows
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Combination", "Combinations", "combination_table", "combinations_of"]
@@ -165,29 +167,28 @@ def combinations_of(
         raise InputError(f"rules: the table has {', '.join(map(repr, taken))} already; give yours another name")
     uniform = plain.fit(LogLinearPool(weights="uniform", missing="renormalise"))
     weighted = plain.fit(LogLinearPool(weights="accuracy", missing="renormalise"))
-    if trial.scored.n_views is None:
-        votes = equal_votes = plain.fit(MajorityVote(missing="renormalise"))
-    else:
-        equal_votes = trial.fit(MajorityVote(missing="renormalise"))
-        votes = [
-            MajorityVote(dict(zip(pool.members_, pool.weights_, strict=True)), missing="renormalise").fit(trial.scored)
-            for pool in weighted
-        ]
-    rows = []
     for names in combinations:
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
-        chosen, voters = plain.select(names), trial.select(names)
+        trial.scored.select(names)  # raises for one that is unknown
+    if trial.scored.n_views is None:
+        equal = plain.fit(MajorityVote(missing="renormalise"))
+        votes = [Outcomes.of(few.labels, _predicted(few, equal, equal)) for few in map(plain.select, combinations)]
+    else:
+        votes = _votes_of_views(trial, combinations, weighted)
+    rows = []
+    for names, vote in zip(combinations, votes, strict=True):
+        chosen = plain.select(names)
         scores: dict[str, Score | None] = {}
         for rule in rules:
             if len(names) == len(plain.scored.members) and known is not None and rule in known:
                 scores[rule] = score(rule, chosen.labels, known[rule], groups=chosen.scored.groups)
             elif len(names) > 1:
                 scores[rule] = _refitted(rule, rules[rule], plain, names)
-        fixed = zip(_FIXED, ((weighted, uniform), (uniform, uniform), (votes, equal_votes)), strict=True)
-        for rule, copies in fixed:
-            z = _predicted(voters if rule == "vote" else chosen, *copies)
+        for rule, copies in zip(_FIXED[:2], (weighted, uniform), strict=True):
+            z = _predicted(chosen, copies, uniform)
             scores[rule] = score(rule, chosen.labels, z, groups=chosen.scored.groups)
+        scores["vote"] = score("vote", chosen.labels, vote, groups=chosen.scored.groups)
         if len(names) == 1:  # there is nothing to fuse: these rules are scored as the member itself
             scores |= {rule: scores["uniform"] for rule in rules}
         rows.append(Combination(tuple(names), scores))
@@ -197,6 +198,36 @@ def combinations_of(
         how_scored=trial.protocol,
         n_views=trial.scored.n_views,
     )
+
+
+def _votes_of_views(trial: Trial, combinations: Sequence[Sequence[str]], pools: Sequence[Any]) -> list[Outcomes]:
+    """Return the outcomes of the views' votes for each combination, all of them in one pass over the views.
+
+    Args:
+        trial: A trial with views.
+        combinations: Members, by name.
+        pools: The fold's pools, whose weights fuse the members of a view.
+    """
+    stack, labels = trial.scored, trial.labels
+    there = np.ones((len(stack), len(stack.members))) if stack.present is None else stack.present.astype(np.float64)
+    weights = np.zeros_like(there)
+    for pool, (_, rows) in zip(pools, trial.splits, strict=True):
+        weights[rows] = [pool.weights_[pool.members_.index(name)] for name in stack.members]
+    weights *= there
+    voters, covered = [], list[NDArray[np.bool_]]()
+    for names in combinations:
+        columns = [stack.members.index(name) for name in names]
+        own, present = weights[:, columns], there[:, columns]
+        voters.append((columns, np.where(own.any(axis=1, keepdims=True), own, present)))  # equals, where none has a say
+        covered.append(np.asarray(present.any(axis=1)))
+    parts: list[list[Outcomes]] = [[] for _ in voters]
+    step = block_rows(int(np.prod(stack.shape[1:])), 1 << 20)
+    for rows, block in floored_blocks(stack, member_floors(stack, "auto"), step):
+        ids = None if stack.ids is None else stack.ids[rows]
+        here = [(columns, own[rows]) for columns, own in voters]
+        for part, log_p, known in zip(parts, view_votes(block, here, ids), covered, strict=True):
+            part.append(Outcomes.of(labels[rows], log_p)[known[rows]])
+    return [Outcomes.joined(part) for part in parts]
 
 
 def _refitted(name: str, rule: Any, trial: Trial, members: Sequence[str]) -> Score | None:
