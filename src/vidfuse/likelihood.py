@@ -6,7 +6,7 @@ Sums over classes and members are carried in float64, in the order in which the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "add_member",
     "best_classes",
     "block_rows",
+    "growing_sums",
     "linear_pool",
     "log_linear_pool",
     "log_softmax",
@@ -288,6 +289,45 @@ def add_member(total: NDArray[np.float64], log_p: Floating, weight: Any) -> None
         used = np.broadcast_to(weight != 0, total.shape)
         np.multiply(log_p, weight, out=term, where=used, dtype=np.float64)
         total += term
+
+
+def growing_sums(
+    log_p: Floating, combinations: Sequence[tuple[Sequence[int], NDArray[np.float64]]]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield the weighted sum (N, ..., K) of several combinations of members, and what its weights sum to (N,).
+
+    A combination that begins with the members and the weights of the one before goes on from its sum, so that those
+    which grow by one member cost one addition each:
+
+        (0)         S = w_0·a_0
+        (0, 1)      S = S + w_1·a_1
+        (0, 1, 2)   S = S + w_2·a_2
+
+    Args:
+        log_p: log-likelihoods (N, M, ..., K).
+        combinations: columns of members, and their weights (N, as many); a row without any has sums of 0, and 1 stands
+            for its weights' sum.
+
+    Yields:
+        The sum, which the next one overwrites, and the weights' sum.
+
+    Example:
+        >>> log_p = np.array([[[-1.0, -2.0], [-3.0, -4.0]]])
+        >>> combinations = [([0], np.ones((1, 1))), ([0, 1], np.ones((1, 2)))]
+        >>> [(total.tolist(), share.tolist()) for total, share in growing_sums(log_p, combinations)]
+        [([[-1.0, -2.0]], [1.0]), ([[-4.0, -6.0]], [2.0])]
+    """
+    total, done, used = np.zeros((len(log_p), *log_p.shape[2:])), tuple[int, ...](), np.empty((len(log_p), 0))
+    for columns, weights in combinations:
+        first = len(done)
+        if tuple(columns[:first]) != done or not np.array_equal(weights[:, :first], used):
+            first = 0
+            total[:] = 0.0
+        for place in range(first, len(columns)):
+            member = log_p[:, columns[place]]
+            add_member(total, member, weights[:, place].reshape(-1, *[1] * (member.ndim - 1)))
+        done, used = tuple(columns), weights
+        yield total, np.where(weights.any(axis=1), weights.sum(axis=1), 1.0)
 
 
 def best_classes(scores: NDArray[np.float64], ids: Sequence[Any] | None = None) -> NDArray[np.int64]:

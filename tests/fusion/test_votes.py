@@ -10,8 +10,8 @@ from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.views import members_first, reduce_views
-from vidfuse.fusion.votes import BordaCount, MajorityVote, view_votes
-from vidfuse.likelihood import log_softmax
+from vidfuse.fusion.votes import BordaCount, MajorityVote, vote_of_views
+from vidfuse.likelihood import growing_sums, log_softmax
 from vidfuse.stack.stack import LogitStack
 
 
@@ -180,7 +180,8 @@ def test_combinations_that_grow_vote_as_each_alone_would():
     weights = rng.uniform(0.2, 2.0, size=(40, 3))
     weights[0, 2] = 0.0
     columns = [(1,), (1, 0), (1, 0, 2), (2, 1), (1, 0)]
-    found = list(view_votes(block, [(own, weights[:, own]) for own in columns]))
+    sums = growing_sums(block, [(own, weights[:, own]) for own in columns])
+    found = [vote_of_views(total, share) for total, share in sums]
     for own, log_p in zip(columns, found, strict=True):
         for video in range(40):
             share = weights[video, list(own)] / weights[video, list(own)].sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,10 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse.fusion.floors import Floor, floored_blocks
 from vidfuse.fusion.rule import Missing, WeightedVote
 from vidfuse.fusion.weighted import WeightedRule, Weights
-from vidfuse.likelihood import add_member, best_classes, log_linear_pool, votes_to_log_proba
+from vidfuse.likelihood import best_classes, growing_sums, log_linear_pool, votes_to_log_proba
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["BordaCount", "MajorityVote", "most_probable", "ranks", "view_votes"]
+__all__ = ["BordaCount", "MajorityVote", "most_probable", "ranks", "vote_of_views"]
 
 
 Ballots = Callable[[NDArray[Any]], NDArray[np.float64]]
@@ -52,7 +52,7 @@ class _Vote(WeightedRule):
             here = np.tile(weights, (len(block), 1)) if stack.present is None else stack.present[rows] * weights
             ids = None if stack.ids is None else stack.ids[rows]
             if block.ndim == 4:
-                (out[rows],) = view_votes(block, [(tuple(range(block.shape[1])), here)], ids)
+                out[rows] = vote_of_views(*next(growing_sums(block, [(range(block.shape[1]), here)])), ids)
             else:
                 out[rows] = _count_members(block, here, ids, ballots)
         return out
@@ -166,49 +166,21 @@ def _mean_log(block: NDArray[Any], used: NDArray[np.bool_], ids: Any) -> NDArray
     return log_linear_pool(block, used / used.sum(axis=1, keepdims=True), ids=ids)
 
 
-Combination = tuple[Sequence[int], NDArray[np.float64]]
-"""Some columns of members, and their weights of each video (N, as many columns)."""
-
-
-def view_votes(
-    block: NDArray[Any], combinations: Sequence[Combination], ids: Any = None
-) -> Iterator[NDArray[np.float64]]:
-    """Yield the vote of the views (B, K), as log-likelihoods, for each of several combinations of members.
-
-    Each view's members are fused by the weighted sum of log-likelihoods to one label, then each view has one vote, and
-    the mean over the views breaks ties. A combination that begins with the columns and the weights of the one before
-    goes on from its sums, so that combinations which grow by one member cost one addition each:
-
-        (0)         S = w_0·a_0                     (B, V, K)
-        (0, 1)      S = S + w_1·a_1
-        (0, 1, 2)   S = S + w_2·a_2
+def vote_of_views(total: NDArray[np.float64], share: NDArray[np.float64], ids: Any = None) -> NDArray[np.float64]:
+    """Return the vote of the views (B, K), as log-likelihoods; their mean breaks ties.
 
     Args:
-        block: log-likelihoods (B, M, V, K).
-        combinations: the columns of members and their weights of each video; a video without any weight votes for
-            nothing in particular.
+        total: weighted sums of the members' log-likelihoods in each view (B, V, K).
+        share: the sums of these weights (B,).
         ids: names of the rows for error messages.
 
     Example:
-        >>> block = np.log([[[[0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], [[0.6, 0.4], [0.9, 0.1], [0.9, 0.1]]]])
-        >>> votes = view_votes(block, [((0,), np.ones((1, 1))), ((0, 1), np.ones((1, 2)))])
-        >>> [vote.argmax(axis=1).tolist() for vote in votes]
-        [[1], [0]]
+        >>> total = np.log([[[0.9, 0.1], [0.4, 0.6], [0.4, 0.6]]])
+        >>> np.exp(vote_of_views(total, np.ones(1))).round(3).tolist()
+        [[0.373, 0.627]]
     """
-    n, _, views, classes = block.shape
-    videos = np.arange(n)
-    done, used = tuple[int, ...](), np.empty((n, 0))
-    total = np.zeros((n, views, classes))
-    for columns, weights in combinations:
-        first = len(done)
-        if tuple(columns[:first]) != done or not np.array_equal(weights[:, :first], used):
-            first = 0
-            total[:] = 0.0
-        for place in range(first, len(columns)):
-            add_member(total, block[:, columns[place]], weights[:, place, None, None])
-        done, used = tuple(columns), weights
-        chosen, votes = best_classes(total, ids), np.zeros((n, classes))
-        for view in range(views):
-            votes[videos, chosen[:, view]] += 1.0
-        share = np.where(weights.any(axis=1), weights.sum(axis=1), 1.0)[:, None]
-        yield votes_to_log_proba(votes, log_linear_pool(total.mean(axis=1, keepdims=True), 1.0 / share, ids=ids))
+    chosen, votes = best_classes(total, ids), np.zeros((len(total), total.shape[2]))
+    for view in range(total.shape[1]):
+        votes[np.arange(len(total)), chosen[:, view]] += 1.0
+    mean = log_linear_pool(total.mean(axis=1, keepdims=True), 1.0 / share[:, None], ids=ids)
+    return votes_to_log_proba(votes, mean)

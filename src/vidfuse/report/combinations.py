@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from vidfuse._tables import Cell, Column, Estimate, Table, Tabular, percent
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.scores import Outcomes, Score, missing_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
+from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.votes import MajorityVote, view_votes
+from vidfuse.fusion.votes import MajorityVote, vote_of_views
 from vidfuse.fusion.weights import member_hits
-from vidfuse.likelihood import block_rows
+from vidfuse.likelihood import block_rows, growing_sums, log_linear_pool
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Combination", "Combinations", "combination_table", "combinations_of"]
@@ -155,7 +156,7 @@ def combinations_of(
 
     Rules of `known` are not fitted on all members again: these are their log-likelihoods (N, K).
 
-    The three fixed rules are fitted once, on all members: with `missing="renormalise"` they predict with any of them.
+    Score weights are fitted once, on all members, and shared among those of a combination.
     Without views the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
     """
     if combinations is None:
@@ -165,19 +166,21 @@ def combinations_of(
     taken = sorted(set(rules) & set(_FIXED))
     if taken:
         raise InputError(f"rules: the table has {', '.join(map(repr, taken))} already; give yours another name")
-    uniform = plain.fit(LogLinearPool(weights="uniform", missing="renormalise"))
     weighted = plain.fit(LogLinearPool(weights="accuracy", missing="renormalise"))
     for names in combinations:
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
         trial.scored.select(names)  # raises for one that is unknown
-    if trial.scored.n_views is None:
-        equal = plain.fit(MajorityVote(missing="renormalise"))
-        votes = [Outcomes.of(few.labels, _predicted(few, equal, equal)) for few in map(plain.select, combinations)]
-    else:
-        votes = _votes_of_views(trial, combinations, weighted)
+    weights = _weights_of(plain, weighted)
+    fixed = [
+        _pooled(plain, combinations, weights, _log_linear),
+        _pooled(plain, combinations, np.ones_like(weights), _log_linear),
+        _members_vote(plain, combinations)
+        if trial.scored.n_views is None
+        else _pooled(trial, combinations, weights, vote_of_views),
+    ]
     rows = []
-    for names, vote in zip(combinations, votes, strict=True):
+    for names, *outcomes in zip(combinations, *fixed, strict=True):
         chosen = plain.select(names)
         scores: dict[str, Score | None] = {}
         for rule in rules:
@@ -185,10 +188,8 @@ def combinations_of(
                 scores[rule] = score(rule, chosen.labels, known[rule], groups=chosen.scored.groups)
             elif len(names) > 1:
                 scores[rule] = _refitted(rule, rules[rule], plain, names)
-        for rule, copies in zip(_FIXED[:2], (weighted, uniform), strict=True):
-            z = _predicted(chosen, copies, uniform)
-            scores[rule] = score(rule, chosen.labels, z, groups=chosen.scored.groups)
-        scores["vote"] = score("vote", chosen.labels, vote, groups=chosen.scored.groups)
+        for rule, outcome in zip(_FIXED, outcomes, strict=True):
+            scores[rule] = score(rule, chosen.labels, outcome, groups=chosen.scored.groups)
         if len(names) == 1:  # there is nothing to fuse: these rules are scored as the member itself
             scores |= {rule: scores["uniform"] for rule in rules}
         rows.append(Combination(tuple(names), scores))
@@ -200,34 +201,59 @@ def combinations_of(
     )
 
 
-def _votes_of_views(trial: Trial, combinations: Sequence[Sequence[str]], pools: Sequence[Any]) -> list[Outcomes]:
-    """Return the outcomes of the views' votes for each combination, all of them in one pass over the views.
+def _weights_of(trial: Trial, pools: Sequence[Any]) -> NDArray[np.float64]:
+    """Return each member's weight for each scored video (N, M): that of the video's fold."""
+    weights = np.empty((len(trial.scored), len(trial.scored.members)))
+    for pool, (_, rows) in zip(pools, trial.splits, strict=True):
+        weights[rows] = [pool.weights_[pool.members_.index(name)] for name in trial.scored.members]
+    return weights
+
+
+def _pooled(
+    trial: Trial,
+    combinations: Sequence[Sequence[str]],
+    weights: NDArray[np.float64],
+    fuse: Callable[[NDArray[np.float64], NDArray[np.float64], Any], NDArray[np.float64]],
+) -> list[Outcomes]:
+    """Return what weighted sums of log-likelihoods say, for each combination, all of them in one pass over the videos.
 
     Args:
-        trial: A trial with views.
-        combinations: Members, by name.
-        pools: The fold's pools, whose weights fuse the members of a view.
+        trial: A trial, with views or without.
+        combinations: Members, by name. A combination is asked for the videos that one of them has at least.
+        weights: The members' weights of each video (N, M). Absent members have none; where all that are there have a
+            weight of 0, they are equals.
+        fuse: From sums (B, [V,] K), their weights' sums (B,) and ids to log-likelihoods (B, K).
     """
     stack, labels = trial.scored, trial.labels
-    there = np.ones((len(stack), len(stack.members))) if stack.present is None else stack.present.astype(np.float64)
-    weights = np.zeros_like(there)
-    for pool, (_, rows) in zip(pools, trial.splits, strict=True):
-        weights[rows] = [pool.weights_[pool.members_.index(name)] for name in stack.members]
-    weights *= there
-    voters, covered = [], list[NDArray[np.bool_]]()
+    there = np.ones(weights.shape) if stack.present is None else stack.present.astype(np.float64)
+    given, covered = list[tuple[list[int], NDArray[np.float64]]](), list[NDArray[np.bool_]]()
     for names in combinations:
         columns = [stack.members.index(name) for name in names]
-        own, present = weights[:, columns], there[:, columns]
-        voters.append((columns, np.where(own.any(axis=1, keepdims=True), own, present)))  # equals, where none has a say
+        present = there[:, columns]
+        own = weights[:, columns] * present
+        given.append((columns, np.where(own.any(axis=1, keepdims=True), own, present)))
         covered.append(np.asarray(present.any(axis=1)))
-    parts: list[list[Outcomes]] = [[] for _ in voters]
+    parts: list[list[Outcomes]] = [[] for _ in given]
     step = block_rows(int(np.prod(stack.shape[1:])), 1 << 20)
     for rows, block in floored_blocks(stack, member_floors(stack, "auto"), step):
         ids = None if stack.ids is None else stack.ids[rows]
-        here = [(columns, own[rows]) for columns, own in voters]
-        for part, log_p, known in zip(parts, view_votes(block, here, ids), covered, strict=True):
-            part.append(Outcomes.of(labels[rows], log_p)[known[rows]])
+        sums = growing_sums(block, [(columns, own[rows]) for columns, own in given])
+        for part, (total, share), known in zip(parts, sums, covered, strict=True):
+            part.append(Outcomes.of(labels[rows], fuse(total, share, ids))[known[rows]])
     return [Outcomes.joined(part) for part in parts]
+
+
+def _log_linear(total: NDArray[np.float64], share: NDArray[np.float64], ids: Any) -> NDArray[np.float64]:
+    return log_linear_pool(total[:, None], 1.0 / share[:, None], ids=ids)
+
+
+def _members_vote(trial: Trial, combinations: Sequence[Sequence[str]]) -> list[Outcomes]:
+    """Return what the majority of the members says, for each combination."""
+    votes, found = trial.fit(MajorityVote(missing="renormalise")), []
+    for few in map(trial.select, combinations):
+        with without_agreement_warnings():  # two of many may well agree by chance only
+            found.append(Outcomes.of(few.labels, few.predict(votes)))
+    return found
 
 
 def _refitted(name: str, rule: Any, trial: Trial, members: Sequence[str]) -> Score | None:
@@ -249,13 +275,3 @@ def _growing(stack: LogitStack) -> list[list[str]]:
     accuracy = member_hits(stack, require_labels(stack, "a combination table")).mean(axis=0)
     ranked = [stack.members[column] for column in np.argsort(-accuracy, kind="stable")]
     return [[name] for name in stack.members] + [ranked[:n] for n in range(2, len(ranked) + 1)]
-
-
-def _predicted(trial: Trial, copies: Sequence[Any], equal: Sequence[Any]) -> NDArray[np.float64]:
-    """Predict with some of the members; where none of them has a positive weight, with equal weights."""
-    names = set(trial.scored.members)
-    able = [copy if names & set(copy.needed_members()) else same for copy, same in zip(copies, equal, strict=True)]
-    with warnings.catch_warnings():
-        if len(names) < len(trial.fit_stack.members):  # two of many may well agree by chance only
-            warnings.filterwarnings("ignore", "member .* agreed with the others", VidfuseWarning)
-        return trial.predict(able)

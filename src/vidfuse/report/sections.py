@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -75,7 +76,7 @@ class Findings:
         """Their true classes."""
         return self.trial.labels
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The classes' names; "class 3" where they have none."""
         names = class_names(self.scored)
@@ -86,7 +87,7 @@ class Findings:
         """The best single member."""
         return self.board.best_single
 
-    @property
+    @cached_property
     def hits(self) -> NDArray[np.bool_]:
         """Where the fusion is right."""
         return np.asarray(self.fused.argmax(axis=1) == self.labels)
