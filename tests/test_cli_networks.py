@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from video_corpus import OddVideo, write
 
@@ -577,3 +578,37 @@ def test_a_network_learns_from_what_predict_wrote(trained, videos, tmp_path):
     assert "expected a teacher" in refused.stderr
     run(*student, "--teacher", tmp_path / "teacher.npz")
     assert state.trained(tmp_path / "student" / "last.pt").recipe.distil == 0.5
+
+
+def test_a_checkpoint_is_fine_tuned_with_its_clips_and_for_other_classes_with_a_new_classifier(
+    trained, videos, tmp_path
+):
+    others = tmp_path / "others"
+    for old, new in (("dark", "night"), ("light", "noon")):
+        shutil.copytree(videos / old, others / new)
+    one = ("--set", "epochs=1", "--set", "batch_size=4", "--set", "warmup_epochs=0", *CLIP)
+    told = run("train", "x3d_tiny", others, *one, "--checkpoint", trained[0], "--out", tmp_path / "tuned").stderr
+    assert "a new classifier of 2 classes; the rest, of the checkpoint, learns at 0.1 of its rate" in told
+    recipe = yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())
+    assert [recipe[name] for name in ("frames", "interval", "size", "body_rate")] == [4, 2, 32, 0.1]
+    moved = ("--set", "body_rate=0", "--set", "size=40")
+    told = run("train", "x3d_tiny", others, *one, *moved, "--checkpoint", trained[0], "--out", tmp_path / "0").stderr
+    assert "learns at 0 of its rate" in told
+    before = load_checkpoint(trained[0] / "best.pt")["model"]
+    after = load_checkpoint(tmp_path / "0" / "last.pt")["model"]
+    same = {name for name, value in before.items() if value.ndim and torch.equal(after[name], value)}
+    assert "hidden.weight" in same and "classifier.weight" not in same
+    told = run("train", "x3d_tiny", videos, *one, "--checkpoint", trained[0], "--out", tmp_path / "on").stderr
+    assert "the checkpoint's classifier is kept" in told
+    assert yaml.safe_load((tmp_path / "on" / "recipe.yaml").read_text())["body_rate"] == 1
+    told = run("train", "tin_tiny", others, *one, "--checkpoint", trained[0], "--out", tmp_path / "no", status=2).stderr
+    assert "expected weights of tin_tiny" in told and "train x3d_tiny" in told
+
+
+def test_few_clips_set_what_nobody_named(videos, tmp_path):
+    for settings, expected in (((), (600, 0.8)), (("epochs=1",), (1, 0.8)), (("scenes=0.1",), (600, 0.1))):
+        recipe, _ = resolved_recipe("x3d_tiny", settings, {"body_rate": 0.1}, 8)
+        assert (recipe.epochs, recipe.scenes, recipe.body_rate) == (*expected, 0.1)
+    few = ("--few-clips", "--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32")
+    run("train", "x3d_tiny", videos, *CLIP, *few, "--out", tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["scenes"] == 0.8

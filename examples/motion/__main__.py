@@ -1,4 +1,4 @@
-"""Show what the demo's videos look like: `python -m motion --contact-sheet FILE`, in examples/."""
+"""The demo's videos, in examples/: `python -m motion --contact-sheet FILE` shows them, `--render FOLDER` writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from motion import ACTIONS, MotionPlan, render_clip
+from motion import ACTIONS, MotionPlan, render_clip, render_motion
 
 
 def contact_sheet(plan: MotionPlan, moments: int = 5) -> Image.Image:
@@ -27,10 +27,18 @@ def contact_sheet(plan: MotionPlan, moments: int = 5) -> Image.Image:
 
 
 def main() -> None:
-    """Read the command line and write the picture."""
+    """Read the command line, and write the picture or the videos."""
     parser = argparse.ArgumentParser(prog="python -m motion", description=__doc__)
-    parser.add_argument("--contact-sheet", type=Path, required=True, metavar="FILE", help="a .png or .webp to write")
-    contact_sheet(MotionPlan()).save(parser.parse_args().contact_sheet)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--contact-sheet", type=Path, metavar="FILE", help="a .png or .webp to write")
+    what.add_argument("--render", type=Path, metavar="FOLDER", help="receives the videos in the challenge's layout")
+    parser.add_argument("--videos", type=int, nargs=3, default=(60, 15, 20), metavar=("TRAIN", "VAL", "TEST"),
+                        help="rendered, an action; by default 60 15 20")  # fmt: skip
+    args = parser.parse_args()
+    if args.contact_sheet is not None:
+        contact_sheet(MotionPlan()).save(args.contact_sheet)
+    else:
+        print(render_motion(args.render, MotionPlan(*args.videos)).root)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def performer_of(plan: MotionPlan, split: str, number: int) -> body.Performer:
     return body.draw_performer(plan.variety, np.random.default_rng((plan.seed, SPLITS.index(split), number)))
 
 
-def _scene(plan: MotionPlan, split: str, rng: np.random.Generator) -> _Scene:
-    """Draw a scene; the plan's difficulty widens every range."""
+def _scene(plan: MotionPlan, split: str, rng: np.random.Generator, place: int | None = None) -> _Scene:
+    """Draw a scene; the plan's difficulty widens every range. Scenes of one place have one background."""
     d = plan.difficulty
     low, high = _SPEEDS[split]
     # Shirt, trousers, shoes: bright colours before a darker background, the less so the harder it is.
@@ -61,7 +61,7 @@ def _scene(plan: MotionPlan, split: str, rng: np.random.Generator) -> _Scene:
         light=_unit(float(rng.uniform(-2, 2)), 3.0, float(rng.uniform(1, 3))),
         clothes={"shirt": shirt, "trousers": trousers, "shoes": shoes},
         bare=(bool(rng.random() < d), bool(rng.random() < d)),
-        background=_background(plan.size, d, rng),
+        background=_background(plan.size, d, rng if place is None else np.random.default_rng((plan.seed, place))),
     )
 
 
@@ -87,7 +87,9 @@ def _background(size: int, difficulty: float, rng: np.random.Generator) -> NDArr
     return (image * (0.3 + 0.7 * difficulty) * 255).astype(np.uint8)
 
 
-def render_clip(action: str, plan: MotionPlan, split: str = "train", number: int = 0) -> NDArray[np.uint8]:
+def render_clip(
+    action: str, plan: MotionPlan, split: str = "train", number: int = 0, *, place: int | None = None
+) -> NDArray[np.uint8]:
     """Render one video of the plan.
 
     The frames depend on the arguments alone: not on the machine, other videos or the number of processes. Nothing is
@@ -99,6 +101,7 @@ def render_clip(action: str, plan: MotionPlan, split: str = "train", number: int
         plan: Size, frames, frames a second, difficulty, variety and seed.
         split: Whose performers, and whose ranges of colour and speed.
         number: Which of the action's videos in the split.
+        place: Where it is filmed: videos of one place, from 0 on, have the same background. None: a place of its own.
 
     Returns:
         Frames (T, H, W, 3), uint8.
@@ -114,7 +117,7 @@ def render_clip(action: str, plan: MotionPlan, split: str = "train", number: int
         raise InputError(f"expected an action out of {ACTIONS} and a split out of {SPLITS}, got {action!r}, {split!r}")
     who = performer_of(plan, split, number)
     scene = _scene(
-        plan, split, np.random.default_rng([plan.seed, SPLITS.index(split), number, 1 + ACTIONS.index(action)])
+        plan, split, np.random.default_rng([plan.seed, SPLITS.index(split), number, 1 + ACTIONS.index(action)]), place
     )
     recording = recordings.load()[action]
     times = scene.phase * recording[1] + np.arange(plan.frames) * (scene.speed * who.tempo / plan.fps)

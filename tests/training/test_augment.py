@@ -1,12 +1,13 @@
 """Mixed batches are the weighted sums, or the pasted boxes, that their papers define, and their targets say so."""
 
+import numpy as np
 import pytest
 import torch
 from toy_videos import N_CLASSES, toy_clips
 
 from vidfuse.errors import InputError
 from vidfuse.training import TrainRecipe
-from vidfuse.training.augment import augment_batch
+from vidfuse.training.augment import augment_batch, swap_scenes
 
 
 def recipe(**mixing):
@@ -74,3 +75,34 @@ def test_one_box_is_no_common_share_of_clips_of_two_sizes():
         augment_batch(two, labels, recipe(cutmix=1.0), N_CLASSES)
     mixed, _ = augment_batch(two, labels, recipe(mixup=0.8), N_CLASSES)
     assert torch.equal(mixed["b"], mixed["a"][..., :-2, :-2])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_stands_still_is_replaced_by_a_still_of_another_clip(seed):
+    """Oracle: the mask of the formula, pixel by pixel in NumPy; the still is one frame of the clip before."""
+    clips = torch.randn(5, 3, 6, 7, 8, generator=torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    swapped = swap_scenes({"a": clips}, 0.5)["a"].numpy()
+    x, same = clips.numpy(), []
+    for n in range(5):
+        middle = np.sort(x[n], axis=1)[:, 2:3]  # torch's median of six is the third
+        change = np.pad(np.abs(x[n] - middle).mean(0), ((0, 0), (1, 1), (1, 1)))
+        smooth = sum(change[:, i : i + 7, j : j + 8] for i in range(3) for j in range(3)) / 9
+        moves = np.broadcast_to(smooth > smooth.mean(), x[n].shape)
+        candidates = [np.where(moves, x[n], x[n - 1][:, t : t + 1]) for t in range(6)]
+        hits = [np.array_equal(swapped[n], other) for other in (x[n], *candidates)]
+        assert sum(hits) == 1
+        same.append(hits[0])
+    assert len(set(same)) == 2  # some keep their scene, some do not
+
+
+def test_scenes_are_swapped_alike_for_all_members_and_labels_stay():
+    clips, _, labels = toy_clips(8)
+    torch.manual_seed(3)
+    both, targets = augment_batch({"a": clips, "b": clips.clone()}, labels, recipe(scenes=0.5), N_CLASSES)
+    torch.manual_seed(3)
+    alone, _ = augment_batch(clips, labels, recipe(scenes=0.5), N_CLASSES)
+    assert torch.equal(both["a"], alone) and torch.equal(both["b"], alone) and targets is labels
+    assert not torch.equal(alone, clips)
+    assert torch.equal(swap_scenes({"a": clips}, 0.0)["a"], clips)
+    assert torch.equal(augment_batch(clips[:1], labels[:1], recipe(scenes=1.0), N_CLASSES)[0], clips[:1])

@@ -8,7 +8,7 @@ import pytest
 
 from vidfuse import networks
 from vidfuse.errors import InputError
-from vidfuse.training import TABLE_I, TINY, TrainRecipe, learning_rate
+from vidfuse.training import TABLE_I, TINY, TrainRecipe, few_clips, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_the_rate_scales_with_the_batch_as_stated():
         {"clip_norm": math.nan}, {"weight_decay": math.nan}, {"mixup": math.inf}, {"skip": -1}, {"ema": math.nan},
         {"warmup_epochs": math.nan}, {"label_smoothing": math.nan}, {"erasing": math.nan},
         {"epochs": 1.5}, {"epochs": True}, {"reference_batch": math.nan}, {"frames": math.nan}, {"size": math.inf},
+        {"scenes": 1.1}, {"scenes": -0.1}, {"body_rate": 1.5}, {"body_rate": -0.1}, {"body_rate": math.nan},
         {"skip": 0.5}, {"seed": 0.5}, {"accumulate": 2.0}, {"batch_size": None}, {"lr": "0.1"}, {"compile": 1},
     ],
 )  # fmt: skip
@@ -91,3 +92,13 @@ def test_recipes_are_read_from_mappings():
 def test_mappings_that_are_no_recipe_are_refused(values):
     with pytest.raises(InputError, match="expected"):
         TrainRecipe.from_mapping(values)
+
+
+@pytest.mark.parametrize("n_videos", [5, 48, 500, 5000])
+def test_a_recipe_of_few_clips_has_steps_enough_and_the_warm_ups_share_of_them(n_videos):
+    for recipe in (*TINY.values(), *TABLE_I.values()):
+        own = few_clips(recipe, n_videos)
+        assert own.epochs * n_videos >= 300 * own.batch_size or own.epochs == recipe.epochs
+        assert own.epochs >= recipe.epochs and own.scenes > 0
+        assert own.warmup_epochs / own.epochs == pytest.approx(recipe.warmup_epochs / recipe.epochs)
+        assert replace(own, epochs=recipe.epochs, warmup_epochs=recipe.warmup_epochs, scenes=0.0) == recipe

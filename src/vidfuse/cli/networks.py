@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import click
@@ -78,12 +78,22 @@ def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
 @_network
 @videos.data
 @of_training
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, path_type=Path),
+    help="Weights to start from: a run's, or published ones. For other classes the classifier is new, and the rest "
+    "learns at a tenth of its rate (--set body_rate=0.1).",
+)
 @click.option(
     "--teacher",
     type=click.Path(exists=True, path_type=Path),
     help="A prediction of the training videos to learn from, with --set distil=0.5: what `vidfuse predict` wrote, or a "
     "cache.",
+)
+@click.option(
+    "--few-clips",
+    is_flag=True,
+    help="For few training videos: epochs enough, and augmentation that keeps the network from learning their scenes.",
 )
 @videos.classes
 @decoding
@@ -102,6 +112,7 @@ def train(
     settings: tuple[str, ...],
     checkpoint: Path | None,
     teacher: Path | None,
+    few_clips: bool,
     classes: str | None,
     workers: int,
     decoder: str,
@@ -115,12 +126,18 @@ def train(
     The validation videos (`--val`, or the split of that name where DATA has splits) are scored after each epoch; the
     best epoch is kept as best.pt beside last.pt. The recipe as it was resolved is kept as recipe.yaml.
     """
-    distributed, inputs, loop, progress, state, torch = modules(
-        *(f"vidfuse.training.{name}" for name in ("distributed", "data", "loop", "progress", "state")), "torch"
+    distributed, fine_tuning, inputs, loop, progress, state, torch = modules(
+        *(f"vidfuse.training.{name}" for name in ("distributed", "fine_tuning", "data", "loop", "progress", "state")),
+        "torch",
     )
-    recipe, augmentation = resolved_recipe(recipe_name or network, settings)
-    source = inputs.train_input(recipe, network, **augmentation)
+    vf.networks.info(network)  # a name that is none is said before videos are looked for
     found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
+    start = None
+    if checkpoint is not None:
+        start = fine_tuning.start_from(checkpoint_file(checkpoint), network, n_classes, found.classes)
+    few = len(found) if few_clips else None
+    recipe, augmentation = resolved_recipe(recipe_name or network, settings, start.fields if start else {}, few)
+    source = inputs.train_input(recipe, network, **augmentation)
     # From here on every process of torchrun takes part; process 0 alone writes and prints.
     plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
     with distributed.joined() as device:
@@ -130,13 +147,14 @@ def train(
             recipe.frames,
             network,
             n_classes,
-            checkpoint=None if checkpoint is None else checkpoint_file(checkpoint),
-            replace_classifier=checkpoint is not None,
+            checkpoint=start.weights if start else None,
+            replace_classifier=start is not None,
         )
         settings_of_loader = (batch, workers, decoder, strict, allow_truncated, device)
         loader = loader_of(found, source, *settings_of_loader, seed=recipe.seed, shuffle=True)
         state.check_folder(out, model, recipe, loader)
         if distributed.rank() == 0:
+            progress.say(_begun(start, recipe, n_classes), start is not None)
             _keep_recipe(out, recipe, augmentation)
             options.save_config(context, out)
             keep_left_out(out, found, *([] if scored is None else [scored]))
@@ -371,9 +389,28 @@ def modules(*names: str) -> list[ModuleType]:
         raise MissingExtraError("training and extraction", "training") from error
 
 
-def resolved_recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    """Return the training recipe of a name or a YAML file, and its augmentations, with single fields set."""
-    from vidfuse.training.recipes import TABLE_I, TINY, TrainRecipe
+def _begun(start: Any, recipe: Any, n_classes: int) -> str:
+    """Say what of a checkpoint is kept, and how it learns."""
+    if start is None or not start.new_classifier:
+        return "the checkpoint's classifier is kept"
+    return (
+        f"a new classifier of {n_classes} classes; the rest, of the checkpoint, learns at {recipe.body_rate:g} of its "
+        "rate (--set body_rate=…)"
+    )
+
+
+def resolved_recipe(
+    name: str, settings: tuple[str, ...], fitting: Mapping[str, Any] = MappingProxyType({}), few: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the training recipe of a name or a YAML file, and its augmentations, with single fields set.
+
+    Args:
+        name: A network of Table I, a tiny preset, or a YAML file.
+        settings: Fields to set, `NAME=VALUE`.
+        fitting: Fields that hold where neither a YAML file nor `settings` names them.
+        few: The number of training videos, if the recipe is to be one of few clips; what is named holds all the same.
+    """
+    from vidfuse.training.recipes import TABLE_I, TINY, TrainRecipe, few_clips
 
     files, values = modules("vidfuse.training.recipe_files", "vidfuse._yaml")
     base, fields, augmentation = None, {}, {}
@@ -389,7 +426,11 @@ def resolved_recipe(name: str, settings: tuple[str, ...]) -> tuple[Any, dict[str
         section, dot, own = field.partition("augmentation.")
         target, key = (augmentation, own) if dot and not section else (fields, field)
         target[key] = values.parse_yaml(text)
-    return TrainRecipe.from_mapping(fields, base), augmentation
+    recipe = TrainRecipe.from_mapping({**fitting, **fields}, base)
+    if few is not None:
+        named = fields | ({"warmup_epochs": recipe.warmup_epochs} if "epochs" in fields else {})
+        recipe = TrainRecipe.from_mapping(named, few_clips(recipe, few))
+    return recipe, augmentation
 
 
 def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["COUNTED", "Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
+__all__ = ["CLASSIFIERS", "COUNTED", "Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 """Pairs of a regular expression and its replacement, as `re.sub` takes them."""
@@ -27,7 +27,8 @@ _WRAPPERS: Final = ("state_dict", "model_state", "model_state_dict", "model", "s
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 # Buffers that are counted or computed, not learned.
 COUNTED: Final = ("num_batches_tracked", "relative_position_index", "n_averaged")
-_CLASSIFIERS: Final = ("classifier.", "auxiliary.classifier.")
+# How the names begin of what depends on the number of classes.
+CLASSIFIERS: Final = ("classifier.", "auxiliary.classifier.")
 _LISTED: Final = 20
 
 
@@ -154,7 +155,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     if replace_classifier:
         # A classifier's tensor stays the model's where the checkpoint has none, or one of another class count (K is the
         # first axis). Where another axis differs, the checkpoint is of another network: that is reported below.
-        for key in [key for key in wanted if key.startswith(_CLASSIFIERS)]:
+        for key in [key for key in wanted if key.startswith(CLASSIFIERS)]:
             if key not in given or given[key].shape[1:] == wanted[key].shape[1:]:
                 given[key] = given.get(key, wanted[key])
                 if given[key].shape != wanted[key].shape:
@@ -180,7 +181,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
         name = getattr(model, "name", "") or type(model).__name__
         advice = ""
         # If nothing but the class count differs, say how to go on.
-        if not missing and not unexpected and all(item.startswith(_CLASSIFIERS) for item in misshapen):
+        if not missing and not unexpected and all(item.startswith(CLASSIFIERS) for item in misshapen):
             advice = (
                 "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"
             )

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from vidfuse.errors import InputError
 
-__all__ = ["FULL_SIZE", "TABLE_I", "TINY", "TrainRecipe", "learning_rate"]
+__all__ = ["FULL_SIZE", "TABLE_I", "TINY", "TrainRecipe", "few_clips", "learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,13 @@ class TrainRecipe:
         label_smoothing: Probability mass moved from the true class to all classes alike.
         mixup: Alpha of MixUp (Zhang et al. 2018, section 2), 0 for none.
         cutmix: Alpha of CutMix (Yun et al. 2019, section 3), 0 for none; with both, each batch draws one.
+        scenes: Probability that what stands still in a clip is replaced by a still of another video; see
+            `vidfuse.training.augment.swap_scenes`.
         distil: Share of the loss that is the distance to a teacher's prediction, which `train` is given; 0 for none.
         distil_temperature: Temperature of that distance; see `vidfuse.training.teacher.distillation_loss`.
         erasing: Probability that a video loses a random rectangle (Zhong et al. 2020), in all frames.
+        body_rate: Learning rate of all but the classifier, as a share of `lr`: below 1 for a trained network with a new
+            classifier, 0 to keep its weights.
         activation_checkpointing: Recompute blocks in the backward pass instead of storing their activations.
         compile: Pass the network through `torch.compile`.
         frames: Frames of a clip.
@@ -64,6 +68,8 @@ class TrainRecipe:
     distil: float = 0.0
     distil_temperature: float = 2.0
     erasing: float = 0.0
+    scenes: float = 0.0
+    body_rate: float = 1.0
     activation_checkpointing: bool = False
     compile: bool = False
     frames: int = 32
@@ -90,9 +96,11 @@ class TrainRecipe:
             raise InputError(f"expected at least 1, got {', '.join(f'{n}={getattr(self, n)}' for n in low)}")
         if self.batch_size % self.accumulate:
             raise InputError(f"expected accumulate to divide batch_size, got {self.accumulate} and {self.batch_size}")
-        if not (0 <= self.label_smoothing < 1 and 0 <= self.erasing <= 1):
+        shares = ("erasing", "scenes", "body_rate")
+        if not 0 <= self.label_smoothing < 1 or not all(0 <= getattr(self, name) <= 1 for name in shares):
             raise InputError(
-                f"expected label_smoothing in [0, 1) and erasing in [0, 1], got {self.label_smoothing}, {self.erasing}"
+                f"expected label_smoothing in [0, 1) and {', '.join(shares)} in [0, 1], got {self.label_smoothing}, "
+                f"{', '.join(str(getattr(self, name)) for name in shares)}"
             )
         if not 0 <= self.distil <= 1 or not 0 < self.distil_temperature < math.inf:
             raise InputError(
@@ -176,6 +184,30 @@ def learning_rate(recipe: TrainRecipe, epoch: float) -> float:
         return peak
     part = min(1.0, (epoch - warmup) / (recipe.epochs - warmup))
     return peak * (1 + math.cos(math.pi * part)) / 2
+
+
+_FEW_STEPS = 300  # the fewest in which a small network comes to an end with few clips
+
+
+def few_clips(recipe: TrainRecipe, n_videos: int) -> TrainRecipe:
+    """Return a recipe for few training videos: it keeps the network from learning the scenes that they show.
+
+    With few videos the scene tells the class, where each action was filmed in a few places. Here what moves stands
+    before stills of other videos in four clips of five (`scenes`), and there are epochs enough for at least 300 steps.
+    The augmentations of `train_input` stay as they are; take `flip=0` where left and right are classes.
+
+    Args:
+        recipe: The network's own recipe.
+        n_videos: Training videos.
+
+    Example:
+        >>> recipe = few_clips(TINY["x3d_tiny"], n_videos=50)
+        >>> recipe.epochs, recipe.scenes
+        (96, 0.8)
+    """
+    epochs = max(recipe.epochs, math.ceil(_FEW_STEPS * recipe.batch_size / n_videos))
+    warmup = recipe.warmup_epochs * epochs / recipe.epochs
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup, scenes=0.8)
 
 
 # Learning rate, epochs and warm-up: Table I of the challenge report. Optimiser, weight decay, gradient clipping and

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vidfuse.errors import InputError
+from vidfuse.networks.checkpoints import CLASSIFIERS
 from vidfuse.stack.stack import LogitStack
 from vidfuse.training import distributed
 from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
@@ -91,12 +92,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
-    """Make the recipe's optimiser; what has one axis (biases, normalisation) is not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Make the recipe's optimiser; what has one axis (biases, normalisation) is not decayed.
+
+    Each group's `rate` is its share of the learning rate.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    head = [name for name, _ in trained if name.startswith(CLASSIFIERS)] if recipe.body_rate < 1 else []
+    if recipe.body_rate < 1 and not head:
+        raise InputError(
+            f"body_rate={recipe.body_rate}: expected a network whose classifier is named `classifier`, got one without "
+            f"({type(model).__name__}); take body_rate=1"
+        )
+    groups = []
+    for rate in (recipe.body_rate, 1.0) if head else (1.0,):
+        own = [p for name, p in trained if not head or (name in head) == (rate == 1.0)]
+        groups += [
+            {"params": [p for p in own if p.ndim > 1], "weight_decay": recipe.weight_decay, "rate": rate},
+            {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+        ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.scaled_lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.scaled_lr)

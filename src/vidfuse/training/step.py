@@ -174,7 +174,7 @@ def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr
     # the scaler leaves such a step out and halves the scale, and the run stops only when the scale is below 1.
     recipe = run.recipe
     for settings in run.optimizer.param_groups:
-        settings["lr"] = lr
+        settings["lr"] = lr * settings.get("rate", 1.0)
     ids = [str(i) for batch in group for i in batch[1]]
     where = f"epoch {run.epoch + 1}, step {run.step + 1}, learning rate {lr:.3g}, videos {', '.join(ids)}"
     summed = 0.0
@@ -189,7 +189,7 @@ def take_step(run: Run, forward: nn.Module, group: list[Batch], scale: float, lr
             hold = forward.no_sync()  # ranks exchange gradients once a step
         with hold:
             with autocast(run.device, run.dtype):
-                if recipe.mixup or recipe.cutmix:
+                if recipe.mixup or recipe.cutmix or recipe.scenes:
                     # Mixed targets need the classifier's width before the network has answered.
                     clips, labels = augment_batch(clips, labels, recipe, run.width(clips))
                 answer = forward(clips)
