@@ -9,8 +9,9 @@ come twice: each video at a new place, and at one of the training places drawn a
 nothing. A seed draws the performers, places and scenes, the weights and the order.
 
 Three ways, each of as many steps: the small preset of the network with the method's augmentation; the same with
-`few_clips`; and that from weights that were trained on the seven other actions, with a new classifier. All are scored
-after the last step; nothing was chosen on these videos (the recipe was, on those of another seed).
+`few_clips`; and that from weights that were trained on the seven other actions (once, for all seeds; other performers,
+places of their own), with a new classifier. All are scored after the last step; nothing was chosen on these videos (the
+recipe was, on those of another seed).
 
 What is done is kept in FOLDER; the benchmark goes on where it was stopped.
 """
@@ -117,9 +118,9 @@ def one_seed(args: argparse.Namespace, clips: int, seed: int, done: dict[str, An
             continue
         recipe, weights = plain if way == "plain" else few_clips(plain, clips), None
         if way.endswith("pre-trained"):
-            before = base / "before"
-            others = render(base / "others", OTHERS, replace(plan, actions=OTHERS), "test", OTHER_VIDEOS, "new")
-            train(args.network, others, before, plain, args.steps, None)
+            before = args.work / "before"
+            others = render(args.work / "others", OTHERS, motion.MotionPlan(size=48), "test", OTHER_VIDEOS, "new")
+            train(args.network, others, before, replace(plain, seed=0), args.steps, None)
             start = training.start_from(before / "last.pt", args.network, len(ACTIONS), sorted(ACTIONS))
             recipe, weights = replace(recipe, **start.fields), start.weights
         model = train(args.network, home, base / key, recipe, args.steps, weights)

@@ -84,3 +84,26 @@ def test_the_contact_sheet_shows_every_action(tmp_path, monkeypatch):
     command.main()
     with Image.open(tmp_path / "sheet.webp") as sheet:
         assert sheet.width > 800 and sheet.height > 400
+
+
+def test_videos_are_rendered_by_a_command(tmp_path, monkeypatch, capsys):
+    from motion import __main__ as command
+
+    monkeypatch.setattr(command, "MotionPlan", lambda *videos: MotionPlan(*videos, ("jump", "walk"), 4, 32))
+    monkeypatch.setattr("sys.argv", ["motion", "--render", str(tmp_path / "videos"), "--videos", "2", "1", "1"])
+    command.main()
+    root = tmp_path / "videos" / "Kinetics400ViPriors"
+    assert capsys.readouterr().out.strip() == str(root) and len(list(root.glob("train/*.mp4"))) == 4
+
+
+def test_videos_of_one_place_share_their_background_and_nothing_else_changes():
+    scenes = [
+        filming._scene(PLAN, "train", np.random.default_rng(seed), place)
+        for seed, place in ((0, 4), (1, 4), (0, 5), (0, None))
+    ]
+    same = [np.array_equal(scenes[0].background, scene.background) for scene in scenes]
+    assert same == [True, True, False, False]
+    assert len({(scene.yaw, scene.phase, scene.speed) for scene in scenes}) == 2  # one for each seed
+    at_home, elsewhere = (motion.render_clip("jump", PLAN, place=place) for place in (4, 5))
+    changed = (at_home != elsewhere).any(-1)
+    assert 0.4 < changed.mean() < 0.98  # the person stands before another background

@@ -143,3 +143,9 @@ def test_weights_of_another_networks_run_are_refused_by_name(tmp_path):
     _run(tmp_path, loader=ToyLoader(n=4, batch_size=4))
     with pytest.raises(InputError, match=r"expected weights of r2plus1d_tiny in .*, but these are x3d_tiny's weights"):
         start_from(tmp_path / "last.pt", "r2plus1d_tiny", 3)
+
+
+def test_of_networks_with_the_same_shapes_the_one_nearest_to_what_was_asked_for_is_named():
+    weights = networks.create("x3d_s", num_classes=5).state_dict()  # x3d_m's and x3d_xs's have the same shapes
+    with pytest.raises(InputError, match=r"expected weights of x3d_s\.pytorchvideo, but these are x3d_s's weights"):
+        network_for(13, "x3d_s.pytorchvideo", 5, checkpoint=weights)

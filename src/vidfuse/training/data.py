@@ -54,7 +54,9 @@ def _owner(checkpoint: Any, asked: str) -> str | None:
     except InputError:
         return None
     total = sum(value.numel() for value in weights.values())
-    for name in networks.names():
+    architecture = asked.partition(".")[0]
+    # Some share their weights' shapes: those of another source of the network that was asked for come first.
+    for name in sorted(networks.names(), key=lambda name: name.partition(".")[0] != architecture):
         # Only those of about as many parameters are built, without memory for them; classifiers differ.
         if name == asked or not 0.5 < networks.info(name).parameters / max(1, total) < 2:
             continue
