@@ -3,10 +3,14 @@
     python benchmarks/few_clips.py [--clips 48 200] [--seeds 3] [--steps 200] [--work FOLDER]
 
 The videos are SIMULATED: the recorded motions of examples/motion, rendered. Eight of the fifteen actions are to be told
-apart. In training each action has a place of its own, where nine in ten of its videos were filmed, as strokes of tennis
-on one court are: the background tells the class. No performer of the training videos is in the validation videos. These
-come twice: each video at a new place, and at one of the training places drawn at random, where the background tells
-nothing. A seed draws the performers, places and scenes, the weights and the order.
+apart. The training videos are filmed in one of two ways:
+
+    one place an action     nine in ten videos of an action are filmed at its place: the background tells the class
+    many places             each video is filmed at a place of its own
+
+No performer of the training videos is in the validation videos. These come twice: each video at a new place, and at one
+of the actions' places drawn at random, where the background tells nothing. A seed draws the performers, places and
+scenes, the weights and the order.
 
 Three ways, each of as many steps: the small preset of the network with the method's augmentation; the same with
 `few_clips`; and that from weights that were trained on the seven other actions (once, for all seeds; other performers,
@@ -19,6 +23,7 @@ What is done is kept in FOLDER; the benchmark goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -51,7 +56,8 @@ OTHER_VIDEOS = 30  # of each action to be trained on before
 SIZE = 32  # pixels of a clip: what the small networks need at least
 BATCH = 16
 WAYS = ("plain", "few clips", "few clips, pre-trained")
-PLACES = ("new places", "training places, at random")
+FILMED = ("one place an action", "many places")
+PLACES = ("new places", "the actions' places, at random")
 
 
 def render(folder: Path, actions: Sequence[str], plan: motion.MotionPlan, split: str, n: int, where: str) -> Path:
@@ -102,19 +108,20 @@ def score(network: str, model: nn.Module, folder: Path, recipe: training.TrainRe
     return training.evaluate(model, loader)["top1"]
 
 
-def one_seed(args: argparse.Namespace, clips: int, seed: int, done: dict[str, Any]) -> None:
+def one_seed(args: argparse.Namespace, clips: int, filmed: str, seed: int, done: dict[str, Any]) -> None:
     """Render a seed's videos, and train and score what is not done yet."""
     plan = motion.MotionPlan(size=48, seed=seed, actions=ACTIONS)
     base, performers = args.work / f"seed{seed}", clips // len(ACTIONS)
-    home = render(base / f"train{performers}", ACTIONS, plan, "train", performers, "home")
+    where = "home" if filmed == FILMED[0] else "new"
+    clips_folder = render(base / f"{where}{performers}", ACTIONS, plan, "train", performers, where)
     scored = {
-        "training clips": home,
+        "training clips": clips_folder,
         PLACES[0]: render(base / "new", ACTIONS, plan, "val", PERFORMERS, "new"),
         PLACES[1]: render(base / "random", ACTIONS, plan, "val", PERFORMERS, "random"),
     }
     plain = replace(TINY[args.network], size=SIZE, batch_size=BATCH, reference_batch=BATCH, seed=seed)
     for way in args.ways:
-        if (key := f"{clips} clips, {way}, seed {seed}") in done:
+        if (key := f"{clips} clips, {filmed}, {way}, seed {seed}") in done:
             continue
         recipe, weights = plain if way == "plain" else few_clips(plain, clips), None
         if way.endswith("pre-trained"):
@@ -123,7 +130,7 @@ def one_seed(args: argparse.Namespace, clips: int, seed: int, done: dict[str, An
             train(args.network, others, before, replace(plain, seed=0), args.steps, None)
             start = training.start_from(before / "last.pt", args.network, len(ACTIONS), sorted(ACTIONS))
             recipe, weights = replace(recipe, **start.fields), start.weights
-        model = train(args.network, home, base / key, recipe, args.steps, weights)
+        model = train(args.network, clips_folder, base / key, recipe, args.steps, weights)
         done[key] = {name: score(args.network, model, folder, recipe) for name, folder in scored.items()}
         print(f"{key}: {', '.join(f'{name} {100 * value:.1f} %' for name, value in done[key].items())}", flush=True)
         args.work.joinpath("done.json").write_text(json.dumps(done, indent=1))
@@ -132,15 +139,14 @@ def one_seed(args: argparse.Namespace, clips: int, seed: int, done: dict[str, An
 def table(done: dict[str, Any], args: argparse.Namespace) -> str:
     """Return the means over seeds as Markdown, with the seeds' range."""
     columns = ("training clips", *PLACES)
-    lines = [f"| clips | way | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
-    for n in args.clips:
-        for way in args.ways:
-            rows = [done[f"{n} clips, {way}, seed {seed}"] for seed in range(args.seeds)]
-            cells = []
-            for column in columns:
-                values = [100 * row[column] for row in rows]
-                cells.append(f"{statistics.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})")
-            lines.append(f"| {n} | {way} | {' | '.join(cells)} |")
+    lines = [f"| filmed | clips | way | {' | '.join(columns)} |", "|---|---|---|" + "---|" * len(columns)]
+    for filmed, n, way in itertools.product(args.filmed, args.clips, args.ways):
+        rows = [done[f"{n} clips, {filmed}, {way}, seed {seed}"] for seed in range(args.seeds)]
+        cells = []
+        for column in columns:
+            values = [100 * row[column] for row in rows]
+            cells.append(f"{statistics.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})")
+        lines.append(f"| {filmed} | {n} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -148,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print its table, and keep the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[48, 200], help="training clips; of eight actions")
+    parser.add_argument("--filmed", nargs="+", choices=FILMED, default=list(FILMED))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200, help=f"of {BATCH} clips each")
@@ -162,9 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.work = args.work or Path(temporary)
         kept = args.work / "done.json"
         done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-        for clips in args.clips:
-            for seed in range(args.seeds):
-                one_seed(args, clips, seed, done)
+        for filmed, clips, seed in itertools.product(args.filmed, args.clips, range(args.seeds)):
+            one_seed(args, clips, filmed, seed, done)
     print(table(done, args))
     what = {name: getattr(args, name) for name in ("network", "steps", "seeds")}
     versions = {"python": platform.python_version(), "torch": torch.__version__}

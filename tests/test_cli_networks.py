@@ -610,5 +610,6 @@ def test_few_clips_set_what_nobody_named(videos, tmp_path):
         recipe, _ = resolved_recipe("x3d_tiny", settings, {"body_rate": 0.1}, 8)
         assert (recipe.epochs, recipe.scenes, recipe.body_rate) == (*expected, 0.1)
     few = ("--few-clips", "--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32")
-    run("train", "x3d_tiny", videos, *CLIP, *few, "--out", tmp_path / "run")
+    told = run("train", "x3d_tiny", videos, *CLIP, *few, "--out", tmp_path / "run").stderr
+    assert "few clips: 1 epochs, 80 % of the clips before other scenes" in told
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["scenes"] == 0.8

@@ -155,6 +155,11 @@ def train(
         state.check_folder(out, model, recipe, loader)
         if distributed.rank() == 0:
             progress.say(_begun(start, recipe, n_classes), start is not None)
+            progress.say(
+                f"few clips: {recipe.epochs} epochs, {100 * recipe.scenes:g} % of the clips before other scenes "
+                "(--set epochs=…, scenes=…)",
+                few_clips,
+            )
             _keep_recipe(out, recipe, augmentation)
             options.save_config(context, out)
             keep_left_out(out, found, *([] if scored is None else [scored]))
