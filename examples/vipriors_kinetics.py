@@ -103,9 +103,9 @@ def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.
 
 
 def recipe_of_fused(args: argparse.Namespace, seed: int = 0) -> training.TrainRecipe:
-    """Return how the fused network goes on from its members: half the first one's rate, a third of its epochs."""
+    """Return how a fuser is trained on the frozen members: for five epochs, at twice the first one's rate."""
     recipe = recipe_of(args, args.fuse[0], seed)
-    return resized(replace(recipe, lr=recipe.lr / 2), -(-recipe.epochs // 3))
+    return resized(replace(recipe, lr=2 * recipe.lr), min(5, recipe.epochs))
 
 
 def resized(recipe: training.TrainRecipe, epochs: int) -> training.TrainRecipe:
@@ -191,7 +191,7 @@ def train_member(
 def train_fused(
     args: argparse.Namespace, root: Path, out: Path, seed: int, progress: bool = False
 ) -> training.TogetherResult:
-    """Train the dynamic fusion network on from trained members, each of which sees its own augmentation of a video."""
+    """Train the dynamic fusion network on trained members, each of which sees its own augmentation of a video."""
     members = {m: train_member(args, root, out, seed, m, progress).model.cpu() for m in args.fuse}
     data, recipes = videos_of(args, root), {member: recipe_of(args, member, seed) for member in args.fuse}
     clips = {m: training.train_input(r, named(args)[m], **augmentation(args)) for m, r in recipes.items()}

@@ -9,8 +9,8 @@ It stands beside the examples and is no part of the package that is installed.
     dataset       all videos of a plan, in the challenge's layout
 """
 
-from motion.dataset import MotionSet, render_motion
+from motion.dataset import MotionSet, performers, render_motion
 from motion.filming import render_clip
 from motion.plan import ACTIONS, MotionPlan
 
-__all__ = ["ACTIONS", "MotionPlan", "MotionSet", "render_clip", "render_motion"]
+__all__ = ["ACTIONS", "MotionPlan", "MotionSet", "performers", "render_clip", "render_motion"]

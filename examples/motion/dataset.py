@@ -33,7 +33,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("writing the rendered videos", "video") from error
 
-__all__ = ["MotionSet", "encode", "render_motion", "render_share"]
+__all__ = ["MotionSet", "encode", "performers", "render_motion", "render_share"]
 
 _NAME = "Kinetics400ViPriors"
 
@@ -70,6 +70,17 @@ def _videos(plan: MotionPlan) -> list[_Video]:
                 damaged = number == getattr(plan, split) - 1 and plan.actions.index(action) < plan.damaged
                 videos.append(_Video(split, action, number, digest, damaged))
     return videos
+
+
+def performers(plan: MotionPlan) -> dict[str, str]:
+    """Return who performs each video, {id: performer}: whoever is seen in several videos is seen in one split only.
+
+    Example:
+        >>> plan = MotionPlan(train=2, val=1, test=1, actions=("walk", "jump"))
+        >>> sorted(performers(plan).values())
+        ['test 0', 'test 0', 'train 0', 'train 0', 'train 1', 'train 1', 'val 0', 'val 0']
+    """
+    return {video.id: f"{video.split} {video.number}" for video in _videos(plan)}
 
 
 def encode(frames: NDArray[np.uint8], fps: int) -> bytes:

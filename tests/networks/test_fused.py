@@ -3,10 +3,11 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from vidfuse import networks
+from vidfuse import LogitStack, LogLinearPool, networks
 from vidfuse.errors import InputError
 from vidfuse.networks.fused import FusedConfig, FusedNetwork, FusedOutput
 
@@ -72,15 +73,16 @@ def test_a_backbone_that_gives_all_maps_at_once_goes_on_from_these_alone():
 
 
 def fused(names=PAIR, **config):
+    """Fuse members; all parts are trained unless the configuration says otherwise."""
     members = {name: member(name, seed) for seed, name in enumerate(names)}
     torch.manual_seed(7)
-    return FusedNetwork(members, 4, FusedConfig(width=16, **config))
+    return FusedNetwork(members, 4, FusedConfig(**{"width": 16, "frozen": (), "feedback": True} | config))
 
 
 def randomised(model):
-    """Gates and feedback start at zero; give them values, as training would."""
+    """Gates, feedback and classifier start at zero; give them values, as training would."""
     torch.manual_seed(3)
-    for parameter in [*model.gates.parameters(), *model.back.parameters()]:
+    for parameter in [*model.gates.parameters(), *model.back.parameters(), *model.classifier.parameters()]:
         torch.nn.init.normal_(parameter, std=0.5)
     return model
 
@@ -93,14 +95,45 @@ def test_all_of_the_catalogue_can_be_fused_at_once():
     assert answer.logits.shape == (2, 4) and set(answer.member_logits) == set(model.members)
 
 
-def test_at_first_all_count_alike_and_the_branches_are_undisturbed():
-    model = fused().eval()
+@pytest.mark.parametrize("feedback", [True, False])
+def test_at_first_it_is_the_late_fusion_of_undisturbed_members_that_count_alike(feedback):
+    model = fused(feedback=feedback).eval()
     with torch.no_grad():
         answer = model.inspect(clips_of())
         alone = {name: m(clips_of()) for name, m in model.members.items()}
     torch.testing.assert_close(answer.gates, torch.full_like(answer.gates, 0.5))
     for name, logits in alone.items():
         torch.testing.assert_close(answer.member_logits[name], logits)
+    stack = LogitStack.from_arrays({name: z.numpy() for name, z in alone.items()}, kind="logits", ids=["a", "b"])
+    late = LogLinearPool(weights="uniform").fit(stack).predict_log_proba(stack)
+    np.testing.assert_allclose(answer.logits.log_softmax(1), late, atol=1e-5)
+
+
+def test_by_default_a_light_fuser_is_trained_on_frozen_members():
+    model = FusedNetwork({name: member(name) for name in PAIR}, 4)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and not any(name.startswith("members.") for name in trained)
+    assert not any(m.training for m in model.train().members.values())
+    answer = randomised(model)(clips_of())
+    assert list(answer.auxiliary) == []
+    answer.logits.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_what_is_only_read_out_is_read_as_a_mean():
+    """Whatever the maps' extents are: a fuser can be trained on the means alone."""
+    model, clips = randomised(fused(feedback=False)).eval(), clips_of()
+    with torch.no_grad():
+        answer = model.inspect(clips)
+        maps = {name: m.stages(clips)[-len(model.gates) :] for name, m in model.members.items()}
+        features = []
+        for s, gate in enumerate(model.gates):
+            common = [model.project[s][name](x[s]).mean((2, 3, 4)) for name, x in maps.items()]
+            weights = gate(torch.cat(common, 1)).softmax(1)
+            features.append(sum(w[:, None] * c for w, c in zip(weights.T, common, strict=True)))
+        late = sum(m(clips).log_softmax(1) for m in model.members.values()) / len(model.members)
+        expected = late + model.classifier(model.norm(torch.cat(features, 1)))
+    torch.testing.assert_close(answer.logits, expected)
 
 
 def test_gates_depend_on_the_sample_and_on_the_stage():
@@ -134,7 +167,7 @@ def test_every_parameter_is_trained():
 
 def test_a_members_second_classifier_has_no_part_and_waits_for_no_gradient():
     members = {"x3d": member("x3d", 0), "tpn": networks.create("tpn_tiny", 4, auxiliary=True)}
-    model = randomised(FusedNetwork(members, 4, FusedConfig(width=16)))
+    model = randomised(FusedNetwork(members, 4, FusedConfig(width=16, frozen=(), feedback=True)))
     answer = model(clips_of())
     (answer.logits.square().sum() + sum(z.square().sum() for z in answer.auxiliary)).backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

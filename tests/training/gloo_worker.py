@@ -34,7 +34,7 @@ def fused():
         "x3d": networks.create("x3d_tiny", N_CLASSES),
         "tpn": networks.create("tpn_tiny", N_CLASSES, auxiliary=True),
     }
-    config = FusedConfig(width=16, frozen=("x3d",))
+    config = FusedConfig(width=16, frozen=("x3d",), feedback=True)
     return FusedNetwork(members, N_CLASSES, config, example=torch.zeros(1, 3, 4, 32, 32))
 
 

@@ -246,7 +246,7 @@ def test_a_network_that_fuses_members_inside_is_a_member_like_any_other(example,
     assert example.main(["--out", str(tmp_path), *root, *SMALL, "r2plus1d", "timesformer"]) == 0
     stack = vf.load_stack(tmp_path / "seed0/caches/val")
     assert stack.members == ("fused", "r2plus1d", "timesformer") and stack.shape == (5, 3, 2, 3)
-    assert (tmp_path / "seed0/train/fused/stages.csv").read_text().count("\n") == 2
+    assert (tmp_path / "seed0/train/fused/stages.csv").read_text().count("\n") == 3
     assert vf.load_recipe(tmp_path / "seed0/ensemble.json").members == ("fused", "r2plus1d", "timesformer")
     before = computed(tmp_path)
     assert example.main(["--out", str(tmp_path), *root, *SMALL, "r2plus1d", "timesformer"]) == 0

@@ -2,10 +2,11 @@
 
 Each member receives its own augmentation of the video. After every stage the members' feature maps are brought to a
 common grid and width, and summed with gates that depend on the sample and on the stage:
-``f_s = Σ_m g_sm · P_sm(x_sm)``, ``g_s = softmax_m(W_s [mean P_s1(x_s1); …; mean P_sM(x_sM)])``. The fused map is added
-back to each branch, ``x_sm + U_sm(f_s)`` with U zero in the beginning, or only read out; the means of all stages' fused
-maps are classified, beside the members' own classifiers. This is our reading of one sentence of the challenge report
-(feature maps that are "fused dynamically after each stage"); gates as in squeeze-and-excitation (Hu et al., CVPR 2018).
+``f_s = Σ_m g_sm · P_sm(x_sm)``, ``g_s = softmax_m(W_s [mean P_s1(x_s1); …; mean P_sM(x_sM)])``. The fused map is only
+read out, or added back to each branch, ``x_sm + U_sm(f_s)`` with U zero in the beginning. What is read out is added to
+the late fusion of the members: ``z = 1/M Σ_m log p_m + C [mean f_1; …; mean f_S]``, with C zero in the beginning. This
+is our reading of one sentence of the challenge report (feature maps that are "fused dynamically after each stage");
+gates as in squeeze-and-excitation (Hu et al., CVPR 2018).
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ class FusedConfig:
 
     Attributes:
         width: Channels of the common feature maps.
-        grid: Frames, height and width of the common feature maps.
+        grid: Frames, height and width of the common feature maps that are fed back; what is only read out is a mean.
         feedback: Add the fused map back to each branch; otherwise it is only read out.
-        frozen: Members whose weights and statistics stay as they are.
+        frozen: Members whose weights and statistics stay as they are; all if left out, which wants trained members.
+            With `()` they are trained too.
         auxiliary_weight: Weight of each member's own loss in training, at least 0; see `FusedOutput.auxiliary`.
         dropout: Before the classifier of the fused features.
     """
 
     width: int = 64
     grid: tuple[int, int, int] = (4, 4, 4)
-    feedback: bool = True
-    frozen: tuple[str, ...] = ()
+    feedback: bool = False
+    frozen: tuple[str, ...] | None = None
     auxiliary_weight: float = 0.5
     dropout: float = 0.0
 
@@ -57,7 +59,7 @@ class FusedOutput:
     """What the fused network says in training.
 
     Attributes:
-        logits: Of the fused features, (N, K).
+        logits: The mean of the members' log-likelihoods, changed by the fused features, (N, K).
         member_logits: Each member's own, by name.
         gates: How much each member counted, (N, S, M), summing to 1 over the members.
         auxiliary_weight: Weight of each auxiliary loss.
@@ -81,8 +83,10 @@ class FusedOutput:
 class FusedNetwork(nn.Module):
     """Members fused after each stage: clips, or {member: its own clips}, to logits (N, K).
 
-    There are as many fusions as the member with the fewest stages has; of the others the last stages are fused. In
-    training mode a call returns a `FusedOutput`, in eval mode its logits alone; `inspect` always returns it all.
+    Before it is trained it is the late fusion of its members, their mean log-likelihood, and training goes on from
+    there; by default the members are frozen, so that it wants trained ones. There are as many fusions as the member
+    with the fewest stages has; of the others the last stages are fused. In training mode a call returns a
+    `FusedOutput`, in eval mode its logits alone; `inspect` always returns it all.
 
     Args:
         members: {member: network}, any of the catalogue's, attention and convolution alike.
@@ -111,7 +115,8 @@ class FusedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config or FusedConfig()
-        unknown = sorted(set(self.config.frozen) - set(members))
+        self.frozen = tuple(members) if self.config.frozen is None else self.config.frozen
+        unknown = sorted(set(self.frozen) - set(members))
         if len(members) < 2 or unknown:
             raise InputError(
                 f"expected at least two members and no frozen ones but these, got {list(members)} and frozen {unknown}"
@@ -132,13 +137,10 @@ class FusedNetwork(nn.Module):
         self.norm = nn.LayerNorm(stages * width)
         self.dropout = nn.Dropout(self.config.dropout)
         self.classifier = nn.Linear(stages * width, num_classes)
-        for gate in self.gates:  # at first all members count alike
-            nn.init.zeros_(gate.get_parameter("weight"))
-            nn.init.zeros_(gate.get_parameter("bias"))
-        for back in self.back:  # and the branches go on as they would alone
-            for parameter in back.parameters():
-                nn.init.zeros_(parameter)
-        for name in self.config.frozen:
+        # At first all members count alike, the branches go on as they would alone, and their late fusion stands.
+        for parameter in (*self.gates.parameters(), *self.back.parameters(), *self.classifier.parameters()):
+            nn.init.zeros_(parameter)
+        for name in self.frozen:
             self.members[name].requires_grad_(False)
         for member in members.values():  # TPN's second classifier is not used here
             if isinstance(auxiliary := getattr(member, "auxiliary", None), nn.Module):
@@ -148,7 +150,7 @@ class FusedNetwork(nn.Module):
     def train(self, mode: bool = True) -> FusedNetwork:
         """Put all but the frozen members into training mode."""
         super().train(mode)
-        for name in self.config.frozen:
+        for name in self.frozen:
             self.members[name].eval()
         return self
 
@@ -164,7 +166,7 @@ class FusedNetwork(nn.Module):
         return answer if self.training else answer.logits
 
     def inspect(self, clips: Tensor | Mapping[str, Tensor]) -> FusedOutput:
-        """Return the logits of the fused features, the members' own, and the gates' values.
+        """Return the fused logits, the members' own, and the gates' values.
 
         Args:
             clips: (N, 3, T, H, W) for all members, or {member: its own augmentation of the same videos}.
@@ -173,7 +175,8 @@ class FusedNetwork(nn.Module):
             InputError: A member's clips are missing.
         """
         # Members walk in step; of one with more stages than the others, the first are skipped. At each stage the maps
-        # are fused. With `feedback` the fused map is added to each of them, and the walks go on from the sums:
+        # are fused. With `feedback` the fused map is added to each of them, and the walks go on from the sums. In the
+        # end the walks' logits are fused late, and what the fused maps say is added:
         #
         #   x3d   ── map ──┬── + ── map ──┬── + ── logits
         #                fused          fused
@@ -189,9 +192,10 @@ class FusedNetwork(nn.Module):
                 maps[name] = walks[name].send(maps[name])
         logits: dict[str, Tensor] = {}
         means, gates = [], []
+        grid = self.config.grid if self.config.feedback else 1  # what is only read out is read as a mean
         layers: Iterable[Any] = zip(self.project, self.back, self.gates, strict=True)
         for project, back, gate in layers:
-            common = [functional.adaptive_avg_pool3d(project[n](x), self.config.grid) for n, x in maps.items()]
+            common = [project[n](functional.adaptive_avg_pool3d(x, grid)) for n, x in maps.items()]
             weights = gate(torch.cat([x.mean((2, 3, 4)) for x in common], 1)).softmax(1)  # (N, M)
             fused = torch.einsum("nm,mncthw->ncthw", weights, torch.stack(common))
             means.append(fused.mean((2, 3, 4)))
@@ -204,8 +208,9 @@ class FusedNetwork(nn.Module):
                     maps[name] = walk.send(x)
                 except StopIteration as end:
                     logits[name] = end.value  # after its last stage a walk ends with the member's logits
-        features = self.dropout(self.norm(torch.cat(means, 1)))
-        return FusedOutput(self.classifier(features), logits, torch.stack(gates, 1), self.config.auxiliary_weight)
+        late = torch.stack([logits[name].log_softmax(1) for name in self.members]).mean(0)
+        change = self.classifier(self.dropout(self.norm(torch.cat(means, 1))))
+        return FusedOutput(late + change, logits, torch.stack(gates, 1), self.config.auxiliary_weight)
 
 
 @torch.no_grad()
