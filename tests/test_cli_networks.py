@@ -282,7 +282,7 @@ def test_row_45_every_video_that_is_left_out_is_listed_before_training(videos, t
     assert {Path(row["video"]).name for row in rows[7:]} == {
         "dark3.mp4", "light1.mp4", "light2.mp4", "light3.mp4"
     }  # fmt: skip
-    assert {row["reason"] for row in rows[7:]} == {"a file without a row"}
+    assert {row["reason"] for row in rows[7:]} == {"not in the list"}
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(videos, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The lists of videos that people already have, and what is said about rows and files that do not fit."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,11 @@ def test_row_45_rows_without_files_and_files_without_rows_are_listed(folder):
     assert videos.skipped == (("run/gone", f"no file at {folder}/run/gone.mp4"),)
     assert videos.unlisted == (str(folder / "jump/d.avi"), str(folder / "run/b b.mp4"))
     assert "2 videos, 1 skipped (run/gone: no file" in videos.summary()
-    assert "2 files without a row" in repr(videos)
+    assert videos.summary().endswith("; 2 more in the same folders are not in the list")
+    assert repr(videos).endswith("are not in the list)")
+    alone = replace(videos, unlisted=videos.unlisted[:1]).summary()
+    assert alone.endswith("; 1 more in the same folders is not in the list")
+    assert "list" not in replace(videos, skipped=(), unlisted=()).summary()
 
 
 @pytest.mark.parametrize(

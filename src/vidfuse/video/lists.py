@@ -1,7 +1,7 @@
 """Lists of videos that people already have: MMAction2 lists, csv files, class folders, folders without labels.
 
 Every reader gives a `VideoList`: the videos whose files exist, and beside them, counted and named, the rows
-without a file and the files without a row.
+without a file and the videos in the same folders that are not in the list.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class VideoItem:
         path: its file.
         label: the 0-based class, or None.
         group: what it comes from (a performer, a longer video), or None; see `vidfuse.video.splits`.
+
+    Example:
+        >>> VideoItem("run/g01_c1", "videos/run/g01_c1.mp4", label=0, group="g01").group
+        'g01'
     """
 
     id: str
@@ -44,7 +48,7 @@ class VideoList(Sequence[VideoItem]):
         items: the videos.
         classes: class names in the order of the labels, where they are known.
         skipped: (id or path, reason) of every video that was listed and cannot be used.
-        unlisted: files that no row names.
+        unlisted: videos in the same folders that no row names, such as those of another list.
     """
 
     items: tuple[VideoItem, ...]
@@ -164,17 +168,22 @@ class VideoList(Sequence[VideoItem]):
         return replace(self, items=kept, skipped=self.skipped + tuple(reasons.items()))
 
     def summary(self) -> str:
-        """Say in one line how many videos there are and how many are left out.
+        """Say in one line how many videos there are, how many are left out, and how many lie beside them unlisted.
 
         Examples:
             >>> VideoList((VideoItem("a", "a.mp4"),), skipped=(("b", "no file"),)).summary()
-            '1 video, 1 skipped (b: no file), 0 files without a row'
+            '1 video, 1 skipped (b: no file)'
+            >>> VideoList((VideoItem("a", "a.mp4"),), unlisted=("c.mp4", "d.mp4")).summary()
+            '1 video, 0 skipped; 2 more in the same folders are not in the list'
         """
         text = f"{len(self)} video{'' if len(self) == 1 else 's'}, {len(self.skipped)} skipped"
         if self.skipped:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             text += f" ({shown}{'; …' if len(self.skipped) > 3 else ''})"
-        return f"{text}, {len(self.unlisted)} file{'' if len(self.unlisted) == 1 else 's'} without a row"
+        if self.unlisted:  # often meant: another list's videos
+            are = "is" if len(self.unlisted) == 1 else "are"
+            text += f"; {len(self.unlisted)} more in the same folders {are} not in the list"
+        return text
 
     def __repr__(self) -> str:
         classes = "" if self.classes is None else f"{len(self.classes)} classes, "
