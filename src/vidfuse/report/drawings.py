@@ -308,7 +308,7 @@ def heat_table(
     texts: Sequence[Sequence[str]],
     palest: float = 0.0,
 ) -> str:
-    """Draw a matrix of shares as a table whose cells are darker for more.
+    """Draw a matrix of shares as a table whose cells are darker for more, in a box where what is too wide scrolls.
 
     Args:
         values: Shares in 0 … 1, shape (rows, columns).
@@ -341,8 +341,9 @@ def heat_table(
     size += " short" if max(map(len, columns)) <= 3 else ""  # their names need not be turned
     label = max(map(len, rows)) + 2
     return (
+        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0">'
         f'<table class="heat{size}" style="--label:{label}ch"><caption class="unseen">{escape(title)}</caption>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
