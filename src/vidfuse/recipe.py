@@ -461,6 +461,9 @@ class Recipe:
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe that `Recipe.save` wrote.
 
+    Args:
+        path: The recipe's JSON file; arrays that lie beside it are found by its name.
+
     Raises:
         CacheFormatError: the file is no recipe, of a newer version, or one that was edited and cannot be: the field is
             named.

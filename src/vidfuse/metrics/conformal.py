@@ -77,6 +77,9 @@ def conformity_scores(log_proba: ArrayLike, conformity: Conformity = "least-ambi
         log_proba: Log-likelihoods, shape (N, K).
         conformity: Which of these.
 
+    Raises:
+        InputError: Another conformity, or log-likelihoods of another shape.
+
     Source:
         Sadinle, Lei and Wasserman (2019), Least ambiguous set-valued classifiers with bounded error levels, JASA 114,
         section 2; Romano, Sesia and Candès (2020), Classification with valid and adaptive coverage, NeurIPS, eq. 5,

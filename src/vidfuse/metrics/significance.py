@@ -89,7 +89,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 
     Args:
         first: Hits of the first prediction, booleans of shape (N,).
-        second: Hits of the second, in the same order of videos.
+        second: Hits of the second, in the same order of videos, shape (N,).
 
     Raises:
         InputError: On hits that are not booleans of equal shape (N,).
@@ -156,6 +156,9 @@ def flip_p_values(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number by Holm's step-down rule: the chance of any false one stays below the level.
 
+    Args:
+        p_values: One for each comparison, within 0 … 1, in any order; the adjusted ones keep it.
+
     Source:
         Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
 
@@ -188,7 +191,7 @@ def share_difference(
 
     Args:
         first: Hits, or shares of hits over repeats, of the first prediction, within 0 … 1, shape (N,).
-        second: The other prediction's, in the same order of videos.
+        second: The other prediction's, in the same order of videos, shape (N,).
         strata: Each video's class, shape (N,): the classes' means are averaged.
         groups: What each video comes from, shape (N,); None where videos are independent.
         confidence: The interval's nominal coverage.
@@ -249,7 +252,7 @@ def mean_difference(
 
     Args:
         first: One number a video, shape (N,).
-        second: The other prediction's numbers, in the same order of videos.
+        second: The other prediction's numbers, in the same order of videos, shape (N,).
         groups: What each video comes from, shape (N,); None where videos are independent.
         confidence: The interval's nominal coverage.
         random_state: Seed of the flips; the same seed gives the same result.

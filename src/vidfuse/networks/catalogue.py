@@ -195,6 +195,9 @@ def import_network_module(module: str) -> ModuleType:
 def names(pattern: str = "*") -> list[str]:
     """List the catalogue names that match a shell pattern, sorted.
 
+    Args:
+        pattern: ``*`` stands for any characters, ``?`` for one, ``[ab]`` for either.
+
     Example:
         >>> names("x3d_m*")
         ['x3d_m', 'x3d_m.mmaction2', 'x3d_m.pyslowfast', 'x3d_m.pytorchvideo']
@@ -204,6 +207,9 @@ def names(pattern: str = "*") -> list[str]:
 
 def info(name: str) -> NetworkInfo:
     """Say what a catalogue name stands for: input, normalisation, size, cost, published accuracy.
+
+    Args:
+        name: A catalogue name.
 
     Raises:
         InputError: there is no such name.
@@ -339,6 +345,9 @@ def _source(name: str) -> str:
 
 def settings(name: str) -> Any:
     """Return the frozen configuration of a catalogue name; `create` takes other values of its fields.
+
+    Args:
+        name: A catalogue name.
 
     Raises:
         InputError: there is no such name.

@@ -156,7 +156,7 @@ def coordinate_search(
         random_starts: How many random points; 8 by default, 0 for a callable.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
-        sample_weight: One weight of at least 0 a video, for the named objectives.
+        sample_weight: One weight of at least 0 a video, shape (N,), for the named objectives.
         random_state: Seed of the random points.
 
     Raises:

@@ -98,7 +98,7 @@ def greedy_search(
         costs: {member: cost}, or numbers in the members' order, to break ties. 1 each by default.
         floor: The uniform distribution's share in every member, or "auto".
         labels: True classes, shape (N,); the stack's own by default.
-        sample_weight: One weight of at least 0 a video, for the named objectives.
+        sample_weight: One weight of at least 0 a video, shape (N,), for the named objectives.
         random_state: Seed of the bags.
 
     Raises:

@@ -104,7 +104,7 @@ def search_subsets(
         costs: {member: cost}, or numbers in the members' order, to break ties and for `budget`. 1 each by default.
         budget: Only subsets whose costs sum to at most this.
         time_limit: Seconds. A search whose estimate is longer is refused before it starts.
-        sample_weight: One weight of at least 0 a video, for the named objectives.
+        sample_weight: One weight of at least 0 a video, shape (N,), for the named objectives.
 
     Raises:
         InputError: The search is too large (the message has the count and an estimate), a limit leaves no subset,

@@ -81,7 +81,11 @@ def load_export(path: str | os.PathLike[str]) -> Exported:
 
     A `.pt2` file is code that torch runs: read those of people whom you would let run some.
 
+    Args:
+        path: The file; its suffix, `.onnx` or `.pt2`, says how it is read.
+
     Raises:
+        InputError: Another suffix.
         CacheFormatError: The file is cut off or damaged, no export of vidfuse, or of a newer version.
         MissingExtraError: What reads it is not installed.
         OSError: The file cannot be read.

@@ -31,6 +31,10 @@ def network_for(frames: int, network: str, num_classes: int | None = None, **opt
         num_classes: K; by default that of the published checkpoint.
         options: What else `networks.create` takes.
 
+    Raises:
+        InputError: There is no such network, or the checkpoint holds other weights; where they are those of another
+            network of the catalogue, it is named.
+
     Example:
         >>> network_for(32, "tin_tiny", num_classes=5).config.segments
         32

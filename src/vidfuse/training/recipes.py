@@ -49,6 +49,13 @@ class TrainRecipe:
         skip: Greatest number of further frames left out between two, drawn for each training clip.
         size: Height and width of a clip in pixels.
         seed: Seed of everything random.
+
+    Raises:
+        InputError: A value of another type or out of its range, or a batch that `accumulate` does not divide.
+
+    Example:
+        >>> TrainRecipe(lr=0.1, epochs=30, batch_size=32).scaled_lr
+        0.05
     """
 
     lr: float

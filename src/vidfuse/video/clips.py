@@ -237,6 +237,10 @@ class View:
         long: place of the crop along the frame's long side, from 0 (left or top) to 1, as a share of the room it has.
         short: the same along the short side.
         flip: mirrored left to right.
+
+    Example:
+        >>> View(frames=(0, 2, 4), flip=True).long
+        0.5
     """
 
     frames: tuple[int, ...]

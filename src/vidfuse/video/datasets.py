@@ -35,7 +35,17 @@ _PROBED = 4096
 
 @dataclass(frozen=True)
 class Input:
-    """What a network is trained on: how its clip is drawn in time, and augmented."""
+    """What a network is trained on: how its clip is drawn in time, and augmented.
+
+    Attributes:
+        sampler: Which frames of a video make the clip.
+        transform: The augmentations, the clip's size and its colours' statistics.
+
+    Example:
+        >>> from vidfuse.video import ClipSampler
+        >>> Input(ClipSampler(length=16, interval=4), TransformConfig(size=112)).transform.size
+        112
+    """
 
     sampler: ClipSampler = field(default_factory=ClipSampler)
     transform: TransformConfig = field(default_factory=TransformConfig)
@@ -43,7 +53,18 @@ class Input:
 
 @dataclass(frozen=True)
 class Views:
-    """What a network is evaluated on: a plan of views, and the colours' mean and standard deviation."""
+    """What a network is evaluated on: a plan of views, and the colours' mean and standard deviation.
+
+    Attributes:
+        plan: The views of each video: clips, crops and flips.
+        mean: Mean of each colour on the scale 0 to 1.
+        std: Standard deviation of each colour on the scale 0 to 1.
+
+    Example:
+        >>> from vidfuse.video import ViewPlan
+        >>> Views(ViewPlan(clips=2, crops="three")).plan.n_views
+        6
+    """
 
     plan: ViewPlan
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -40,7 +40,10 @@ def groups_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
     found = {name: compiled.search(name) for name in ids}
     lost = [name for name, match in found.items() if match is None or not match[min(1, compiled.groups)]]
     if lost:
-        raise InputError(f"expected {pattern!r} in every id, not found in {len(lost)}: {', '.join(lost[:5])}")
+        raise InputError(
+            f"expected {pattern!r} in every id, not found in {len(lost)}: {', '.join(lost[:5])}; write a pattern for "
+            "these ids, with what a video comes from in its first parenthesis"
+        )
     return {name: match[min(1, compiled.groups)] for name, match in found.items() if match}
 
 

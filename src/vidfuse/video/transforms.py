@@ -58,6 +58,13 @@ class TransformConfig:
         erase: probability that one rectangle of the clip is blanked (Zhong et al., 2020, Random Erasing).
         mean: mean of each colour on the scale 0 to 1.
         std: standard deviation of each colour on the scale 0 to 1.
+
+    Raises:
+        InputError: a size below 1, a probability outside 0 … 1, or a range that is none.
+
+    Example:
+        >>> TransformConfig(size=112, jitter=0.0).flip
+        0.5
     """
 
     size: int = 224
