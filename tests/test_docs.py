@@ -54,6 +54,13 @@ def commands(code):
     return code.replace("\\\n", " ").splitlines()
 
 
+def headings(page):
+    """The anchors of a page's headings, as a git host and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#{1,4} (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
 def with_blocks(language):
     return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language)]
 
@@ -148,9 +155,12 @@ def test_the_options_file_of_the_page_on_commands_is_read(name, tmp_path):
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[B-Z]*.md"))], ids=name_of)
 def test_the_links_of_a_page_lead_to_files_and_headings(page):
-    for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if target and "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not heading or heading in headings(found), f"{target}#{heading}"
 
 
 def test_the_first_screen_says_what_it_is_for_and_holds_both_commands():
@@ -215,21 +225,32 @@ def test_the_figures_on_averaging_are_those_of_the_benchmark():
     )
 
 
-@pytest.mark.parametrize("module", ["", "errors", "formats", "metrics", "networks", "report", "training", "video"])
+@pytest.mark.parametrize(
+    "module", ["", "errors", "formats", "metrics", "networks", "report", "serving", "training", "video"]
+)
 def test_every_public_name_is_described(module):
-    """What it takes, and an example; what it raises, where it takes anything."""
+    """What it takes, with the shapes of arrays; what it raises, where it refuses anything; and an example."""
     room = importlib.import_module(f"vidfuse.{module}".rstrip("."))
-    for name in room.__all__:
-        value = getattr(room, name)
-        if not inspect.isfunction(value):
-            assert not inspect.isclass(value) or value.__doc__, name
-            continue
-        text = inspect.getdoc(value)
-        assert ">>> " in text, f"{name} has no example"
-        parameters = inspect.signature(value).parameters
-        if len(parameters) > 1:
-            lacking = [p for p in parameters if not re.search(rf"^ {{4}}\*{{0,2}}{p}: ", text, re.MULTILINE)]
-            assert not lacking, f"{name} does not describe {lacking}"
+    public = {name: getattr(room, name) for name in room.__all__}
+    functions = {name: value for name, value in public.items() if inspect.isfunction(value)}
+    results = " ".join(str(inspect.signature(value).return_annotation) for value in functions.values())
+    lacking = []
+    for name, value in public.items():
+        if inspect.isclass(value) and not issubclass(value, Exception) and not re.search(rf"\b{name}\b", results):
+            lacking += [f"an example of {name}"] * (">>> " not in inspect.getdoc(value))
+    for name, value in functions.items():
+        text, signature = inspect.getdoc(value), inspect.signature(value)
+        lacking += [f"an example of {name}"] * (">>> " not in text)
+        lacking += [f"what {name} raises"] * ("raise " in inspect.getsource(value) and "Raises:" not in text)
+        described = [(f"{name}, returned", str(signature.return_annotation), text)]
+        for parameter in signature.parameters.values():
+            entry = re.search(rf"^ {{4}}\*{{0,2}}{parameter.name}: .*(\n {{8}}.*)*", text, re.MULTILINE)
+            lacking += [f"{name}, {parameter.name}"] * (entry is None)
+            described.append((f"{name}, {parameter.name}", str(parameter.annotation), entry[0] if entry else ""))
+        for what, kind, words in described:
+            if re.search("ArrayLike|NDArray", kind) and not re.search(r"\([^()]*\b[A-Z]\b", words):
+                lacking.append(f"the shape of {what}")
+    assert lacking == []
 
 
 def test_the_version_is_the_same_wherever_it_stands():

@@ -75,6 +75,7 @@ def test_a_heat_table_is_darker_for_more_and_its_numbers_stay_legible():
     values = np.array([[1.0, 0.5], [0.0, 1.0]])
     drawing = drawings.heat_table(values, ["a", "b"], ["c", "d"], title="Heat", texts=[["9", "5"], ["", "8"]])
     root = parse(drawing)
+    assert drawing.startswith('<div class="scroll"')  # of many columns, it is wider than a telephone
     cells = [cell for cell in root.iter("td") if cell.get("style")]
     assert [cell.get("style") for cell in cells] == ["--v:100%", "--v:50%", "--v:0%", "--v:100%"]
     assert [cell.get("class") for cell in cells] == ["on", None, None, "on"]
