@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, multinomial
 
 from vidfuse.errors import InputError
@@ -51,19 +52,62 @@ def test_more_losses_are_never_better_evidence_and_no_difference_is_what_binomia
     assert difference_p_value(0, 0, n, margin) >= binom.cdf(0, n, margin) - 1e-12  # no test could say less
 
 
-@pytest.mark.parametrize("level", [0.05, 0.3])
-def test_bets_are_won_no_more_often_than_stated_whatever_groups_have_in_common(level):
-    """All outcomes of twelve groups of 1 … 3 videos, whose losses are all alike or differ from group to group."""
-    sizes = np.array([1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3])
-    groups = np.repeat(np.arange(12), sizes)
-    for chance in (np.full(12, 0.6), np.where(sizes == 3, 0.7, 0.4)):
+def test_bets_are_won_no_more_often_than_stated_whatever_groups_have_in_common():
+    """All outcomes of ten groups of 1 … 9 videos: alike within a group, of a risk that grows or falls with size."""
+    sizes = np.array([1, 1, 2, 2, 2, 2, 3, 3, 3, 9])
+    groups = np.repeat(np.arange(10), sizes)
+    outcomes = np.array(list(product((False, True), repeat=10)))
+    won = []
+    for chance in (np.full(10, 0.6), np.where(sizes == 3, 0.9, 0.7), np.where(sizes < 3, 0.1, 0.9), sizes / 9):
         risk = sizes @ chance / sizes.sum()
-        rejected = 0.0
-        for lost in product((0, 1), repeat=12):
-            hit = np.array(lost, dtype=bool)
-            if betting_p_value(hit[groups], risk, groups) <= level:
-                rejected += np.where(hit, chance, 1 - chance).prod()
-        assert 0 < rejected <= level
+        p = np.array([betting_p_value(hit[groups], risk, groups) for hit in outcomes])
+        probability = np.where(outcomes, chance, 1 - chance).prod(axis=1)
+        for level in (0.05, 0.3):
+            won.append(probability[p <= level].sum())
+            assert won[-1] <= level
+    assert np.count_nonzero(won) >= 4
+
+
+def test_bets_keep_their_level_on_many_uneven_groups():
+    """Sizes like those of films; the risk lies in the large groups alone, and their videos share their fate."""
+    rng, rejected = np.random.default_rng(0), 0
+    for _ in range(300):
+        sizes = np.minimum(np.ceil(rng.pareto(1.5, 150) + 0.01), 40).astype(int)
+        chance = np.where(sizes >= 5, 0.3, 0.0)
+        groups = np.repeat(np.arange(150), sizes)
+        lost = (rng.random(150) < chance)[groups]
+        rejected += betting_p_value(lost, float(sizes @ chance / sizes.sum()), groups) <= 0.05
+    assert binom.sf(rejected - 1, 300, 0.05) > 0.01
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.floats(0.01, 0.5))
+@settings(max_examples=50)
+def test_nothing_lost_says_half_of_what_any_valid_test_could(sizes, risk):
+    """Groups that lose all or nothing, with a risk of exactly `risk`, lose nothing so often: no p-value is below."""
+    n = np.array(sizes, dtype=float)
+    level = brentq(lambda c: np.maximum(n - c, 0).sum() - risk * n.sum(), 0, n.max())
+    chance = np.minimum(1, level / n)
+    assert n @ (1 - chance) == pytest.approx(risk * n.sum())
+    p = betting_p_value(np.zeros(int(n.sum())), risk, np.repeat(np.arange(len(n)), sizes))
+    assert chance.prod() * (1 - 1e-9) <= p <= min(1.0, 2 * chance.prod())
+
+
+def test_large_groups_cost_less_than_bets_in_units_of_the_largest():
+    """One stake for all groups, as far as the largest allows: the plain bet of the paper on sums of groups."""
+
+    def plain(losses, risk, groups):
+        sizes, lost = np.bincount(groups), np.bincount(groups, losses)
+        stakes = 0.5 ** (0.5 * np.arange(16)) / (1 - risk)
+        money = np.prod(1 + stakes[:, None] * (risk * sizes - lost) / sizes.max(), axis=1)
+        return min(1.0, 1 / np.average(money, weights=1 / np.arange(1, 17)))
+
+    rng, found = np.random.default_rng(0), np.zeros(2)
+    for _ in range(100):
+        sizes = rng.choice([1, 1, 1, 2, 2, 4, 6, 12], 120)
+        groups = np.repeat(np.arange(120), sizes)
+        losses = (rng.random(len(groups)) < 0.01).astype(float)
+        found += [test(losses, 0.08, groups) <= 0.05 for test in (plain, betting_p_value)]
+    assert found[1] > 2 * found[0]
 
 
 @given(st.lists(st.floats(-5, 1), min_size=1, max_size=60), st.floats(0.01, 0.9), st.randoms())

@@ -24,7 +24,7 @@ from vidfuse.metrics.design import design_of
 __all__ = ["betting_p_value", "binomial_p_value", "clopper_pearson", "difference_p_value", "risk_p_value"]
 
 _NUISANCE: Final = 0.004  # what the bound of the share of unequal videos may cost: a part of the usual 5 %
-_STAKES: Final = 16  # stakes that are tried side by side, each √½ of the one before; they share 1 as 1, ½, ⅓ …
+_LEVELS: Final = 16  # tried side by side, each √2 times the one before; they share the money as 1/2, 1/6, 1/12 …
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -123,11 +123,21 @@ def difference_p_value(lost: int, won: int, n: int, margin: float) -> float:
 def betting_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None) -> float:
     """Return the p-value of "the risk is above this" for any losses of at most 1, and for videos in groups.
 
-    Whoever doubts that the risk is above a bets on it: a stake λ turns 1 into ``Π_g (1 + λ·(n_g·a - Σ_g loss)/n_max)``,
-    g the groups (videos, without groups). If the risk is above a, no stake that was fixed before multiplies the money
-    in the mean, whatever the losses of a group have to do with each other: a product of independent factors has the
-    mean ``Π (1 + λ·x_g) ≤ (1 + λ·mean x_g)^G ≤ 1``. So what 1 becomes that is spread over sixteen stakes
-    exceeds 1/p with a probability of at most p (Markov). The sizes of the groups are taken as given.
+    Whoever doubts that the risk is above a bets on it. A bet at the level C turns 1 into
+
+        Π_g (m_g - s_g) / (mean m - a·mean n),   m_g = max(C, n_g),
+
+    s_g the sum of the losses of group g, n_g its size (1 without groups). Whatever the losses of a group have to do
+    with each other: groups are independent, so that the mean of the product is Π (m_g - n_g μ_g), μ_g the group's own
+    risk. No factor is negative, so that this is at most the G-th power of their mean, mean m - mean nμ, which is at
+    most the denominator if the risk, Σ n_g μ_g / Σ n_g, is above a. So the money is at most 1 in the mean; what
+    sixteen levels make of it, which share it, exceeds 1/p with a probability of at most p (Markov). The sizes of the
+    groups are taken as given.
+
+    The least level is that at which Σ max(n_g - C, 0) = a Σ n_g. There no bet makes more of videos that lose nothing:
+    groups of which those above the level lose all with a chance of 1 - C/n_g have a risk of a, and lose nothing with a
+    chance of Π min(1, C/n_g), which is 1 over the money. Very uneven groups can hide their losses in the few large
+    ones, and no valid test shows much by them.
 
     Args:
         losses: One number of at most 1 for each video (N,); negative ones are gains.
@@ -139,12 +149,12 @@ def betting_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = N
 
     Source:
         Waudby-Smith and Ramdas (2024), Estimating means of bounded random variables by betting, JRSS B 86, sections 4
-        and 5; the stakes are constant here, so that the order of the videos does not matter.
+        and 5; the bets are constant here, so that the order of the videos does not matter.
 
     Example:
         >>> losses = np.repeat([0.0, 1.0], [990, 10])
         >>> round(betting_p_value(losses, 0.03), 4), betting_p_value(losses, 0.01)
-        (0.0006, 1.0)
+        (0.001, 1.0)
     """
     values = as_values(losses, "losses")
     if values.max() > 1:
@@ -152,15 +162,27 @@ def betting_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = N
     if not 0 <= risk < 1:
         raise InputError(f"risk: expected a number of at least 0 and below 1, got {risk!r}")
     group = design_of(len(values), groups=groups).group
-    sizes = np.bincount(group)
-    gains = (risk * sizes - np.bincount(group, values)) / sizes.max()
-    stakes = 0.5 ** (0.5 * np.arange(_STAKES)) / (1 - risk)
+    sizes, lost = np.bincount(group), np.bincount(group, values)
+    most = np.maximum(_least_level(sizes, risk) * 2 ** (0.5 * np.arange(_LEVELS))[:, None], sizes)
     with np.errstate(divide="ignore"):  # everything may be lost
-        money = np.log(np.maximum(1 + stakes[:, None] * gains, 0.0)).sum(axis=1)
-    most = float(money.max())
-    if most <= 0:
+        each = np.log(np.maximum(most - lost, 0.0)).sum(axis=1)
+    money = each - len(sizes) * np.log(most.mean(axis=1) - risk * sizes.mean())
+    best = float(money.max())
+    if best <= 0:
         return 1.0
-    return min(1.0, float(np.exp(-most) / np.average(np.exp(money - most), weights=1 / np.arange(1, _STAKES + 1))))
+    place = np.arange(1, _LEVELS + 1)
+    return min(1.0, float(np.exp(-best) / np.average(np.exp(money - best), weights=1 / (place * (place + 1)))))
+
+
+def _least_level(sizes: NDArray[np.int64], risk: float) -> float:
+    """Return the level above which lies a share `risk` of all videos, groups taken as columns.
+
+    Example:
+        >>> _least_level(np.array([1, 1, 6]), 0.25)  # 2 of 8 videos lie above 4
+        4.0
+    """
+    falling = np.sort(sizes)[::-1]
+    return float(((np.cumsum(falling) - risk * falling.sum()) / np.arange(1, len(falling) + 1)).max())
 
 
 def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None, *, lowest: int = 0) -> float:
