@@ -316,7 +316,14 @@ def test_a_cascade_is_fitted_with_costs_and_a_stated_risk_and_its_front_is_print
     assert rule.thresholds_[0] < np.inf
     assert "Used: the point of cost" in run("evaluate", "ensemble.json", *given).output
     assert len(json.loads(run("evaluate", "ensemble.json", *given, "--json").stdout)["front"]["cost"]) > 10
+    said = ["--at-most", 0.05, "--confidence", 0.9, "--keep", 0, "--by", "margin", "--order", "x3d", "--order", "swin"]
+    run("fit", *given, "--rule", "cascade", *said, "--no-check")
+    rule = vf.load_recipe("ensemble.json").rule
+    assert (rule.at_most, rule.confidence, rule.keep, rule.by, rule.order_) == (0.05, 0.9, 0, "margin", ("x3d", "swin"))
     assert "--at-most" in run("fit", *given, "--rule", "cascade", "--at-most", 0.001, "--no-check").stderr
+    assert "each once" in run("fit", *given, "--rule", "cascade", "--order", "swin", status=2).output
+    for switch, value in (("--confidence", 0.9), ("--keep", 0.5), ("--by", "margin"), ("--order", "swin")):
+        assert f"{switch} belongs to --rule cascade" in run("fit", *given, switch, value, status=2).output
     assert "belongs to --rule cascade" in run("fit", *given, "--at-most", 0.1, status=2).output
     assert "MEMBER=NUMBER" in run("fit", *given, "--rule", "cascade", "--costs", "swin=dear", status=2).output
     assert "missing: 'x3d'" in run("fit", *given, "--rule", "cascade", "--costs", "swin=1", status=2).output

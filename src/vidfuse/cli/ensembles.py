@@ -41,8 +41,34 @@ _at_most = click.option(
     "--at-most",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
-    help="How much of that --rule cascade may lose, with 95 % confidence: 0.01 (default) is one point of accuracy, or "
-    "one label in a hundred.",
+    help="How much of that --rule cascade may lose: 0.01 (default) is one point of accuracy, or one video's label in a "
+    "hundred.",
+)
+_confidence = click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="With which --rule cascade keeps that.  [default: 0.95]",
+)
+_keep = click.option(
+    "--keep",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Of what keeps that, --rule cascade takes the cheapest that is expected to keep this share of what all "
+    "members gain over the best one; 0: the cheapest.  [default: 0.95]",
+)
+_by = click.option(
+    "--by",
+    type=click.Choice(["margin", "probability"]),
+    help="What says how sure a stage of --rule cascade is: the margin of its label's probability to the second's "
+    "(default), or that probability.",
+)
+_order = click.option(
+    "--order",
+    multiple=True,
+    metavar="MEMBER",
+    help="The order in which --rule cascade asks the members; once for each, first asked first.  [default: from cheap "
+    "to dear, of equal ones the more accurate first]",
 )
 _SECONDS = 20_000_000  # scores that a rule is cross-fitted on unasked
 _OBJECTIVES = ("accuracy", "mean-class-accuracy", "macro-f1", "nll")
@@ -90,6 +116,10 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
 @_costs
 @_risk
 @_at_most
+@_confidence
+@_keep
+@_by
+@_order
 @options.views
 @options.groups
 @options.out("ensemble.json", "The recipe to write; its model card is written beside it, as NAME.card.md.")
@@ -117,6 +147,10 @@ def fit(
     costs: tuple[str, ...],
     risk: str | None,
     at_most: float | None,
+    confidence: float | None,
+    keep: float | None,
+    by: str | None,
+    order: tuple[str, ...],
     views: tuple[str, ...],
     groups: str | None,
     out: Path,
@@ -134,7 +168,8 @@ def fit(
     reduction = options.named_values(views, "MEMBER=REDUCTION")
     stack = options.grouped(reading.open(source, reduction), groups)
     unfitted = _unfitted(rule, weights, reading.missing, objective)
-    stated = {"costs": _numbers(costs, "--costs"), "risk": risk, "at_most": at_most}
+    stated: dict[str, Any] = {"costs": _numbers(costs, "--costs"), "risk": risk, "at_most": at_most}
+    stated |= {"confidence": confidence, "keep": keep, "by": by, "order": order or None}
     stated = {name: value for name, value in stated.items() if value is not None}
     if rule == "cascade":
         unfitted.set_params(**stated)
