@@ -100,6 +100,23 @@ def test_groups_count_instead_of_videos_and_stand_whole_in_one_half():
         vf.Cascade(PLAIN, costs=COSTS, at_most=0.01).fit(stack, groups=groups)
 
 
+def test_the_order_of_the_rows_says_nothing_with_ids_or_without():
+    stack = drawn(800, 3)
+    order = np.random.default_rng(0).permutation(800)
+    scores = {name: stack.scores(name) for name in stack.members}
+    named = LogitStack.from_arrays(scores, labels=stack.labels, ids=[f"v{i}" for i in range(800)])
+    for one in (stack, named):
+        a, b = (vf.Cascade(PLAIN, costs=COSTS, at_most=0.05).fit(part) for part in (one, one[order]))
+        assert a.n_certified_ == b.n_certified_ > 1
+        np.testing.assert_allclose(a.thresholds_, b.thresholds_, rtol=1e-6)
+        np.testing.assert_allclose(a.predict_log_proba(stack), b.predict_log_proba(stack), atol=1e-9)
+    classes = np.random.default_rng(1).permutation(4)  # neither do the numbers of the classes
+    renamed = {name: own[:, np.argsort(classes)] for name, own in scores.items()}
+    other = LogitStack.from_arrays(renamed, labels=classes[stack.labels])
+    found = [vf.Cascade(PLAIN, costs=COSTS, at_most=0.05).fit(one).thresholds_ for one in (stack, other)]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
 def test_a_risk_that_every_step_exceeds_is_said():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 2000)

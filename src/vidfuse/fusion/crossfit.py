@@ -19,7 +19,16 @@ from vidfuse._checks import as_array
 from vidfuse.errors import InputError
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Splits", "even_folds", "fit_copies", "out_of_fold", "predict_by_copies", "split_folds", "split_halves"]
+__all__ = [
+    "Splits",
+    "content_keys",
+    "even_folds",
+    "fit_copies",
+    "out_of_fold",
+    "predict_by_copies",
+    "split_folds",
+    "split_halves",
+]
 
 Splits = Sequence[tuple[Any, Any]]
 """(fit rows, score rows) of each fold; together the score rows cover every scored video once."""
@@ -91,6 +100,27 @@ def split_halves(
     drawn = np.random.default_rng(seed).permutation(size)
     first = np.isin(unit, drawn[: (size + 1) // 2])
     return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+def content_keys(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what tells videos without ids apart (N,): a number that follows from their scores and labels alone.
+
+    It is a video's rank by what its members say of its class together, then by what they say of all classes. So neither
+    the order of the rows counts, nor that of the classes, nor a constant in a member's logits. Videos that are equal in
+    both are ranked as they stand.
+
+    Example:
+        >>> scores = np.array([[[0.0, 2.0]], [[1.0, 0.0]], [[0.0, 3.0]]])
+        >>> content_keys(LogitStack.from_arrays(scores), np.array([1, 0, 1])).tolist()
+        [1, 0, 2]
+    """
+    said = np.empty((2, len(stack)))
+    for rows, block in stack.iter_blocks():
+        said[1, rows] = block[np.arange(len(block)), :, labels[rows]].sum(axis=1, dtype=np.float64)
+        said[0, rows] = block.sum(axis=(1, 2), dtype=np.float64)
+    keys = np.empty(len(stack), dtype=np.int64)
+    keys[np.lexsort(said)] = np.arange(len(stack))
+    return keys
 
 
 def _names(values: ArrayLike, n: int, what: str) -> NDArray[Any]:
