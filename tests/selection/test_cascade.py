@@ -117,6 +117,49 @@ def test_the_order_of_the_rows_says_nothing_with_ids_or_without():
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
+def with_views(n, seed, views=6, classes=4):
+    """Two members whose views differ by chance."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    ease = 1 / np.sqrt(0.2 + rng.gamma(1.0, 1.0, n))
+    members = {
+        name: skill * ease[:, None, None] * np.eye(classes)[y][:, None] + rng.normal(size=(n, views, classes))
+        for name, skill in (("a", 1.5), ("b", 2.5))
+    }
+    return LogitStack.from_arrays(members, labels=y)
+
+
+@pytest.mark.parametrize("views", ["mean-log", "vote"])
+def test_views_are_asked_one_by_one_and_counted_in_passes(views):
+    stack, new = with_views(1500, 0), with_views(1000, 1)
+    cascade = vf.Cascade(PLAIN, at_most=0.03, order=["a", "b"], views=views).fit(stack)
+    assert cascade.views_.tolist() == [1, 1, 2, 4, 6]
+    assert cascade.costs_.tolist() == [1, 2, 4, 8, 12]
+    front, stage = cascade.front(new), cascade.stage_of(new)
+    assert front.cost[front.chosen] == cascade.costs_[stage].mean() < 9
+    assert front.accuracy[0] - front.accuracy[front.chosen] < 0.03
+    log_p = cascade.predict_log_proba(new)
+    for number, rule in enumerate(cascade.stages_):  # by hand
+        names, seen = (["a"], ["a", "b"])[number > 0], int(cascade.views_[number])
+        some = {name: new.scores(name)[stage == number, :seen] for name in names}
+        if (stage == number).any():
+            own = rule.predict_log_proba(vf.reduce_views(LogitStack.from_arrays(some), views))
+            np.testing.assert_allclose(log_p[stage == number], own, atol=1e-9)
+    assert "1 view of a" in cascade.choices()[0] and "6 views of 2 members" in cascade.choices()[0]
+    with pytest.raises(InputError, match=r"6 views, as in the fit; got shape \(1000, 2, 4\)"):
+        cascade.predict(vf.reduce_views(new))
+    with pytest.raises(InputError, match=r"takes \(N, M, K\)"):
+        vf.Cascade(PLAIN, at_most=0.03).fit(vf.reduce_views(stack)).predict(new)
+
+
+def test_a_cascade_over_views_is_saved_and_loaded(tmp_path):
+    stack = with_views(800, 0)
+    recipe = vf.Recipe.from_fitted(vf.Cascade(PLAIN, at_most=0.05).fit(stack), stack)
+    loaded = vf.load_recipe(recipe.save(tmp_path / "cascade.json"))
+    np.testing.assert_array_equal(loaded.predict_log_proba(stack), recipe.predict_log_proba(stack))
+    assert loaded.rule.views_.tolist() == [1, 1, 2, 4, 6]
+
+
 def test_a_risk_that_every_step_exceeds_is_said():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 2000)
@@ -167,6 +210,7 @@ def test_a_front_is_a_table_with_the_point_in_use():
         ({"order": "abc"}, "order"),
         ({"costs": {"a": 1.0}}, "costs"),
         ({"rule": "mean"}, "rule"),
+        ({"views": "median"}, "views"),
     ],
 )
 def test_what_makes_no_sense_is_refused(parameters, message):

@@ -105,6 +105,22 @@ def test_an_export_answers_what_the_recipe_answers(written):
     np.testing.assert_allclose(exported(views)["log_likelihoods"][2:3], recipe.predict_log_proba(others), atol=1e-5)
 
 
+def test_a_cascade_over_views_is_one_graph_of_all_its_views(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 6, 800)
+    scores = {name: rng.normal(size=(800, 4, 6)) + 3 * np.eye(6)[y][:, None] for name in "ab"}
+    stack = vf.LogitStack.from_arrays({name: z.astype(np.float32) for name, z in scores.items()}, labels=y)
+    rule = vf.Cascade(vf.LogLinearPool("uniform"), at_most=0.1, keep=0).fit(stack)
+    recipe = vf.Recipe.from_fitted(rule, stack)
+    done = exports.export(recipe, tmp_path / "cascade.pt2")
+    assert done.facts["inputs"] == {name: ["videos", 4, 6] for name in recipe.needed_members()}
+    new = {name: stack.scores(name)[:9].copy() for name in recipe.needed_members()}
+    answer = load_export(done.path)(new)
+    np.testing.assert_allclose(answer["log_likelihoods"], recipe.predict_log_proba(new), atol=1e-5)
+    with pytest.raises(InputError, match="4 views of each member"):
+        Fusion(recipe)({name: torch.from_numpy(z[:, 0].copy()) for name, z in new.items()})
+
+
 def test_an_export_says_what_it_is(written):
     recipe, done = written
     facts = load_export(done.path).facts

@@ -65,8 +65,29 @@ def test_a_cascade_asks_for_less_and_says_the_same(models, views, reduction):
     served = LazyEnsemble(recipe, models)(new)
     np.testing.assert_allclose(served.log_proba, expected, atol=1e-5)
     np.testing.assert_array_equal(served.labels, expected.argmax(axis=1))
-    assert served.passes == {name: models[name].seen for name in NAMES}
-    assert served.passes["x3d"] == 300 * (views or 1) > served.passes["swin"] > 0
+    last = [name for name in rule.order_ if name in rule.needed_members()][-1]
+    assert served.passes == {name: models[name].seen for name in rule.needed_members()}
+    assert served.passes["x3d"] == 300 * (views or 1) > served.passes[last] > 0
+
+
+def test_a_cascade_over_views_asks_for_those_that_a_video_needs(models):
+    clips, labels = clips_of(1000, 0, 5)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)
+    rule = vf.Cascade(costs={"x3d": 5, "tin": 20, "swin": 88}, at_most=0.1, keep=0).fit(stack)
+    recipe = vf.Recipe.from_fitted(rule, stack)
+    new, _ = clips_of(300, 1, 5)
+    scores = scores_of(models, new)
+    expected = recipe.predict_log_proba(scores)
+    served = LazyEnsemble(recipe, models)(new)
+    np.testing.assert_allclose(served.log_proba, expected, atol=1e-5)
+    assert served.passes == {name: models[name].seen for name in rule.needed_members()}
+    stage = rule.stage_of(vf.LogitStack.from_arrays(scores))
+    assert served.passes["x3d"] == rule.views_[stage].sum() < 300 * 4
+    with torch.no_grad():
+        np.testing.assert_allclose(vf.Ensemble(recipe, models)(new), expected, atol=1e-5)
+    for other in (new[:, :3], new[:, 0]):
+        with pytest.raises(InputError, match=r"expected clips of shape \(N, 5"):
+            LazyEnsemble(recipe, models)(other)
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,11 @@ class Calibrated(Rule):
         check_is_fitted(self, "rule_")
         return self.rule_.needed_members()
 
+    def needed_views(self) -> int | None:
+        """Return how many views the inner rule needs."""
+        check_is_fitted(self, "rule_")
+        return self.rule_.needed_views()
+
     def choices(self) -> tuple[str, ...]:
         """Return what the inner rule chose."""
         return self.rule_.choices() if hasattr(self, "rule_") else ()

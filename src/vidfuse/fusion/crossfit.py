@@ -116,8 +116,9 @@ def content_keys(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.int
     """
     said = np.empty((2, len(stack)))
     for rows, block in stack.iter_blocks():
-        said[1, rows] = block[np.arange(len(block)), :, labels[rows]].sum(axis=1, dtype=np.float64)
-        said[0, rows] = block.sum(axis=(1, 2), dtype=np.float64)
+        flat = block.reshape(len(block), -1, stack.n_classes)  # members, and views
+        said[1, rows] = flat[np.arange(len(flat)), :, labels[rows]].sum(axis=1, dtype=np.float64)
+        said[0, rows] = flat.sum(axis=(1, 2), dtype=np.float64)
     keys = np.empty(len(stack), dtype=np.int64)
     keys[np.lexsort(said)] = np.arange(len(stack))
     return keys

@@ -175,6 +175,8 @@ def _check_prediction(rule: Any, n_classes: int, where: str) -> None:
     scores: NDArray[np.float64] = np.zeros((2, n_classes))
     scores[1, -1] = 2.0
     try:
+        if (views := rule.needed_views()) is not None:
+            scores = np.repeat(scores[:, None], views, axis=1)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             stack = LogitStack.from_arrays(dict.fromkeys(rule.needed_members(), scores))
@@ -182,5 +184,5 @@ def _check_prediction(rule: Any, n_classes: int, where: str) -> None:
             repr(rule)  # it tells what was chosen
     except Exception as error:  # whatever an attribute that was changed brings about
         raise InputError(f"{where}: it cannot predict, or say what was chosen: {error}") from error
-    if found.shape != scores.shape or not np.allclose(log_sum_exp(found), 0.0, atol=1e-6):
+    if found.shape != (2, n_classes) or not np.allclose(log_sum_exp(found), 0.0, atol=1e-6):
         raise InputError(f"{where}: it predicts no probabilities: two videos get {np.exp(found).tolist()}")

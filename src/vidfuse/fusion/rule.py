@@ -93,8 +93,8 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
 
     Both methods see the members in one order, that of `members_`: sorted by name, so that nothing depends on the order
     in which somebody listed them. A rule that can do with videos that lack members has a parameter `missing`. It may
-    also override `needed_members`, `weighted_sum`, `weighted_vote` and `choices`. `X` is a `LogitStack`, or an array
-    (N, M, K) of logits or log-likelihoods; `y` may be left out where the stack has labels.
+    also override `needed_members`, `needed_views`, `weighted_sum`, `weighted_vote` and `choices`. `X` is a
+    `LogitStack`, or an array (N, M, K) of logits or log-likelihoods; `y` may be left out where the stack has labels.
 
     Attributes:
         members_: the members' names, sorted; attributes with a number for each member follow this order.
@@ -140,6 +140,10 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         """Return those of `members_` that a prediction needs: all, unless the fitted rule gave some no say."""
         check_is_fitted(self, "members_")
         return self.members_
+
+    def needed_views(self) -> int | None:
+        """Return how many views a prediction needs; None where it needs none, or takes any number."""
+        return None
 
     def weighted_sum(self) -> WeightedSum | None:
         """Return the fitted rule as a weighted sum over members; None where it is none."""

@@ -19,7 +19,7 @@ from vidfuse.stack.reduce import ReducedSource
 from vidfuse.stack.source import ArraySource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
-__all__ = ["members_first", "one_view", "reduce_views", "reduced_as_read"]
+__all__ = ["first_views", "members_first", "one_view", "reduce_views", "reduced_as_read"]
 
 
 def reduce_views(
@@ -144,21 +144,35 @@ def one_view(stack: LogitStack, view: int) -> LogitStack:
         >>> one_view(LogitStack.from_arrays(np.zeros((5, 2, 10, 3))), 9).shape
         (5, 2, 3)
     """
-    members = [replace(member, source=_View(member.source, view)) for member in stack.sources()]
-    return LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present)
+    return _of_views(stack, view)
+
+
+def first_views(stack: LogitStack, n: int) -> LogitStack:
+    """Return the first n views of every member as a stack (N, M, n, K), without labels.
+
+    Example:
+        >>> first_views(LogitStack.from_arrays(np.zeros((5, 2, 10, 3))), 4).shape
+        (5, 2, 4, 3)
+    """
+    return _of_views(stack, slice(0, n))
+
+
+def _of_views(stack: LogitStack, views: int | slice) -> LogitStack:
+    members = [replace(member, source=_View(member.source, views)) for member in stack.sources()]
+    return LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present, groups=stack.groups)
 
 
 @dataclass(frozen=True)
 class _View:
-    """One view of a member's scores: a `Source` of a stack."""
+    """One view, or some, of a member's scores: a `Source` of a stack."""
 
     source: Source
-    view: int
+    view: int | slice
 
     @property
     def shape(self) -> tuple[int, ...]:
-        n, _, classes = self.source.shape
-        return n, classes
+        n, views, classes = self.source.shape
+        return (n, classes) if isinstance(self.view, int) else (n, len(range(views)[self.view]), classes)
 
     @property
     def dtype(self) -> np.dtype[Any]:

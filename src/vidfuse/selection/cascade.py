@@ -3,6 +3,8 @@
 videos    900              stage 1: x3d              sure enough: answered    630
 270 are left     stage 2: + slowfast       sure enough: answered    150
 120 are left     stage 3: + swin           all members: answered    120
+
+On a stack with views the first stages ask a single view of each member, and later ones double the views.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from vidfuse.fusion.crossfit import content_keys, split_halves
 from vidfuse.fusion.floors import is_number
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
+from vidfuse.fusion.views import first_views, reduce_views
 from vidfuse.fusion.weights import member_hits
+from vidfuse.likelihood import VIEW_RULES
 from vidfuse.metrics.bounds import risk_p_value
 from vidfuse.metrics.objectives import labels_of
 from vidfuse.selection.masks import member_costs
@@ -36,6 +40,9 @@ from vidfuse.stack.stack import LogitStack
 __all__ = ["Cascade", "CascadeFront"]
 
 _LEAST: Final = -100.0  # a log-likelihood: a class that a member ruled out was the true one, and T has to bear it
+_DOUBT: Final = (
+    0.02  # of a video, added to what a step loses: of steps that lose nothing, the one that saves most is first
+)
 _STEPS: Final = 50  # a step of the path lets a stage answer this part of the videos more
 
 
@@ -93,21 +100,23 @@ class CascadeFront(Tabular):
 class Cascade(Rule):
     """Ask members from cheap to dear, and stop where the fused prediction is sure enough: with a stated risk.
 
-    Stage s is a rule on the first s members. A video whose score at a stage is at least the stage's threshold is
-    answered there; the last stage, all members, answers the rest. The fit deals its videos, or whole groups of them, to
-    two halves. On the first the stages are fitted, and a path of thresholds is laid out, from "no stage answers but the
-    last" to the cheapest: each step lowers the threshold that loses least for what it saves. On the second half its
-    steps are tested in turn until one fails: is the risk at most `at_most`? All steps before it hold together with the
-    stated confidence (fixed-sequence testing), so any of them may be used. Where none does, all members run on every
-    video, and a warning says why: too few videos, or a loss that is too large from the start.
+    Stage s is a rule on the first s members. On a stack with views (N, M, V, K) each of these is asked for one view;
+    the stages after that ask all members for 2, 4, 8 … and at last all V views, and join those that came by `views`. A
+    video whose score at a stage is at least the stage's threshold is answered there; the last stage, all members and
+    views, answers the rest. The fit deals its videos, or whole groups of them, to two halves. On the first the stages
+    are fitted, and a path of thresholds is laid out, from "no stage answers but the last" to the cheapest: each step
+    lowers the threshold that loses least for what it saves. On the second half its steps are tested in turn until one
+    fails: is the risk at most `at_most`? All steps before it hold together with the stated confidence (fixed-sequence
+    testing), so any of them may be used. Where none does, all members run on every video, and a warning says why: too
+    few videos, or a loss that is too large from the start.
 
     The risk is that of new videos drawn like these, against all members fused by the same rule fitted on the same half.
     It holds for any distribution and any members. Sample weights count in the fit of stages, not in the test.
 
     Args:
         rule: The rule that fuses every stage; `LogLinearPool()` where None.
-        costs: {member: cost}, or numbers in the members' order: GMACs, or milliseconds as `vidfuse.serving.measure`
-            finds them. 1 each by default.
+        costs: {member: cost of a pass}, or numbers in the members' order: GMACs, or milliseconds as
+            `vidfuse.serving.measure` finds them. 1 each by default: passes are counted.
         order: The members, first asked first; by default from cheap to dear, of equal ones the more accurate first.
         risk: What is kept: "accuracy" (at most so far below that of all members) or "label" (differs from theirs in at
             most this share of the videos).
@@ -118,10 +127,12 @@ class Cascade(Rule):
             temperature: counts of hits would be noise where fusion gains a few videos. 0: the cheapest that passed.
         by: What says how sure a stage is: the "margin" of its label's probability to the second's, or that
             "probability".
+        views: How a member's views are joined where the stack has some, as in `vidfuse.reduce_views`.
 
     Attributes:
         order_: The members, first asked first.
-        costs_: The cost of every stage: of its members together (S,).
+        costs_: The cost of every stage: of its members' passes together (S,).
+        views_: The number of views that each stage has of each of its members (S,); None without views.
         stages_: The fitted rules; the last one fuses all members.
         thresholds_: From which score on a stage answers (S - 1,); infinite where it never does.
         shares_: The share of the second half's videos that each stage answers (S,).
@@ -146,8 +157,10 @@ class Cascade(Rule):
         (('small', 'large'), True)
     """
 
+    takes_views = True
     order_: tuple[str, ...]
     costs_: NDArray[np.float64]
+    views_: NDArray[np.int64] | None = None
     stages_: list[Rule]
     thresholds_: NDArray[np.float64]
     p_value_: float
@@ -168,6 +181,7 @@ class Cascade(Rule):
         confidence: float = 0.95,
         keep: float = 0.95,
         by: Literal["margin", "probability"] = "margin",
+        views: str = "mean-log",
     ) -> None:
         self.rule = rule
         self.costs = costs
@@ -177,6 +191,7 @@ class Cascade(Rule):
         self.confidence = confidence
         self.keep = keep
         self.by = by
+        self.views = views
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         self._check()
@@ -188,16 +203,20 @@ class Cascade(Rule):
         keys = content_keys(stack, labels) if stack.ids is None else stack.ids
         fitted, tested = split_halves(len(stack), stack.groups, keys)
         half = stack[fitted], labels[fitted], None if weight is None else weight[fitted]
-        self.order_ = _ordered(self.order, costs, half[0], half[1])
+        self.order_ = _ordered(self.order, costs, self._reduced(half[0]), half[1])
+        self.views_ = None if stack.n_views is None else _doubled(len(self.order_), stack.n_views)
         self.costs_ = np.cumsum([costs[name] for name in self.order_])
-        self.stages_ = [self._stage(m, *half) for m in range(1, len(self.order_) + 1)]
+        if self.views_ is not None:
+            last = np.minimum(np.arange(len(self.views_)), len(self.order_) - 1)
+            self.costs_ = self.costs_[last] * self.views_
+        self.stages_ = [self._stage(stage, *half) for stage in range(len(self.costs_))]
         self.path_ = _path(self._answers(half[0]), self.costs_, self.risk)
         self.n_certified_, self.chosen_, self.p_value_, self.n_tested_ = 1, 0, 1.0, 0
-        self.shares_ = np.eye(len(self.order_))[-1]
+        self.shares_ = np.eye(len(self.costs_))[-1]
         nothing_lost = self._certify(stack[tested], labels[tested]) if len(tested) else 1.0
         self.thresholds_ = self.path_[self.chosen_]
-        if self.n_certified_ == 1 and len(self.order_) > 1:
-            self.stages_[-1] = self._stage(len(self.order_), stack, labels, weight)  # nothing rests on the halves
+        if self.n_certified_ == 1 and len(self.stages_) > 1:
+            self.stages_[-1] = self._stage(len(self.costs_) - 1, stack, labels, weight)  # nothing rests on the halves
             warnings.warn(f"all members run on every video: {self._why(nothing_lost)}", VidfuseWarning, stacklevel=3)
 
     def _check(self) -> None:
@@ -209,14 +228,24 @@ class Cascade(Rule):
             value = getattr(self, name)
             if not is_number(value) or not 0 < value < 1:
                 raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r}")
+        if self.views not in VIEW_RULES:
+            raise InputError(f"views: expected {', '.join(VIEW_RULES)}, got {self.views!r}")
         if not is_number(self.keep) or not 0 <= self.keep <= 1:
             raise InputError(f"keep: expected a number within 0 … 1, got {self.keep!r}")
 
-    def _stage(self, m: int, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> Rule:
-        """Return the rule of the first m members, fitted."""
+    def _stage(self, stage: int, stack: LogitStack, labels: Any, weight: NDArray[np.float64] | None) -> Rule:
+        """Return the rule of a stage, fitted."""
         rule = LogLinearPool() if self.rule is None else check_rule(self.rule)
-        chosen = [name for name in stack.members if name in self.order_[:m]]
-        return restricted(rule, stack.members, chosen).fit(stack.select(chosen), labels, weight)
+        seen = self._seen(stage, stack)
+        return restricted(rule, stack.members, seen.members).fit(seen, labels, weight)
+
+    def _seen(self, stage: int, stack: LogitStack) -> LogitStack:
+        """Return what a stage sees of a stack (N, M, [V,] K): its members, each by the views that it has so far."""
+        own = stack.select([name for name in stack.members if name in self.order_[: stage + 1]])
+        return own if self.views_ is None else self._reduced(first_views(own, int(self.views_[stage])))
+
+    def _reduced(self, stack: LogitStack) -> LogitStack:
+        return stack if stack.n_views is None else reduce_views(stack, self.views)
 
     def _certify(self, stack: LogitStack, labels: NDArray[np.int64]) -> float:
         """Test the path's steps in turn, on videos that nothing was fitted on, until one fails; choose one that passed.
@@ -228,8 +257,9 @@ class Cascade(Rule):
         log_p = np.maximum(answers.log_p, _LEAST)
         log_p = TemperatureScaling().fit(log_p, labels).transform(log_p)
         expected = _expected(log_p, answers.labels)
-        best = int(member_hits(stack, labels).sum(axis=0).argmax())
-        gain = float(_expected(log_p, stack.select([stack.members[best]]).log_likelihoods().argmax(axis=2).T).mean())
+        whole = self._reduced(stack)
+        best = whole.members[int(member_hits(whole, labels).sum(axis=0).argmax())]
+        gain = float(_expected(log_p, whole.select([best]).log_likelihoods().argmax(axis=2).T).mean())
         self.n_tested_ = len(stack) if stack.groups is None else len(np.unique(stack.groups))
         for point, thresholds in enumerate(self.path_[1:], 1):
             stage = answers.stage(thresholds)
@@ -240,7 +270,7 @@ class Cascade(Rule):
             if self.keep == 0 or gain == 0 or expected[stage, videos].mean() <= (1 - self.keep) * gain:
                 self.chosen_, self.p_value_ = point, p
         stage = answers.stage(self.path_[self.chosen_])
-        self.shares_ = np.bincount(stage, minlength=len(self.order_)) / len(stage)
+        self.shares_ = np.bincount(stage, minlength=len(self.costs_)) / len(stage)
         return self._p_value(losses[-1], stack)
 
     def _p_value(self, losses: NDArray[np.float64], stack: LogitStack) -> float:
@@ -268,8 +298,8 @@ class Cascade(Rule):
     def _answers(self, stack: LogitStack) -> _Answers:
         """Return what every stage says of every video."""
         labels, sure = [], []
-        for m, rule in enumerate(self.stages_, 1):
-            log_p = rule.predict_log_proba(stack.select([name for name in stack.members if name in self.order_[:m]]))
+        for stage, rule in enumerate(self.stages_):
+            log_p = rule.predict_log_proba(self._seen(stage, stack))
             labels.append(log_p.argmax(axis=1))
             sure.append(_sureness(log_p, self.by))
         return _Answers(np.array(labels), np.array(sure[:-1]).reshape(-1, len(stack)), log_p)
@@ -290,6 +320,10 @@ class Cascade(Rule):
         needed = {name for stage in self.stages_in_use() for name in self.stages_[stage].needed_members()}
         return tuple(name for name in self.members_ if name in needed)
 
+    def needed_views(self) -> int | None:
+        """Return how many views the stack of a prediction has: those of the fit's, asked or not; None without views."""
+        return None if self.views_ is None else int(self.views_[-1])
+
     def choices(self) -> tuple[str, ...]:
         """Return the order, which share of the videos each stage answers, what that costs, and what was shown."""
         if not hasattr(self, "stages_"):
@@ -301,7 +335,7 @@ class Cascade(Rule):
             )
             return said, *self.stages_[-1].choices()
         answered = [
-            f"{self.shares_[stage]:.1%} by {self.order_[0] if stage == 0 else f'{stage + 1} members'}"
+            f"{self.shares_[stage]:.1%} by {self._called(stage)}"
             + (f" from a {self.by} of {self.thresholds_[stage]:.4g}" if stage < len(self.thresholds_) else "")
             for stage in self.stages_in_use()
         ]
@@ -311,6 +345,14 @@ class Cascade(Rule):
             f"{stated}: shown with a confidence of {self.confidence:.4g} on {self.n_tested_:,} videos or groups that "
             f"nothing was fitted on (p = {self.p_value_:.2g})",
         )
+
+    def _called(self, stage: int) -> str:
+        """Say who a stage is."""
+        members = self.order_[0] if stage == 0 else f"{min(stage + 1, len(self.order_))} members"
+        if self.views_ is None:
+            return members
+        views = int(self.views_[stage])
+        return f"{views} view{'' if views == 1 else 's'} of {members}"
 
     def front(self, X: Any, y: ArrayLike | None = None) -> CascadeFront:
         """Return cost and accuracy of every step of the path on other labelled videos, and which were certified.
@@ -343,20 +385,31 @@ class Cascade(Rule):
         return self._run(self._named(X))[1]
 
     def _named(self, X: Any) -> LogitStack:
-        return X if isinstance(X, LogitStack) else LogitStack.from_arrays(X, members=self.feature_names_in_)
+        named = X if isinstance(X, LogitStack) else LogitStack.from_arrays(X, members=self.feature_names_in_)
+        return self._of_its_views(named)
 
     def answer(self, stage: int, stack: LogitStack) -> NDArray[np.float64]:
-        """Return the log-likelihoods (N, K) of one stage, for videos that may be the hard ones of many."""
-        members = [name for name in stack.members if name in self.order_[: stage + 1]]
+        """Return the log-likelihoods (N, K) of one stage, for videos that may be the hard ones of many.
+
+        The stack has the stage's members at least, and its views.
+        """
         with without_agreement_warnings():
-            return self.stages_[stage].predict_log_proba(stack.select(members))
+            return self.stages_[stage].predict_log_proba(self._seen(stage, stack))
 
     def is_sure(self, stage: int, log_p: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return whether a stage is sure enough to answer (N,); the last one always is."""
         return _sureness(log_p, self.by) >= [*self.thresholds_, 0.0][stage]
 
     def _fuse(self, stack: LogitStack) -> NDArray[np.float64]:
-        return self._run(stack)[0]
+        return self._run(self._of_its_views(stack))[0]
+
+    def _of_its_views(self, stack: LogitStack) -> LogitStack:
+        """Return a stack that has the views of the fit's, or refuse it."""
+        asked = self.needed_views()
+        if stack.n_views != asked:
+            expected = "(N, M, K)" if asked is None else f"(N, M, {asked}, K): {asked} views, as in the fit"
+            raise InputError(f"this cascade takes {expected}; got shape {stack.shape}")
+        return stack
 
     def _run(self, stack: LogitStack) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return log-likelihoods (N, K), and which stage gave them (N,)."""
@@ -405,6 +458,17 @@ def _expected(log_p: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[
     return np.maximum(np.exp(log_p.max(axis=1)) - p, 0.0)
 
 
+def _doubled(members: int, views: int) -> NDArray[np.int64]:
+    """Return how many views each stage has: one while members are added, then twice as many each time, at last all.
+
+    Example:
+        >>> _doubled(3, 10).tolist()
+        [1, 1, 1, 2, 4, 8, 10]
+    """
+    more = [1 << power for power in range(1, views.bit_length()) if 1 << power < views]
+    return np.array([1] * members + more + [views] * (views > 1))
+
+
 def _sureness(log_p: NDArray[np.float64], by: str) -> NDArray[np.float64]:
     """Return how sure a prediction (N, K) is of its label (N,), within 0 … 1."""
     two = np.exp(np.partition(log_p, -2, axis=1)[:, -2:])
@@ -427,8 +491,7 @@ def _path(answers: _Answers, costs: NDArray[np.float64], risk: str) -> NDArray[n
     """Return thresholds (P, S - 1), from "no stage answers but the last" to "the first answers everything".
 
     Every step lowers one stage's threshold until it answers a fiftieth of the videos more than before: the stage that
-    is expected to lose least for what it saves. Half a video is added to the loss: of steps that lose nothing the one
-    that saves most comes first.
+    is expected to lose least for what it saves.
     """
     loss, videos = answers.expected(risk), np.arange(answers.labels.shape[1])
     step = math.ceil(len(videos) / _STEPS)
@@ -444,7 +507,7 @@ def _path(answers: _Answers, costs: NDArray[np.float64], risk: str) -> NDArray[n
                 then = answers.stage(lowered)
                 lost = loss[then, videos].sum() - loss[now, videos].sum()
                 saved = costs[now].sum() - costs[then].sum()
-                tried.append(((max(lost, 0.0) + 0.5) / max(saved, 1e-9), stage, lowered, then))
+                tried.append(((max(lost, 0.0) + _DOUBT) / max(saved, 1e-9), stage, lowered, then))
         _, _, thresholds, now = min(tried, key=lambda one: one[:2])
         path.append(thresholds)
     return np.array(path).reshape(len(path), -1)

@@ -123,7 +123,10 @@ def graph_of(source: Recipe | Ensemble, *, with_views: bool, clips: Mapping[str,
         facts["clips"] = {name: _normalisation(model) for name, model in source.networks.items()}
     else:
         inner = {name: [recipe.n_classes] for name in recipe.needed_members()}
-    free = ["videos", "views"] if with_views else ["videos"]
+    asked = recipe.rule.needed_views()
+    if asked is not None:  # a cascade over views
+        inner = {name: [asked, *shape] for name, shape in inner.items()}
+    free = ["videos", "views"] if with_views and asked is None else ["videos"]
     facts["inputs"] = {name: [*free, *shape] for name, shape in inner.items()}
     examples = _random_inputs(facts, videos=2, views=3)
     free_axes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(free)}

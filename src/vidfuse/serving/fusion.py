@@ -45,8 +45,9 @@ class Fusion(nn.Module):
     def __init__(self, recipe: Recipe, views: str | None = None) -> None:
         super().__init__()
         self.recipe = recipe
-        self.views = recipe.views or views
-        uniform = torch.zeros(1, recipe.n_classes)
+        asked = recipe.rule.needed_views()  # a cascade over views reduces them itself
+        self.views = recipe.views or views if asked is None else None
+        uniform = torch.zeros(1, *[] if asked is None else [asked], recipe.n_classes)
         self({name: uniform for name in recipe.needed_members()})  # a rule without a form says so here
 
     def forward(self, scores: Mapping[str, Tensor]) -> Tensor:

@@ -128,16 +128,32 @@ class _Run:
         self.scores.setdefault(name, []).append(logits.float().cpu().numpy())
         self.passes[name] += len(own) * (own.shape[1] if own.ndim == 6 else 1)
 
+    def check_views(self, asked: int) -> None:
+        """Refuse clips that do not have the views of the fit."""
+        for name, clips in self.clips.items():
+            if clips.ndim != 6 or clips.shape[1] != asked:
+                raise InputError(
+                    f"{name}: expected clips of shape (N, {asked}, 3, T, H, W), {asked} views as in the cascade's fit, "
+                    f"got {tuple(clips.shape)}"
+                )
+
     def keep(self, rows: NDArray[np.bool_]) -> None:
         """Go on with these of the videos that are left."""
         self.left = self.left[rows]
         self.scores = {name: [one[rows] for one in arrays] for name, arrays in self.scores.items()}
 
-    def stack(self, names: Iterable[str], views: str | Mapping[str, str] | None, *, last: bool = False) -> LogitStack:
-        """Return the scores of some members for the videos that are left: of all views, or of the last one that ran."""
+    def stack(
+        self, names: Iterable[str], views: str | Mapping[str, str] | None, *, last: bool = False, each: bool = False
+    ) -> LogitStack:
+        """Return the scores of some members for the videos that are left: of all views, or of the last one that ran.
+
+        A single array stands for itself, unless `each` says that each is one of the views.
+        """
         recipe = self.ensemble.recipe
         arrays = {
-            name: self.scores[name][-1] if last or len(self.scores[name]) == 1 else np.stack(self.scores[name], axis=1)
+            name: self.scores[name][-1]
+            if last or (len(self.scores[name]) == 1 and not each)
+            else np.stack(self.scores[name], axis=1)
             for name in names
         }
         kinds = {name: recipe.kinds.get(name, "logits") for name in arrays}
@@ -146,15 +162,21 @@ class _Run:
 
     def cascade(self, rule: Cascade) -> Served:
         """Answer each video by the first stage that is sure enough."""
+        if (asked := rule.needed_views()) is not None:
+            self.check_views(asked)
         out = np.empty((self.n, self.ensemble.recipe.n_classes))
         for stage in rule.stages_in_use():
             if not len(self.left):
                 break
             members = rule.stages_[stage].needed_members()
             for name in members:
-                if name not in self.scores:
+                if rule.views_ is not None:
+                    for view in range(len(self.scores.get(name, [])), int(rule.views_[stage])):
+                        self.ask(name, view)
+                elif name not in self.scores:
                     self.ask(name)
-            log_p = rule.answer(stage, self.stack(members, self.ensemble.recipe.views or "mean-log"))
+            views = None if rule.views_ is not None else self.ensemble.recipe.views or "mean-log"
+            log_p = rule.answer(stage, self.stack(members, views, each=rule.views_ is not None))
             done = rule.is_sure(stage, log_p)
             out[self.left[done]] = log_p[done]
             self.keep(~done)

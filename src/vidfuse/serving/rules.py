@@ -172,13 +172,27 @@ def _stacked(rule: StackedPool, members: Members) -> Tensor:
 def _cascade(rule: Cascade, members: Members) -> Tensor:
     """Answer each video by the first stage that is sure enough; a graph runs all of them and chooses."""
     stages = rule.stages_in_use()
-    said = [log_proba(rule.stages_[stage], _only(rule.order_[: stage + 1], members)) for stage in stages]
+    said = [log_proba(rule.stages_[stage], _seen(rule, stage, members)) for stage in stages]
     answer = said[-1]
     for stage, log_p in reversed(list(zip(stages, said[:-1], strict=False))):
         two = log_p.topk(2).values.exp()
         sureness = two[:, 0] if rule.by == "probability" else two[:, 0] - two[:, 1]
         answer = torch.where((sureness >= float(rule.thresholds_[stage]))[:, None], log_p, answer)
     return answer
+
+
+def _seen(rule: Cascade, stage: int, members: Members) -> Members:
+    """Return what a stage sees: its members, each by the views that it has so far."""
+    own = _only(rule.order_[: stage + 1], members)
+    if rule.views_ is None:
+        return own
+    views = int(rule.views_[stage])
+    if any(one.log_p.ndim != 3 for one in own.values()):
+        raise InputError(f"this cascade takes {rule.needed_views()} views of each member, (N, V, K); got (N, K)")
+    return {
+        name: Said(_reduced(_floored(one.log_p[:, :views], DEFAULT_FLOOR if one.rounded else 0.0), rule.views), False)
+        for name, one in own.items()
+    }
 
 
 def _subset(rule: SubsetPool, members: Members) -> Tensor:
