@@ -72,6 +72,32 @@ def test_labels_are_the_rules_and_nothing_that_did_not_run_could_change_them(nam
     assert (exit_.ceiling(stack) <= found.steps).all()  # no proof is earlier than hindsight
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_no_proof_could_come_a_step_earlier(name):
+    """One step before a label was certain, there are scores of the waiting members that bring two different labels.
+
+    The weights make no tie of votes; how a tie is broken may be certain earlier.
+    """
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, size=150)
+    z = rng.normal(size=(150, 4, 4)) + 2.5 * np.eye(4)[y][:, None]
+    stack = LogitStack.from_arrays(z, labels=y)
+    rule = RULES[name]([3.0, 2.1, 1.9, 1.3], 0.05).fit(stack)
+    exit_ = early_exit(rule, stack)
+    found = exit_.run(stack)
+    pairs = list(permutations(range(4), 2))
+    said = np.zeros((len(pairs), 4))  # a class is named first, another one last
+    for row, (first, last) in enumerate(pairs):
+        said[row, [first, last]] = (2.0, -2.0) if name == "borda" else (40.0, -40.0)  # the floor joins low ranks
+    late = np.flatnonzero(found.steps > 1)
+    assert len(late) > 20
+    for video in late:
+        other = np.repeat(z[video][None], len(pairs), axis=0)
+        for step in exit_.order[found.steps[video] - 1 :]:
+            other[:, [stack.members.index(member) for member in step.members]] = said[:, None]
+        assert len(set(rule.predict(LogitStack.from_arrays(other)).tolist())) > 1
+
+
 @given(cases(views=True), st.sampled_from(["vote", "linear"]))
 @settings(max_examples=40)
 def test_single_views_are_steps_where_they_tell_something(case, name):
