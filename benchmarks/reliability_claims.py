@@ -1,12 +1,14 @@
 """Do the statements hold: coverage of sets, error among the answered, false and true alarms, on published predictions?
 
-    python benchmarks/reliability_claims.py --dumps FOLDER [--splits 20] [--parts alarms statements] [--out FILE]
+    python benchmarks/reliability_claims.py --dumps FOLDER [--splits 20] [--parts alarms statements]
+                                           [--rule default|shared] [--out FILE]
     python benchmarks/reliability_claims.py --demo RUN [--out FILE]
 
 FOLDER is that of `fusion_quality.py`. Each set is split `--splits` times, whole sources apart: half is fitted and
 recorded, half is scored. MAPIE (1.x, if this Python has it: `pip install mapie` into a copy of the environment) makes
-sets for the best single member on the same halves. The rule is the log-linear pool with weights shared by the classes,
-which is fitted in a moment; what is stated does not depend on the rule.
+sets for the best single member on the same halves. The rule is the default one, or the log-linear pool with weights
+shared by the classes, which is fitted in a moment. --out is written after each split of all sets: a run that is stopped
+has measured the splits that it says.
 
 Undisturbed streams are the other half in a random order; disturbed ones turn bad in the middle. RUN is a seed's
 folder of `examples/vipriors_kinetics.py`: two of its networks see its validation videos as they are, then darker.
@@ -45,6 +47,7 @@ except ImportError:
 COVERAGES, ERRORS, FIRST_SEED = (0.9, 0.95), (0.05, 0.1, 0.2), 1000
 SCORES = ("least-ambiguous", "adaptive", "regularised")
 DEMO = {"x3d": "x3d_tiny", "r2plus1d": "r2plus1d_tiny"}
+RULES = {"default": vf.LogLinearPool(), "shared": vf.LogLinearPool(per_class=False)}
 FEW = 2  # splits on which the other scores are tried
 
 
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=["alarms", "statements"], help="of what is measured on dumps")
     parser.add_argument("--demo", type=Path, help="a seed's folder of examples/vipriors_kinetics.py, beside its data")
     parser.add_argument("--splits", type=int, default=20, help="of each set")
+    parser.add_argument("--rule", choices=RULES, default="default", help="for sets and abstaining: what is recorded")
     parser.add_argument("--minutes", type=float, default=1e9, help="for sets and abstaining: begin no split after them")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -65,12 +69,18 @@ def main() -> None:
         result["alarms"] = _alarms(sets, options.splits)
     if sets and "statements" in options.parts:
         splits = _module(options.dumps / "splits.py")
-        result["sets and abstaining"] = _statements(sets, splits, options.splits, options.minutes)
+        for rows in _statements(sets, splits, RULES[options.rule], options.splits, options.minutes):
+            result[f"sets and abstaining, {options.rule} rule"] = rows
+            _write(result, options.out)
     if options.demo:
         result["brightness"] = _brightness(options.demo)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    _write(result, options.out)
+
+
+def _write(result: dict[str, Any], out: Path | None) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _stacks(folder: Path) -> Iterator[tuple[str, vf.LogitStack]]:
@@ -93,8 +103,10 @@ def _stacks(folder: Path) -> Iterator[tuple[str, vf.LogitStack]]:
 # ---------------------------------------------------------------------------------------- sets and abstaining
 
 
-def _statements(sets: dict[str, vf.LogitStack], splits: Any, n_splits: int, minutes: float) -> list[dict[str, Any]]:
-    """Return a row for each set and statement: what was stated, and what came."""
+def _statements(
+    sets: dict[str, vf.LogitStack], splits: Any, rule: Any, n_splits: int, minutes: float
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield, after each split, a row for each set and statement: what was stated, and what came so far."""
     found: dict[tuple[str, str, str], list[tuple[float, ...]]] = defaultdict(list)
     begun, done = time.monotonic(), 0
     for seed in range(FIRST_SEED, FIRST_SEED + n_splits):
@@ -103,7 +115,7 @@ def _statements(sets: dict[str, vf.LogitStack], splits: Any, n_splits: int, minu
         done += 1
         for name, stack in sets.items():
             fit, scored = (stack[rows] for rows in splits.split(name, stack.ids, stack.labels, len(stack) // 2, seed))
-            made = vf.Recipe.from_fitted(vf.LogLinearPool(per_class=False).fit(fit), fit)
+            made = vf.Recipe.from_fitted(rule.fit(fit), fit)
             _, group, counts = np.unique(scored.groups, return_inverse=True, return_counts=True)
             weight = 1 / counts[group]
             log_p = made.predict_log_proba(scored)
@@ -124,8 +136,8 @@ def _statements(sets: dict[str, vf.LogitStack], splits: Any, n_splits: int, minu
                     found[name, f"sets, {coverage:g}", f"MAPIE {score}, best member"].append(
                         _of_sets(inside, scored.labels, weight)
                     )
-        print(f"split {done}", flush=True)
-    return _table_of_statements(found, done)
+        print(f"\nafter {done} splits of each set", flush=True)
+        yield _table_of_statements(found, done)
 
 
 def _of_sets(inside: NDArray[np.bool_], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> tuple[float, ...]:
