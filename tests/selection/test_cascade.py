@@ -152,12 +152,17 @@ def test_views_are_asked_one_by_one_and_counted_in_passes(views):
         vf.Cascade(PLAIN, at_most=0.03).fit(vf.reduce_views(stack)).predict(new)
 
 
-def test_a_cascade_over_views_is_saved_and_loaded(tmp_path):
-    stack = with_views(800, 0)
-    recipe = vf.Recipe.from_fitted(vf.Cascade(PLAIN, at_most=0.05).fit(stack), stack)
+def test_a_cascade_over_views_is_saved_loaded_recorded_and_watched(tmp_path):
+    drawn_ = with_views(1400, 0)
+    scores = {name: drawn_.scores(name) for name in drawn_.members}
+    stack = LogitStack.from_arrays(scores, labels=drawn_.labels, ids=[f"v{i}" for i in range(1400)])
+    fit, rest = stack[:800], stack[800:]
+    recipe = vf.Recipe.from_fitted(vf.Cascade(PLAIN, at_most=0.05).fit(fit), fit).with_record(rest[:300])
     loaded = vf.load_recipe(recipe.save(tmp_path / "cascade.json"))
-    np.testing.assert_array_equal(loaded.predict_log_proba(stack), recipe.predict_log_proba(stack))
+    np.testing.assert_array_equal(loaded.predict_log_proba(rest), recipe.predict_log_proba(rest))
     assert loaded.rule.views_.tolist() == [1, 1, 2, 4, 6]
+    assert loaded.record.prediction_sets(0.9).of(loaded.predict_log_proba(rest)).shape == (600, 4)
+    assert not vf.watch(loaded, [rest[300:]]).alarms
 
 
 def test_a_risk_that_every_step_exceeds_is_said():
