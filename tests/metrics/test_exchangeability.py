@@ -8,14 +8,18 @@ from vidfuse.errors import InputError
 from vidfuse.metrics.exchangeability import class_log_wealth, conformal_p_values, log_wealth
 
 
-def test_p_values_are_ranks_among_all_that_came():
+@pytest.mark.parametrize("length", [30, 512, 1100])
+def test_p_values_are_ranks_among_all_that_came(length):
+    """Pieces of 512 are ranked at once: none of it may be seen."""
     rng = np.random.default_rng(0)
-    reference, stream, theta = rng.integers(0, 9, 40), rng.integers(0, 9, 30), rng.random(30)
+    reference, stream, theta = rng.integers(0, 9, 40), rng.integers(0, 9, length), rng.random(length)
     expected = []
     for t, value in enumerate(stream):
         bag = np.r_[reference, stream[: t + 1]]
         expected.append(((bag > value).sum() + theta[t] * (bag == value).sum()) / len(bag))
     assert conformal_p_values(reference, stream, theta) == pytest.approx(expected)
+    with pytest.raises(InputError, match=f"theta: expected a draw for each of {length} numbers"):
+        conformal_p_values(reference, stream, theta[1:])
 
 
 def test_p_values_of_exchangeable_numbers_are_uniform_and_independent():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ __all__ = ["class_log_wealth", "conformal_p_values", "log_wealth"]
 _STAKES = (-1.0, -0.5, 0.5, 1.0)
 _JUMP = 0.01
 _BLOCK = 25
+_PIECE = 512  # numbers that are ranked among each other at once
 
 
 def conformal_p_values(reference: ArrayLike, stream: ArrayLike, theta: ArrayLike) -> NDArray[np.float64]:
@@ -29,6 +29,9 @@ def conformal_p_values(reference: ArrayLike, stream: ArrayLike, theta: ArrayLike
         stream: Numbers in the order in which they came, shape (T,).
         theta: Independent draws from 0 … 1, shape (T,).
 
+    Raises:
+        InputError: Not one draw for each number.
+
     Source:
         Vovk, Gammerman and Shafer (2005), Algorithmic learning in a random world, section 2.3 (smoothed p-values) and
         theorem 8.1.
@@ -37,13 +40,21 @@ def conformal_p_values(reference: ArrayLike, stream: ArrayLike, theta: ArrayLike
         >>> conformal_p_values([1.0, 2.0, 3.0], [9.0, 0.0], [0.5, 0.5])
         array([0.125, 0.9  ])
     """
-    held = np.sort(as_array(reference, "reference").astype(np.float64)).tolist()
-    values, draws, p = as_array(stream, "stream").astype(np.float64), as_array(theta, "theta"), []
-    for value, draw in zip(values.tolist(), draws.tolist(), strict=True):
-        below, up_to = bisect.bisect_left(held, value), bisect.bisect_right(held, value)
-        p.append((len(held) - up_to + draw * (up_to - below + 1)) / (len(held) + 1))
-        held.insert(up_to, value)
-    return np.array(p, dtype=np.float64)
+    held = np.sort(as_array(reference, "reference").astype(np.float64))
+    values, draws = as_array(stream, "stream").astype(np.float64), as_array(theta, "theta")
+    if draws.shape != values.shape:
+        raise InputError(f"theta: expected a draw for each of {len(values)} numbers, got shape {draws.shape}")
+    p = np.empty(len(values))
+    for start in range(0, len(values), _PIECE):  # a piece against all before it, and its numbers against each other
+        piece = slice(start, start + _PIECE)
+        own = values[piece]
+        before = np.tri(len(own), k=-1, dtype=bool)
+        below, up_to = np.searchsorted(held, own, "left"), np.searchsorted(held, own, "right")
+        larger = len(held) - up_to + ((own > own[:, None]) & before).sum(axis=1)
+        equal = up_to - below + ((own == own[:, None]) & before).sum(axis=1)
+        p[piece] = (larger + draws[piece] * (equal + 1)) / (len(held) + 1 + np.arange(len(own)))
+        held = np.sort(np.concatenate([held, own]), kind="stable")  # two sorted runs: they are merged
+    return p
 
 
 def log_wealth(p_values: ArrayLike) -> NDArray[np.float64]:
