@@ -185,16 +185,18 @@ def abstention(
     group = design.group[order]
     weight = 1 / np.bincount(group)[group]
 
-    def passes(answered: int, errors: NDArray[np.bool_]) -> bool:
+    so_far = np.cumsum(wrong)
+
+    def passes(answered: int, none_wrong: bool = False) -> bool:
         if groups is None:
-            return binomial_p_value(int(errors[:answered].sum()), answered, error) <= 1 - level
-        losses = (weight * (errors - error))[:answered]  # at most 1 - error and at least -error in each group
+            return binomial_p_value(0 if none_wrong else int(so_far[answered - 1]), answered, error) <= 1 - level
+        errors = np.zeros(answered) if none_wrong else wrong[:answered]
+        losses = weight[:answered] * (errors - error)  # at most 1 - error and at least -error in each group
         return betting_p_value(np.bincount(group[:answered], losses, design.size), 0.0) <= 1 - level
 
     ends = np.flatnonzero(np.r_[sure[1:] != sure[:-1], True]) + 1  # equals are answered together
-    none_wrong = np.zeros_like(wrong)
-    tested = ends[bisect.bisect_left(ends, True, key=lambda answered: passes(answered, none_wrong)) :].tolist()
-    passed = list(itertools.takewhile(lambda answered: passes(answered, wrong), tested))
+    tested = ends[bisect.bisect_left(ends, True, key=lambda answered: passes(answered, none_wrong=True)) :].tolist()
+    passed = list(itertools.takewhile(passes, tested))
     if not tested:
         need = _fewest(error, level, groups is not None)
         unit = "videos" if groups is None else "groups of videos"
