@@ -145,9 +145,9 @@ def step_parts(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def step_predict(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Write every video's probabilities, in each form that goes on after a kill; the recipe is that of the fit."""
+    """Write every video's probabilities as one file and as a cache, by the recipe of the fit; see predict_speed.py."""
     found: dict[str, object] = {}
-    for form in ("npz", "cache", "parquet", "csv"):
+    for form in ("npz", "cache"):
         out = folder.with_name(f"{folder.name}-fused{'' if form == 'cache' else f'.{form}'}")
         command = vidfuse("predict", folder / "ensemble.json", folder, "--out", out, "--dtype", "float32")
         found[form] = measured(command, files=options.files)
