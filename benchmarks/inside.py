@@ -131,7 +131,7 @@ class Way:
 
     build: Build
     loss: Callable[[FusedOutput, LossOf], Tensor] = with_own_losses
-    lr: float = 1e-3
+    lr: float = 3e-3
     epochs: int = PASSES
 
 
@@ -143,7 +143,7 @@ def built(kind: Any = FusedNetwork, **config: Any) -> Build:
 JOINT = {"lr": 2.5e-4, "epochs": 2}  # half of the first member's rate, a third of its epochs
 FROZEN_WAYS: Mapping[str, Way] = {
     NETWORK: Way(built()),
-    "inside, at three times the rate": Way(built(), lr=3e-3),
+    "inside, at a third of the rate": Way(built(), lr=1e-3),
     "inside, after the last stage only": Way(built(LastStage)),
     "inside, weights of the members alone": Way(built(GatedLate)),
     "inside, fused features alone": Way(built(FeaturesAlone)),

@@ -103,9 +103,9 @@ def recipe_of(args: argparse.Namespace, member: str, seed: int = 0) -> training.
 
 
 def recipe_of_fused(args: argparse.Namespace, seed: int = 0) -> training.TrainRecipe:
-    """Return how a fuser is trained on the frozen members: for five epochs, at twice the first one's rate."""
+    """Return how a fuser is trained on the frozen members: for five epochs, at six times the first one's rate."""
     recipe = recipe_of(args, args.fuse[0], seed)
-    return resized(replace(recipe, lr=2 * recipe.lr), min(5, recipe.epochs))
+    return resized(replace(recipe, lr=6 * recipe.lr), min(5, recipe.epochs))
 
 
 def resized(recipe: training.TrainRecipe, epochs: int) -> training.TrainRecipe:
