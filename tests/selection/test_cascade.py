@@ -79,6 +79,8 @@ def test_a_stage_answers_what_it_is_sure_of_and_leaves_the_rest(seed, by):
 def test_too_few_videos_are_said_and_all_members_run():
     stack = drawn(200, 0)
     with pytest.warns(VidfuseWarning, match=r"all members run.*299 independent.*has 100.*at_most="):
+        vf.Cascade(PLAIN, costs=COSTS, risk="label").fit(stack)
+    with pytest.warns(VidfuseWarning, match=r"takes at least 4\d\d independent videos.*has 100"):  # won and lost ones
         cascade = vf.Cascade(PLAIN, costs=COSTS).fit(stack)
     assert "all of a, b, c run on every video" in cascade.choices()[0]
     assert cascade.p_value_ == 1.0
@@ -96,7 +98,7 @@ def test_groups_count_instead_of_videos_and_stand_whole_in_one_half():
     grouped = vf.Cascade(PLAIN, costs=COSTS, at_most=0.03).fit(stack, groups=groups)
     assert (alone.n_tested_, grouped.n_tested_) == (750, 150)
     assert grouped.n_certified_ < alone.n_certified_
-    with pytest.warns(VidfuseWarning, match=r"independent videos or groups.*has 150"):
+    with pytest.warns(VidfuseWarning, match=r"at least 3\d\d groups of such sizes.*has 150"):
         vf.Cascade(PLAIN, costs=COSTS, at_most=0.01).fit(stack, groups=groups)
 
 

@@ -217,7 +217,8 @@ class Cascade(Rule):
         self.thresholds_ = self.path_[self.chosen_]
         if self.n_certified_ == 1 and len(self.stages_) > 1:
             self.stages_[-1] = self._stage(len(self.costs_) - 1, stack, labels, weight)  # nothing rests on the halves
-            warnings.warn(f"all members run on every video: {self._why(nothing_lost)}", VidfuseWarning, stacklevel=3)
+            why = self._why(nothing_lost, stack[tested].groups if len(tested) else None)
+            warnings.warn(f"all members run on every video: {why}", VidfuseWarning, stacklevel=3)
 
     def _check(self) -> None:
         if self.risk not in ("accuracy", "label"):
@@ -274,7 +275,7 @@ class Cascade(Rule):
         return self._p_value(losses[-1], stack)
 
     def _p_value(self, losses: NDArray[np.float64], stack: LogitStack) -> float:
-        return risk_p_value(losses, self.at_most, stack.groups, lowest=-1 if self.risk == "accuracy" else 0)
+        return risk_p_value(losses, self.at_most, stack.groups, lowest=self._lowest())
 
     def _stated(self) -> str:
         """Say what is kept."""
@@ -283,17 +284,38 @@ class Cascade(Rule):
             return f"the label differs from that of all members in at most {share} % of the videos"
         return f"accuracy is at most {share} point{'' if share == '1' else 's'} below that of all members"
 
-    def _why(self, nothing_lost: float) -> str:
+    def _why(self, nothing_lost: float, groups: NDArray[Any] | None) -> str:
         """Say why no step was certified; `nothing_lost` is what the p-value would be if no video were lost."""
         said = self._stated()
-        fewest = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.at_most))
         if nothing_lost > 1 - self.confidence:
+            units = "independent videos" if groups is None else "groups of such sizes"
             return (
-                f"to show with a confidence of {self.confidence:.4g} that {said} takes at least {fewest:,} independent "
-                f"videos or groups in the second half of the fit's, which has {self.n_tested_:,}; give it more, or a "
-                f"larger {option('at_most')}"
+                f"to show with a confidence of {self.confidence:.4g} that {said} takes at least "
+                f"{self._fewest(groups):,} {units} in the second half of the fit's, which has {self.n_tested_:,}; give it "
+                f"more, or a larger {option('at_most')}"
             )
         return f"already the first step could not be shown to keep the risk stated: {said}"
+
+    def _fewest(self, groups: NDArray[Any] | None) -> int:
+        """Return how many videos, or groups of such sizes, would do if they lost nothing; to 2 %."""
+        sizes = np.ones(1, int) if groups is None else np.unique(groups, return_counts=True)[1]
+
+        def would_do(n: int) -> bool:
+            group = None if groups is None else np.repeat(np.arange(n), np.resize(sizes, n))
+            losses = np.zeros(n if group is None else len(group))
+            return risk_p_value(losses, self.at_most, group, lowest=self._lowest()) <= 1 - self.confidence
+
+        enough = math.ceil(math.log(1 - self.confidence) / math.log1p(-self.at_most))
+        too_few = enough - 1
+        while not would_do(enough):
+            too_few, enough = enough, 2 * enough
+        while enough - too_few > max(1, enough // 50):
+            middle = (too_few + enough) // 2
+            too_few, enough = (too_few, middle) if would_do(middle) else (middle, enough)
+        return enough
+
+    def _lowest(self) -> int:
+        return -1 if self.risk == "accuracy" else 0
 
     def _answers(self, stack: LogitStack) -> _Answers:
         """Return what every stage says of every video."""
