@@ -93,7 +93,8 @@ def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--few-clips",
     is_flag=True,
-    help="For few training videos: epochs enough, and augmentation that keeps the network from learning their scenes.",
+    help="For few training videos from few places: epochs enough, and augmentation that keeps the network from "
+    "learning their scenes.",
 )
 @videos.classes
 @decoding

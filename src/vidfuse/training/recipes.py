@@ -201,7 +201,8 @@ def few_clips(recipe: TrainRecipe, n_videos: int) -> TrainRecipe:
 
     With few videos the scene tells the class, where each action was filmed in a few places. Here what moves stands
     before stills of other videos in four clips of five (`scenes`), and there are epochs enough for at least 300 steps.
-    The augmentations of `train_input` stay as they are; take `flip=0` where left and right are classes.
+    The augmentations of `train_input` stay as they are; take `flip=0` where left and right are classes. Where videos
+    come from many places it costs more than it gains (`benchmarks/few_clips.py`): compare with `scenes=0`.
 
     Args:
         recipe: The network's own recipe.
