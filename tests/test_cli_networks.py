@@ -606,7 +606,7 @@ def test_a_checkpoint_is_fine_tuned_with_its_clips_and_for_other_classes_with_a_
 
 
 def test_few_clips_set_what_nobody_named(videos, tmp_path):
-    for settings, expected in (((), (600, 0.8)), (("epochs=1",), (1, 0.8)), (("scenes=0.1",), (600, 0.1))):
+    for settings, expected in (((), (1200, 0.8)), (("epochs=1",), (1, 0.8)), (("scenes=0.1",), (1200, 0.1))):
         recipe, _ = resolved_recipe("x3d_tiny", settings, {"body_rate": 0.1}, 8)
         assert (recipe.epochs, recipe.scenes, recipe.body_rate) == (*expected, 0.1)
     few = ("--few-clips", "--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32")

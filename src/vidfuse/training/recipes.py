@@ -193,16 +193,16 @@ def learning_rate(recipe: TrainRecipe, epoch: float) -> float:
     return peak * (1 + math.cos(math.pi * part)) / 2
 
 
-_FEW_STEPS = 300  # the fewest in which a small network comes to an end with few clips
+_FEW_STEPS = 600  # with fewer a small network has not learned its training clips yet
 
 
 def few_clips(recipe: TrainRecipe, n_videos: int) -> TrainRecipe:
     """Return a recipe for few training videos: it keeps the network from learning the scenes that they show.
 
     With few videos the scene tells the class, where each action was filmed in a few places. Here what moves stands
-    before stills of other videos in four clips of five (`scenes`), and there are epochs enough for at least 300 steps.
-    The augmentations of `train_input` stay as they are; take `flip=0` where left and right are classes. Where videos
-    come from many places it costs more than it gains (`benchmarks/few_clips.py`): compare with `scenes=0`.
+    before stills of other videos in four clips of five (`scenes`), and there are epochs enough for at least 600 steps.
+    The augmentations of `train_input` stay as they are; take `flip=0` where left and right are classes. In short
+    runs on videos from many places it costs more than it gains (`benchmarks/few_clips.py`): compare with `scenes=0`.
 
     Args:
         recipe: The network's own recipe.
@@ -211,7 +211,7 @@ def few_clips(recipe: TrainRecipe, n_videos: int) -> TrainRecipe:
     Example:
         >>> recipe = few_clips(TINY["x3d_tiny"], n_videos=50)
         >>> recipe.epochs, recipe.scenes
-        (96, 0.8)
+        (192, 0.8)
     """
     epochs = max(recipe.epochs, math.ceil(_FEW_STEPS * recipe.batch_size / n_videos))
     warmup = recipe.warmup_epochs * epochs / recipe.epochs
