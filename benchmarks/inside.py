@@ -414,6 +414,8 @@ def main() -> None:
         about = f"{title}: {len(who)} videos of {len(set(who))} performers, {VIEWS} views each"
         for table in (table_of_ways(arrays, who, about), table_of_seeds(arrays, who, about)):
             print(f"\n{table.to_markdown()}")
+        arms = [arrays[name].mean(0) for name in (NETWORK, CONTROL)]
+        print(f"\nfused inside minus its control: {gain(*arms, who)}")
         results[split] = {name: found.mean(1).tolist() for name, found in arrays.items()}
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
