@@ -1,17 +1,23 @@
 """Exports answer what the recipe answers, say what they are, and are refused where they are not whole."""
 
+import dataclasses
 import io
 import json
+import subprocess
 import sys
 import warnings
 import zipfile
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
 from fusion_cases import CASES, members
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from torch import nn
 
@@ -19,11 +25,14 @@ import vidfuse as vf
 from vidfuse.cli import main
 from vidfuse.errors import AlignmentError, CacheFormatError, InputError, MissingExtraError, VidfuseError
 from vidfuse.fusion.rule import Rule
-from vidfuse.serving import Ensemble, Fusion, exports, load_export
+from vidfuse.serving import Ensemble, Fusion, exports, load_export, triton
 
 LOGITS, LABELS = members(120, classes=6)
 LOGITS = {name: z.astype(np.float32) for name, z in LOGITS.items()}
 OTHER = {name: z.astype(np.float32) for name, z in members(7, seed=1, classes=6)[0].items()}
+MASKED = {
+    name: np.where(np.arange(6) == np.arange(7)[:, None] % 6, np.float32(-np.inf), z) for name, z in OTHER.items()
+}
 RULES = {
     **{
         case: CASES[case]
@@ -32,17 +41,19 @@ RULES = {
     "calibrated": CASES["calibrated-members"],
     "vote": vf.MajorityVote("accuracy", missing="renormalise"),
     "log-linear": vf.LogLinearPool(missing="renormalise"),
+    "vetoed": vf.LinearPool("uniform", floor=0.0),
 }
 
 
-def fitted(rule, views=None, kind="logits", classes=None):
-    stack = vf.LogitStack.from_arrays(LOGITS, labels=LABELS, kind=kind, classes=classes)
+def fitted(rule, views=None, kind="logits", classes=None, names="abc"):
+    scores = dict(zip(names, LOGITS.values(), strict=True))
+    stack = vf.LogitStack.from_arrays(scores, labels=LABELS, kind=kind, classes=classes)
     return vf.Recipe.from_fitted(clone(rule).fit(stack), stack, views=views)
 
 
-def network(seed):
+def network(seed, classes=6):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4 * 4, 6))
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4 * 4, classes))
 
 
 class All(nn.Module):
@@ -57,8 +68,6 @@ class All(nn.Module):
 
 
 def test_every_rule_is_a_graph_that_onnxruntime_runs():
-    import onnxruntime
-
     recipes = [fitted(rule) for rule in RULES.values()]
     assert {type(recipe.rule).__name__ for recipe in recipes} == {
         name for name in vf.recipe.RULES if "Scaling" not in name
@@ -72,8 +81,7 @@ def test_every_rule_is_a_graph_that_onnxruntime_runs():
             program, dynamo=True, verbose=False, optimize=False, input_names=list(example)
         ).model_proto
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for rows in (slice(0, 1), slice(0, 7)):
-        scores = {name: z[rows] for name, z in OTHER.items()}
+    for scores in ({name: z[:1] for name, z in OTHER.items()}, OTHER, MASKED):
         with torch.no_grad():
             own = program.module()({name: torch.from_numpy(z) for name, z in scores.items()})
         for recipe, fused, answer in zip(recipes, own, session.run(None, scores), strict=True):
@@ -139,6 +147,11 @@ def test_inputs_that_do_not_fit_are_refused(written):
     for wrong in (np.zeros((3, 2, 6)), np.zeros((4, 6)), np.zeros((4, 2, 5)), np.zeros((4, 0, 6))):
         with pytest.raises(InputError, match=r"b: expected an array \(videos = 4, views = 2, 6\), got shape"):
             exported({**good, "b": wrong})
+    for wrong in (good["b"] + 1j, good["b"].astype(object), good["b"].astype(str)):
+        with pytest.raises(InputError, match="b: expected real numbers, got an array of"):
+            exported({**good, "b": wrong})
+    for dtype in (np.float16, np.float64, int):
+        np.testing.assert_allclose(exported({**good, "b": good["b"].astype(dtype)})["probabilities"], 1 / 6)
 
 
 def test_a_file_that_is_cut_off_is_refused(written, tmp_path):
@@ -228,6 +241,75 @@ def test_networks_are_part_of_an_export(tmp_path):
     np.testing.assert_allclose(answer["log_likelihoods"], expected, atol=1e-5)
 
 
+def test_a_network_that_pools_adaptively_is_written_as_onnx(tmp_path):
+    pooled = nn.Sequential(nn.AdaptiveAvgPool3d((3, 3, 2)), nn.Flatten(), nn.Linear(3 * 3 * 3 * 2, 6))
+    recipe = fitted(vf.LinearPool({"a": 1, "b": 0, "c": 2}, missing="renormalise"))
+    ensemble = Ensemble(recipe, {"a": pooled, "c": network(0)})
+    extents = {"a": (5, 7, 4), "c": (2, 4, 4)}
+    exported = load_export(exports.export(ensemble, tmp_path / "a.onnx", clips=extents).path)
+    clips = {name: torch.randn(3, 3, *extents[name]) for name in "ac"}
+    clips["c"][1] = torch.nan  # video 1 has no member c
+    with torch.no_grad():
+        expected = ensemble(clips)
+        alone = recipe.predict_log_proba({"a": pooled(clips["a"][1:2]).numpy()})
+    got = exported({name: clip.numpy() for name, clip in clips.items()})["log_likelihoods"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got[1:2], alone, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=3), st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_means_of_slices_are_the_adaptive_pool(lengths, grid):
+    x = torch.randn(2, 3, *lengths, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = nn.functional.adaptive_avg_pool3d(x, grid)
+    torch.testing.assert_close(exports._adaptive_average(x, grid), expected)
+
+
+class Branching(nn.Module):
+    def forward(self, clips):
+        return clips.flatten(1)[:, :6] if clips.sum() > 0 else clips.flatten(1)[:, 6:12]
+
+
+def test_networks_that_cannot_be_exported_are_refused_with_the_reason(tmp_path):
+    recipe = fitted(vf.LinearPool({"a": 1, "b": 0, "c": 2}))
+    extents = dict.fromkeys("abc", (2, 4, 4))
+    half, other = network(0).half(), network(0, classes=5)
+    elsewhere = network(0).to("meta")
+    for model, clips, error, words in (
+        (half, extents, InputError, "a: expected a network in float32 on the CPU.*torch.float16 on cpu; say"),
+        (elsewhere, extents, InputError, "a: expected a network in float32 on the CPU.*torch.float32 on meta; say"),
+        (other, extents, AlignmentError, "a: expected scores of the recipe's 6 classes, got 5"),
+        (network(0), {**extents, "x": (2, 4, 4)}, AlignmentError, r"extents for some of .*, got those for \['x'\]"),
+        (
+            network(0),
+            {**extents, "a": (3, 4, 4)},
+            InputError,
+            r"a: its network does not take clips of shape \(2, 3, 3,",
+        ),
+        (Branching(), extents, InputError, "torch.export makes no graph of this ensemble: .*data-dependent"),
+    ):
+        with pytest.raises(error, match=words):
+            exports.export(Ensemble(recipe, {"a": model, "c": network(1)}), tmp_path / "a.pt2", clips=clips)
+
+
+def test_what_onnx_cannot_hold_is_refused_with_the_reason(tmp_path, monkeypatch):
+    class Special(nn.Module):
+        def forward(self, clips):
+            return torch.special.bessel_j0(clips.flatten(1)[:, :6])
+
+    with pytest.raises(
+        InputError, match="a member of an ONNX file cannot be called as one of its outputs is, got 'label'"
+    ):
+        exports.export(fitted(vf.LinearPool("uniform"), names=("label", "b", "c")), tmp_path / "a.onnx")
+    ensemble = Ensemble(fitted(vf.LinearPool({"a": 1, "b": 0, "c": 0})), {"a": Special()})
+    with pytest.raises(InputError, match=r"cannot write this ensemble: .*bessel_j0.*write a \.pt2 file"):
+        exports.export(ensemble, tmp_path / "a.onnx", clips={"a": (2, 4, 4)})
+    monkeypatch.setattr(exports, "_MOST", 120 * 6 * 4)  # what `dynamic` keeps of its fit is part of the file
+    with pytest.raises(InputError, match="weights of less than 2 GB"):
+        exports.export(fitted(CASES["dynamic"]), tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +320,8 @@ def run(*arguments, status=0):
 
 
 def test_the_command_writes_a_model_repository(tmp_path):
-    recipe = fitted(vf.LinearPool("accuracy"), classes=["on", 'o"ff', "c", "d", "e", "f"])
+    names = ("exp", "日本 x=1", "-")  # "exp" is also what the graph calls a value of its own
+    recipe = fitted(vf.LinearPool("accuracy"), classes=["on", 'o"ff', "c", "d", "e", "f"], names=names)
     recipe.save(tmp_path / "fused.json")
     result = run("export", tmp_path / "fused.json", "--triton", tmp_path / "models", "--max-batch", 8, "--json")
     told = json.loads(result.stdout)
@@ -247,17 +330,95 @@ def test_the_command_writes_a_model_repository(tmp_path):
     found = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
     assert found == {"config.pbtxt", "classes.txt", "1/model.onnx"}
     assert (model / "classes.txt").read_text().splitlines() == list(recipe.classes)
-    config = (model / "config.pbtxt").read_text()
-    assert 'name: "fused"' in config and "max_batch_size: 8" in config
-    exported = load_export(model / "1" / "model.onnx")
-    np.testing.assert_allclose(exported(OTHER)["log_likelihoods"], recipe.predict_log_proba(OTHER), atol=1e-5)
-    for name, shape in exported.facts["inputs"].items():
-        assert f'name: "{name}"\n    data_type: TYPE_FP32\n    dims: [ {shape[1]} ]' in config
+    config = parsed_by_triton((model / "config.pbtxt").read_text())
+    assert (config.name, config.backend, config.max_batch_size) == ("fused", "onnxruntime", 8)
+    assert config.HasField("dynamic_batching")
+    other = dict(zip(names, OTHER.values(), strict=True))
+    session = onnxruntime.InferenceSession(model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    answers = dict(zip([one.name for one in session.get_outputs()], session.run(None, other), strict=True))
+    np.testing.assert_allclose(answers["log_likelihoods"], recipe.predict_log_proba(other), atol=1e-5)
+    assert {one.name: (one.data_type, list(one.dims)) for one in config.input} == {name: (11, [6]) for name in names}
+    for one in config.output:  # 9, 11 and 12 are TYPE_INT64, TYPE_FP32 and TYPE_FP64
+        shape = list(one.reshape.shape) if one.HasField("reshape") else list(one.dims)
+        assert shape == list(answers[one.name].shape[1:])
+        assert one.data_type == {"int64": 9, "float64": 12}[answers[one.name].dtype.name]
+    assert [one.label_filename for one in config.output] == ["", "classes.txt", ""]
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np, vidfuse as vf\n"
+        "exported = vf.serving.load_export(sys.argv[1])\n"
+        "same = {name: np.eye(6) for name in exported.facts['members']}\n"
+        "print(exported(same)['label'].tolist())\n"
+    )
+    told = subprocess.check_output([sys.executable, "-c", code, model / "1" / "model.onnx"], text=True)
+    assert json.loads(told) == [0, 1, 2, 3, 4, 5]
+
+
+def parsed_by_triton(text):
+    """Parse a configuration as Triton does, by its protobuf: the fields that are written here, and what they hold."""
+    kinds = {"string": 9, "int32": 5, "int64": 3, "message": 11, "enum": 14}
+    messages = {
+        "Reshape": [("shape", 1, "int64", True, None)],
+        "ModelInput": [
+            ("name", 1, "string", False, None),
+            ("data_type", 2, "enum", False, "DataType"),
+            ("dims", 4, "int64", True, None),
+        ],
+        "ModelOutput": [
+            ("name", 1, "string", False, None),
+            ("data_type", 2, "enum", False, "DataType"),
+            ("dims", 3, "int64", True, None),
+            ("label_filename", 4, "string", False, None),
+            ("reshape", 5, "message", False, "Reshape"),
+        ],
+        "DynamicBatching": [],
+        "ModelConfig": [
+            ("name", 1, "string", False, None),
+            ("max_batch_size", 4, "int32", False, None),
+            ("input", 5, "message", True, "ModelInput"),
+            ("output", 6, "message", True, "ModelOutput"),
+            ("dynamic_batching", 11, "message", False, "DynamicBatching"),
+            ("backend", 17, "string", False, None),
+        ],
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="triton", syntax="proto3")
+    data_type = file.enum_type.add(name="DataType")
+    for name, number in (("TYPE_INVALID", 0), ("TYPE_INT64", 9), ("TYPE_FP32", 11), ("TYPE_FP64", 12)):
+        data_type.value.add(name=name, number=number)
+    for name, fields in messages.items():
+        message = file.message_type.add(name=name)
+        for field, number, kind, repeated, of in fields:
+            message.field.add(
+                name=field,
+                number=number,
+                type=kinds[kind],
+                label=3 if repeated else 1,
+                type_name=None if of is None else f".triton.{of}",
+            )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    empty = message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.ModelConfig"))()
+    return text_format.Parse(text, empty)
+
+
+def test_triton_reads_the_configuration_of_views_and_clips():
+    inputs = {"x3d": ["videos", "views", 3, 8, 64, 64]}
+    config = parsed_by_triton(triton._config('a "b"', {"inputs": inputs, "n_classes": 5, "classes": None}, 1))
+    assert config.name == 'a "b"' and list(config.input[0].dims) == [-1, 3, 8, 64, 64]
+    assert [list(one.dims) for one in config.output] == [[5], [5], [1]] and not config.output[1].label_filename
+
+
+def test_a_class_of_two_lines_is_refused_where_triton_reads_one_a_line(tmp_path):
+    recipe = fitted(vf.LinearPool("uniform"), classes=["a\nb", *"cdefg"])
+    with pytest.raises(InputError, match=r"one class a line.*'a\\nb'"):
+        triton.export_triton(recipe, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_builds_the_networks_from_their_checkpoints(tmp_path):
     stack = vf.LogitStack.from_arrays({name: LOGITS[name] for name in "ab"}, labels=LABELS)
     recipe = vf.Recipe.from_fitted(vf.LogLinearPool("accuracy").fit(stack), stack)
+    recipe = dataclasses.replace(recipe, fingerprints={"b": (64 * "0",)})
     recipe.save(tmp_path / "fused.json")
     models = {"a": vf.networks.create("x3d_tiny", num_classes=6), "b": vf.networks.create("x3d_tiny", num_classes=6)}
     for name, model in models.items():
@@ -266,13 +427,15 @@ def test_the_command_builds_the_networks_from_their_checkpoints(tmp_path):
     arguments = ["export", tmp_path / "fused.json", "--out", tmp_path / "fused.pt2", *given]
     assert "--network a=" in run(*arguments, status=2).output
     networks = ["--network", "a=x3d_tiny", "--network", "b=x3d_tiny", "--clips", "a=4x32x48"]
-    assert "TxHxW" not in run(*arguments, *networks).output
+    refused = run(*arguments, *networks, status=2).output
+    assert f"member 'b': the fit saw the checkpoint {64 * '0'}" in refused and "say --checkpoints any" in refused
+    assert "TxHxW" not in run(*arguments, *networks, "--checkpoints", "any").output
     exported = load_export(tmp_path / "fused.pt2")
     assert exported.facts["inputs"] == {"a": ["videos", 3, 4, 32, 48], "b": ["videos", 3, 8, 64, 64]}
     assert exported.facts["clips"]["a"]["network"] == "x3d_tiny"
     clips = {name: torch.randn(3, *shape[1:]) for name, shape in exported.facts["inputs"].items()}
     with torch.no_grad():
-        expected = Ensemble(recipe, models).eval()(clips)
+        expected = Ensemble(recipe, models, checkpoints="any").eval()(clips)
     answer = exported({name: clip.numpy() for name, clip in clips.items()})
     np.testing.assert_allclose(answer["log_likelihoods"], expected, atol=1e-5)
 

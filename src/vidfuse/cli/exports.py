@@ -11,6 +11,7 @@ import click
 from vidfuse.cli import options
 from vidfuse.errors import InputError, MissingExtraError, option
 from vidfuse.recipe import Recipe, load_recipe
+from vidfuse.stack.checkpoints import Checkpoints
 
 __all__ = ["export"]
 
@@ -29,7 +30,7 @@ __all__ = ["export"]
 )
 @click.option(
     "--checkpoint",
-    "checkpoints",
+    "weights",
     multiple=True,
     metavar="MEMBER=FILE",
     help="A member's weights, or its run's folder; with those of all members, clips go in instead of scores.",
@@ -47,6 +48,13 @@ __all__ = ["export"]
     metavar="MEMBER=TxHxW",
     help="Frames, height and width of a member's clips, if other than it was trained on.",
 )
+@click.option(
+    "--checkpoints",
+    type=click.Choice(["same", "any"]),
+    default="same",
+    show_default=True,
+    help="Recipes know the checkpoints of their fit: refuse networks of others, or compare nothing.",
+)
 @click.option("--with-views", is_flag=True, help="Inputs have an axis of views, which are reduced as the recipe says.")
 @click.option("--max-batch", type=click.IntRange(min=1), default=64, show_default=True, help="Of Triton: videos.")
 @options.as_json
@@ -54,9 +62,10 @@ def export(
     recipe: Path,
     out: Path | None,
     triton: Path | None,
-    checkpoints: tuple[str, ...],
+    weights: tuple[str, ...],
     networks: tuple[str, ...],
     clips: tuple[str, ...],
+    checkpoints: Checkpoints,
     with_views: bool,
     max_batch: int,
     as_json: bool,
@@ -69,17 +78,19 @@ def export(
     try:
         from vidfuse.serving import exports
         from vidfuse.serving import triton as repository
+        from vidfuse.serving.ensemble import Ensemble
     except MissingExtraError as error:
         raise MissingExtraError("vidfuse export", "export") from error
 
     loaded = load_recipe(recipe)
     source: Any = loaded
     extents = {name: _extents(name, text) for name, text in options.pairs(clips, "MEMBER=TxHxW").items()}
-    if checkpoints:
-        weights = {name: Path(path) for name, path in options.pairs(checkpoints, "MEMBER=FILE").items()}
-        source, extents = _ensemble(loaded, weights, options.pairs(networks, "MEMBER=NAME"), extents)
-    elif networks or clips:
-        raise click.BadParameter("--network and --clips belong to --checkpoint, the members' weights")
+    if weights:
+        paths = {name: Path(path) for name, path in options.pairs(weights, "MEMBER=FILE").items()}
+        models, extents = _networks(loaded, paths, options.pairs(networks, "MEMBER=NAME"), extents)
+        source = Ensemble(loaded, models, checkpoints=checkpoints)
+    elif networks or clips or checkpoints == "any":
+        raise click.BadParameter("--network, --clips and --checkpoints belong to --checkpoint, the members' weights")
     common: dict[str, Any] = {"with_views": with_views, "clips": extents}
     written = []
     if out is not None or triton is None:
@@ -102,21 +113,20 @@ def _extents(name: str, text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _ensemble(
+def _networks(
     recipe: Recipe,
-    checkpoints: Mapping[str, Path],
+    files: Mapping[str, Path],
     named: Mapping[str, str],
     clips: Mapping[str, tuple[int, int, int]],
-) -> tuple[Any, dict[str, tuple[int, int, int]]]:
-    """Return the recipe with its members' networks, and the extents of each one's clips."""
+) -> tuple[dict[str, Any], dict[str, tuple[int, int, int]]]:
+    """Return the members' networks, and the extents of each one's clips."""
     from vidfuse.cli.networks import checkpoint_file
     from vidfuse.networks import info
-    from vidfuse.serving.ensemble import Ensemble
     from vidfuse.training.data import network_for
     from vidfuse.training.state import trained
 
     models, extents = {}, {}
-    for name, path in checkpoints.items():
+    for name, path in files.items():
         path = checkpoint_file(path)
         known = trained(path)
         network = named.get(name) or (known and known.network)
@@ -132,4 +142,4 @@ def _ensemble(
         extents[name] = clips.get(name, (facts.frames, facts.size, facts.size))
         weights: Any = path if known is None else known.weights
         models[name] = network_for(extents[name][0], network, recipe.n_classes, checkpoint=weights)
-    return Ensemble(recipe, models), extents
+    return models, extents

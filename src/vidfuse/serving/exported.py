@@ -18,7 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse import __version__
 from vidfuse.errors import AlignmentError, CacheFormatError, InputError, MissingExtraError
 
-__all__ = ["FACTS", "FORMAT", "OUTPUTS", "VERSION", "Exported", "check_suffix", "load_export", "read_export"]
+__all__ = [
+    "FACTS",
+    "FORMAT",
+    "OUTPUTS",
+    "VERSION",
+    "Exported",
+    "check_suffix",
+    "first_line",
+    "load_export",
+    "read_export",
+]
 
 FORMAT: Final = "vidfuse-export"
 VERSION: Final = 1
@@ -56,13 +66,18 @@ class Exported:
 
         Raises:
             AlignmentError: The inputs are not the export's members.
-            InputError: An input is not of the shape that the export takes.
+            InputError: An input is not of the shape that the export takes, or holds no real numbers.
         """
         expected = self.facts["inputs"]
         if set(inputs) != set(expected):
             missing, unknown = sorted(set(expected) - set(inputs)), sorted(set(inputs) - set(expected))
             raise AlignmentError(f"expected {sorted(expected)}; missing {missing}, not in the export {unknown}")
-        arrays = {name: np.ascontiguousarray(inputs[name], dtype=np.float32) for name in expected}
+        arrays = {}
+        for name in expected:
+            given = np.asarray(inputs[name])
+            if given.dtype.kind in "cOSUmM":
+                raise InputError(f"{name}: expected real numbers, got an array of {given.dtype}")
+            arrays[name] = np.ascontiguousarray(given, dtype=np.float32)
         free: dict[str, int] = {}  # extents that the caller chooses, the same in all inputs
         for name, shape in expected.items():
             got = arrays[name].shape
@@ -143,7 +158,7 @@ def _onnx(data: bytes, path: Path) -> tuple[str | None, Callable[[], _Run]]:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base class but this one
         raise CacheFormatError(
-            f"{path}: expected an ONNX file, and it is damaged or cut off: {_line(error)}"
+            f"{path}: expected an ONNX file, and it is damaged or cut off: {first_line(error)}"
         ) from error
     names = [output.name for output in session.get_outputs()]
 
@@ -161,7 +176,7 @@ def _pt2(data: bytes, path: Path) -> tuple[str | None, Callable[[], _Run]]:
             name = next((name for name in archive.namelist() if name.endswith(f"/extra/{FACTS}.json")), None)
             text = None if name is None else archive.read(name).decode()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        damaged = _line(error)
+        damaged = first_line(error)
     if damaged is not None:
         raise CacheFormatError(f"{path}: expected a .pt2 file, and it is damaged or cut off: {damaged}")
 
@@ -184,6 +199,11 @@ def _pt2(data: bytes, path: Path) -> tuple[str | None, Callable[[], _Run]]:
     return text, opened
 
 
-def _line(error: Exception) -> str:
-    """Return the first line of an error's message."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message.
+
+    Example:
+        >>> first_line(ValueError("no such axis" + chr(10) + "in line 3 of …")), first_line(KeyError())
+        ('no such axis', 'KeyError')
+    """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,15 +17,15 @@ import numpy as np
 
 from vidfuse import __version__, networks
 from vidfuse._files import replace
-from vidfuse.errors import InputError, MissingExtraError, VidfuseError, option
+from vidfuse.errors import AlignmentError, InputError, MissingExtraError, VidfuseError, option
 from vidfuse.recipe import Recipe
-from vidfuse.serving.exported import FACTS, FORMAT, OUTPUTS, VERSION, check_suffix, read_export
+from vidfuse.serving.exported import FACTS, FORMAT, OUTPUTS, VERSION, check_suffix, first_line, read_export
 
 try:
     import torch
     from torch import Tensor, nn
 
-    from vidfuse.serving.ensemble import Ensemble
+    from vidfuse.serving.ensemble import Ensemble, scores_of
     from vidfuse.serving.fusion import Fusion
 except ImportError as error:
     raise MissingExtraError("an export", "export") from error
@@ -76,7 +76,10 @@ def export(
         clips: {member: frames, height and width} of an ensemble's clips; by default the catalogue's.
 
     Raises:
-        InputError: The rule has no form in torch; the file is called otherwise; or clips of unknown extents.
+        InputError: The rule has no form in torch; the file is called otherwise; clips of unknown extents; a network
+            that is not in float32 on the CPU, or does not take such clips; or what torch or ONNX cannot write, with the
+            reason.
+        AlignmentError: Extents of a member that the recipe does not have, or a network of other classes.
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
         OSError: The file cannot be written.
 
@@ -117,7 +120,12 @@ def graph_of(source: Recipe | Ensemble, *, with_views: bool, clips: Mapping[str,
     recipe = source if isinstance(source, Recipe) else source.recipe
     module = _Answers(source).eval()
     facts = _facts(recipe)
+    unknown = sorted(set(clips or {}) - set(recipe.members))
+    if unknown:
+        raise AlignmentError(f"clips: expected extents for some of {list(recipe.members)}, got those for {unknown}")
     if isinstance(source, Ensemble):
+        for name, model in source.networks.items():
+            _check_network(name, model)
         extents = {name: _extents(name, model, clips or {}) for name, model in source.networks.items()}
         inner: dict[str, list[int]] = {name: [3, *three] for name, three in extents.items()}
         facts["clips"] = {name: _normalisation(model) for name, model in source.networks.items()}
@@ -132,8 +140,34 @@ def graph_of(source: Recipe | Ensemble, *, with_views: bool, clips: Mapping[str,
     free_axes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(free)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, (examples,), dynamic_shapes=({name: free_axes for name in examples},))
+        try:
+            program = torch.export.export(module, (examples,), dynamic_shapes=({name: free_axes for name in examples},))
+        except VidfuseError:
+            raise
+        except Exception as error:  # torch's share no base class but this one
+            raise InputError(_why_no_graph(source, examples, error)) from error
     return Graph(module, program, facts)
+
+
+def _check_network(name: str, model: nn.Module) -> None:
+    for value in model.parameters():
+        if value.device.type != "cpu" or (value.is_floating_point() and value.dtype != torch.float32):
+            raise InputError(
+                f"{name}: expected a network in float32 on the CPU, which other engines take further, got "
+                f"{value.dtype} on {value.device.type}; say ensemble.float().cpu()"
+            )
+
+
+def _why_no_graph(source: Recipe | Ensemble, examples: Mapping[str, Tensor], error: Exception) -> str:
+    """Return what is wrong with a module that torch.export refused: a network's clips, or what it does with them."""
+    for name, model in source.networks.items() if isinstance(source, Ensemble) else ():
+        try:
+            scores_of(model, examples[name])
+        except Exception as own:  # a network's own
+            shape = tuple(examples[name].shape)
+            said = option("clips", {name: "16x224x224"})
+            return f"{name}: its network does not take clips of shape {shape}: {first_line(own)}; say {said} for others"
+    return f"torch.export makes no graph of this ensemble: {first_line(error)}"
 
 
 class _Answers(nn.Module):
@@ -219,11 +253,18 @@ def _random_inputs(facts: Mapping[str, Any], **free: int) -> dict[str, Tensor]:
 
 def _onnx_bytes(graph: Graph) -> bytes:
     """Return a graph as an ONNX file; arguments and errors as of `export`."""
-    weights = sum(value.nbytes for value in graph.program.state_dict.values())
+    constants: Any = graph.program.constants.values()
+    weights = sum(value.nbytes for value in (*graph.program.state_dict.values(), *constants))
     if weights > _MOST:
         raise InputError(
             f"expected weights of less than 2 GB, which is all that an ONNX file can hold, got {weights / 1e9:.1f} GB; "
             "write a .pt2 file, or export the recipe alone and each network by itself"
+        )
+    inputs = list(graph.facts["inputs"])
+    if clash := sorted(set(inputs) & set(OUTPUTS)):
+        raise InputError(
+            f"a member of an ONNX file cannot be called as one of its outputs is, got {clash[0]!r}; write a .pt2 file, "
+            "or fit with another name"
         )
     try:
         import onnxruntime  # noqa: F401 -- the file is checked by it
@@ -232,8 +273,26 @@ def _onnx_bytes(graph: Graph) -> bytes:
         raise MissingExtraError("an export to ONNX", "export") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        names: dict[str, Any] = {"input_names": list(graph.facts["inputs"]), "output_names": list(OUTPUTS)}
-        program: Any = torch.onnx.export(graph.program, dynamo=True, verbose=False, **names)
+        try:
+            program: Any = torch.onnx.export(
+                _with_means_for_adaptive_pools(graph.program),
+                dynamo=True,
+                verbose=False,
+                input_names=inputs,
+                output_names=list(OUTPUTS),
+            )
+        except Exception as error:  # torch's share no base class but this one; the innermost says why
+            inner: BaseException = error
+            while inner.__cause__ is not None:
+                inner = inner.__cause__
+            raise InputError(
+                f"torch's exporter to ONNX cannot write this ensemble: {first_line(inner)}; write a .pt2 file, or "
+                "export the recipe alone and each network by itself"
+            ) from error
+    outside = {*program.model.graph.inputs, *program.model.graph.outputs}
+    for value in (value for node in program.model.graph.all_nodes() for value in node.outputs):
+        if value.name in inputs and value not in outside:  # the exporter does not look: a member may be called "exp"
+            value.name = f"/{value.name}"  # as no member can be
     model = program.model_proto
     for node in (node for part in (model.graph, *model.functions) for node in part.node):
         del node.metadata_props[:]  # lines and files of this installation
@@ -242,8 +301,26 @@ def _onnx_bytes(graph: Graph) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def _with_means_for_adaptive_pools(program: Any) -> Any:
+    """Return a graph whose adaptive average pools over three axes, which ONNX has not, are means of slices."""
+    pool = torch.ops.aten.adaptive_avg_pool3d.default
+    if all(node.target is not pool for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({pool: _adaptive_average})
+
+
+def _adaptive_average(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """Average (N, C, T, H, W) to a grid, axis by axis: bin i of g covers floor(i·n/g) … ceil((i + 1)·n/g) − 1 of n."""
+    for axis, bins in enumerate(grid, start=2):
+        length = x.shape[axis]
+        edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
+        x = torch.cat([x.narrow(axis, a, b - a).mean(axis, keepdim=True) for a, b in edges], axis)
+    return x
+
+
 def _pt2_bytes(graph: Graph) -> bytes:
     buffer = io.BytesIO()
+    graph.program.example_inputs = None  # as large as clips are, and random
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(graph.program, buffer, extra_files={f"{FACTS}.json": json.dumps(graph.facts)})

@@ -57,14 +57,19 @@ class Fusion(nn.Module):
             scores: {member: scores (N, K) or (N, V, K)}, of `Recipe.needed_members` at least.
 
         Raises:
-            AlignmentError: A needed member is missing, and the rule does not say `missing="renormalise"`, or there are
-                others than the recipe's.
+            AlignmentError: A needed member is missing, and the rule does not say `missing="renormalise"`; there are
+                others than the recipe's; or scores are not of its K classes.
         """
         recipe, renormalise = self.recipe, self.recipe.rule.missing == "renormalise"
         needed = recipe.needed_members()
         unknown, missing = sorted(set(scores) - set(recipe.members)), sorted(set(needed) - set(scores))
         if unknown or (missing and not renormalise):
             raise AlignmentError(f"expected scores of {list(needed)}; missing {missing}, not in the recipe {unknown}")
+        for name, given in scores.items():
+            if given.shape[-1] != recipe.n_classes:
+                raise AlignmentError(
+                    f"{name}: expected scores of the recipe's {recipe.n_classes} classes, got {given.shape[-1]}"
+                )
         members = {}
         for name in recipe.members:
             if name in scores:

@@ -38,7 +38,6 @@ __all__ = ["NoGraphError", "Said", "listen", "log_proba"]
 
 _TIE: Final = 1e-12  # as in `vidfuse.likelihood`: sums that differ by no more are equal
 _TINY: Final = float(np.finfo(np.float64).tiny)
-_HUGE: Final = float(np.finfo(np.float64).max)
 
 
 class NoGraphError(InputError):
@@ -417,7 +416,8 @@ def _log_linear_pool(log_p: Tensor, weights: Tensor) -> Tensor:
 
 def _linear_pool(log_p: Tensor, weights: Tensor) -> Tensor:
     log_p = log_p.double()
-    largest = log_p.amax(1).clamp(min=-_HUGE)
+    largest = log_p.amax(1)
+    largest = largest.masked_fill(largest == -math.inf, 0.0)  # of a class that every member vetoes
     return _joined((weights * (log_p - largest[:, None]).exp()).sum(1).log() + largest)
 
 

@@ -40,7 +40,7 @@ def export_triton(
         max_batch: The most videos in one batch.
 
     Raises:
-        InputError: As `export`, or a name that cannot be a folder's, or a batch below 1.
+        InputError: As `export`, or a name that cannot be a folder's, a class's of two lines, or a batch below 1.
 
     Example:
         >>> export_triton(None, "models", max_batch=0)
@@ -50,6 +50,10 @@ def export_triton(
     if max_batch < 1:
         raise InputError(f"max_batch: expected at least 1, got {max_batch}")
     folder = Path(repository) / check_name(name)
+    recipe = source.recipe if isinstance(source, Ensemble) else source
+    broken = [one for one in recipe.classes or () if "\n" in one]
+    if broken:
+        raise InputError(f"expected names that fit Triton's file of one class a line, got {broken[0]!r}; rename it")
     written = export(source, folder / "1" / "model.onnx", with_views=with_views, clips=clips)
     classes = written.facts["classes"]
     if classes is not None:
