@@ -291,8 +291,8 @@ class Cascade(Rule):
             units = "independent videos" if groups is None else "groups of such sizes"
             return (
                 f"to show with a confidence of {self.confidence:.4g} that {said} takes at least "
-                f"{self._fewest(groups):,} {units} in the second half of the fit's, which has {self.n_tested_:,}; give it "
-                f"more, or a larger {option('at_most')}"
+                f"{self._fewest(groups):,} {units} in the second half of the fit's, which has {self.n_tested_:,}; "
+                f"give it more, or a larger {option('at_most')}"
             )
         return f"already the first step could not be shown to keep the risk stated: {said}"
 
