@@ -54,13 +54,14 @@ def test_bad_input():
 def certified(confidence, right, error, level=0.95):
     """The fixed sequence by its definition, with SciPy's binomial distribution."""
     order = np.argsort(-confidence, kind="stable")
-    found, begun = None, False
-    for n in range(1, len(order) + 1):
-        if n < len(order) and confidence[order[n]] == confidence[order[n - 1]]:
-            continue
-        if not begun and (1 - error) ** n > 1 - level:
-            continue
-        begun = True
+    sure = np.append(confidence[order], -np.inf)
+    ends = [n for n in range(1, len(order) + 1) if sure[n] != sure[n - 1]]
+    for forgiven in (3, 2, 1, 0):
+        starts = [n for n in ends if binom.cdf(forgiven, n, error) <= 1 - level]
+        if starts and starts[0] <= len(order) / 2:
+            break
+    found = None
+    for n in starts:
         if binom.cdf((~right[order[:n]]).sum(), n, error) > 1 - level:
             break
         found = confidence[order[n - 1]]
@@ -68,10 +69,11 @@ def certified(confidence, right, error, level=0.95):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_threshold_is_the_last_that_passes(seed):
+@pytest.mark.parametrize("n", [60, 130, 500])
+def test_the_threshold_is_the_last_that_passes(seed, n):
     rng = np.random.default_rng(seed)
-    confidence = rng.integers(1, 200, 500) / 200  # with ties
-    right = rng.random(500) < 0.75 + 0.25 * confidence
+    confidence = rng.integers(1, 200, n) / 200  # with ties
+    right = rng.random(n) < 0.75 + 0.25 * confidence
     expected = certified(confidence, right, 0.1)
     if expected is None:
         with pytest.raises(InputError, match=r"no confidence is sure to keep the error at 0\.1"):
@@ -97,6 +99,13 @@ def test_the_stated_error_is_exceeded_in_at_most_one_of_twenty_draws(grouped):
         except InputError:
             pass
     assert passed <= binom.ppf(0.999, 400, 0.05)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_error_of_the_surest_video_does_not_end_the_search(grouped):
+    confidence = np.linspace(1, 0.5, 1000)
+    right = confidence < 1
+    assert abstention(confidence, right, 0.05, groups=np.arange(1000) if grouped else None).coverage == 1
 
 
 def test_groups_count_alike_and_a_group_of_many_right_ones_proves_little():

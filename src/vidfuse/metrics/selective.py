@@ -6,6 +6,7 @@ import bisect
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,8 @@ from vidfuse.metrics.bounds import betting_p_value, binomial_p_value
 from vidfuse.metrics.design import design_of
 
 __all__ = ["Abstention", "RiskCoverage", "abstention", "risk_coverage"]
+
+_FORGIVEN = 3  # errors among the surest videos that do not end the search for a threshold
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,11 @@ def abstention(
 ) -> Abstention:
     """Return the least confidence to answer at, such that at most a share `error` of the answered videos is wrong.
 
-    Thresholds are tested one after another, from the surest video on, each at the full 1 − level, and the first that
-    fails ends it (fixed-sequence testing): by the binomial test, with groups, each of which counts alike, by betting
-    on their means (`vidfuse.metrics.betting_p_value`). The first ones are left out where not even right answers alone
-    could pass.
+    Thresholds are tested one after another, each at the full 1 − level, and the first that fails ends it
+    (fixed-sequence testing): by the binomial test, with groups, each of which counts alike, by betting on their means
+    (`vidfuse.metrics.betting_p_value`). The first is where the surest videos are so many that a test forgives three
+    errors: one at the very beginning, which very sure networks make too, would end it. Where that takes more than half
+    of the videos, two are forgiven, one, or none.
 
     The true share is above `error` with probability 1 − level at most, for any distribution, if the prediction did not
     see these videos, and if the surest videos, too few to be tested alone, are no worse than the rest.
@@ -187,15 +191,21 @@ def abstention(
 
     so_far = np.cumsum(wrong)
 
-    def passes(answered: int, none_wrong: bool = False) -> bool:
+    def passes(answered: int, if_wrong: int | None = None) -> bool:
+        """Test one threshold, as it is or if so many of its surest videos were wrong and no others."""
         if groups is None:
-            return binomial_p_value(0 if none_wrong else int(so_far[answered - 1]), answered, error) <= 1 - level
-        errors = np.zeros(answered) if none_wrong else wrong[:answered]
+            n_wrong = int(so_far[answered - 1]) if if_wrong is None else if_wrong
+            return binomial_p_value(n_wrong, answered, error) <= 1 - level
+        errors = wrong[:answered] if if_wrong is None else np.arange(answered) < if_wrong
         losses = weight[:answered] * (errors - error)  # at most 1 - error and at least -error in each group
         return betting_p_value(np.bincount(group[:answered], losses, design.size), 0.0) <= 1 - level
 
     ends = np.flatnonzero(np.r_[sure[1:] != sure[:-1], True]) + 1  # equals are answered together
-    tested = ends[bisect.bisect_left(ends, True, key=lambda answered: passes(answered, none_wrong=True)) :].tolist()
+    for if_wrong in range(_FORGIVEN, -1, -1):  # labels have no say in where it begins
+        first = bisect.bisect_left(ends, True, key=partial(passes, if_wrong=if_wrong))
+        if first < len(ends) and 2 * ends[first] <= len(c):
+            break
+    tested = ends[first:].tolist()
     passed = list(itertools.takewhile(passes, tested))
     if not tested:
         need = _fewest(error, level, groups is not None)
