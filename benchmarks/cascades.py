@@ -226,10 +226,12 @@ def main() -> None:
         result = json.loads(options.out.read_text(encoding="utf-8"))
     print(f"{'set':<32} certified  gain   | used: exceeded  lost  kept  cost | cheapest: exceeded  lost  cost")
     begin = tuple(options.sets or [""])
+    stopped: list[str] = []
     for name, found in groupby(cases(options.dumps, options.splits, begin), key=lambda case: case.name):
         trials, last = [], None
         for case in found:
             if last is None and "stopping" in options.parts and not name.endswith(("by video", "views")):
+                stopped.append(name)
                 result["stopping"][name] = stop_exactly(replace(case, test=case.test[:5000], truth=case.truth[:5000]))
             last = case
             if "cascades" not in options.parts:
@@ -248,8 +250,8 @@ def main() -> None:
             flush=True,
         )
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, rules in result["stopping"].items():
-        for rule, one in rules.items():
+    for name in stopped:
+        for rule, one in result["stopping"][name].items():
             saved = (
                 f"saved {one['saved']:.1%}, in any order at most {one['any_order']:.1%}; hindsight {one['ceiling']:.1%}"
             )
