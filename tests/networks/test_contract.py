@@ -1,9 +1,7 @@
 """What every network of the catalogue owes its callers, in one place."""
 
 import importlib
-import warnings
 
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -187,22 +185,6 @@ def test_compiles_as_one_graph(name):
     with torch.no_grad():
         torch.testing.assert_close(compiled(clips), model(clips))
     torch.compiler.reset()
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_exports(name):
-    """As a graph of torch and as ONNX, for batches of any size."""
-    model, clips = build(name).eval(), clips_for(name)
-    exported = torch.export.export(model, (clips,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
-        onnx = torch.onnx.export(exported, dynamo=True, verbose=False, input_names=["clips"])
-    session = onnxruntime.InferenceSession(onnx.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    with torch.no_grad():
-        for batch in (clips, clips_for(name, count=5), clips[:1]):
-            torch.testing.assert_close(exported.module()(batch), model(batch))
-            answer = torch.from_numpy(session.run(None, {"clips": batch.numpy()})[0])
-            torch.testing.assert_close(answer, model(batch), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY)

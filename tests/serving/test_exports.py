@@ -90,6 +90,53 @@ def test_every_rule_is_a_graph_that_onnxruntime_runs():
             np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-5)
 
 
+class WithNetwork(nn.Module):
+    """A network and rules that fuse its logits with the scores of other members, in one graph."""
+
+    def __init__(self, model, recipes):
+        super().__init__()
+        self.model, self.rules = model, All(recipes)
+
+    def forward(self, clips, others):
+        logits = self.model(clips)
+        return logits, *self.rules({**others, "c": logits})
+
+
+@pytest.mark.parametrize("i", range(7))
+def test_every_network_is_exported_with_some_rule_and_every_rule_with_some_network(i):
+    """As a graph of torch and as ONNX, for batches of any size, beside the recipe on the network's logits."""
+    names = vf.networks.names("*_tiny")
+    assert len(names) == 7
+    torch.manual_seed(0)
+    model, facts = vf.networks.create(names[i], num_classes=6).eval(), vf.networks.info(names[i])
+    clips = torch.randn(5, 3, facts.frames, facts.size, facts.size)
+    others = {name: torch.from_numpy(OTHER[name][:5].copy()) for name in "ab"}
+    recipes = [fitted(rule) for rule in list(RULES.values())[i::7]]
+    assert all("c" in recipe.needed_members() for recipe in recipes)
+    free = {0: torch.export.Dim("videos", min=1, max=64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.export.export(
+            WithNetwork(model, recipes).eval(),
+            (clips[:2], {name: z[:2] for name, z in others.items()}),
+            dynamic_shapes=(free, dict.fromkeys("ab", free)),
+        )
+        onnx_model = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["clips", "a", "b"]).model_proto
+    session = onnxruntime.InferenceSession(onnx_model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for n in (1, 2, 5):
+        scores = {name: z[:n] for name, z in others.items()}
+        with torch.no_grad():
+            logits = model(clips[:n])
+            own = program.module()(clips[:n], scores)
+        got = session.run(None, {"clips": clips[:n].numpy(), **{name: z.numpy() for name, z in scores.items()}})
+        torch.testing.assert_close(own[0], logits)
+        torch.testing.assert_close(torch.from_numpy(got[0]), logits, rtol=1e-4, atol=1e-5)
+        for recipe, fused, answer in zip(recipes, own[1:], got[1:], strict=True):
+            expected = recipe.predict_proba({**scores, "c": logits})
+            np.testing.assert_allclose(fused.exp(), expected, atol=1e-6)
+            np.testing.assert_allclose(np.exp(answer), expected, atol=1e-5)
+
+
 @pytest.fixture(scope="module", params=["onnx", "pt2"])
 def written(request, tmp_path_factory):
     """A recipe whose views are reduced and whose members may be missing, as a file."""
