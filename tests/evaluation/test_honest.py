@@ -59,6 +59,18 @@ def test_every_objective_has_an_interval_around_its_score(objective):
     assert found.objective in repr(found)
 
 
+def test_a_rule_of_views_is_scored_beside_members_of_averaged_views():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 120)
+    z = {f"m{m}": rng.normal(size=(120, 3, 4)) + (0.5 + m) * np.eye(4)[y][:, None] for m in range(3)}
+    stack = vf.LogitStack.from_arrays(z, labels=y)
+    averaged = vf.LogitStack.from_arrays(z, labels=y, views="mean-log")
+    found = vf.honest_score(vf.MajorityVote(), stack, repeats=2)
+    same = vf.honest_score(UNIFORM, averaged, repeats=2)
+    assert (found.uniform, found.best_single) == (same.score, same.best_single)
+    assert found.score == pytest.approx(vf.MajorityVote().fit(stack).score(stack), abs=1e-12)
+
+
 def test_every_repeat_has_folds_of_its_own():
     z, y = ensemble(4, n=80, signal=2.0)
     found = vf.honest_score(vf.LogLinearPool(), stack_of(z, y), folds=3, repeats=4, objective="nll", random_state=2)

@@ -19,6 +19,7 @@ from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_presence
+from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics.intervals import Interval
 from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, holm
@@ -184,7 +185,8 @@ def honest_score(
 
     Args:
         rule: Any unfitted rule, a search such as `SubsetPool` or `GreedyPool` included.
-        stack: A stack, or an array (N, M, K) of logits or log-likelihoods.
+        stack: A stack, or an array (N, M, K) of logits or log-likelihoods. Of a stack with views, for a rule that fuses
+            them, the two baselines take each member's mean log-likelihood.
         folds: Folds of a repeat, at least 2.
         repeats: How often the videos are split anew.
         groups: What each video comes from, as in `LogitStack.with_groups`; by default the stack's own. No fold splits a
@@ -225,10 +227,11 @@ def honest_score(
     more = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats - 1)
     seeds = [random_state, *map(int, more)]  # the first folds are those of `compare` and `leaderboard`
     rounds = [split_folds(y, folds, stack.groups, seed, stack.ids) for seed in seeds]
+    averaged = stack if stack.n_views is None else reduce_views(stack, "mean-log")
     predictions = {
         "rule": [out_of_fold(rule, stack, y, splits) for splits in rounds],
-        "uniform": [out_of_fold(LogLinearPool(weights="uniform"), stack, y, splits) for splits in rounds],
-        "best single": _best_single(stack, y, rounds, metric, sign),
+        "uniform": [out_of_fold(LogLinearPool(weights="uniform"), averaged, y, splits) for splits in rounds],
+        "best single": _best_single(averaged, y, rounds, metric, sign),
     }
     scores = {name: [float(metric(y, p)) for p in repeated] for name, repeated in predictions.items()}
     fitted = clone(rule).fit(stack, y)
