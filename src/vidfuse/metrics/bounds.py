@@ -154,7 +154,7 @@ def betting_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = N
     Example:
         >>> losses = np.repeat([0.0, 1.0], [990, 10])
         >>> round(betting_p_value(losses, 0.03), 4), betting_p_value(losses, 0.01)
-        (0.001, 1.0)
+        (0.0005, 1.0)
     """
     values = as_values(losses, "losses")
     if values.max() > 1:
@@ -203,7 +203,7 @@ def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None
     Example:
         >>> losses = np.zeros(299)
         >>> [round(risk_p_value(losses, 0.01, groups), 3) for groups in (None, np.arange(299) // 2)]
-        [0.05, 0.393]
+        [0.05, 0.297]
     """
     values: NDArray[np.float64] = as_values(losses, "losses")
     if lowest not in (0, -1) or not np.isin(values, (lowest, 0, 1)).all():
