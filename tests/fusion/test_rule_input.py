@@ -88,8 +88,8 @@ def test_weights_of_one_are_none(name, weight):
     assert_allclose(output(fitted(ESTIMATORS[name], X, y, weight), X), reference(name)[1], rtol=0, atol=1e-6)
 
 
-# Shrinkage, priors and smoothed targets count weighted videos by their effective number; folds, and the tests of a cascade,
-# count every video once.
+# Shrinkage, priors and smoothed targets count weighted videos by their effective number; folds, and
+# the tests of a cascade, count every video once.
 COUNTING = {"default", "shared", "cv", "per-class", "balanced", "linear-log-odds", "stacked", "stacked-diagonal"}
 COUNTING |= {"dynamic", "dynamic-per-class", "dynamic-given"} | {
     "subset-learned",
