@@ -76,12 +76,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Top-1 accuracies of one seed, and the videos they were measured on."""
+    """Top-1 accuracies of one seed, and the videos they were measured on: of all members fused, and of single ones."""
 
     seed: int
     scored_on: str
     best_member: str
     best_single: float
+    inside: float | None  # of the network that fuses two members inside
     fused: float
 
 
@@ -317,11 +318,11 @@ def fuse(
     seed: int,
     clock: Clock,
 ) -> Outcome:
-    """Weight the members by their validation score, fuse, vote, search the subsets; write submission and report."""
+    """Learn weights on the validation videos, fuse, vote, search the subsets; write submission and report."""
     val, test = stacks["val"], labelled(stacks["test"], test_labels)
     with clock.stage("weight and fuse"):
         one_view = {split: vf.reduce_views(stack, "mean-log") for split, stack in stacks.items()}
-        pool = vf.LogLinearPool(weights="accuracy").fit(one_view["val"])
+        pool = vf.LogLinearPool().fit(one_view["val"])
         vf.Recipe.from_fitted(pool, one_view["val"], views="mean-log").save(out / "ensemble.json")
         fused = pool.predict_log_proba(one_view["test"])
         for member, weight in zip(pool.members_, pool.weights_, strict=True):
@@ -334,19 +335,19 @@ def fuse(
         table = combination_table(val, test, combinations=growing)
         print(table)
     with clock.stage("search the subsets"):
-        best = vf.search_subsets(one_view["val"], objective="accuracy", rule=vf.LogLinearPool(weights="accuracy"))
+        few = vf.search_subsets(one_view["val"], objective="accuracy", rule=vf.LogLinearPool(weights="accuracy"))
         print(
-            f"   best of all subsets on the validation videos: {' + '.join(best.members)} ({best.score:.1%}, in-sample)"
+            f"   best of all subsets on the validation videos: {' + '.join(few.members)} ({few.score:.1%}, in-sample)"
         )
     with clock.stage("write the submission and the report"):
         rows, ids = with_unreadable(fused, list(one_view["test"].ids), data["test"])
         submission = vf.write_submission(rows, ids, out / "submission.txt")
         report = vf.write_report(val, out / "report.html", test=test, title=f"Members and their fusion, seed {seed}")
         print(f"   submission  {submission}\n   report      {report}\n   ensemble    {out / 'ensemble.json'}")
-    scores = {row.members: row.scores["score-weighted"].accuracy for row in table.rows}
-    best_member = max(order, key=lambda m: scores[(m,)])
+    scores = {row.members: row.scores["learned"].accuracy for row in table.rows}
+    best = max((m for m in order if m != "fused"), key=lambda m: scores[(m,)])
     scored_on = "validation (cross-fitted)" if test is None else "test"
-    return Outcome(seed, scored_on, best_member, scores[(best_member,)], scores[tuple(order)])
+    return Outcome(seed, scored_on, best, scores[(best,)], scores.get(("fused",)), scores[tuple(order)])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -399,9 +400,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"   {sum(clock.seconds.values()):7.1f} s  in all")
     for o in outcomes:
         gain = 100 * (o.fused - o.best_single)
+        inside = "" if o.inside is None else f"; the network that fuses {' + '.join(args.fuse)} inside: {o.inside:.1%}"
         print(
-            f"seed {o.seed}, {o.scored_on}: all members fused by score {o.fused:.1%}, "
-            f"best single member ({o.best_member}) {o.best_single:.1%}, gain {gain:+.1f} points"
+            f"seed {o.seed}, {o.scored_on}: all members fused {o.fused:.1%}, "
+            f"best single member ({o.best_member}) {o.best_single:.1%}, gain {gain:+.1f} points{inside}"
         )
     return 0
 
