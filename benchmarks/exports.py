@@ -60,7 +60,7 @@ def main() -> None:
     """Run what was asked for, print it, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--presets", nargs="+", choices=vf.networks.names(), default=PRESETS)
+    parser.add_argument("--presets", nargs="+", metavar="NETWORK", choices=vf.networks.names(), default=PRESETS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)

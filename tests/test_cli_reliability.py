@@ -63,9 +63,12 @@ def test_predictions_say_which_are_answered_and_which_classes_are_likely(folder)
     assert found == sets.of(log_p).tolist()
     assert f"{sum(row['answered'] == '1' for row in rows)} of 240 videos are answered" in said
     assert "set" in rows[0]
-    run("predict", folder / "e.json", folder / "day1", "--sets", "0.7", "--by-class", "--out", out)
-    header = (folder / "p.csv.decisions.csv").read_text().splitlines()[0]
+    words = ("--sets", "0.7", "--by-class", "--out", out, "--json")
+    told = json.loads(run("predict", folder / "e.json", folder / "day1", *words).stdout)
+    header, *lines = (folder / "p.csv.decisions.csv").read_text().splitlines()
     assert header == "id,predicted,confidence,set"
+    listed = sum(len(json.loads(row["set"])) for row in csv.DictReader([header, *lines]))
+    assert (told["videos"], told["listed_classes"], told["answered"]) == (240, listed, None)
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,9 @@ def predict(
         resume=_what(recipe, stack),
     )
     options.save_config(context, out)
+    counts, text = write_decisions(loaded, stack, out, stated) if stated else ({}, "")
     said = f"{len(stack)} videos written to {out}"
-    if stated:
-        said = f"{said}\n{write_decisions(loaded, stack, out, stated)}"
-    options.emit({"out": out, "videos": len(stack)}, said, as_json)
+    options.emit({"out": out, "videos": len(stack), **counts}, f"{said}\n{text}" if text else said, as_json)
 
 
 class _Shown:

@@ -174,8 +174,8 @@ def decisions_of(recipe: Any, error: float | None, coverage: float | None, by_cl
     }
 
 
-def write_decisions(recipe: Any, stack: Any, out: Path, stated: dict[str, Any]) -> str:
-    """Write which videos are answered, and their sets of classes, to `<out>.decisions.csv`; return what to say of it.
+def write_decisions(recipe: Any, stack: Any, out: Path, stated: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Write which videos are answered, and their sets of classes, to `<out>.decisions.csv`; return counts and a text.
 
     Columns: id, predicted, confidence; answered (1 or 0) where an error is stated; set (a JSON list) with a coverage.
     """
@@ -216,4 +216,6 @@ def write_decisions(recipe: Any, stack: Any, out: Path, stated: dict[str, Any]) 
         lines.append(f"{made!r}; here {n_listed / n:.2f} classes a set, {n_empty:,} empty")
     if of_fit := recipe.shared_videos(stack):
         lines.append(f"{of_fit:,} of the {len(stack):,} videos are of the fit: what is stated does not hold for these")
-    return "\n".join([*lines, f"decisions written to {path}"])
+    counts = {"decisions": path, "of_fit": of_fit, "threshold": chosen and chosen.threshold}
+    counts |= {"answered": n_answered if chosen else None, "listed_classes": n_listed if made else None}
+    return counts, "\n".join([*lines, f"decisions written to {path}"])
