@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 import vidfuse as vf
-from quality_dumps import _log_likelihoods, _module
+from quality_dumps import _log_likelihoods
+from quality_splits import groups as sources_of
 from vidfuse.evaluation.resampling import LARGEST_LOSS, Draw
 from vidfuse.metrics import holm
 from vidfuse.metrics.design import Design, design_of
@@ -223,12 +224,12 @@ def summary(results: list[dict[str, Any]]) -> None:
 
 def sources(folder: Path) -> list[dict[str, Any]]:
     """Return, for UCF101's dumps, widths of intervals by clip, by source, and of a plain bootstrap of sources."""
-    splits, rows = _module(folder / "splits.py"), list[dict[str, Any]]()
+    rows = list[dict[str, Any]]()
     for path in sorted(folder.glob("*ucf101*.npz")):
         stored = np.load(path)
         labels, ids = stored["labels"].astype(np.int64), stored["ids"].astype(str)
         log_p = _log_likelihoods(stored["scores"], stored["kinds"].tolist())
-        groups = np.unique(splits.groups(path.stem, ids.tolist()), return_inverse=True)[1]
+        groups = np.unique(sources_of(path.stem, ids.tolist()), return_inverse=True)[1]
         for m, member in enumerate(stored["members"].tolist()):
             own = log_p[:, m]
             values = {

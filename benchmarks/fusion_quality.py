@@ -110,7 +110,7 @@ def main() -> None:
     """Run every rule on every case and print mean ranks, means, and the comparison with uniform."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--aeon", type=Path, help="unpacked aeon wheel (the folder that holds datasets/data)")
-    parser.add_argument("--dumps", type=Path, help="folder of published predictions, with splits.py, instead")
+    parser.add_argument("--dumps", type=Path, help="folder of published predictions, instead")
     parser.add_argument(
         "--peer", nargs="*", default=[], metavar="NAME=PYTHON", help="a package's rules, by that Python"
     )

@@ -1,20 +1,20 @@
 """Published predictions of video models as cases for `fusion_quality.py`: whole sources on one side of each split.
 
-A folder holds one `.npz` a set (scores (M, N, K), members, kinds, labels, ids) and `splits.py`, which knows what a clip
-was cut from: `groups(name, ids)`, and `split(name, ids, labels, n, seed)` → (rows to fit on, rows to score).
+A folder holds one `.npz` for each set: scores (M, N, K), members (M,), kinds (M,), labels (N,), ids (N,). Part of its
+name says by which pattern `quality_splits.py` finds in an id what the clip was cut from.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+
+from quality_splits import groups, split
 
 SIZES = {"100": 100, "20 %": 0.2, "50 %": 0.5}
 SMALLEST = 450  # videos: smaller sets cannot rank rules
@@ -54,30 +54,20 @@ def dump_cases(
     folder: Path, seeds: list[int], sizes: Mapping[str, float] = SIZES, begin: tuple[str, ...] = ("",)
 ) -> Iterator[Case]:
     """Yield every split of every set in the folder that is large enough and whose name begins so."""
-    splits = _module(folder / "splits.py")
     for path in sorted(path for path in folder.glob("*.npz") if path.name.startswith(begin)):
         stored = np.load(path)
         labels, ids = stored["labels"].astype(np.int64), stored["ids"].astype(str)
         if len(labels) < SMALLEST:
             continue
         log_p = _log_likelihoods(stored["scores"], stored["kinds"].tolist())
-        groups = np.array(splits.groups(path.stem, ids.tolist()))
+        sources = np.array(groups(path.stem, ids.tolist()))
         for size, amount in sizes.items():
             for seed in seeds:
                 n = amount if isinstance(amount, int) else int(amount * len(labels))
-                fit, test = splits.split(path.stem, ids, labels, n, seed)
+                fit, test = split(path.stem, ids, labels, n, seed)
                 yield Case(
-                    path.stem, seed, size, log_p[fit], labels[fit], groups[fit], log_p[test], labels[test]
+                    path.stem, seed, size, log_p[fit], labels[fit], sources[fit], log_p[test], labels[test]
                 )  # fmt: skip
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _log_likelihoods(scores: NDArray[np.floating], kinds: list[str]) -> NDArray[np.float64]:

@@ -34,7 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import vidfuse as vf
-from quality_dumps import SMALLEST, _log_likelihoods, _module, family
+from quality_dumps import SMALLEST, _log_likelihoods, family
+from quality_splits import groups as sources_of
+from quality_splits import split
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.metrics import clopper_pearson
 
@@ -54,7 +56,7 @@ FEW = 2  # splits on which the other scores are tried
 def main() -> None:
     """Measure what is asked for, print it, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dumps", type=Path, help="folder of published predictions, with splits.py")
+    parser.add_argument("--dumps", type=Path, help="folder of published predictions")
     parser.add_argument("--parts", nargs="*", default=["alarms", "statements"], help="of what is measured on dumps")
     parser.add_argument("--demo", type=Path, help="a seed's folder of examples/vipriors_kinetics.py, beside its data")
     parser.add_argument("--splits", type=int, default=20, help="of each set")
@@ -68,8 +70,7 @@ def main() -> None:
     if sets and "alarms" in options.parts:
         result["alarms"] = _alarms(sets, options.splits)
     if sets and "statements" in options.parts:
-        splits = _module(options.dumps / "splits.py")
-        for rows in _statements(sets, splits, RULES[options.rule], options.splits, options.minutes):
+        for rows in _statements(sets, RULES[options.rule], options.splits, options.minutes):
             result[f"sets and abstaining, {options.rule} rule"] = rows
             _write(result, options.out)
     if options.demo:
@@ -85,11 +86,10 @@ def _write(result: dict[str, Any], out: Path | None) -> None:
 
 def _stacks(folder: Path) -> Iterator[tuple[str, vf.LogitStack]]:
     """Yield each set that has videos of twenty sources at least: fewer hold no statement."""
-    splits = _module(folder / "splits.py")
     for path in sorted(folder.glob("*.npz")):
         stored = np.load(path)
         ids = stored["ids"].astype(str)
-        groups = splits.groups(path.stem, ids.tolist())
+        groups = sources_of(path.stem, ids.tolist())
         if len(ids) < SMALLEST or len(set(groups)) < 40:
             print(f"left out {path.stem}: {len(ids)} videos of {len(set(groups))} sources")
             continue
@@ -104,7 +104,7 @@ def _stacks(folder: Path) -> Iterator[tuple[str, vf.LogitStack]]:
 
 
 def _statements(
-    sets: dict[str, vf.LogitStack], splits: Any, rule: Any, n_splits: int, minutes: float
+    sets: dict[str, vf.LogitStack], rule: Any, n_splits: int, minutes: float
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield, after each split, a row for each set and statement: what was stated, and what came so far."""
     found: dict[tuple[str, str, str], list[tuple[float, ...]]] = defaultdict(list)
@@ -114,7 +114,7 @@ def _statements(
             break
         done += 1
         for name, stack in sets.items():
-            fit, scored = (stack[rows] for rows in splits.split(name, stack.ids, stack.labels, len(stack) // 2, seed))
+            fit, scored = (stack[rows] for rows in split(name, stack.ids, stack.labels, len(stack) // 2, seed))
             made = vf.Recipe.from_fitted(rule.fit(fit), fit)
             _, group, counts = np.unique(scored.groups, return_inverse=True, return_counts=True)
             weight = 1 / counts[group]
