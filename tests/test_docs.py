@@ -36,6 +36,8 @@ FENCE = re.compile(
 )
 # What the test environment has; other blocks are only parsed.
 INSTALLED = (None, "networks", "video", "training", "export")
+# Pages whose commands take only what the page has made by then: they are typed as they stand.
+TYPED = ("how-to/groups.md", "large-data.md", "shipping.md")
 
 
 def blocks(page, language):
@@ -101,17 +103,25 @@ def test_the_tutorial_runs_as_it_is_typed_and_prints_what_it_quotes(tmp_path, mo
 
 
 @pytest.mark.parametrize("page", [page for page in with_blocks("python") if page.id != "tutorial.md"])
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, reader, tmp_path, monkeypatch):
+def test_a_page_runs_from_top_to_bottom(page, reader, tmp_path, monkeypatch):
+    """Its Python, and its commands too where the page itself makes what they take."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").symlink_to(reader / "videos")
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    for number, (needs, code) in enumerate(blocks(page, "python")):
-        where = f"{name_of(page)}, block {number}"
-        compiled = compile(ast.parse(code, where), where, "exec", dont_inherit=True)
-        if needs in INSTALLED:
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(compiled, vars(module))  # noqa: S102 -- the pages are our own
+    for number, block in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
+        code, where = block["code"], f"{name_of(page)}, block {number}"
+        if block["language"] == "python":
+            compiled = compile(ast.parse(code, where), where, "exec", dont_inherit=True)
+            if block["needs"] in INSTALLED:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    exec(compiled, vars(module))  # noqa: S102 -- the pages are our own
+        elif block["language"] == "console" and name_of(page) in TYPED and block["needs"] in INSTALLED:
+            for line in commands(code):
+                program, *arguments = shlex.split(line, comments=True)
+                assert program == "vidfuse", f"{where}: {line}"
+                result = CliRunner().invoke(main, arguments)
+                assert result.exit_code == 0, f"{where}: {line}\n{result.output}"
 
 
 @pytest.mark.parametrize("page", with_blocks("console"))
@@ -150,6 +160,23 @@ def test_the_options_file_of_the_page_on_commands_is_read(name, tmp_path):
     path.write_text(text)
     command = main.get_command(click.Context(main), name)
     assert read_config(path, command, name).keys() >= {p.name for p in command.params if p.required}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[B-Z]*.md"))], ids=name_of)
+def test_the_scripts_that_a_page_names_are_there_and_take_its_options(page):
+    """Scripts in console blocks and in running text: `python benchmarks/coverage.py --parts honest`."""
+    for script, rest in re.findall(r"python ((?:benchmarks|examples|tests)/[\w/]+\.py)([^`\n]*)", page.read_text()):
+        code = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
+            one_by_one = 'f"--{' in code and f'"{option[2:]}"' in code  # added in a loop over their names
+            assert f'"{option}"' in code or one_by_one, f"{script} {option}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[B-Z]*.md"))], ids=name_of)
+def test_the_targets_that_a_page_names_are_the_makefiles(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for words in re.findall(r"(?:^ *|`)make ([a-z-]+(?: [a-z-]+)*)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        assert set(words.split()) <= set(targets), words
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[B-Z]*.md"))], ids=name_of)

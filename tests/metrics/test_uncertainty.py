@@ -205,6 +205,16 @@ def test_random_flips_are_those_of_all_flips():
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+def test_a_p_value_does_not_depend_on_what_else_is_compared():
+    rng = np.random.default_rng(0)
+    totals = rng.normal(size=(60, 4)) * (rng.random((60, 4)) < [0.4, 0.9, 0.1, 1.0]) + [0.1, 0.2, 0.0, 0.0]
+    totals[:, 2] *= np.arange(60) < 9  # few enough to try all flips
+    together, _ = flip_p_values(totals)
+    for column in range(4):
+        assert flip_p_values(totals[:, [column]])[0][0] == together[column]
+    assert list(flip_p_values(totals[:, ::-1])[0]) == list(together[::-1])
+
+
 def test_flips_of_single_videos_are_mcnemar():
     rng = np.random.default_rng(0)
     a, b = rng.random(300) < 0.7, rng.random(300) < 0.6

@@ -126,7 +126,8 @@ def flip_p_values(
     """Return two-sided p-values of sums under flips of each group's sign, (G, J) → (J,), and whether all were tried.
 
     p is the share of flips whose sum is at least as far from 0: of all 2^G if at most 12 groups are not 0, otherwise
-    (1 + those of `n_flips` random ones) / (1 + n_flips), which is exact too: what was seen is one of the flips.
+    (1 + those of `n_flips` random ones) / (1 + n_flips), which is exact too: what was seen is one of the flips. A
+    column's p-value does not depend on the columns beside it: a comparison has one, on whatever board it stands.
 
     Source:
         Fisher (1935), The design of experiments, section 21; Phipson and Smyth (2010), Permutation p-values should
@@ -136,21 +137,25 @@ def flip_p_values(
         >>> flip_p_values(np.array([[1.0], [2.0], [0.5]]))[0]
         array([0.25])
     """
-    used = np.flatnonzero(totals.any(axis=1))
-    values = totals[used]
-    seen = np.abs(values.sum(axis=0))
-    least = seen - 1e-9 * np.abs(values).sum(axis=0)  # equal sums that rounding tells apart
-    if len(used) <= _ENUMERATED:
-        flips = 1.0 - 2.0 * ((np.arange(1 << len(used))[:, None] >> np.arange(len(used))) & 1)
-        return (np.abs(flips @ values) >= least).mean(axis=0), True
-    rng = np.random.default_rng(random_state)
-    as_far = np.zeros(values.shape[1])
-    step = max(1, _AT_ONCE // len(used))
-    for start in range(0, n_flips, step):
+    n_groups = len(totals)
+    least = np.abs(totals.sum(axis=0)) - 1e-9 * np.abs(totals).sum(axis=0)  # equal sums that rounding tells apart
+    few = np.count_nonzero(totals, axis=0) <= _ENUMERATED
+    p = np.empty(totals.shape[1])
+    for column in np.flatnonzero(few):
+        values = totals[totals[:, column] != 0, column]
+        flips = 1.0 - 2.0 * ((np.arange(1 << len(values))[:, None] >> np.arange(len(values))) & 1)
+        p[column] = (np.abs(flips @ values) >= least[column]).mean()
+    if few.all():
+        return p, True
+    used = np.flatnonzero(totals[:, ~few].any(axis=1))
+    values, as_far = totals[np.ix_(used, ~few)], np.zeros((~few).sum())
+    rng, step = np.random.default_rng(random_state), max(1, _AT_ONCE // n_groups)
+    for start in range(0, n_flips, step):  # a sign for every group, used or not: the same ones for whatever columns
         rows = min(step, n_flips - start)
-        bits = np.unpackbits(rng.integers(0, 256, (rows, -(-len(used) // 8)), np.uint8), axis=1, count=len(used))
-        as_far += (np.abs((1.0 - 2.0 * bits) @ values) >= least).sum(axis=0)
-    return (1 + as_far) / (1 + n_flips), False
+        bits = np.unpackbits(rng.integers(0, 256, (rows, -(-n_groups // 8)), np.uint8), axis=1, count=n_groups)
+        as_far += (np.abs((1.0 - 2.0 * bits[:, used]) @ values) >= least[~few]).sum(axis=0)
+    p[~few] = (1 + as_far) / (1 + n_flips)
+    return p, False
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -67,10 +67,8 @@ class Refresh(Tabular):
     def headline(self) -> str:
         """Return in a sentence whether the new recipe may take the old one's place."""
         found = "no worse than the old one" if self.no_worse else "not shown to be no worse than the old one"
-        return (
-            f"The rule fitted anew is {found}, with a margin of {100 * self.margin:g} points of accuracy "
-            f"(p = {self.p_value:.2g})."
-        )
+        of = f"{100 * self.margin:g} {'point' if self.margin == 0.01 else 'points'}"
+        return f"The rule fitted anew is {found}, with a margin of {of} of accuracy (p = {self.p_value:.2g})."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result in plain types."""
