@@ -1,6 +1,7 @@
 """Nothing is left to luck: the same examples, the same random numbers for each test, and no limit on time.
 
-``HYPOTHESIS_PROFILE=explore`` draws other examples each time, and ten times as many where a test does not say how many.
+``HYPOTHESIS_PROFILE=explore`` draws other examples each time, and ten times as many where a test does not say how many;
+``unshrunk`` the same ones, and does not look for smaller ones that fail, too.
 """
 
 import os
@@ -9,11 +10,12 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # How long it takes to draw an example, and to try it, tells how busy the machine is.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", patient, derandomize=True)
+settings.register_profile("unshrunk", settings.get_profile("same"), phases=[Phase.explicit, Phase.generate])
 settings.register_profile("explore", patient, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 

@@ -1,12 +1,15 @@
 """Put single-line faults into the core, one at a time, and see whether the tests of the room catch each.
 
     python tests/mutations.py                     # 30 faults in fusion, selection and evaluation
-    python tests/mutations.py --faults 10 --seed 3 --rooms metrics
+    python tests/mutations.py --faults 10 --seed 3 --rooms metrics --out faults.log
 
 A fault is one operator, comparison, constant or name turned into its neighbour (`<` into `<=`, `+` into `-`, `min` into
 `max`, a number into the next one). They are drawn at random from all such places outside docstrings, messages and type
 hints, so some change nothing that can be seen; what survives is printed to be looked at. Faults go into a copy of the
 package in a temporary folder; the checkout is not touched.
+
+All tests of the room decide, but not all have to run: those that speak of the faulted module run first, and the first
+failure ends the run. Hypothesis draws the examples that it always draws, and does not look for smaller ones.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import argparse
 import ast
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -122,30 +127,45 @@ def faults_of(path: Path) -> list[Fault]:
     return sorted(found)
 
 
-def passes(folder: Path, room: str, workers: int) -> bool:
-    """Run a room's tests and doctests in the copy of the checkout; say whether all pass."""
-    tests = [f"tests/{room}", f"src/vidfuse/{room}"]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", str(workers), *tests]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+def tests_for(folder: Path, room: str, module: Path) -> list[str]:
+    """Return a room's files of tests and doctests: a module's own first, then by how often they speak of it."""
+    text = (folder / module).read_text(encoding="utf-8")
+    words = {module.stem, *(n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.ClassDef))}
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(words)))})\b")
+
+    def distance(path: Path) -> tuple[bool, bool, int, Path]:
+        own = path == folder / module or module.stem.strip("_") in path.stem
+        return not own, "tests" not in path.relative_to(folder).parts, -len(pattern.findall(path.read_text())), path
+
+    tests = (folder / "tests" / room).rglob("test_*.py")
+    documented = (path for path in (folder / "src/vidfuse" / room).rglob("*.py") if ">>>" in path.read_text())
+    return [str(path.relative_to(folder)) for path in sorted([*tests, *documented], key=distance)]
+
+
+def failure(folder: Path, tests: list[str], workers: int, patience: float) -> str:
+    """Run tests in the copy of the checkout until one fails; return which, and nothing where all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *tests]
+    command += ["-n", str(workers)] if workers > 1 else []
+    ours = {"PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "unshrunk"}
+    given = {"cwd": folder, "env": {**os.environ, **ours}, "timeout": patience}
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=1800)
+        done = subprocess.run(command, **given, capture_output=True, text=True, check=False)
     except subprocess.TimeoutExpired:
-        return False  # a loop without an end would be noticed
-    return done.returncode == 0
+        return f"no end within {patience:.0f} s"
+    if done.returncode < 0:
+        return f"the tests died of signal {-done.returncode}"
+    if done.returncode not in (0, 1, 2):  # 1: a test failed; 2: a file of tests could not even be read
+        raise SystemExit(f"pytest could not run, which tells nothing:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return "" if done.returncode == 0 else found.group(1) if found else "a failure without a name"
 
 
-def caught(fault: Fault, folder: Path, room: str, workers: int) -> bool:
-    """Put a fault into the copy of the package, run its room's tests, and take it out; say whether one failed."""
-    copy = folder / fault.path.relative_to(ROOT)
-    original = copy.read_text(encoding="utf-8")
-    lines = original.splitlines(keepends=True)
+def with_fault(fault: Fault, text: str) -> str:
+    """Return the text of a file with a fault in it."""
+    lines = text.splitlines(keepends=True)
     line = lines[fault.line - 1]
     lines[fault.line - 1] = line[: fault.start] + fault.new + line[fault.stop :]
-    copy.write_text("".join(lines), encoding="utf-8")
-    try:
-        return not passes(folder, room, workers)
-    finally:
-        copy.write_text(original, encoding="utf-8")
+    return "".join(lines)
 
 
 def main() -> None:
@@ -154,7 +174,8 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", nargs="+", default=["fusion", "selection", "evaluation"])
-    parser.add_argument("--workers", type=int, default=2, help="of pytest-xdist")
+    parser.add_argument("--workers", type=int, default=1, help="of pytest-xdist")
+    parser.add_argument("--out", type=Path, default=os.devnull, help="a file for what is printed")
     args = parser.parse_args()
     draw = random.Random(args.seed)  # noqa: S311 - nothing secret
     rooms = {room: sorted((ROOT / "src/vidfuse" / room).rglob("*.py")) for room in args.rooms}
@@ -162,22 +183,36 @@ def main() -> None:
     for number, (room, files) in enumerate(rooms.items()):
         share = args.faults // len(rooms) + (number < args.faults % len(rooms))
         chosen += [(room, fault) for fault in draw.sample([f for file in files for f in faults_of(file)], share)]
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, open(args.out, "w", encoding="utf-8") as log:
+
+        def say(text: str) -> None:
+            print(text, flush=True)
+            print(text, file=log, flush=True)
+
         folder = Path(temporary)
         for name in ("src", "tests", "docs", "examples"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
             shutil.copy(ROOT / name, folder)
-        for room in args.rooms:
-            if not passes(folder, room, args.workers):
-                raise SystemExit(f"the tests of {room} fail as they are, or take too long: nothing can be told by them")
+        patience = {}
+        for room, files in rooms.items():
+            started = time.monotonic()
+            failed = failure(folder, tests_for(folder, room, files[0].relative_to(ROOT)), args.workers, 3600)
+            if failed:
+                raise SystemExit(f"without a fault, the tests of {room} fail: nothing can be told by them: {failed}")
+            patience[room] = 300 + 6 * (time.monotonic() - started)
+            say(f"the tests of {room} pass without a fault, in {time.monotonic() - started:.0f} s")
         survived = 0
         for number, (room, fault) in enumerate(chosen, 1):
-            killed = caught(fault, folder, room, args.workers)
-            survived += not killed
-            verdict = "caught  " if killed else "SURVIVED"
-            print(f"{number:3} {verdict} {fault.show(fault.path.read_text(encoding='utf-8'))}", flush=True)
-    print(f"caught {len(chosen) - survived} of {len(chosen)}")
+            module, started = fault.path.relative_to(ROOT), time.monotonic()
+            tests, original = tests_for(folder, room, module), (folder / module).read_text(encoding="utf-8")
+            (folder / module).write_text(with_fault(fault, original), encoding="utf-8")
+            failed = failure(folder, tests, args.workers, patience[room])
+            (folder / module).write_text(original, encoding="utf-8")
+            survived += not failed
+            say(f"{number:3} {fault.show(original)}")
+            say(f"    {f'caught by {failed}' if failed else 'SURVIVED'}, {time.monotonic() - started:.0f} s")
+        say(f"seed {args.seed}: caught {len(chosen) - survived} of {len(chosen)}")
 
 
 if __name__ == "__main__":
