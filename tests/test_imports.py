@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import vidfuse
 
 PACKAGE = Path(vidfuse.__file__).parent
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 HEAVY = ("numpy", "scipy", "sklearn", "torch", "torchvision", "timm", "av", "pandas")
 OPTIONAL = ("torch", "torchvision", "timm", "av", "einops", "yaml", "pandas", "polars", "matplotlib")
 ROOMS = (  # from the ground up; a module imports from its own room and from floors below
@@ -88,6 +90,16 @@ def test_a_module_imports_only_from_floors_below(path):
             assert other in ("networks", "errors", "_checks"), f"{path}:{line}: networks imports {other} of the core"
         if unit in CORE:
             assert other in CORE, f"{path}:{line}: {unit} of the core imports {other} of the video half"
+
+
+def test_the_page_on_architecture_draws_these_rooms_on_these_floors():
+    """A line that begins with a number is on that floor, and so are those below it without one."""
+    drawing = ARCHITECTURE.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    drawn, floor = {}, None
+    for line in drawing.splitlines()[2:]:
+        floor = int(number[0]) if (number := re.match(r" *\d+", line)) else floor
+        drawn |= {room: floor for room in FLOORS if re.search(rf"  {room}\b", line)}
+    assert drawn == {room: floor for room, floor in FLOORS.items() if room != "__main__"}
 
 
 def test_no_two_files_import_each_other():

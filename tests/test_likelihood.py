@@ -114,16 +114,15 @@ def test_pools_against_mpmath():
     np.testing.assert_allclose(linear_pool(log_p, weights), expected, rtol=1e-12)
 
 
-def test_pools_take_weights_per_video_and_per_class():
+def test_pools_take_weights_per_video_and_no_others():
     rng = np.random.default_rng(3)
     log_p = log_softmax(rng.normal(size=(4, 2, 3)))
     per_video = rng.random((4, 2))
     for pool in (log_linear_pool, linear_pool):
         rows = np.concatenate([pool(log_p[i : i + 1], per_video[i]) for i in range(4)])
         np.testing.assert_allclose(pool(log_p, per_video), rows, rtol=1e-13)
-    per_class = rng.random((2, 3))
-    expected = log_softmax((log_p * per_class).sum(axis=1))
-    np.testing.assert_allclose(log_linear_pool(log_p, per_class, per_class=True), expected, rtol=1e-12)
+        with pytest.raises(InputError, match=r"weights \(M,\) or \(N, M\)"):
+            pool(log_p, rng.random((2, 3)))
 
 
 def test_pools_keep_view_axes_and_underflow_nothing():

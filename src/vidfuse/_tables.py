@@ -416,14 +416,14 @@ def bare_p(value: float) -> str:
     return p_value(value).removeprefix("p ").removeprefix("= ")
 
 
-def signed(value: float, digits: int = 3) -> str:
+def signed(value: float) -> str:
     """Write a difference of other numbers than shares, with its sign.
 
     Example:
         >>> signed(0.25), signed(-0.25), signed(0.0)
         ('+0.250', '−0.250', '0.000')
     """
-    text = number(value, digits)
+    text = number(value)
     return f"+{text}" if value > 0 and float(text.replace("∞", "inf")) != 0 else text
 
 

@@ -174,7 +174,8 @@ def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Fl
     """
     if not 0 <= floor < 1:
         raise InputError(f"Expected a floor of at least 0 and below 1, got {floor!r}.")
-    array = _as_floating(log_p)
+    array = np.asarray(log_p)
+    array = array if array.dtype in _FLOATS else _as_floating(array)
     if array.ndim == 0 or array.shape[-1] == 0:
         raise InputError(f"Expected log-likelihoods (..., K) of at least one class, got shape {array.shape}.")
     result = np.empty_like(array, order="C") if out is None else out
@@ -186,7 +187,7 @@ def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Fl
     rows = array.reshape(-1, classes)
     uniform, share = array.dtype.type(floor / classes), array.dtype.type(1 - floor)
     direct = result.reshape(rows.shape) if result.flags.c_contiguous else np.empty(rows.shape, array.dtype)
-    step = block_rows(classes, _PIECE)
+    step = max(1, _PIECE // classes)
     for start in range(0, len(rows), step):
         mixed = np.exp(rows[start : start + step], out=direct[start : start + step])
         mixed *= share
@@ -198,28 +199,16 @@ def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Fl
 
 
 def _member_weights(log_p: Floating, weights: ArrayLike) -> NDArray[np.float64]:
+    """Return the weights in a shape in which ``[:, member]`` multiplies a member's log-likelihoods (N, ..., K)."""
     array = np.asarray(weights, dtype=np.float64)
-    members = log_p.shape[1]
-    if log_p.ndim < 3 or array.shape not in ((members,), (len(log_p), members), (members, log_p.shape[-1])):
+    if log_p.ndim < 3 or array.shape not in ((log_p.shape[1],), log_p.shape[:2]):
         raise InputError(
-            f"Expected log-likelihoods (N, M, ..., K) and weights (M,), (N, M) or (M, K); "
-            f"got {log_p.shape} and {array.shape}."
+            f"Expected log-likelihoods (N, M, ..., K) and weights (M,) or (N, M); got {log_p.shape} and {array.shape}."
         )
-    return array
+    return array.reshape(-1, log_p.shape[1], *[1] * (log_p.ndim - 2))
 
 
-def _spread(weights: NDArray[np.float64], member: int, log_p: Floating, per_class: bool) -> Any:
-    """Return one member's weights, shaped to multiply its ``(N, ..., K)`` log-likelihoods."""
-    if weights.ndim == 1:
-        return weights[member]
-    if per_class:
-        return weights[member]
-    return weights[:, member].reshape(-1, *([1] * (log_p.ndim - 2)))
-
-
-def log_linear_pool(
-    log_p: ArrayLike, weights: ArrayLike, *, per_class: bool = False, ids: Sequence[Any] | None = None
-) -> NDArray[np.float64]:
+def log_linear_pool(log_p: ArrayLike, weights: ArrayLike, *, ids: Sequence[Any] | None = None) -> NDArray[np.float64]:
     """Pool members by the weighted sum of their log-likelihoods, normalised.
 
     ``log p(c) = Σ_m w_m · log p_m(c) - log Σ_j exp(Σ_m w_m · log p_m(j))``: the logarithmic opinion pool (Genest
@@ -228,8 +217,7 @@ def log_linear_pool(
 
     Args:
         log_p: log-likelihoods ``(N, M, K)``, or with view axes between members and classes.
-        weights: ``(M,)``; ``(N, M)``, one row per video; or ``(M, K)`` with ``per_class``.
-        per_class: the weights are ``(M, K)``.
+        weights: ``(M,)``, or ``(N, M)``, one row per video.
         ids: names of the rows for error messages.
 
     Returns:
@@ -243,13 +231,11 @@ def log_linear_pool(
         >>> np.exp(pooled).round(4).tolist()
         [[0.6667, 0.3333]]
     """
-    total = log_linear_scores(log_p, weights, per_class=per_class, ids=ids)
+    total = log_linear_scores(log_p, weights, ids=ids)
     return log_softmax(total, out=total)
 
 
-def log_linear_scores(
-    log_p: ArrayLike, weights: ArrayLike, *, per_class: bool = False, ids: Sequence[Any] | None = None
-) -> NDArray[np.float64]:
+def log_linear_scores(log_p: ArrayLike, weights: ArrayLike, *, ids: Sequence[Any] | None = None) -> NDArray[np.float64]:
     """Return what `log_linear_pool` normalises: the weighted sums, of the same arguments; what ties, is equal.
 
     Raises:
@@ -263,7 +249,7 @@ def log_linear_scores(
     spread = _member_weights(array, weights)
     total = np.zeros((array.shape[0], *array.shape[2:]))
     for member in range(array.shape[1]):
-        add_member(total, array[:, member], _spread(spread, member, array, per_class))
+        add_member(total, array[:, member], spread[:, member])
     _join_ties(total, _peaks(total, ids))
     return total
 
@@ -383,9 +369,8 @@ def linear_pool(log_p: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
     largest = np.maximum(array.max(axis=1).astype(np.float64), np.finfo(np.float64).min)
     total = np.zeros_like(largest)
     for member in range(array.shape[1]):
-        weight = _spread(spread, member, array, False)
-        if np.any(weight):
-            total += weight * np.exp(array[:, member] - largest)
+        if spread[:, member].any():
+            total += spread[:, member] * np.exp(array[:, member] - largest)
     with np.errstate(divide="ignore"):
         np.log(total, out=total)
     total += largest

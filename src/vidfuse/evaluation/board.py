@@ -255,6 +255,10 @@ def board_of(
     Raises:
         InputError: labels are missing, or there is no prediction.
     """
+    # 1. Collect everybody's log-likelihoods (`given`) and the videos that they have (`present`): members, then rules.
+    # 2. Draw intervals and gains, all those on the same videos at once, so that resamples and flips are shared: who
+    #    lacks no video, then each pattern of videos that members lack.
+    # 3. Make a row of each, and rank them.
     labels = require_labels(stack, "a leaderboard")
     if not predictions:
         raise InputError("predictions: expected at least one, got none")

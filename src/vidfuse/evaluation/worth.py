@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
 
 from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import InputError
@@ -19,6 +18,7 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.metrics import Interval, PairedDifference
 from vidfuse.metrics.objectives import Objective, objective_name, resolve_objective
+from vidfuse.selection.problem import restricted
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["MemberRow", "MemberWorth", "member_worth", "worth_of"]
@@ -171,7 +171,7 @@ def worth_of(trial: Trial, rule: Rule, draw: Draw, full: NDArray[np.float64] | N
     without, left = dict[str, NDArray[np.float64]](), dict[str, NDArray[np.bool_]]()
     for name in members:
         few = trial.of([other for other in members if other != name])
-        without[name] = few.predict(few.fit(_without(rule, name, members)))
+        without[name] = few.predict(few.fit(restricted(rule, members, few.fit_stack.members)))
         left[name] = trial.covered(few.fit_stack.members)
     lost: dict[str, PairedDifference] = {}
     for rows in {mask.tobytes(): mask for mask in left.values()}.values():
@@ -189,14 +189,3 @@ def worth_of(trial: Trial, rule: Rule, draw: Draw, full: NDArray[np.float64] | N
     value = float(metric(draw.labels, full))
     lacking = trial.scored.present is not None or trial.fit_stack.present is not None
     return MemberWorth(repr(rule), objective_name(draw.objective), value, tuple(rows_of), trial.protocol, lacking)
-
-
-def _without(rule: Rule, member: str, members: tuple[str, ...]) -> Rule:
-    """Return the unfitted rule for all members but one: given weights lose that member's."""
-    copy = clone(rule)
-    weights = getattr(rule, "weights", None)
-    if isinstance(weights, Mapping):
-        copy.set_params(weights={name: weight for name, weight in weights.items() if name != member})
-    elif weights is not None and not isinstance(weights, str):
-        copy.set_params(weights=[w for name, w in zip(members, weights, strict=True) if name != member])
-    return copy

@@ -138,10 +138,10 @@ class _SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None, None]
 
 
-def _round_width(width: float, multiple: int = 8) -> int:
+def _round_width(width: float) -> int:
     """Round to a multiple of 8, at least 8, and never down by more than 10 %."""
-    rounded = max(multiple, int(width + multiple / 2) // multiple * multiple)
-    return rounded + multiple if rounded < 0.9 * width else rounded
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * width else rounded
 
 
 def build(config: X3DConfig, num_classes: int) -> X3D:

@@ -200,7 +200,15 @@ def _score_fixed(problem: Problem, masks: NDArray[np.uint64]) -> NDArray[np.floa
 
 
 def _scorer(problem: Problem) -> tuple[NDArray[np.float64], _Score]:
-    """Return the members' weights on the whole stack, shape (M,), and what scores subsets with such weights."""
+    """Return the members' weights on the whole stack, shape (M,), and what scores subsets with such weights.
+
+    | objective | pool       | a subset is scored from                       | weights                                 |
+    |-----------|------------|-----------------------------------------------|-----------------------------------------|
+    | "nll"     | linear     | the members' likelihoods of the true class    | a fit's on all members                  |
+    | "nll"     | log-linear | all log-likelihoods, block by block           | a fit's on all members                  |
+    | any other | either     | the classes that may win (`find_hits`)        | a fit's; by accuracy: from these, as    |
+    |           |            |                                               | the fit would look at all classes again |
+    """
     stack, labels, a = problem.stack, problem.labels, problem.video_weights
     rule: Any = problem.rule
     linear, floors = isinstance(rule, LinearPool), member_floors(stack, rule.floor)
@@ -211,7 +219,7 @@ def _scorer(problem: Problem) -> tuple[NDArray[np.float64], _Score]:
         by_accuracy = isinstance(rule.weights, str) and rule.weights == "accuracy" and rule.class_weight is None
         if by_accuracy and problem.objective == "accuracy" and not linear and not floors.any():
             check_power(rule.power)
-            alone = hits.alone()  # as the pool's own accuracies, for which it would look at all classes once more
+            alone = hits.alone()
             if alone.any():
                 return alone**rule.power, score
     elif linear:

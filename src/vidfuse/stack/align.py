@@ -328,7 +328,11 @@ def member_ids(ids: Any, names: Sequence[str], counts: Mapping[str, int]) -> dic
 def group_names(
     groups: ArrayLike | Mapping[str, Any] | Callable[[str], Any], ids: NDArray[np.str_] | None, n: int
 ) -> NDArray[np.str_]:
-    """Return the name of each video's group (N,), from one name for each video, {id: name} or a function of the id.
+    """Return the name of each video's group (N,).
+
+        groups =    a function          of the id
+                    {id: name}          of the id
+                    anything else       one name for each video, in the stack's order
 
     Raises:
         InputError: not one name for each video, an empty one, or names by id where there are no ids.

@@ -82,7 +82,8 @@ class _Part:
 
     def blocks(self, double: bool) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield rows and a C-contiguous block (M, B, K) in the precision asked for; the next one may overwrite it."""
-        n, members, classes = len(self.labels), self.stack.sources(), self.stack.n_classes
+        n, members = len(self.labels), self.stack.sources()
+        classes = members[0].source.shape[-1]
         dtype = np.float64 if double else np.float32
         buffer, met = np.empty(len(members) * min(self.step, n) * classes, dtype=dtype), False
         for place, start in enumerate(range(0, n, self.step)):

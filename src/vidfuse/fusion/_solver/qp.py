@@ -20,6 +20,8 @@ TOO_LARGE: Final = (
 )
 """What is wrong where a fit does not keep its promise, and what to do."""
 
+_FLAT: Final = 1e-12  # share of the largest eigenvalue below which one counts as 0
+
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
@@ -104,7 +106,7 @@ def _equality_solution(
     return x, float(multiplier)
 
 
-def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance: float = 1e-12) -> Vector:
+def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float) -> Vector:
     """Move a minimiser to the one of least norm among those that the curvature cannot tell apart.
 
     Where a convex fit has several optima, they differ by vectors that the Hessian maps to 0 (for instance between
@@ -119,7 +121,6 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
         hessian: the objective's Hessian (M, M) at `x`.
         lower: the smallest sum allowed.
         upper: the largest sum allowed; it may be infinite.
-        tolerance: eigenvalues below this share of the largest count as 0.
 
     Returns:
         The optimum of least norm; `x` itself where the optimum is unique.
@@ -129,7 +130,7 @@ def least_norm(x: Vector, hessian: Matrix, lower: float, upper: float, tolerance
         [0.5, 0.5]
     """
     values, vectors = np.linalg.eigh(hessian)
-    flat = values <= tolerance * max(float(values[-1]), np.finfo(np.float64).tiny)
+    flat = values <= _FLAT * max(float(values[-1]), np.finfo(np.float64).tiny)
     if not flat.any():
         return x
     from scipy.optimize import nnls  # imported where an optimum is not unique: predictions start without it
