@@ -6,8 +6,7 @@ needs no numpy, scipy, scikit-learn, torch or timm.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from vidfuse._lazy import lazy_face
 
 __version__ = "0.1.0"
 
@@ -59,16 +58,4 @@ _HOME = {
 
 __all__ = sorted([*_HOME, *_SUBMODULES, "__version__"])
 
-
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"vidfuse.{name}")
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'vidfuse' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_face(__name__, _HOME, _SUBMODULES)

@@ -174,8 +174,7 @@ def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Fl
     """
     if not 0 <= floor < 1:
         raise InputError(f"Expected a floor of at least 0 and below 1, got {floor!r}.")
-    array = np.asarray(log_p)
-    array = array if array.dtype in _FLOATS else _as_floating(array)
+    array = _as_floating(log_p)
     if array.ndim == 0 or array.shape[-1] == 0:
         raise InputError(f"Expected log-likelihoods (..., K) of at least one class, got shape {array.shape}.")
     result = np.empty_like(array, order="C") if out is None else out
@@ -187,7 +186,7 @@ def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Fl
     rows = array.reshape(-1, classes)
     uniform, share = array.dtype.type(floor / classes), array.dtype.type(1 - floor)
     direct = result.reshape(rows.shape) if result.flags.c_contiguous else np.empty(rows.shape, array.dtype)
-    step = max(1, _PIECE // classes)
+    step = block_rows(classes, _PIECE)
     for start in range(0, len(rows), step):
         mixed = np.exp(rows[start : start + step], out=direct[start : start + step])
         mixed *= share

@@ -5,8 +5,7 @@ Names load on first use (PEP 562).
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from vidfuse._lazy import lazy_face
 
 _HOME = {
     "check_submission": "submissions",
@@ -21,14 +20,4 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"vidfuse.formats.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'vidfuse.formats' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_face(__name__, _HOME)

@@ -6,8 +6,9 @@ the lower class index ranks first, as in `argmax`. The names load on first use (
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vidfuse._lazy import lazy_face
 
 if TYPE_CHECKING:
     from vidfuse.metrics.accuracy import class_accuracies, macro_f1, mean_class_accuracy, top_k_accuracy, top_k_hits
@@ -123,14 +124,4 @@ __all__ = [
     "top_k_hits",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"vidfuse.metrics.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'vidfuse.metrics' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_face(__name__, _HOME)

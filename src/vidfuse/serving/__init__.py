@@ -6,8 +6,7 @@ and exports to ONNX `vidfuse[export]`.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from vidfuse._lazy import lazy_face
 
 _HOME = {
     "Ensemble": "ensemble",
@@ -24,14 +23,4 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"vidfuse.serving.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'vidfuse.serving' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_face(__name__, _HOME)

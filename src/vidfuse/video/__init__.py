@@ -5,8 +5,7 @@ Names load on first use (PEP 562): the lists of videos need the base install onl
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from vidfuse._lazy import lazy_face
 
 _HOME = {
     "ClipSampler": "clips",
@@ -52,16 +51,4 @@ _SUBMODULES = (
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
-
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"vidfuse.video.{name}")
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"vidfuse.video.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'vidfuse.video' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_face(__name__, _HOME, _SUBMODULES)
