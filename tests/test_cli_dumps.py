@@ -264,6 +264,39 @@ def test_words_return_to_python_after_a_command(folder):
     assert errors.option("views", "mean-log") == 'views="mean-log"'
 
 
+def test_no_command_writes_over_what_it_reads(folder):
+    run("fit", *DUMPS, "--no-check")
+    os.symlink("swin.npy", "link.json")
+    inputs = {name: Path(name).read_bytes() for name in ("swin.npy", "val.csv", "ensemble.json", "oof_swin_3.npy")}
+    folds = (*FOLDS, "--kind", "probabilities", "--annotations", "val.csv")
+    for words in (
+        ("fit", *DUMPS, "--out", "swin.npy"),
+        ("fit", *DUMPS, "--out", folder / "val.csv"),
+        ("fit", *DUMPS, "--out", "link.json"),
+        ("fit", *folds, "--out", "oof_swin_3.npy"),
+        ("fit", *folds, "--out", "oof_x3d_1.npy"),
+        ("report", *DUMPS, "--out", "./val.csv"),
+        ("predict", "ensemble.json", *DUMPS, "--out", "swin.npy"),
+        ("predict", "ensemble.json", *DUMPS, "--out", "ensemble.json"),
+        ("submit", "ensemble.json", *DUMPS, "--format", "csv", "--sample", "val.csv", "--out", "val.csv"),
+    ):
+        assert "this file is read" in run(*words, status=2).stderr
+    assert {name: Path(name).read_bytes() for name in inputs} == inputs
+    run("record", "ensemble.json", *DUMPS, "--out", "ensemble.json")  # a recipe may be written anew
+    assert vf.load_recipe("ensemble.json").record is not None
+
+
+def test_lists_of_names_and_files_may_be_longer_than_a_path_can_be(folder):
+    names = ",".join(f"{'class' * 12} {c}" for c in range(K))
+    for fold in range(5):
+        os.rename(f"oof_swin_{fold}.npy", f"{'o' * 80}_{fold}.npy")
+    files = ",".join(f"{'o' * 80}_{fold}.npy" for fold in range(5))
+    assert min(len(names), len(files)) > 300
+    options = ("--kind", "probabilities", "--annotations", "val.csv", "--classes", names)
+    run("fit", f"swin={files}", "x3d=x3d.npy", *options, "--no-check")
+    assert vf.load_recipe("ensemble.json").classes == tuple(names.split(","))
+
+
 def test_completion_knows_the_commands():
     environment = {**os.environ, "_VIDFUSE_COMPLETE": "bash_source"}
     command = [sys.executable, "-c", "from vidfuse.cli import main; main(prog_name='vidfuse')"]

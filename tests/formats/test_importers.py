@@ -12,7 +12,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError, InputError, MissingExtraError
+from vidfuse.errors import AlignmentError, InputError, MissingExtraError, VidfuseWarning
 from vidfuse.formats.annotations import read_annotations
 from vidfuse.formats.dump import read_dump
 from vidfuse.formats.export import write_predictions
@@ -208,6 +208,56 @@ def test_several_heads_must_be_chosen_from(tmp_path):
     with pytest.raises(InputError, match=r"scores 'rgb', 'flow'; say which with head="):
         vf.read_predictions({"x": path}, kind="logits")
     np.testing.assert_array_equal(vf.read_predictions({"x": path}, kind="logits", head="flow").scores("x"), -Z)
+
+
+@pytest.mark.parametrize("key", ["classes", "class_names", "categories", "Label_Names"])
+def test_arrays_name_their_classes(key, tmp_path):
+    k = Z.shape[1]
+    names = [f"class {c}" for c in range(k)]
+    order = np.random.default_rng(0).permutation(k)
+    np.savez(tmp_path / "a.npz", scores=Z, ids=IDS, **{key: names})
+    np.savez(tmp_path / "b.npz", scores=Z[:, order], ids=IDS, **{key: np.array(names)[order]})
+    stack = vf.read_predictions({"a": tmp_path / "a.npz", "b": tmp_path / "b.npz"}, kind="logits")
+    assert stack.classes == tuple(names)
+    np.testing.assert_array_equal(stack.scores("b"), Z)
+
+
+def test_views_that_are_rows_of_their_own_are_averaged_on_request(tmp_path):
+    p = softmax(np.stack([Z, Z[::-1]], axis=1).astype(np.float64), axis=2)  # (N, 2, K)
+    rows, ids = p.reshape(-1, Z.shape[1]), np.repeat(IDS, 2)
+    np.savez(tmp_path / "a.npz", scores=rows, ids=ids, labels=np.repeat(LABELS, 2))
+    with pytest.raises(InputError, match=r'each id stands in 2 rows.*repeats="mean-probability"'):
+        vf.read_predictions({"a": tmp_path / "a.npz"}, kind="probabilities")
+    stack = vf.read_predictions({"a": tmp_path / "a.npz"}, kind="probabilities", repeats="mean-probability")
+    np.testing.assert_allclose(np.exp(stack.scores("a")), p.mean(axis=1), atol=1e-4)
+    assert (stack.ids.tolist(), stack.labels.tolist()) == (IDS, LABELS.tolist())
+    np.savez(tmp_path / "a.npz", scores=rows[:-1], ids=ids[:-1])
+    with pytest.raises(AlignmentError, match="predicted as often"):
+        vf.read_predictions({"a": tmp_path / "a.npz"}, kind="probabilities", repeats="mean-probability")
+
+
+def test_a_video_with_two_labels_is_refused_where_its_predictions_are_made_one(tmp_path):
+    other = LABELS.copy()
+    other[2] = (other[2] + 1) % 5
+    for name, labels in (("a", LABELS), ("b", other)):
+        np.savez(tmp_path / f"{name}.npz", scores=Z if name == "a" else Z[::-1], ids=IDS, labels=labels)
+    files = {"m": [tmp_path / "a.npz", tmp_path / "b.npz"]}
+    with pytest.raises(AlignmentError, match=f"labels of 1 of {N} videos differ .* '{IDS[2]}'"):
+        vf.read_predictions(files, kind="logits", repeats="mean-log")
+
+
+def test_a_members_files_are_put_in_one_order_of_classes_whichever_of_them_has_names(tmp_path):
+    k, half = Z.shape[1], N // 2
+    names = [f"class {c}" for c in range(k)]
+    order = np.random.default_rng(1).permutation(k)
+    np.savez(tmp_path / "plain.npz", scores=Z[:1], ids=["extra"])
+    np.savez(tmp_path / "a.npz", scores=Z[:half], ids=IDS[:half], classes=names)
+    np.savez(tmp_path / "b.npz", scores=Z[half:][:, order], ids=IDS[half:], classes=np.array(names)[order])
+    files = [tmp_path / f"{name}.npz" for name in ("plain", "a", "b")]
+    with pytest.warns(VidfuseWarning, match=r"plain.npz' has no class names, and others have"):
+        stack = vf.read_predictions({"m": files}, kind="logits")
+    assert stack.classes == tuple(names)
+    np.testing.assert_array_equal(stack.scores("m"), np.concatenate([Z[:1], Z]))
 
 
 def test_members_with_and_without_ids_are_not_matched_by_position(tmp_path):

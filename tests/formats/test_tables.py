@@ -155,6 +155,23 @@ def test_without_a_header_the_first_column_is_ids_only_where_it_holds_texts():
     assert_read(read_csv(stream.getvalue(), id_column="none"), None)
 
 
+def test_a_first_line_of_whole_numbers_is_a_header_unless_it_could_be_a_videos_scores():
+    order = sorted(range(K), key=str)  # 0, 1, 10, 11, 2, …
+    shuffled = lines([["clip", *order], *([i, *z[order]] for i, z in zip(IDS, Z, strict=True))])
+    with pytest.raises(InputError, match="'clip'"):  # ids that nobody recognised, and no video called "clip"
+        read_csv(shuffled)
+    dump = read_csv(shuffled, id_column="clip")
+    assert_read(dump)
+    assert "order of their numbers" in dump.notes[0]
+    some = lines([["clip", 30, 7, 120], *([i, *z[:3]] for i, z in zip(IDS, Z, strict=True))])
+    dump = read_csv(some, id_column="clip")
+    assert dump.classes == ("7", "30", "120")
+    np.testing.assert_array_equal(dump.scores, Z[:, [1, 0, 2]])
+    for hard in ([1, 0], [0, 0, 1], [1, 0, 0, 0]):  # probabilities that were written without a point
+        rest = [0.5, 0.5, *[0.0] * (len(hard) - 2)]
+        assert read_csv(lines([["a", *hard], ["b", *rest]])).scores.tolist() == [hard, rest]
+
+
 def test_an_id_that_counts_the_rows_gives_way_to_a_name():
     table = frame().rename(columns={"id": "filename"})
     table.insert(0, "id", range(N))

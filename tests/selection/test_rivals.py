@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_cases import ensemble, stack_of
 
+import vidfuse as vf
 from vidfuse.selection import rivals
 from vidfuse.selection.rivals import find_rivals
 from vidfuse.selection.subset_hits import lay_out
@@ -101,3 +102,15 @@ def test_no_clear_winner_is_dropped_among_large_logits_and_vetoes(scale, offset,
             assert winner[n] == y[n] or winner[n] in found.classes[found.rows == n]
             checked += 1
     assert checked > 3000
+
+
+def test_a_large_number_common_to_all_classes_changes_no_search():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 120)
+    z = rng.normal(size=(120, 4, 5)) + np.linspace(0.5, 2.3, 4)[:, None] * np.eye(5)[y][:, None]
+    plain = vf.search_subsets(vf.LogitStack.from_arrays(z, labels=y), "accuracy", vf.LogLinearPool("uniform"))
+    moved = vf.LogitStack.from_arrays(z + 1e9, labels=y)
+    found = vf.search_subsets(moved, "accuracy", vf.LogLinearPool("uniform"))
+    assert (found.members, found.score) == (plain.members, plain.score)
+    part = moved.select(found.members)
+    assert vf.LogLinearPool("uniform").fit(part).score(part) == found.score

@@ -78,7 +78,9 @@ def test_classes_are_put_right_where_the_first_stack_has_no_names():
         ids=other.ids,
         classes=names[::-1],
     )
-    joined, whole = vf.LogitStack.concatenate([plain, named, turned]), stack_of(range(15))
+    with pytest.warns(VidfuseWarning, match="'stack 0' has no class names, and others have"):
+        joined = vf.LogitStack.concatenate([plain, named, turned])
+    whole = stack_of(range(15))
     assert joined.classes == tuple(names)
     np.testing.assert_array_equal(joined.labels, whole.labels)
     np.testing.assert_array_equal(joined.scores("a"), whole.scores("a"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def import_(
 @options.as_json
 def info(source: tuple[str, ...], as_json: bool) -> None:
     """Say what SOURCE holds: a folder of caches, one cache, shards of them, or a recipe."""
-    if len(source) == 1 and Path(source[0]).is_file():
+    if len(source) == 1 and os.path.isfile(source[0]):
         recipe = vf.load_recipe(source[0])
         options.emit(recipe.describe(), str(recipe), as_json)
         return

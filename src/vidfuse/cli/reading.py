@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -146,7 +147,7 @@ class Reading:
             annotations: The list of these videos, where it is not that of `--annotations`.
             as_read: Reduce the views of caches block by block, for one pass.
         """
-        if all("=" not in word or Path(word).exists() for word in source):
+        if all("=" not in word or os.path.exists(word) for word in source):
             stack = self._caches(source, views, members, as_read)
         else:
             stack = self._dumps(options.pairs(source, "MEMBER=FILE, or folders of caches"), views, annotations)
@@ -223,12 +224,43 @@ def reads_predictions(command: Callable[..., Any]) -> Callable[..., Any]:
     def collected(*args: Any, **given: Any) -> Any:
         load_late("scipy.stats")
         load_late("pandas")
+        _refuse_inputs(given)
         reading = Reading(**{name: given.pop(name) for name in names})
         return command(*args, reading=reading, **given)
 
     for add in reversed(_OPTIONS):
         collected = add(collected)
     return collected
+
+
+def _refuse_inputs(given: Mapping[str, Any]) -> None:
+    """Refuse to write over what a command reads: the output is one of its files, under this name or another.
+
+    A recipe may be written anew by the commands that make recipes: `record` and `refresh`.
+    """
+    out = given.get("out")
+    if out is None or not out.is_file():
+        return
+    renewed = click.get_current_context().command.name in ("record", "refresh")
+    words: list[Any] = []
+    for name, value in given.items():
+        if name != "out" and not (name == "recipe" and renewed):
+            words += value if isinstance(value, tuple) else [value]
+    for word in words:
+        if isinstance(word, str | Path) and any(path.samefile(out) for path in _named_files(str(word))):
+            raise click.UsageError(f"--out {out}: this file is read ({word}), and would be lost; choose another name")
+
+
+def _named_files(word: str) -> list[Path]:
+    """Return the files that an argument names: itself, or after a member's name, with commas between, or by patterns.
+
+    Example:
+        >>> _named_files("swin=/dev/null,/no/such/file"), _named_files("mean-log")
+        ([], [])
+    """
+    texts = [word, *_files(word.partition("=")[2])]
+    found = [path for text in texts if text for path in (text, *glob.glob(text))]
+    return [Path(path) for path in dict.fromkeys(found) if os.path.isfile(path)]
 
 
 def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading, *, as_read: bool = False) -> tuple[Any, Any]:
@@ -238,7 +270,7 @@ def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading, *, as_r
         click.UsageError: Dumps were given, and not those of the recipe's members.
     """
     loaded = vf.load_recipe(recipe)
-    given = [word.partition("=")[0] for word in source if "=" in word and not Path(word).exists()]
+    given = [word.partition("=")[0] for word in source if "=" in word and not os.path.exists(word)]
     if given and (absent := [name for name in loaded.members if name not in given]):
         raise click.UsageError(
             f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
@@ -254,7 +286,7 @@ def _files(text: str) -> list[str]:
         >>> _files("a/fold0.npz,a/fold1.npz"), _files("oof_*.npy")
         (['a/fold0.npz', 'a/fold1.npz'], ['oof_*.npy'])
     """
-    return [text] if Path(text).exists() else [part for part in text.split(",") if part]
+    return [text] if os.path.exists(text) else [part for part in text.split(",") if part]
 
 
 def _columns(values: tuple[str, ...]) -> Any:
@@ -281,7 +313,7 @@ def _names(text: str) -> list[str] | str:
         return text
     from vidfuse.formats.containers import read_text
 
-    if Path(text).is_file():
+    if os.path.isfile(text):  # also where the names are longer than a path can be
         return [line.strip() for line in read_text(Path(text)).splitlines() if line.strip()]
     if "," not in text:
         raise click.BadParameter(f"--classes: expected a file of names, one a line, or NAME,NAME,...; got {text!r}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import check_ids, first_few
 from vidfuse._paths import IdRule, name_ids
-from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import Ask, read_layout
 from vidfuse.formats.ranks import is_rank_text, rank_files, read_ranks
@@ -37,6 +37,7 @@ def read_dump(
     columns: Sequence[str] | str | None = None,
     id_column: str | None = None,
     ids: IdRule = "path",
+    repeated: bool = False,
 ) -> Dump:
     """Read one file of predictions, whichever tool wrote it.
 
@@ -48,6 +49,7 @@ def read_dump(
         columns: Which columns of a table are scores: their names, or a pattern such as ``"p*"``.
         id_column: The column or array of the ids, by name; "none" if there is none, whatever it looks like.
         ids: How names become ids: "path", "stem" or "exact"; see `vidfuse._paths.name_ids`.
+        repeated: Whether an id may stand in several rows with other scores, as of views that are rows of their own.
 
     Raises:
         InputError: No such file, an unknown layout, a damaged file, or a pickle that needs more than arrays.
@@ -79,7 +81,7 @@ def read_dump(
                 dump = read_parquet(content.stream, classes=classes, columns=columns, id=id_column)
             else:
                 dump = read_layout(content, Ask(stored.size, head, id_column, classes))
-        dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes)
+        dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes, repeated)
     except MemoryError as error:
         raise InputError(f"{file}: it asks for more memory than there is") from error
     except InputError as error:
@@ -92,9 +94,10 @@ def read_dump(
 def _read_folder(folder: Path) -> Dump:
     files = rank_files(folder)
     if not files:
+        held = first_few(sorted(entry.name for entry in folder.iterdir()))
         raise InputError(
             f"{folder}: expected a file of predictions, a folder of logit caches, or one with the files 0.txt, 1.txt … "
-            f"of a distributed test; got a folder of {first_few(sorted(entry.name for entry in folder.iterdir()))}"
+            f"of a distributed test; got {f'a folder of {held}' if held else 'an empty folder'}"
         )
     if [int(file.stem) for file in files] != list(range(len(files))):
         missing = sorted(set(range(int(files[-1].stem))) - {int(file.stem) for file in files})
@@ -106,7 +109,7 @@ def _read_folder(folder: Path) -> Dump:
     return read_ranks(texts)
 
 
-def _checked(dump: Dump, to_ids: Any, classes: Sequence[str] | str | None) -> Dump:
+def _checked(dump: Dump, to_ids: Any, classes: Sequence[str] | str | None, repeated: bool) -> Dump:
     """Bring ids, labels and classes of a dump into one form, and drop rows that are there twice."""
     n = len(dump.scores)
     if dump.ids is not None and to_ids is None:
@@ -115,12 +118,26 @@ def _checked(dump: Dump, to_ids: Any, classes: Sequence[str] | str | None) -> Du
         if len(dump.ids) != n:
             raise InputError(f"expected one id for each of {n} rows, got {len(dump.ids)}")
         dump = without_repeats(replace(dump, ids=np.array(to_ids(dump.ids.tolist()), dtype=np.str_)))
-        dump = replace(dump, ids=check_ids(dump.ids))
+        _check_ids(np.asarray(dump.ids), repeated)
     if dump.labels is not None and len(dump.labels) != len(dump.scores):
         raise InputError(f"expected one label for each of {n} rows, got {len(dump.labels)}")
     if classes is not None and not isinstance(classes, str):
         dump = reordered(dump, classes)
     return dump
+
+
+def _check_ids(ids: NDArray[np.str_], repeated: bool) -> None:
+    """Check ids; where all are there equally often, the error says what makes their rows one prediction."""
+    unique, counts = np.unique(ids, return_counts=True)
+    try:
+        check_ids(unique if repeated else ids)
+    except InputError as error:
+        if counts.max() == counts.min() > 1:
+            raise InputError(
+                f"each id stands in {counts[0]} rows with other scores: views of a video? "
+                f"{option('repeats', 'mean-probability')} averages them"
+            ) from error
+        raise
 
 
 def without_repeats(dump: Dump) -> Dump:

@@ -105,9 +105,9 @@ def read_predictions(
         missing: What becomes of videos for which a member has no prediction; see `LogitStack.from_arrays`.
         class_map: {member: {its class: class, or several}} for members of fewer, coarser or finer classes. Their own
             labels, which are of those, are not used.
-        repeats: How an id that stands in several of a member's files becomes one prediction, as of fold models on the
-            same test videos: "mean-probability", "mean-log", "vote" or "max". By default it is refused. Files without
-            ids then each follow the whole list of videos.
+        repeats: How an id that stands in several of a member's files or rows becomes one prediction, as of fold models
+            on the same test videos, or of views: "mean-probability", "mean-log", "vote" or "max". By default it is
+            refused. Files without ids then each follow the whole list of videos.
 
     Raises:
         InputError: A file is damaged, is not understood, or needs more than arrays; or its numbers are not of `kind`.
@@ -184,7 +184,8 @@ def _read_member(
     repeats: str | None,
 ) -> _Member:
     """Read a member's files or folders, give its rows ids and labels, and reduce its views."""
-    parts = {str(path): _read_file(path, asked, None if asked.mapped else classes, ids) for path in paths}
+    wanted = None if asked.mapped else classes
+    parts = {str(path): _read_file(path, asked, wanted, ids, repeats is not None) for path in paths}
     path, member = paths[0], parts[str(paths[0])]
     listed = None
     if asked.annotations is not None:
@@ -204,7 +205,7 @@ def _read_member(
     return _reduced(dump, member.kind, asked.views, name, path)
 
 
-def _read_file(path: Path, asked: _Read, classes: Sequence[str] | str | None, ids: IdRule) -> _Member:
+def _read_file(path: Path, asked: _Read, classes: Sequence[str] | str | None, ids: IdRule, repeated: bool) -> _Member:
     """Read one file or folder, its classes in the given order, and what its numbers are."""
     if (path / META_NAME).exists():
         cache = open_cache(path)
@@ -213,9 +214,8 @@ def _read_file(path: Path, asked: _Read, classes: Sequence[str] | str | None, id
         if classes is not None and not isinstance(classes, str):
             dump = reordered(dump, classes)
     else:
-        dump = read_dump(
-            path, head=asked.head, classes=classes, columns=asked.columns, id_column=asked.id_column, ids=ids
-        )
+        how = {"head": asked.head, "columns": asked.columns, "id_column": asked.id_column}
+        dump = read_dump(path, classes=classes, ids=ids, repeated=repeated, **how)
     if asked.mapped:
         dump = replace(dump, labels=None)
     return _Member(dump, _kind(asked.kind, dump.kind, path))
@@ -234,8 +234,19 @@ def _joined(parts: Mapping[str, _Member], listed: Annotations | None, repeats: s
         return _Member(dump, kind)
     rows = repeated_rows(dump.ids, [len(part.dump.scores) for part in parts.values()])
     scores = average_repeats(as_float_array(dump.scores), kind, rows, repeats)
-    labels = None if dump.labels is None else np.asarray(dump.labels)[rows[:, 0]]
+    labels = None if dump.labels is None else _one_label(np.asarray(dump.labels)[rows], dump.ids[rows[:, 0]])
     return _Member(replace(dump, scores=scores, labels=labels, ids=dump.ids[rows[:, 0]]), "log-likelihoods")
+
+
+def _one_label(labels: NDArray[Any], ids: NDArray[np.str_]) -> NDArray[Any]:
+    """Return each video's label (N,) from those of its predictions (N, R), which have to be the same."""
+    odd = np.flatnonzero((labels != labels[:, :1]).any(axis=1))
+    if odd.size:
+        raise AlignmentError(
+            f"the labels of {odd.size} of {len(ids)} videos differ between their predictions: "
+            f"{first_few(ids[odd].tolist())}; are they of the same videos?"
+        )
+    return labels[:, 0]
 
 
 def _kind(given: Any, own: str | None, path: Path) -> Kind:

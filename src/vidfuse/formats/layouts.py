@@ -27,7 +27,7 @@ from vidfuse.formats.values import (
     stack_videos,
     whole,
 )
-from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
+from vidfuse.stack.columns import CLASS_NAMES, ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
 from vidfuse.stack.frames import Dump, sorted_classes
 
 __all__ = ["LAYOUTS", "Ask", "Layout", "read_layout"]
@@ -123,8 +123,10 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     else:
         dump = read_layout(value, replace(ask, id_column=None))
     n = len(dump.scores)
-    if content.get("classes") is not None:
-        dump = replace(dump, classes=tuple(_some_names(content["classes"], "classes")))
+    class_key = called([name for name in content if name != key], CLASS_NAMES)
+    if class_key is not None and content[class_key] is not None:
+        used.add(class_key)
+        dump = replace(dump, classes=tuple(_some_names(content[class_key], class_key)))
     label_key = _label_key(content, key)
     if label_key is not None:
         used.add(label_key)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
 from vidfuse.errors import AlignmentError, InputError, option
+from vidfuse.stack.classes import warn_of_unnamed
 from vidfuse.stack.frames import Dump, reordered
 from vidfuse.stack.join import joined_ids
 
@@ -41,8 +42,10 @@ def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise InputError(f"expected files of the same classes and views, got videos of shape {shown}")
     first = next(iter(dumps.values()))
-    if first.classes is not None:
-        dumps = {name: reordered(dump, first.classes) for name, dump in dumps.items()}
+    classes = next((dump.classes for dump in dumps.values() if dump.classes is not None), None)
+    if classes is not None:
+        warn_of_unnamed([name for name, dump in dumps.items() if dump.classes is None])
+        dumps = {name: reordered(dump, classes) for name, dump in dumps.items()}
     lengths = [len(dump.scores) for dump in dumps.values()]
     ids = joined_ids({name: dump.ids for name, dump in dumps.items()}, repeats)
     if ids is None and repeats is not None:
@@ -69,6 +72,6 @@ def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str
         np.concatenate(scores),
         None if any(own is None for own in labels) else np.concatenate([np.asarray(own) for own in labels]),
         ids,
-        first.classes,
+        classes,
         first.kind,
     )

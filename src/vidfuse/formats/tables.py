@@ -90,15 +90,16 @@ def read_csv(
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first line holds names: something that is no number, or classes numbered one after the other.
+    """Whether the first line holds names: something that is no number, or whole numbers that are no video's scores.
 
-    ==========================  ==================================================
+    ==========================  ============================================================================
     ``id,0,1,2``                names: a usual name of ids
     ``0,1,2`` and ``,0,1,2``    names: consecutive whole numbers, with fractions in the next line
+    ``clip,0,10,2``             names: three or more different whole numbers, and fractions in every other line
     ``a,0.1,0.9``               no names: numbers after an id
     ``0.3,0.1,0.6``             no names
-    ``a,3``                     no names: a label after an id
-    ==========================  ==================================================
+    ``a,3`` and ``a,1,0``       no names: a label, or scores, after an id
+    ==========================  ============================================================================
     """
     first = rows[0]
     if first[0].lower() in ID_NAMES:
@@ -106,10 +107,21 @@ def _has_header(rows: Sequence[Sequence[str]]) -> bool:
     numbers = [cell for cell in (first if _is_number(first[0]) else first[1:]) if _is_number(cell)]
     if len(numbers) < len(first) - 1 or not numbers:
         return True
-    whole = all(cell.isascii() and cell.isdigit() and len(cell) < 10 for cell in numbers)
-    start = int(numbers[0]) if whole else 0
-    consecutive = whole and [int(cell) for cell in numbers] == list(range(start, start + len(numbers)))
-    return consecutive and len(rows) > 1 and any(_is_number(cell) and not cell.isdigit() for cell in rows[1][1:])
+    if not all(_is_count(cell) for cell in numbers):
+        return False
+    start = int(numbers[0])
+    if [int(cell) for cell in numbers] == list(range(start, start + len(numbers))):
+        return len(rows) > 1 and _has_fractions(rows[1])
+    distinct = len({int(cell) for cell in numbers}) == len(numbers) > 2
+    return distinct and len(rows) > 1 and all(map(_has_fractions, rows[1:]))
+
+
+def _is_count(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit() and len(cell) < 10
+
+
+def _has_fractions(row: Sequence[str]) -> bool:
+    return any(_is_number(cell) and not cell.isdigit() for cell in row[1:])
 
 
 def _check_scores_alone(table: Mapping[str, NDArray[Any]]) -> None:

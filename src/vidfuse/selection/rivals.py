@@ -108,9 +108,16 @@ def starts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _scores(stack: LogitStack, floors: NDArray[np.float64], *, raw: bool) -> list[NDArray[np.float32]]:
-    """Return one array (B, K) for each member: stored scores where the normalisers cancel."""
+    """Return one array (B, K) for each member: stored scores where the normalisers cancel.
+
+    Of float64 scores each row's largest is taken off first: float32 would lose the digits of a large common number.
+    """
     if raw and not floors.any() and set(stack.kinds) <= {"logits", "log-likelihoods"}:
-        return [np.ascontiguousarray(stack.scores(member), np.float32) for member in stack.members]
+        stored = (stack.scores(member) for member in stack.members)
+        return [
+            np.ascontiguousarray(z - z.max(axis=1, keepdims=True) if z.dtype == np.float64 else z, np.float32)
+            for z in stored
+        ]
     ((_, block),) = floored_blocks(stack, floors, len(stack))
     return list(block.swapaxes(0, 1))
 

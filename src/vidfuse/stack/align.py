@@ -247,6 +247,7 @@ def align_labels(
             raise InputError(
                 f"labels: expected one array, or a mapping by member ({first_few(names)}); labels by id need ids"
             )
+        labels = {str(key): label for key, label in labels.items()}
         absent = [str(i) for i in ids if str(i) not in labels]
         if absent:
             raise InputError(f"labels: expected one for each video, none for {len(absent)}: {first_few(absent)}")
@@ -345,6 +346,7 @@ def group_names(
         if ids is None:
             raise InputError("groups: names by id need ids, and this stack has none; pass one name for each video")
         if not callable(groups):
+            groups = {str(key): name for key, name in groups.items()}
             lacking = [name for name in ids.tolist() if name not in groups]
             if lacking:
                 raise InputError(f"groups: no group is named for {len(lacking)} of {n} videos: {first_few(lacking)}")

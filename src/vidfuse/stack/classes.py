@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import Kind, check_classes, check_labels, did_you_mean, first_few
-from vidfuse.errors import AlignmentError, InputError, option
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.stack.source import fill_log_likelihoods
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "labels_in_order",
     "mapped_scores",
     "name_order",
+    "warn_of_unnamed",
 ]
 
 ClassMap = Mapping[Any, Any]
@@ -52,6 +54,21 @@ def name_order(own: Sequence[str], wanted: Sequence[str], whose: str) -> NDArray
             f"{option('class_map')}"
         )
     return np.array([column[name] for name in wanted], dtype=np.int64)
+
+
+def warn_of_unnamed(unnamed: Sequence[str]) -> None:
+    """Warn of files or stacks without class names, which are put beside others that have some.
+
+    Example:
+        >>> warn_of_unnamed([])
+    """
+    if unnamed:
+        warnings.warn(
+            f"{first_few(unnamed)} {'has' if len(unnamed) == 1 else 'have'} no class names, and others have: that the "
+            f"classes stand in their order cannot be told; name them with {option('classes')} if they do",
+            VidfuseWarning,
+            stacklevel=4,
+        )
 
 
 def common_classes(

@@ -14,6 +14,7 @@ from vidfuse._checks import as_array, first_few
 from vidfuse.errors import InputError, option
 
 __all__ = [
+    "CLASS_NAMES",
     "ID_NAMES",
     "LABEL_NAMES",
     "NOTE_NAMES",
@@ -41,6 +42,7 @@ LABEL_NAMES: Final = (
     *("gt", "gts", "ground_truth", "video_label", "video_labels", "class", "label_id", "class_id", "class_idx"),
     *("class_index", "label_idx", "true_class"),
 )
+CLASS_NAMES: Final = ("classes", "class_names", "categories", "label_names", "target_names")
 NOTE_NAMES: Final = frozenset(
     {
         *(
@@ -242,7 +244,9 @@ def score_columns(
         what = f"beside {first_few(chosen, 2)}" if runs else "among columns called by their classes"
         raise InputError(f"columns {first_few(could_be)} {what}: scores or not? If not, {advice}")
     if id is None and asked is None:
-        distinct = [name for name in odd if table.is_distinct(name)]
+        # A name that usually explains something, such as clip, may hold the ids where nothing else does.
+        texts = [name for name in notes if name.lower() not in VOTE_NAMES and table.numbers(name) is None]
+        distinct = [name for name in (*odd, *texts) if table.is_distinct(name)]
         if distinct:
             raise InputError(
                 f"expected a column with the videos' ids, called {', '.join(ID_NAMES[:6])} …; is it "

@@ -36,7 +36,14 @@ from vidfuse.stack.align import (
     without_rows,
 )
 from vidfuse.stack.checkpoints import joined_fingerprints, to_json
-from vidfuse.stack.classes import ClassMap, apply_class_maps, common_classes, labels_in_order, name_order
+from vidfuse.stack.classes import (
+    ClassMap,
+    apply_class_maps,
+    common_classes,
+    labels_in_order,
+    name_order,
+    warn_of_unnamed,
+)
 from vidfuse.stack.frames import frame_arrays
 from vidfuse.stack.inputs import Blanks, name_arrays, without_blanks
 from vidfuse.stack.join import average_repeats, joined_ids, repeated_rows
@@ -278,6 +285,8 @@ class LogitStack:
             raise InputError("expected at least one stack, got none")
         first = given[0]
         classes = next((stack.classes for stack in given if stack.classes is not None), None)
+        if classes is not None:
+            warn_of_unnamed([f"stack {number}" for number, stack in enumerate(given) if stack.classes is None])
         several = [first, *(stack._like(first, classes) for stack in given[1:])]
         ids = joined_ids({f"stack {number}": stack.ids for number, stack in enumerate(several)}, repeats)
         whole = slice(0, sum(map(len, several)), 1)
