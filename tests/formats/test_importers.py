@@ -301,6 +301,36 @@ def test_lists_of_videos(tmp_path, text, ids, labels):
     assert (None if found.labels is None else found.labels.tolist()) == labels
 
 
+def test_lists_of_several_labels_are_refused(tmp_path):
+    path = tmp_path / "list.txt"
+    for text in ("a b/a.mp4 1 2\nb.mp4 0\n", "a.mp4 1,2\nb.mp4 0\n", "a.mp4,1,2,3\nb.mp4,0\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"a second one before it: 'a.*[ ,]1.*single-label"):
+            read_annotations(path)
+    path.write_text("my clip 1 3\nmy clip 2.mp4 0\n")  # numbers in names
+    assert read_annotations(path).ids.tolist() == ["my clip 1", "my clip 2"]
+
+
+def test_class_names_with_blanks_follow_videos_by_a_comma(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("a 1.mp4,long jump\nb.avi,run\n")
+    listed = read_annotations(path, "sorted")
+    assert (listed.ids.tolist(), listed.labels.tolist()) == (["a 1", "b"], [0, 1])
+    assert listed.classes == ("long jump", "run")
+    path.write_text("Smith, Ann 1\nJones, Bob 2 b\n")  # names alone
+    assert read_annotations(path).ids.tolist() == ["Smith, Ann 1", "Jones, Bob 2 b"]
+
+
+def test_lists_and_tables_agree_on_what_the_ids_are(tmp_path):
+    rows = [f"{row},clips/{row + 5}.mp4,{row % 2}" for row in range(4)]
+    path = tmp_path / "list.csv"
+    path.write_text("id,path,label\n" + "\n".join(rows))
+    assert read_annotations(path).ids.tolist() == [f"clips/{row + 5}" for row in range(4)]
+    path.write_text("id,path,label,p0,p1\n" + "\n".join(f"{row},0.25,0.75" for row in rows))
+    with pytest.warns(VidfuseWarning, match="columns .id. are no scores"):
+        assert read_dump(path).ids.tolist() == [f"clips/{row + 5}" for row in range(4)]
+
+
 def test_labels_as_class_names_need_the_classes(tmp_path):
     path = tmp_path / "val.csv"
     path.write_text("label,videoid,split\nzumba,a,val\nabseiling,b,val\n")

@@ -6,19 +6,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import check_ids, first_few
-from vidfuse._paths import IdRule, name_ids
+from vidfuse._paths import VIDEO_SUFFIXES, IdRule, name_ids
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.tables import read_parquet_columns, split_rows
 from vidfuse.formats.values import as_labels, as_names, describe
-from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called
+from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, id_name
 from vidfuse.stack.frames import label_indices, sorted_classes
 
 __all__ = ["Annotations", "read_annotations"]
@@ -140,14 +140,33 @@ def _from_text(text: str) -> _Listed:
         names.append(line[:cut].rstrip(",; \t").strip('"'))
         labels.append(line[cut + 1 :])
     if names:
+        _check_single_labels(names)
         return _Listed(names, labels)
-    if all(len(row) == 2 for row in rows) and not any(" " in cell for row in rows for cell in row):
-        return _Listed([row[0] for row in rows], [row[1] for row in rows])  # a label by its name
+    if all(len(row) == 2 for row in rows):  # a label by its name, which may have blanks after what is surely a video
+        videos = all(_is_video_file(row[0]) for row in rows)
+        if videos or not any(" " in cell for row in rows for cell in row):
+            return _Listed([row[0] for row in rows], [row[1] for row in rows])
     if all(_is_label(line) for line in lines):
         raise InputError(
             f"expected a list of videos, got {len(lines)} numbers alone; ids or labels? Give both, as `id,label`"
         )
     return _Listed(lines)
+
+
+def _check_single_labels(names: Sequence[str]) -> None:
+    """Refuse lines of several labels, of which the last was taken: run.mp4 3 7."""
+    for name in names:
+        words = name.replace(",", " ").replace(";", " ").split()
+        first = next((at for at in range(len(words), 0, -1) if not _is_label(words[at - 1])), 0)
+        if first < len(words) and first > 0 and _is_video_file(words[first - 1]):
+            raise InputError(
+                f"expected one label for each video, got a second one before it: {name!r}; vidfuse fuses single-label "
+                "classification only"
+            )
+
+
+def _is_video_file(name: str) -> bool:
+    return PurePath(name.strip()).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _with_counts(lines: Sequence[str]) -> _Listed | None:
@@ -170,7 +189,7 @@ def _is_label(text: str) -> bool:
 
 
 def _from_columns(columns: Mapping[str, Any]) -> _Listed:
-    name = called(columns, ID_NAMES)
+    name = id_name(list(columns), lambda column: _counts_rows(columns[column]))
     label = called([column for column in columns if column != name], LABEL_NAMES)
     if name is None and label is None:
         raise InputError(
@@ -185,6 +204,11 @@ def _from_columns(columns: Mapping[str, Any]) -> _Listed:
         None if label is None else _listed(columns[label]),
         note,
     )
+
+
+def _counts_rows(column: Any) -> bool:
+    """Whether a column only counts the rows, from 0."""
+    return all(str(value) == str(row) for row, value in enumerate(_listed(column)))
 
 
 def _listed(column: Any) -> list[Any]:

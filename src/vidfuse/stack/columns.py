@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "called",
     "floats_of",
     "id_column",
+    "id_name",
     "is_index",
     "label_column",
     "long_columns",
@@ -164,6 +165,17 @@ def called(names: Sequence[str] | Mapping[str, Any], usual: Sequence[str]) -> st
     return next((lower[name] for name in usual if name in lower), None)
 
 
+def id_name(names: Sequence[str], counts_rows: Callable[[str], bool]) -> str | None:
+    """Return what the ids are called: the first usual name, unless it counts the rows and another does not.
+
+    Example:
+        >>> id_name(["id", "path", "label"], lambda name: name == "id")
+        'path'
+    """
+    usual = sorted((name for name in names if name.lower() in ID_NAMES), key=lambda name: ID_NAMES.index(name.lower()))
+    return next((name for name in usual if not counts_rows(name)), usual[0] if usual else None)
+
+
 def id_column(table: Table, given: str | None) -> str | None:
     """Choose the column of the ids: the given one, one with a usual name, or pandas' index where it is no counter."""
     if given is not None:
@@ -172,10 +184,11 @@ def id_column(table: Table, given: str | None) -> str | None:
         if given not in table.names:
             raise InputError(f"expected a column {given!r} for the ids, the table has {first_few(table.names)}")
         return given
-    usual = [name for name in table.names if name.lower() in ID_NAMES and not table.is_fractions(name)]
-    usual.sort(key=lambda name: ID_NAMES.index(name.lower()))
-    if usual:  # an id that counts the rows says less than another name of the video
-        return next((name for name in usual if not _counts_rows(table.numbers(name))), usual[0])
+    usual = id_name(
+        [name for name in table.names if not table.is_fractions(name)], lambda name: _counts_rows(table.numbers(name))
+    )
+    if usual is not None:
+        return usual
     index = next((name for name in table.names if is_index(name)), None)
     if index is None or _counts_rows(table.numbers(index)):
         return None
