@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 import vidfuse as vf
 from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.formats.dump import read_dump
+from vidfuse.formats.export import write_predictions
 from vidfuse.formats.tables import read_csv
 from vidfuse.stack.frames import read_frame, reordered
 
@@ -165,8 +168,8 @@ def test_a_first_line_of_whole_numbers_is_a_header_unless_it_could_be_a_videos_s
     assert "order of their numbers" in dump.notes[0]
     some = lines([["clip", 30, 7, 120], *([i, *z[:3]] for i, z in zip(IDS, Z, strict=True))])
     dump = read_csv(some, id_column="clip")
-    assert dump.classes == ("7", "30", "120")
-    np.testing.assert_array_equal(dump.scores, Z[:, [1, 0, 2]])
+    assert dump.classes == ("30", "7", "120")
+    np.testing.assert_array_equal(dump.scores, Z[:, :3])
     for hard in ([1, 0], [0, 0, 1], [1, 0, 0, 0]):  # probabilities that were written without a point
         rest = [0.5, 0.5, *[0.0] * (len(hard) - 2)]
         assert read_csv(lines([["a", *hard], ["b", *rest]])).scores.tolist() == [hard, rest]
@@ -194,6 +197,34 @@ def test_classes_called_like_ids_labels_or_an_index_are_scores():
     )
     dump = read_csv("id,y,x\na,1,0\nb,0,1\n", columns=["x", "y"])  # one-hot: nothing but columns= can tell
     assert dump.scores.tolist() == [[0, 1], [1, 0]] and dump.labels is None
+
+
+def test_a_column_of_ids_that_are_fractions_is_no_class():
+    names = [f"class {k}x" for k in range(K)]
+    for columns in (COLUMNS, names):
+        table = lines([["id", *columns], *([row + 0.25, *z] for row, z in enumerate(Z))])
+        with pytest.raises(InputError, match="'id' holds fractions: ids, or scores of a class"):
+            read_csv(table)
+        dump = read_csv(table, id_column="id")
+        np.testing.assert_array_equal(dump.scores, Z)
+        assert dump.ids.tolist() == [f"{row + 0.25}" for row in range(N)]
+
+
+@given(st.permutations(range(K)), st.sampled_from(["", "p"]), st.sampled_from([1, 3]), st.sampled_from([0, 1]))
+def test_classes_called_by_numbers_keep_their_scores_and_labels(order, start, step, first):
+    """Written and read again, a score or a label is of the class of its name; numbers alone are no names."""
+    names = [f"{start}{k * step + first}" for k in order]
+    labels = np.arange(N) % K
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_predictions(Z, f"{folder}/a.csv", ids=IDS, labels=labels, classes=names)
+        dumps = [read_dump(file)]
+        if (start, step, first) != ("", 1, 1):  # labels 1 … K could be names, or indices
+            dumps.append(read_dump(file, classes=names))
+    for dump in dumps:
+        by_number = sorted(names, key=lambda name: int(name.removeprefix(start)))
+        found = list(dump.classes or by_number)
+        np.testing.assert_array_equal(dump.scores[:, [found.index(name) for name in names]], Z)
+        assert [found[label] for label in dump.labels] == [names[label] for label in labels]
 
 
 def test_one_hot_scores_are_scores():

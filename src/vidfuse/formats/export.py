@@ -29,6 +29,7 @@ from vidfuse.formats.streams import (
     write_text,
 )
 from vidfuse.likelihood import block_rows
+from vidfuse.stack.columns import in_numbered_order, is_numbered
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["csv_cells", "csv_texts", "job_of", "write_predictions"]
@@ -214,14 +215,19 @@ class _Predictions:
             return _cast(np.take_along_axis(block, best, axis=1), stored, names[rows]), best
 
         named = check_classes(classes, shape[-1])
-        if format in ("csv", "parquet") and top_k is None:
-            _check_columns(named or (), labelled=labels is not None)
+        known = None if labels is None else check_labels(labels, shape[0], shape[-1], names)
+        if format in ("csv", "parquet") and top_k is None and named is not None:
+            _check_columns(named, labelled=labels is not None)
+            # Columns that are called by numbers are read in the order of these: they are written so, and labels, too.
+            order = np.array([named.index(name) for name in in_numbered_order(named)])
+            read, named = _columns_of(read, order), tuple(named[k] for k in order)
+            known = None if known is None else np.argsort(order)[known]
         kept = shape if top_k is None else (shape[0], top_k)
         arrays = {"scores": (stored, kept), **({} if top_k is None else {"top": (np.dtype(np.int64), kept)})}
         return cls(
             rows=Rows(read, arrays, step, threads_for(scores)),
             ids=names,
-            labels=None if labels is None else check_labels(labels, shape[0], shape[-1], names),
+            labels=known,
             classes=named,
             kind=kind,
             top_k=top_k,
@@ -246,11 +252,22 @@ class _Predictions:
             return [*known, *(name for rank in range(1, k + 1) for name in (f"class{rank}", f"p{rank}"))]
         return [*known, *(self.classes or [f"p{column}" for column in range(k)])]
 
+    def _label_cells(self, rows: slice) -> list[Any]:
+        """Return the labels of a table: indices, or names where numbers could be both.
+
+        Of classes called 30, 7, 1 the label 1 is the last by its name, and the second as an index.
+        """
+        labels = [] if self.labels is None else self.labels[rows].tolist()
+        names = self.classes or ()
+        if is_numbered(names) or {str(k) for k in range(len(names))}.isdisjoint(names):
+            return labels
+        return [names[label] for label in labels]
+
     def lines(self, rows: slice, arrays: tuple[NDArray[Any], ...]) -> str:
         """Return rows of a csv."""
         firsts = csv_texts(self.ids[rows].tolist())
         if self.labels is not None:
-            firsts = [f"{name},{label}" for name, label in zip(firsts, self.labels[rows].tolist(), strict=True)]
+            firsts = [f"{name},{label}" for name, label in zip(firsts, self._label_cells(rows), strict=True)]
         if self.top_k is None:
             numbers = _number_lines(arrays[0], self.digits)
             return "".join([f"{first},{line}\n" for first, line in zip(firsts, numbers, strict=True)])
@@ -282,7 +299,7 @@ class _Predictions:
 
     def columns(self, rows: slice, arrays: tuple[NDArray[Any], ...]) -> dict[str, Any]:
         """Return the columns of a table, by name."""
-        found: list[Any] = [self.ids[rows].tolist(), *([] if self.labels is None else [self.labels[rows]])]
+        found: list[Any] = [self.ids[rows].tolist(), *([] if self.labels is None else [self._label_cells(rows)])]
         if self.top_k is None:
             found += list(arrays[0].T)
         else:
@@ -290,6 +307,13 @@ class _Predictions:
             for best, numbers in zip(arrays[1].T, arrays[0].T, strict=True):
                 found += [best if names is None else names[best], numbers]
         return dict(zip(self.header(), found, strict=True))
+
+
+def _columns_of(read: Any, order: NDArray[np.int64]) -> Any:
+    """Return a reader of the same rows with their columns in another order, or the reader itself where it is this."""
+    if np.array_equal(order, np.arange(len(order))):
+        return read
+    return lambda rows: tuple(block[:, order] for block in read(rows))
 
 
 def csv_cells(cells: Sequence[Any]) -> str:

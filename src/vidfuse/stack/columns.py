@@ -25,7 +25,9 @@ __all__ = [
     "floats_of",
     "id_column",
     "id_name",
+    "in_numbered_order",
     "is_index",
+    "is_numbered",
     "label_column",
     "long_columns",
     "score_columns",
@@ -231,12 +233,19 @@ def score_columns(
                               texts or whole numbers, without one if their name says what they are, and refused
                               if they could be scores, or ids where none were found
     several numbered sets     refused: which?
-    none                      all, as classes by name; refused if some hold texts, or whole numbers beside
-                              fractions
+    none                      all, as classes by name, as they stand; refused if some hold texts, or whole
+                              numbers beside fractions
     ========================  =================================================================================
     """
     if given is not None:
         return (*_given_columns(table.names, given), [])
+    if id is None and asked is None:
+        could_be_ids = called([name for name in rest if table.is_fractions(name)], ID_NAMES)
+        if could_be_ids is not None:
+            raise InputError(
+                f"column {could_be_ids!r} holds fractions: ids, or scores of a class? Say "
+                f"{option('id_column', could_be_ids)}, or {option('id_column', NO_IDS)} if there are no ids"
+            )
     index = [name for name in rest if is_index(name) and not table.is_fractions(name)]
     rest = [name for name in rest if name not in index]
     runs = _numbered_sets(rest)
@@ -273,7 +282,7 @@ def score_columns(
             f"expected at least two columns of scores, got {first_few(chosen) or 'none'}; the table has "
             f"{first_few(table.names)}"
         )
-    ordered = _by_number(chosen)
+    ordered = _by_number(chosen) if runs else chosen
     if ordered != [name for name in rest if name in chosen]:
         before = first_few([name for name in rest if name in chosen], 4)
         said.append(f"columns {before} are taken in the order of their numbers")
@@ -284,13 +293,25 @@ def _cannot_be_scores(table: Table, name: str, fractions: bool) -> bool:
     return table.numbers(name) is None or (fractions and table.is_whole(name))
 
 
+def in_numbered_order(columns: Sequence[str]) -> list[str]:
+    """Return columns in the order in which they are read: one numbered set by its numbers, others as they stand.
+
+    Example:
+        >>> in_numbered_order(["0", "1", "10", *map(str, range(2, 10))])[-2:], in_numbered_order(["30", "7"])
+        (['9', '10'], ['30', '7'])
+    """
+    runs = _numbered_sets(columns)
+    only = next(iter(runs.values())) if len(runs) == 1 else []
+    return only if len(only) == len(columns) else list(columns)
+
+
 def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[list[str], bool]:
     if isinstance(given, str):
         matched = [name for name in names if fnmatch.fnmatchcase(name, given)]
         runs = _numbered_sets(matched)  # of p0, p1 and pred, "p*" means the numbered ones
         if len(runs) > 1:
             raise InputError(f"columns: {given!r} matches several numbered sets, {first_few([f'{s}*' for s in runs])}")
-        chosen = next(iter(runs.values()), _by_number(matched))
+        chosen = next(iter(runs.values()), matched)
     else:
         chosen = list(given)
     unknown = [name for name in chosen if name not in names]
@@ -299,7 +320,7 @@ def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[li
             f"columns: expected at least two columns of scores, got {first_few(unknown or chosen) or 'none'}; "
             f"the table has {first_few(names)}"
         )
-    return chosen, not _is_numbered(chosen)
+    return chosen, not is_numbered(chosen)
 
 
 def _numbered_sets(names: Sequence[str]) -> dict[str, list[str]]:
@@ -314,7 +335,7 @@ def _numbered_sets(names: Sequence[str]) -> dict[str, list[str]]:
         if match := _NUMBERED.match(name):
             by_start.setdefault(match[1], []).append(name)
     ordered = {start: _by_number(found) for start, found in by_start.items() if len(found) > 1}
-    return {start: found for start, found in ordered.items() if _is_numbered(found)}
+    return {start: found for start, found in ordered.items() if is_numbered(found)}
 
 
 def _by_number(names: list[str]) -> list[str]:
@@ -326,7 +347,7 @@ def _by_number(names: list[str]) -> list[str]:
     return sorted(names, key=numbers.__getitem__) if len({match[1] for match in found if match}) == 1 else names
 
 
-def _is_numbered(columns: Sequence[str]) -> bool:
+def is_numbered(columns: Sequence[str]) -> bool:
     """Whether columns are called like p0, p1 …: numbers in steps of one after a common beginning."""
     found = [_NUMBERED.match(name) for name in columns]
     if not all(match is not None and len(match[2]) < 10 for match in found):

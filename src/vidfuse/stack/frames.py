@@ -130,7 +130,8 @@ def read_frame(
     if columns is None and not others and (votes or chosen_label):
         return _votes(table, votes, chosen_label, ids, classes)
     chosen, named, notes = score_columns(table, rest, columns, chosen_id, id)
-    own = tuple(chosen) if named else None
+    wanted = classes if not isinstance(classes, str | None) else ()
+    own = tuple(chosen) if named or set(chosen) == set(wanted) else None  # numbers may be the classes' names, too
     if own is not None and columns is not None and not isinstance(classes, str | None) and set(own) != set(classes):
         own = None  # columns in class order, called otherwise
     names = sorted_classes(classes, own or (None if chosen_label is None else table.texts(chosen_label)))
