@@ -215,6 +215,18 @@ def test_evaluate_takes_groups_and_an_objective(caches, recipe):
     assert "NLL" in run("evaluate", recipe, caches / "test", "--objective", "nll").stdout
 
 
+def test_json_has_no_words_that_json_has_not(tmp_path):
+    stack = make_stack(60, 1)
+    hard = {name: np.eye(6)[stack.scores(name).argmax(axis=1)] for name in stack.members}  # wrong ones lose without end
+    vf.LogitStack.from_arrays(hard, labels=stack.labels, ids=stack.ids, kind="probabilities").save(tmp_path / "val")
+    fit = ("fit", tmp_path / "val", "--rule", "linear", "--weights", "uniform", "--out", tmp_path / "e.json")
+    for command in (fit, ("evaluate", tmp_path / "e.json", tmp_path / "val")):
+        text = run(*command, "--json").stdout
+        found = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        entries = found.get("check", found)["entries"]
+        assert entries[-1]["nll"] is None and entries[-1]["accuracy"] > 0.3
+
+
 def test_fit_says_where_the_rule_is_below_a_member(tmp_path):
     rng = np.random.default_rng(0)
     y = np.arange(120) % 4

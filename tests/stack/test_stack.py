@@ -100,6 +100,14 @@ def test_a_pickled_stack_of_files_sends_no_scores(tmp_path):
         np.testing.assert_array_equal(pickle.loads(sent).log_likelihoods(), source[100:200].log_likelihoods())
 
 
+def test_a_map_that_was_written_to_in_memory_is_pickled_as_it_is(tmp_path):
+    np.save(tmp_path / "z.npy", np.zeros((4, 3), dtype=np.float32))
+    mapped = np.load(tmp_path / "z.npy", mmap_mode="c")
+    mapped += np.arange(3, dtype=np.float32)
+    stack = vf.LogitStack.from_arrays({"a": mapped})
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(stack)).scores("a"), mapped)
+
+
 def test_a_pickled_stack_in_memory_sends_its_rows_only(any_stack):
     again = pickle.loads(pickle.dumps(any_stack[7:9]))
     np.testing.assert_array_equal(again.log_likelihoods(), any_stack[7:9].log_likelihoods())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,24 @@ def groups_of(pattern: str, ids: Sequence[str]) -> Any:
 
 
 def emit(result: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """Print a result: the text for people, or the mapping as JSON."""
-    click.echo(json.dumps(result, indent=2, default=_plain, allow_nan=True) if as_json else text)
+    """Print a result: the text for people, or the mapping as JSON, which has no infinite numbers: they are null."""
+    click.echo(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON can hold it.
+
+    Example:
+        >>> _finite({"nll": float("inf"), "of": (1, Path("a"))})
+        {'nll': None, 'of': [1, 'a']}
+    """
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else _finite(_plain(value))
 
 
 def save_config(context: click.Context, out: Path) -> Path:

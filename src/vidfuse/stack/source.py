@@ -80,7 +80,9 @@ class ArraySource:
 
     def _file(self) -> Path | None:
         array = self.array
+        # Of a map that copies what is written to it ("c"), the file does not hold what the array does.
         whole = isinstance(array, np.memmap) and array.filename is not None and not isinstance(array.base, np.ndarray)
+        whole = whole and array.mode != "c"
         return Path(str(array.filename)) if isinstance(array, np.memmap) and whole else None
 
     def __reduce__(self) -> tuple[Any, ...]:
