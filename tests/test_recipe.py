@@ -157,6 +157,19 @@ def test_only_a_fitted_rule_and_its_own_stack_make_a_recipe():
         vf.Recipe.from_fitted(vf.LogLinearPool(), stack)
     with pytest.raises(AlignmentError, match="pass the stack of the fit"):
         vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(stack), stack.select(["a", "b"]))
+    named = make_stack(classes=list("wxyz"))
+    pool = vf.LogLinearPool(weights="uniform").fit(named)
+    with pytest.raises(AlignmentError, match="another order: class 0 is 'w' in the fit and 'z' in the stack"):
+        vf.Recipe.from_fitted(pool, make_stack(classes=list("zyxw")))
+    with pytest.raises(AlignmentError, match="fitted on 4 classes, the stack has 3"):
+        vf.Recipe.from_fitted(pool, make_stack(k=3))
+
+
+def test_an_array_is_a_stack_for_a_recipe_too():
+    z = np.random.default_rng(0).normal(size=(30, 2, 3))
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(z), z)
+    assert recipe.members == ("member0", "member1") and not recipe.order_checked
+    np.testing.assert_array_equal(recipe.predict(vf.LogitStack.from_arrays(z)), z.mean(axis=1).argmax(axis=1))
 
 
 def with_state(**state):

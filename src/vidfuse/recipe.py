@@ -31,6 +31,7 @@ from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError, option
 from vidfuse.fusion.blocks import FusedBlocks
 from vidfuse.fusion.fitted import check_fitted
+from vidfuse.fusion.rule import as_stack, check_class_names
 from vidfuse.fusion.track_record import TrackRecord, track_record
 from vidfuse.fusion.views import reduce_views, reduced_as_read
 from vidfuse.likelihood import VIEW_RULES
@@ -119,25 +120,32 @@ class Recipe:
     record: TrackRecord | None = None
 
     @classmethod
-    def from_fitted(cls, rule: Any, stack: LogitStack, views: str | Mapping[str, str] | None = None) -> Recipe:
+    def from_fitted(cls, rule: Any, stack: Any, views: str | Mapping[str, str] | None = None) -> Recipe:
         """Take a fitted rule, and from the stack of its fit the names, kinds, classes and order of its members.
 
         Args:
             rule: A fitted rule.
-            stack: The stack of its fit, (N, M, K) or (N, M, V, K).
+            stack: The stack of its fit, (N, M, K) or (N, M, V, K), or the array.
             views: The reduction of views to apply to a stack that still has its views when the recipe is used.
 
         Raises:
-            InputError: the rule is not fitted, or its members are not the stack's.
+            InputError: the rule is not fitted.
+            AlignmentError: its members or classes are not the stack's.
         """
         if not hasattr(rule, "members_"):
             raise InputError(f"expected a fitted rule, got {rule!r} before its fit; call fit(stack) first")
+        stack = as_stack(stack)
         members = tuple(str(name) for name in rule.members_)
         if sorted(members) != sorted(stack.members):
             raise AlignmentError(
                 f"the rule was fitted on the members {list(members)}, the stack has {list(stack.members)}; "
                 "pass the stack of the fit"
             )
+        if stack.n_classes != len(rule.classes_):
+            raise AlignmentError(
+                f"the rule was fitted on {len(rule.classes_)} classes, the stack has {stack.n_classes}"
+            )
+        check_class_names(getattr(rule, "class_names_", None), stack.classes)
         kinds = dict(zip(stack.members, stack.kinds, strict=True))
         return cls(
             rule=rule,

@@ -25,6 +25,7 @@ __all__ = [
     "WeightedSum",
     "WeightedVote",
     "as_stack",
+    "check_class_names",
     "check_layout",
     "check_presence",
     "check_sample_weight",
@@ -414,7 +415,7 @@ def _aligned(rule: Rule, X: Any) -> LogitStack:
     check_layout(rule, stack)
     if stack.n_classes != len(rule.classes_):
         raise AlignmentError(f"the fit knew {len(rule.classes_)} classes, got a stack with {stack.n_classes}")
-    _check_class_names(getattr(rule, "class_names_", None), stack.classes)
+    check_class_names(getattr(rule, "class_names_", None), stack.classes)
     if not isinstance(X, LogitStack):
         listed = getattr(rule, "feature_names_in_", rule.members_)  # recipes of the first releases list one order
         if len(stack.members) != len(listed):
@@ -446,8 +447,19 @@ def _aligned(rule: Rule, X: Any) -> LogitStack:
     return _in_order(stack, common)
 
 
-def _check_class_names(names: tuple[str, ...] | None, found: tuple[str, ...] | None) -> None:
-    """Refuse classes of other names, or in another order, than those of the fit; None says nothing."""
+def check_class_names(names: tuple[str, ...] | None, found: tuple[str, ...] | None) -> None:
+    """Refuse classes of other names, or in another order, than those of the fit; None says nothing.
+
+    Args:
+        names: The names in the fit.
+        found: Those that are met, as many.
+
+    Raises:
+        AlignmentError: They are others, or in another order; the first that differs is named.
+
+    Example:
+        >>> check_class_names(("run", "walk"), None)
+    """
     if names is None or found is None or names == found:
         return
     place = next(k for k, (ours, theirs) in enumerate(zip(names, found, strict=True)) if ours != theirs)

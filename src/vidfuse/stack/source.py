@@ -81,9 +81,9 @@ class ArraySource:
     def _file(self) -> Path | None:
         array = self.array
         # Of a map that copies what is written to it ("c"), the file does not hold what the array does.
-        whole = isinstance(array, np.memmap) and array.filename is not None and not isinstance(array.base, np.ndarray)
-        whole = whole and array.mode != "c"
-        return Path(str(array.filename)) if isinstance(array, np.memmap) and whole else None
+        if not isinstance(array, np.memmap) or isinstance(array.base, np.ndarray) or array.mode == "c":
+            return None
+        return None if array.filename is None else Path(str(array.filename))
 
     def __reduce__(self) -> tuple[Any, ...]:
         path = self._file()
