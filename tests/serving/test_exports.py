@@ -493,3 +493,30 @@ def test_the_command_refuses_what_it_cannot_read(tmp_path):
     wrong = run("export", tmp_path / "fused.json", "--clips", "a=8x8", status=2).output
     assert "FRAMESxHEIGHTxWIDTH" in wrong
     assert ".onnx or .pt2" in run("export", tmp_path / "fused.json", "--out", tmp_path / "a.bin", status=2).output
+
+
+class Broken(nn.Module):
+    """A network whose answer is NaN."""
+
+    def forward(self, clips):
+        return clips.flatten(1)[:, :6] * float("nan")
+
+
+def test_an_export_that_answers_nan_is_not_written(tmp_path):
+    """As far from torch as from anything: NaN is in no order with the limit."""
+    ensemble = Ensemble(fitted(vf.LinearPool({"a": 1, "b": 0, "c": 2})), {"a": network(0), "c": Broken()})
+    with pytest.raises(VidfuseError, match="a probability differs by nan; nothing was written"):
+        exports.export(ensemble, tmp_path / "a.pt2", clips=dict.fromkeys("ac", (2, 4, 4)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_refuses_members_without_a_checkpoint_and_other_networks(tmp_path):
+    stack = vf.LogitStack.from_arrays({name: LOGITS[name] for name in "ab"}, labels=LABELS)
+    vf.Recipe.from_fitted(vf.LinearPool("uniform").fit(stack), stack).save(tmp_path / "fused.json")
+    torch.save(vf.networks.create("x3d_tiny", num_classes=6).state_dict(), tmp_path / "x.pt")
+    given = ["export", tmp_path / "fused.json", *(w for n in "ab" for w in ("--checkpoint", f"{n}={tmp_path}/x.pt"))]
+    named = ["--network", "a=x3d_tiny", "--network", "b=x3d_tiny"]
+    other = run(*given, *named, "--network", "c=x3d_tiny", status=2).output
+    assert "--network: expected members with a --checkpoint, got c" in other
+    other = run(*given, *named, "--clips", "c=8x64x64", status=2).output
+    assert "--clips: expected members with a --checkpoint, got c" in other

@@ -87,7 +87,11 @@ def export(
     extents = {name: _extents(name, text) for name, text in options.pairs(clips, "MEMBER=TxHxW").items()}
     if weights:
         paths = {name: Path(path) for name, path in options.pairs(weights, "MEMBER=FILE").items()}
-        models, extents = _networks(loaded, paths, options.pairs(networks, "MEMBER=NAME"), extents)
+        named = options.pairs(networks, "MEMBER=NAME")
+        for switch, given in (("--network", named), ("--clips", extents)):
+            if extra := sorted(set(given) - set(paths)):
+                raise click.BadParameter(f"{switch}: expected members with a --checkpoint, got {', '.join(extra)}")
+        models, extents = _networks(loaded, paths, named, extents)
         source = Ensemble(loaded, models, checkpoints=checkpoints)
     elif networks or clips or checkpoints == "any":
         raise click.BadParameter("--network, --clips and --checkpoints belong to --checkpoint, the members' weights")
@@ -130,6 +134,10 @@ def _networks(
         path = checkpoint_file(path)
         known = trained(path)
         network = named.get(name) or (known and known.network)
+        if known is not None and known.network not in (None, network):
+            raise InputError(
+                f"{name}: expected weights of {network} in {path}, but these are {known.network}'s weights"
+            )
         if network is None:
             raise InputError(
                 f"{name}: {path} does not say which network it is of; say {option('network', {name: '…'})}"
