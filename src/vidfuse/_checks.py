@@ -44,6 +44,7 @@ KINDS: Final[tuple[Kind, ...]] = ("logits", "log-likelihoods", "probabilities", 
 
 _BLOCK_NUMBERS: Final = 1 << 19  # how many numbers a check looks at once, so that its memory stays bounded
 _EXACT, _ROUNDED = 1e-3, 5e-3  # how far sums of probabilities are off 1 by arithmetic, and by rounding
+_SINGLE = 1e-5  # the same for a single row, which may be of two logits that happen to sum to nearly 1
 _BAD_NAME: Final = re.compile(r"[\x00-\x1f\x7f]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]")
 _BAD_FOLDER: Final = re.compile(r'[/\\:*?"<>|]|^\.|[. ]$|^\s')
 
@@ -350,6 +351,7 @@ def check_scores(
     who = "" if member is None else f"member {member!r}: "
     half = scores.dtype == np.float16
     tolerance = 1e-2 if half else _ROUNDED
+    near = _SINGLE if scores.size == scores.shape[-1] and not half else tolerance
     per_row = max(1, int(np.prod(scores.shape[1:])))
     step = max(1, _BLOCK_NUMBERS // per_row)
     looks_like_probabilities = kind in ("logits", "log-likelihoods")
@@ -361,7 +363,7 @@ def check_scores(
         if not np.isfinite(totals).all():
             _check_finite(scores, start, step, kind, member, ids)
         if looks_like_probabilities:
-            near_one = bool((np.abs(totals - 1) <= tolerance).all())
+            near_one = bool((np.abs(totals - 1) <= near).all())
             looks_like_probabilities = near_one and bool((block >= 0).all())
         if kind in ("probabilities", "sum"):
             if block.min() < 0:

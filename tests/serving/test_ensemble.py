@@ -215,3 +215,34 @@ def test_wrapped_named_and_averaged_networks_are_known_by_their_weights(models):
         vf.Ensemble(recipe, {**models, "tin": tin, "x3d": nn.DataParallel(models["x3d"])})
     with pytest.raises(CacheConflictError, match="member 'tin'"):
         vf.Ensemble(recipe, {**models, "tin": Mean([network(90 + i) for i in range(3)])})
+
+
+def test_networks_of_ones_own_answer_what_the_fit_saw(models):
+    """A recipe of probabilities takes networks that end in a softmax; logits would be taken for such, in silence."""
+    kinds = {"x3d": "probabilities", "swin": "logits", "tin": "sum"}
+    ends = {"x3d": nn.Softmax(1), "swin": nn.Identity(), "tin": nn.Sequential(nn.Softmax(1), Times(7.0))}
+    softened = {name: nn.Sequential(models[name], ends[name]) for name in NAMES}
+    clips, labels = torch.randn(80, 3, 2, 2, 2), np.arange(80) % 4
+    with torch.no_grad():
+        scores = {name: model(clips).numpy() for name, model in softened.items()}
+    stack = vf.LogitStack.from_arrays(scores, labels=labels, kind=kinds)
+    recipe = vf.Recipe.from_fitted(vf.LogLinearPool("uniform").fit(stack), stack)
+    with torch.no_grad():
+        np.testing.assert_allclose(vf.Ensemble(recipe, softened)(clips), recipe.predict_log_proba(scores), atol=2e-5)
+    with pytest.raises(InputError, match=r"member 'tin': expected sum of at least 0.*are these logits"):
+        vf.Ensemble(recipe, {**softened, "tin": models["tin"]})(clips)
+    with pytest.raises(InputError, match=r"member 'swin': expected logits, but every row is at least 0"):
+        vf.Ensemble(recipe, {**softened, "swin": nn.Sequential(models["swin"], nn.Softmax(1))})(clips)
+
+
+def test_networks_of_vidfuse_serve_a_recipe_of_their_probabilities():
+    torch.manual_seed(0)
+    models = {name: vf.networks.create(f"{name}_tiny", num_classes=4).eval() for name in ("x3d", "tin")}
+    clips, labels = torch.randn(8, 3, 8, 32, 32), np.arange(8) % 4
+    with torch.no_grad():
+        scores = {name: (20 * model(clips)).softmax(1).numpy() for name, model in models.items()}
+        given = {name: model(clips).softmax(1).numpy() for name, model in models.items()}
+    stack = vf.LogitStack.from_arrays(scores, labels=labels, kind="probabilities")
+    recipe = vf.Recipe.from_fitted(vf.MajorityVote("uniform").fit(stack), stack)
+    with torch.no_grad():
+        np.testing.assert_allclose(vf.Ensemble(recipe, models)(clips), recipe.predict_log_proba(given), atol=1e-4)

@@ -119,6 +119,24 @@ def test_stopping_exactly_asks_for_less_and_says_the_same(models, rule, views, r
     assert sum(served.passes.values()) == exit_.run(expected).passes.sum() < 100 * 3 * (views or 1)
 
 
+@pytest.mark.parametrize("rule", [vf.MajorityVote(), vf.LinearPool({"x3d": 1, "swin": 4, "tin": 2})])
+def test_other_views_than_those_that_are_steps_are_refused(models, rule):
+    """Of more views, those beyond the order would be left out in silence."""
+    clips, labels = clips_of(60, 2, 4)
+    stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)
+    views = None if isinstance(rule, vf.MajorityVote) else "mean-probability"
+    recipe = vf.Recipe.from_fitted(rule.fit(vf.reduce_views(stack, views) if views else stack), stack, views)
+    exit_ = vf.early_exit(recipe, stack)
+    for n in (3, 5):
+        new, _ = clips_of(10, 3, n)
+        with pytest.raises(InputError, match=r"expected clips of shape \(N, 4"):
+            LazyEnsemble(recipe, models, exit_)(new)
+        other = vf.LogitStack.from_arrays(scores_of(models, new))
+        for found in (exit_.run, exit_.ceiling):
+            with pytest.raises(InputError, match=f"expected 4 views of each video, .* got {n}"):
+                found(other)
+
+
 def test_what_does_not_belong_together_is_refused(models):
     clips, labels = clips_of(60, 0)
     stack = vf.LogitStack.from_arrays(scores_of(models, clips), labels=labels)

@@ -106,7 +106,9 @@ class EarlyExit:
 
         Raises:
             AlignmentError: Members or classes are not those of the fit.
+            InputError: Single views are steps, and there are more or fewer of them.
         """
+        self._check_views(stack)
         stack, whole = _laid_out(stack, self.form, self.views)
         steps, labels = np.full(len(stack), len(self.order)), np.full(len(stack), -1)
         for rows in _blocks(stack):
@@ -128,6 +130,7 @@ class EarlyExit:
         It knows what the steps to come will say, which no server does. The label so far is that of the sum so far; no
         way of stopping in this order that answers with it, and never wrongly, stops before.
         """
+        self._check_views(stack)
         stack, whole = _laid_out(stack, self.form, self.views)
         final, earliest = self.rule.predict(whole), np.full(len(stack), len(self.order))
         for rows in _blocks(stack):
@@ -143,6 +146,18 @@ class EarlyExit:
     def by_view(self) -> bool:
         """Whether single views are steps."""
         return self.form.by_view
+
+    @property
+    def n_views(self) -> int | None:
+        """How many views of a video are steps; None where members run with all of theirs."""
+        return max(step.view or 0 for step in self.order) + 1 if self.by_view else None
+
+    def _check_views(self, stack: LogitStack) -> None:
+        if self.n_views is not None and stack.n_views != self.n_views:
+            raise InputError(
+                f"expected {self.n_views} views of each video, which are the steps of this order, got "
+                f"{stack.n_views or 'none'}; choose an order for others with early_exit"
+            )
 
     def finish(self, stack: LogitStack) -> NDArray[np.int64]:
         """Return the rule's labels of the videos that are left at the end, from the scores of all members."""

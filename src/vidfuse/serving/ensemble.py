@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from vidfuse._checks import Kind, check_scores
 from vidfuse.errors import AlignmentError, InputError, MissingExtraError
 from vidfuse.recipe import Recipe
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints
@@ -13,6 +16,8 @@ try:
     import torch
     from torch import Tensor, nn
 
+    from vidfuse.networks.fused import FusedNetwork
+    from vidfuse.networks.layers import VideoNetwork
     from vidfuse.serving.fusion import Fusion
     from vidfuse.serving.rules import NoGraphError
     from vidfuse.training.fingerprints import own_fingerprints
@@ -33,7 +38,9 @@ class Ensemble(nn.Module):
     Args:
         recipe: The fitted ensemble.
         models: {member: network}, each `clips -> logits`, or an object or mapping that holds them as `logits`. Those
-            of members that the fit gave no say need not be given, and do not run.
+            of members that the fit gave no say need not be given, and do not run. Where the recipe was fitted on a
+            member's probabilities, a network of vidfuse's own has its logits turned into such; another one answers
+            what the fit saw.
         checkpoints: "any" takes networks of other weights than those whose predictions the recipe was fitted on.
 
     Raises:
@@ -80,6 +87,7 @@ class Ensemble(nn.Module):
 
         Raises:
             AlignmentError: A member has no clips, or those of another number of videos.
+            InputError: A network answers probabilities where the fit saw logits, or the reverse.
         """
         scores = self.scores(clips)
         if self.fusion is not None:
@@ -95,9 +103,16 @@ class Ensemble(nn.Module):
         return torch.from_numpy(recipe.predict_log_proba(stack)).to(first.device, torch.float32)
 
     def scores(self, clips: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each network's logits (N, K), or (N, V, K) of clips with views; `clips` as for the module."""
+        """Return each network's scores (N, K), or (N, V, K) of clips with views; `clips` as for the module."""
         own = clips_of(clips, self._names)
-        return {name: scores_of(model, own[name]) for name, model in self.networks.items()}
+        kinds = {name: self.recipe.kinds.get(name, "logits") for name in self._names}
+        scores = {name: scores_of(model, own[name], kinds[name]) for name, model in self.networks.items()}
+        if not torch.compiler.is_compiling():  # a graph cannot look
+            for name, found in scores.items():
+                rows = found.detach().float().cpu().numpy()
+                rows = rows[np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))]
+                check_scores(rows, kinds[name], member=name)
+        return scores
 
 
 def networks_of(
@@ -149,8 +164,13 @@ def clips_of(clips: Tensor | Mapping[str, Tensor], names: Sequence[str]) -> dict
     return own
 
 
-def scores_of(model: nn.Module, clips: Tensor) -> Tensor:
-    """Return a member's logits (N, K), or (N, V, K) of clips with views."""
+def scores_of(model: nn.Module, clips: Tensor, kind: Kind = "logits") -> Tensor:
+    """Return a member's scores (N, K), or (N, V, K) of clips with views.
+
+    Networks of vidfuse answer logits, whatever the fit saw; of others nobody knows, and the answer is taken as it is.
+    """
     views = clips.ndim == 6
     logits = logits_of(model(clips.flatten(0, 1) if views else clips))
+    if kind in ("probabilities", "sum") and isinstance(model, VideoNetwork | FusedNetwork):
+        logits = logits.softmax(1)
     return logits.unflatten(0, (-1, clips.shape[1])) if views else logits

@@ -124,7 +124,8 @@ class _Run:
         own = clips[torch.as_tensor(self.left, device=clips.device)]
         own = own if view is None else own[:, view]
         with torch.inference_mode():
-            logits = scores_of(self.ensemble.models[name], own)
+            kind = self.ensemble.recipe.kinds.get(name, "logits")
+            logits = scores_of(self.ensemble.models[name], own, kind)
         self.scores.setdefault(name, []).append(logits.float().cpu().numpy())
         self.passes[name] += len(own) * (own.shape[1] if own.ndim == 6 else 1)
 
@@ -133,7 +134,7 @@ class _Run:
         for name, clips in self.clips.items():
             if clips.ndim != 6 or clips.shape[1] != asked:
                 raise InputError(
-                    f"{name}: expected clips of shape (N, {asked}, 3, T, H, W), {asked} views as in the cascade's fit, "
+                    f"{name}: expected clips of shape (N, {asked}, 3, T, H, W), {asked} views as in the fit, "
                     f"got {tuple(clips.shape)}"
                 )
 
@@ -184,6 +185,8 @@ class _Run:
 
     def early(self, exit: EarlyExit) -> Served:
         """Decide each video as soon as its label is certain, and the rest by the recipe."""
+        if exit.n_views is not None:
+            self.check_views(exit.n_views)
         views = exit.views or ("mean-log" if not exit.by_view else None)
         state = exit.start(self.n, self.ensemble.recipe.n_classes)
         for step in exit.order:
