@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 import vidfuse as vf
 from vidfuse.cache.writer import CacheWriter
@@ -226,6 +227,20 @@ def test_a_rule_that_fits_fresh_videos_better_takes_the_place_of_one_that_does_n
     assert found.accuracy[1] > found.accuracy[0]
     assert found.no_worse
     assert not vf.refresh(recipe, make(600, 2), margin=0.001).gain.difference  # given weights stay as they are
+
+
+@pytest.mark.parametrize("rule", [vf.MajorityVote("uniform"), vf.Cascade(vf.LogLinearPool("uniform"), at_most=0.2)])
+def test_a_rule_that_keeps_its_views_is_refreshed_on_views(rule):
+    def seen(stack, seed):
+        noise = np.random.default_rng(seed)
+        z = {name: stack.scores(name)[:, None] + noise.normal(size=(len(stack), 4, 6)) for name in MEMBERS}
+        return vf.LogitStack.from_arrays(z, labels=stack.labels, ids=stack.ids)
+
+    fit, fresh = seen(make(400, 0), 5), seen(make(400, 1), 6)
+    recipe = vf.Recipe.from_fitted(clone(rule).fit(fit), fit)
+    found = vf.refresh(recipe, fresh, margin=0.05)
+    assert found.accuracy[0] == (recipe.predict(fresh) == fresh.labels).mean()
+    assert found.recipe.predict(fresh).shape == (400,)
 
 
 @pytest.mark.parametrize("level", [0, 1, 95])

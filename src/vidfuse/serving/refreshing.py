@@ -127,8 +127,8 @@ def refresh(
         raise InputError(f"level: expected a share between 0 and 1, got {level}")
     stack = data.select(recipe.members)
     y = labels_of(stack, where="the stack of fresh videos")
-    if stack.n_views is not None:
-        stack = reduce_views(stack, recipe.views or "mean-log")
+    if stack.n_views is not None and not (recipe.views is None and recipe.rule.takes_views):
+        stack = reduce_views(stack, recipe.views_of(stack.members) or "mean-log")
     shared = recipe.shared_videos(stack)
     if shared:
         raise InputError(f"{shared:,} of the {len(stack):,} videos are of the recipe's fit; pass fresh ones only")
