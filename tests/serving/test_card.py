@@ -129,3 +129,21 @@ def test_a_record_renews_the_card_and_its_digests(tmp_path):
     other = tmp_path / "other.json"
     assert runner.invoke(main, ["record", str(recipe), str(tmp_path / "val"), "--out", str(other)]).exit_code == 0
     assert hashlib.sha256(other.read_bytes()).hexdigest() in (tmp_path / "other.card.md").read_text()
+
+
+def test_a_fit_that_is_killed_while_it_cross_fits_leaves_no_card_of_another_recipe(tmp_path, monkeypatch):
+    make_stack().save(tmp_path / "val")
+
+    def fit(*weights):
+        words = [word for name in weights for word in ("--weights", name)]
+        return CliRunner().invoke(main, ["fit", str(tmp_path / "val"), *words, "--out", str(tmp_path / "e.json")])
+
+    assert fit("uniform").exit_code == 0
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidfuse.cli.ensembles._cross_fitted", killed)
+    assert fit("accuracy").exit_code != 0
+    recipe = (tmp_path / "e.json").read_bytes()
+    assert hashlib.sha256(recipe).hexdigest() in (tmp_path / "e.card.md").read_text()

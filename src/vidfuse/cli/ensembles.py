@@ -177,7 +177,12 @@ def fit(
         raise click.BadParameter(f"{option(next(iter(stated)))} belongs to --rule cascade, not to {rule}")
     fitted = unfitted.fit(stack)
     recipe = vf.Recipe.from_fitted(fitted, stack, views=reduction)
+    told: dict[str, Any] = {
+        "sources": _sources(source, recipe.members),
+        "licences": options.pairs(licences, "MEMBER=TEXT"),
+    }
     recipe.save(out)
+    card = write_card(recipe, out, **told)  # at once: cross-fitting takes long, and the card there is another recipe's
     options.save_config(context, out)
     board, said = None, ""
     if check is None and math.prod(stack.shape) > _SECONDS:
@@ -188,13 +193,8 @@ def fit(
             said = f"\n{board.headline()} {board.how()}"
         except InputError as error:  # the recipe is written: too few videos for folds, or a member with too few
             said = f"\nnot cross-fitted: {error}"
-    card = write_card(
-        recipe,
-        out,
-        board=board,
-        sources=_sources(source, recipe.members),
-        licences=options.pairs(licences, "MEMBER=TEXT"),
-    )
+    if board is not None:
+        write_card(recipe, out, board=board, **told)
     result = {"out": out, "card": card, **recipe.describe(), "check": None if board is None else board.to_dict()}
     options.emit(result, f"{recipe}\nwritten to {out}, its model card to {card}{said}", as_json)
 
