@@ -146,3 +146,14 @@ def test_replacing_the_classifier_excuses_nothing_else(weights):
 def test_a_source_layout_of_another_network_is_refused(weights):
     with pytest.raises(InputError, match="missing"):
         networks.create("r2plus1d_r18.torchvision", checkpoint={f"layer1.{k}": v for k, v in weights.items()})
+
+
+def test_weights_that_are_no_finite_floating_point_numbers_are_refused(model, weights):
+    """Quantised ones mean nothing without their scales; those of a run that diverged are NaN."""
+    key = next(key for key, value in weights.items() if value.ndim > 1)
+    said = "1 of other numbers than finite floating-point ones"
+    with pytest.raises(InputError, match=rf"{said}: {key} \(torch.int8\)"):
+        networks.create("x3d_tiny", checkpoint={**weights, key: weights[key].to(torch.int8)})
+    with pytest.raises(InputError, match=rf"{said}: {key} \(torch.float32\)"):
+        networks.create("x3d_tiny", checkpoint={**weights, key: weights[key] * float("nan")})
+    networks.create("x3d_tiny", checkpoint={key: value.half() for key, value in weights.items()})

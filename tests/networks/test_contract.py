@@ -277,3 +277,14 @@ def test_weights_of_small_transformers_begin_at_the_scale_of_their_width(name):
     assert len(wide) >= 8
     for weight in wide:
         assert weight.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_no_clips_are_no_logits_and_half_precision_runs_on_a_cpu(name):
+    model, clips = build(name).eval(), clips_for(name)
+    with torch.no_grad():
+        assert model(clips[:0]).shape == (0, model(clips).shape[1])
+        assert model.half()(clips.half()).isfinite().all()
+    model.float()
+    with pytest.raises(InputError, match=r"got float64 .*, and the weights are float32: say"):
+        model(clips.double())

@@ -172,16 +172,28 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
         for key in wanted
         if key in given and given[key].shape != wanted[key].shape
     ]
+    unusable = [
+        f"{key} ({value.dtype})"
+        for key, value in given.items()
+        if key in wanted and wanted[key].is_floating_point()
+        if not (value.is_floating_point() and value.float().isfinite().all())
+    ]
     problems = [
         f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}" + (" …" if len(keys) > _LISTED else "")
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        for kind, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen),
+            ("of other numbers than finite floating-point ones", unusable),
+        )
         if keys
     ]
     if problems:
         name = getattr(model, "name", "") or type(model).__name__
         advice = ""
         # If nothing but the class count differs, say how to go on.
-        if not missing and not unexpected and all(item.startswith(CLASSIFIERS) for item in misshapen):
+        others = [item for item in misshapen if not item.startswith(CLASSIFIERS)]
+        if not (missing or unexpected or unusable or others):
             advice = (
                 "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"
             )

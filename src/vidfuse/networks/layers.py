@@ -235,6 +235,11 @@ class VideoNetwork(Backbone):
             raise InputError(f"{expected}; {got}{hint}")
         if not clips.is_floating_point():
             raise InputError(f"{expected}; {got}: scale and normalise them first")
+        own = self.classifier.weight.dtype
+        if clips.dtype == torch.float64 != own:  # as NumPy makes them
+            raise InputError(
+                f"{expected}; {got}, and the weights are {str(own).removeprefix('torch.')}: say clips.float()"
+            )
         if clips.shape[2] < frames or clips.shape[2] % frames_step or min(clips.shape[3:]) < size:
             raise InputError(f"{expected}; {got}")
 

@@ -114,7 +114,7 @@ class SlowFast(VideoNetwork):
         return slow
 
     def _slowed(self, fast: Tensor) -> Tensor:
-        if fast.dtype == torch.bfloat16 and fast.device.type == "cpu":  # which torch's pooling does not know
+        if fast.dtype in (torch.bfloat16, torch.float16) and fast.device.type == "cpu":  # unknown to torch's pooling
             return reduce(fast, "n c (t alpha) h w -> n c t h w", "mean", alpha=self.config.alpha)
         return functional.avg_pool3d(fast, (self.config.alpha, 1, 1))
 

@@ -115,7 +115,7 @@ class TimeSformer(VideoNetwork):
             tokens = self.run_blocks(blocks[start:end], tokens)
             places = yield rearrange(tokens[:, 1:], f"{order} -> n c t h w", **extents)
             tokens = torch.cat((tokens[:, :1], rearrange(places, f"n c t h w -> {order}")), dim=1)
-        return reduce(tokens[:, 0], "(n copy) c -> n c", "mean", n=n)
+        return tokens[:, 0].unflatten(0, (n, frames)).mean(1) if self.config.attention == "space" else tokens[:, 0]
 
     def head(self, features: Tensor) -> Tensor:
         """Turn the class tokens ``(N, C)`` into logits ``(N, K)``."""
@@ -243,11 +243,11 @@ class _Block(nn.Module):
         self.time_attention.out, self.time_fc = merged, nn.Identity()
 
     def _attend_divided(self, tokens: Tensor, frames: int) -> Tensor:
-        n, class_token = tokens.shape[0], tokens[:, :1]
+        n_places, class_token = (tokens.shape[1] - 1) // frames, tokens[:, :1]
         # Attention over time: the frames of each place.
         places = rearrange(tokens[:, 1:], "n (place t) c -> (n place) t c", t=frames)
         update = self.drop_path(self.time_attention(self.time_norm(places)))
-        places = rearrange(places + self.time_fc(update), "(n place) t c -> n t place c", n=n)
+        places = rearrange(places + self.time_fc(update), "(n place) t c -> n t place c", place=n_places)
 
         # Attention over space: each frame's places, with a copy of the class token in front.
         by_frame = torch.cat((repeat(class_token, "n 1 c -> n t 1 c", t=frames), places), dim=2)
