@@ -591,6 +591,19 @@ def test_a_checkpoint_is_fine_tuned_with_its_clips_and_for_other_classes_with_a_
     assert "a new classifier of 2 classes; the rest, of the checkpoint, learns at 0.1 of its rate" in told
     recipe = yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())
     assert [recipe[name] for name in ("frames", "interval", "size", "body_rate")] == [4, 2, 32, 0.1]
+    torch.save(networks.create("x3d_tiny", num_classes=5).state_dict(), tmp_path / "other.pt")
+    again = (
+        "train",
+        "x3d_tiny",
+        others,
+        *one,
+        "--recipe",
+        tmp_path / "tuned" / "recipe.yaml",
+        "--out",
+        tmp_path / "tuned",
+    )
+    assert "got one that began with others" in run(*again, "--checkpoint", tmp_path / "other.pt", status=2).stderr
+    assert "1 epochs" in run(*again, "--checkpoint", trained[0]).stdout  # which has ended
     moved = ("--set", "body_rate=0", "--set", "size=40")
     told = run("train", "x3d_tiny", others, *one, *moved, "--checkpoint", trained[0], "--out", tmp_path / "0").stderr
     assert "learns at 0 of its rate" in told
@@ -613,3 +626,18 @@ def test_few_clips_set_what_nobody_named(videos, tmp_path):
     told = run("train", "x3d_tiny", videos, *CLIP, *few, "--out", tmp_path / "run").stderr
     assert "few clips: 1 epochs, 80 % of the clips before other scenes" in told
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["scenes"] == 0.8
+
+
+def test_names_beside_numbers_are_counted_in_order_and_said_or_refused(videos, tmp_path):
+    """A training list of numbers says no names: whether folders in sorted order are those numbers, nobody knows."""
+    files = sorted(videos.glob("*/*.mp4"))
+    (tmp_path / "train.txt").write_text("".join(f"{file} {int(file.parent.name == 'dark')}\n" for file in files))
+    settings = ("--workers", 0, *(word for field in SMALL for word in ("--set", field)), "--val", videos)
+    said = run("train", "x3d_tiny", tmp_path / "train.txt", *settings, "--out", tmp_path / "a").stderr
+    assert "are numbers and those of" in said and "dark as 0" in said
+    refused = ("--classes", 3, "--out", tmp_path / "b")
+    error = run("train", "x3d_tiny", tmp_path / "train.txt", *settings, *refused, status=2).stderr
+    assert "expected videos to score of 3 classes, got 2" in error and "pass --classes" in error
+    (tmp_path / "names.txt").write_text("light\ndark\n")
+    named = ("--classes", tmp_path / "names.txt", "--out", tmp_path / "c")
+    assert "are numbers" not in run("train", "x3d_tiny", tmp_path / "train.txt", *settings, *named).stderr

@@ -325,6 +325,19 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         train(toy(n_classes=5), ToyLoader(), RECIPE, tmp_path, **QUIET)
 
 
+def test_a_folder_of_another_network_with_equal_weights_is_refused(tmp_path):
+    """They may take other frames, as SlowFast's sources do."""
+
+    def named(name):
+        model = toy()
+        model.name = name
+        return model
+
+    train(named("a"), ToyLoader(), replace(RECIPE, epochs=1), tmp_path, **QUIET)
+    with pytest.raises(InputError, match="differs in network;"):
+        train(named("b"), ToyLoader(), RECIPE, tmp_path, **QUIET)
+
+
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="expected a training checkpoint"):
@@ -487,3 +500,46 @@ def test_networks_that_answer_with_an_object_train(tmp_path):
 
 def test_mixed_targets_have_the_width_of_the_classifier():
     assert toy()(toy_clips(2)[0]).shape[1] == N_CLASSES
+
+
+class Scored(Told):
+    """Validation videos that are told."""
+
+    def __init__(self, labels=(0, 1, 2)):
+        super().__init__(labels=labels)
+        self.clips, self.ids, self.labels = toy_clips(16, seed=1)
+
+
+def test_the_best_epoch_is_the_best_on_the_same_validation_videos(tmp_path):
+    train(toy(), Told(), replace(RECIPE, epochs=2), tmp_path, val_loader=Scored(), **QUIET)
+    with pytest.raises(InputError, match="differs in its validation videos, whose best epoch it keeps;"):
+        train(toy(), Told(), RECIPE, tmp_path, val_loader=Scored(labels=(2, 1, 0)), **QUIET)
+    assert len(train(toy(), Told(), RECIPE, tmp_path, **QUIET).history) == 4  # nobody tells which videos those are
+
+
+def test_the_best_epoch_of_a_run_that_was_taken_away_is_not_the_next_ones(tmp_path):
+    """A folder without last.pt begins anew; what reads weights from a folder takes best.pt first."""
+    train(toy(), ToyLoader(), RECIPE, tmp_path, val_loader=ToyLoader(seed=1), **QUIET)
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(InputError, match=r"expected .*best\.pt to be of this run, got one that differs in lr;"):
+        train(toy(), ToyLoader(), replace(RECIPE, lr=0.01), tmp_path, **QUIET)
+    train(toy(), ToyLoader(), RECIPE, tmp_path, **QUIET)
+    assert not (tmp_path / "best.pt").exists()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_two_runs_in_one_folder_do_not_mix(tmp_path, begun):
+    """The one that comes second at an epoch's end stops; the other's checkpoint is whole."""
+    recipe = replace(RECIPE, epochs=3)
+    if begun:
+        train(toy(), ToyLoader(), replace(RECIPE, epochs=1), tmp_path, **QUIET)
+
+    class Meanwhile(ToyLoader):
+        def __iter__(self):
+            if self.epoch == 1:
+                train(toy(), ToyLoader(), recipe, tmp_path, **QUIET)
+            yield from super().__iter__()
+
+    with pytest.raises(InputError, match=r"for this run alone, but another process has written last\.pt"):
+        train(toy(), Meanwhile(), recipe, tmp_path, **QUIET)
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3

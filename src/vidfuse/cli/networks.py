@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -12,6 +14,7 @@ from typing import Any
 import click
 
 import vidfuse as vf
+from vidfuse._files import replace
 from vidfuse.cli import options, videos
 from vidfuse.errors import InputError, MissingExtraError
 
@@ -135,7 +138,8 @@ def train(
     found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
     start = None
     if checkpoint is not None:
-        start = fine_tuning.start_from(checkpoint_file(checkpoint), network, n_classes, found.classes)
+        checkpoint = checkpoint_file(checkpoint)
+        start = fine_tuning.start_from(checkpoint, network, n_classes, found.classes)
     few = len(found) if few_clips else None
     recipe, augmentation = resolved_recipe(recipe_name or network, settings, start.fields if start else {}, few)
     source = inputs.train_input(recipe, network, **augmentation)
@@ -153,7 +157,10 @@ def train(
         )
         settings_of_loader = (batch, workers, decoder, strict, allow_truncated, device)
         loader = loader_of(found, source, *settings_of_loader, seed=recipe.seed, shuffle=True)
-        state.check_folder(out, model, recipe, loader)
+        val_loader = None
+        if scored is not None:
+            val_loader = loader_of(scored, inputs.view_input(plan, network), *settings_of_loader)
+        state.check_folder(out, model, recipe, loader, val_loader)
         if distributed.rank() == 0:
             progress.say(_begun(start, recipe, n_classes), start is not None)
             progress.say(
@@ -162,11 +169,9 @@ def train(
                 few_clips,
             )
             _keep_recipe(out, recipe, augmentation)
+            _keep_start(out, checkpoint)
             options.save_config(context, out)
             keep_left_out(out, found, *([] if scored is None else [scored]))
-        val_loader = None
-        if scored is not None:
-            val_loader = loader_of(scored, inputs.view_input(plan, network), *settings_of_loader)
         result = loop.train(
             model.to(device),
             loader,
@@ -455,6 +460,23 @@ def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
                 "train into another folder or remove this one"
             )
     files.write_recipe(path, recipe, augmentation)
+
+
+def _keep_start(out: Path, checkpoint: Path | None) -> None:
+    """Keep the digest of the weights that a run starts from, or hold a run that goes on to those that it began with."""
+    path, now = out / "start.json", None
+    if checkpoint is not None:
+        with checkpoint.open("rb") as file:
+            now = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if not (out / "last.pt").exists():
+        path.unlink(missing_ok=True)
+    elif now is not None and (not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != now):
+        raise InputError(
+            f"expected {out} to hold a run that began with the weights of {checkpoint}, got one that began with "
+            "others; train into another folder"
+        )
+    if now is not None:
+        replace(path, json.dumps(now) + "\n")
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -6,9 +6,11 @@ import csv
 import dataclasses
 import importlib
 import io
+import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ classes = click.option(
     "--classes", metavar="N|FILE", help="How many classes a list has, or a file of their names, one per line."
 )
 _COPIED = (".csv", ".json", ".txt")  # lists that lie among the videos
+_SETTINGS = ".shrink.json"  # in a folder of small videos: how they are encoded
 
 
 def listed(path: Path, kind: str | None, root: Path | None, split: str, names: tuple[str, ...] | None) -> Any:
@@ -127,6 +130,8 @@ def to_train(
         return found, None, n_classes
     same = kind if val.is_dir() == path.is_dir() else None
     scored = _labelled(val, _read(val, same, root if val_root is None else val_root, "val", names), "score")
+    if found.classes is None and scored.classes is not None:
+        _check_numbered(path, val, scored.classes, n_classes)
     scored = of_classes(scored, val, found.classes, n_classes)
     # What one list leaves out for the other is not left out.
     files = {os.path.abspath(item.path) for one in (found, scored) for item in one}
@@ -137,6 +142,14 @@ def to_train(
     _tell(path, kind, found)
     _tell(val, same, scored)
     return found, scored, n_classes
+
+
+def _check_numbered(path: Path, val: Path, classes: Sequence[str], n_classes: int) -> None:
+    """Say that classes with names are numbered in sorted order beside numbers alone, or refuse where that is wrong."""
+    way = f"the labels of {path} are numbers and those of {val} names: pass --classes, a file of the names in order"
+    if len(classes) != n_classes:
+        raise InputError(f"expected videos to score of {n_classes} classes, got {len(classes)}; {way}")
+    _say(f"{way}; without it the names count in sorted order, {classes[0]} as 0")
 
 
 @click.command()
@@ -216,7 +229,10 @@ def shrink(
     lists = importlib.import_module("vidfuse.video.lists")
     processes, progress = (importlib.import_module(f"vidfuse.training.{name}") for name in ("processes", "progress"))
     work = importlib.import_module("vidfuse.video.shrink")
+    if small.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"expected another folder than {data} for the small videos, and none within it, got {small}")
     found = lists.read_folder(data)
+    _keep_settings(small / _SETTINGS, {"short_side": short_side, "gop": gop, "crf": crf})
     targets = {item.path: (small / Path(item.path).relative_to(data)).with_suffix(".mp4") for item in found}
     todo = {source: target for source, target in targets.items() if not target.exists()}
     failures: dict[str, str] = {}
@@ -257,6 +273,17 @@ def shrink(
     text += "".join(f"\nleft out: {source}: {reason}" for source, reason in failures.items())
     result = {"encoded": len(todo) - len(failures), "present": len(targets) - len(todo), "bytes": bytes_of}
     options.emit({**result, "clip_seconds": [before, after], "failures": failures}, text, as_json)
+
+
+def _keep_settings(path: Path, now: dict[str, int]) -> None:
+    """Keep how a folder's videos are encoded, or hold a folder that goes on to how it was begun."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    if before != now:
+        differ = [f"--{name.replace('_', '-')} {before.get(name)}" for name in now if before.get(name) != now[name]]
+        raise InputError(
+            f"expected to go on as {path.parent} was begun, with {', '.join(differ)}; shrink into another folder"
+        )
+    replace(path, json.dumps(now) + "\n")
 
 
 def _clip_seconds(files: list[Any]) -> float:

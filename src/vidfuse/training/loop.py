@@ -102,8 +102,8 @@ def train(
 
     Raises:
         DivergedError: A loss or gradient is not finite; the last checkpoint is whole.
-        InputError: The folder belongs to another run, the loader is empty or without labels, or a training video has no
-            prediction by the teacher.
+        InputError: The folder belongs to another run, which may be one that runs, the loader is empty or without
+            labels, or a training video has no prediction by the teacher.
 
     Example:
         >>> import tempfile
@@ -118,7 +118,7 @@ def train(
     where = torch.device(device) if device is not None else device_of(model)
     if len(loader) == 0:
         raise InputError("expected videos to train on, got an empty loader")
-    run = Run(model, recipe, Path(folder), where, loader, teacher)
+    run = Run(model, recipe, Path(folder), where, loader, teacher, val_loader)
     run.load()
     run.check_ranks()
     resumed_at, seen, began = run.epoch, 0, time.perf_counter()

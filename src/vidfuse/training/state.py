@@ -47,7 +47,7 @@ def trained(path: str | Path) -> Trained | None:
         state = _renamed(load_checkpoint(path))
         identity = json.loads(state["identity"])
         shapes, classes = dict(identity.pop("weights")), identity.pop("classes", None)
-        for other in ("videos", "teacher"):
+        for other in ("network", "videos", "validation", "teacher"):
             identity.pop(other, None)
         n_classes = int(shapes["classifier.weight"][0])
         names = None if classes is None else tuple(classes)
@@ -137,10 +137,14 @@ def _data_of(loader: Any) -> dict[str, Any]:
     return {"classes": None if names is None else list(names), "videos": digest}
 
 
-def _identity(model: nn.Module, recipe: TrainRecipe, loader: Any) -> dict[str, Any]:
+def _identity(model: nn.Module, recipe: TrainRecipe, loader: Any, val_loader: Any = None) -> dict[str, Any]:
     """Return what a run must have in common with the one that it goes on from."""
     shapes = [[name, list(value.shape)] for name, value in model.state_dict().items()]
-    return {**asdict(recipe), "weights": shapes, **_data_of(loader)}
+    scored = _data_of(val_loader).get("videos")
+    validation = {} if scored is None else {"validation": scored}
+    name = getattr(model, "name", None)
+    network = {"network": name} if isinstance(name, str) else {}  # networks of equal shapes may sample other frames
+    return {**asdict(recipe), **network, "weights": shapes, **_data_of(loader), **validation}
 
 
 def _teacher(recipe: TrainRecipe, loader: Any, stack: LogitStack | None) -> Teacher | None:
@@ -154,6 +158,8 @@ def _teacher(recipe: TrainRecipe, loader: Any, stack: LogitStack | None) -> Teac
     teacher = Teacher(stack, getattr(videos, "classes", None))
     if (ids := getattr(videos, "ids", None)) is not None:
         teacher.check_ids(ids)
+        if (labels := getattr(videos, "labels", None)) is not None:
+            teacher.check_labels(ids, labels)
     return teacher
 
 
@@ -172,26 +178,36 @@ def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path)
         )
     defaults = {field.name: field.default for field in fields(TrainRecipe) if field.default is not MISSING}
     stored, own = {**defaults, **json.loads(state["identity"])}, json.loads(json.dumps(identity))  # of earlier releases
-    untold = {"classes", "videos"} - (set(stored) & set(own))  # not every loader has them
+    untold = {"network", "classes", "videos", "validation"} - (set(stored) & set(own))  # not every loader has them
     if own["epochs"] > stored.get("epochs", 0) and own["epochs"] > state["epoch"]:
         untold.add("epochs")  # a run may be given more epochs, before its end and after
     if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
-        what = ", ".join({"videos": "its training videos"}.get(name, name) for name in differ)
+        words = {"videos": "its training videos", "validation": "its validation videos, whose best epoch it keeps"}
+        what = ", ".join(words.get(name, name) for name in differ)
         raise InputError(
             f"expected {path} to be of this run, got one that differs in {what}; "
             "train into another folder or remove this one"
         )
 
 
-def check_folder(folder: Path, model: nn.Module, recipe: TrainRecipe, loader: Any) -> None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from another one that took its name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def check_folder(folder: Path, model: nn.Module, recipe: TrainRecipe, loader: Any, val_loader: Any = None) -> None:
     """Check that a folder has no checkpoint of another run, before anything is written there.
 
     Raises:
         InputError: It has one; the message says in what it differs.
     """
-    path = folder / "last.pt"
-    if path.exists():
-        _check_identity(load_checkpoint(path), _identity(model, recipe, loader), path)
+    path = next((folder / name for name in ("last.pt", "best.pt") if (folder / name).exists()), None)
+    if path is not None:  # best.pt alone is of a run that was killed in its first epoch's end, or that was taken away
+        _check_identity(load_checkpoint(path), _identity(model, recipe, loader, val_loader), path)
 
 
 class Run:
@@ -203,6 +219,7 @@ class Run:
         folder: The run's folder.
         device: Where it is trained.
         loader: What it is trained on; if it tells its videos, a run is resumed on the same ones alone.
+        val_loader: What is scored after each epoch; likewise, as the best epoch is the best on the same ones.
         teacher: A prediction of each video, for a recipe that distils.
 
     Raises:
@@ -217,6 +234,7 @@ class Run:
         device: torch.device,
         loader: Any = None,
         teacher: LogitStack | None = None,
+        val_loader: Any = None,
     ) -> None:
         self.teacher = _teacher(recipe, loader, teacher)
         self.model, self.recipe, self.folder, self.device = model.to(device), recipe, folder, device
@@ -228,7 +246,8 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.epoch = self.step = 0
         self._width: int | None = None
-        self.identity = _identity(model, recipe, loader)
+        self._left: tuple[int, int, int] | None = None  # last.pt as this run found or left it
+        self.identity = _identity(model, recipe, loader, val_loader)
         if self.teacher is not None:
             self.identity["teacher"] = self.teacher.digest
 
@@ -293,18 +312,45 @@ class Run:
 
     def save(self) -> None:
         """Publish the checkpoint and the log, and the checkpoint of the best epoch if this one is."""
-        state = self.state()
-        if best_row(self.history) is self.history[-1]:  # first: a run that is killed here does this epoch again
+        state, best = self.state(), best_row(self.history)
+        self.check_alone()
+        if best is None:
+            (self.folder / "best.pt").unlink(missing_ok=True)  # left by a run whose last.pt was taken away
+        elif best is self.history[-1]:  # first: a run that is killed here does this epoch again
             unneeded = ("stepped", "optimizer", "scaler")
             save_checkpoint(self.folder / "best.pt", {k: v for k, v in state.items() if k not in unneeded})
-        save_checkpoint(self.folder / "last.pt", state)
+        self.save_last(state)
         write_csv(self.folder / "log.csv", self.history)
 
     def load(self) -> None:
-        """Go on from the folder's checkpoint, if it has one."""
-        path = self.folder / "last.pt"
+        """Go on from the folder's checkpoint, if it has one.
+
+        Raises:
+            InputError: It is that of another run, or the best epoch's is.
+        """
+        path, best = self.folder / "last.pt", self.folder / "best.pt"
         if path.exists():
             self.restore(load_checkpoint(path), path)
+        elif best.exists():
+            _check_identity(load_checkpoint(best), self.identity, best)
+
+    def check_alone(self) -> None:
+        """Refuse to write into a folder that another process writes to: its epochs and this one's would mix.
+
+        Raises:
+            InputError: The checkpoint is not as this run found or left it.
+        """
+        found = _stamp(self.folder / "last.pt")
+        if found not in (None, self._left):
+            raise InputError(
+                f"expected {self.folder} for this run alone, but another process has written last.pt there; stop one "
+                "of them, or train into another folder"
+            )
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Publish the checkpoint that a run goes on from."""
+        save_checkpoint(self.folder / "last.pt", state)
+        self._left = _stamp(self.folder / "last.pt")
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Go on from a state that `state` returned.
@@ -313,6 +359,7 @@ class Run:
             InputError: It is that of another run; `path` says whose.
         """
         _check_identity(state, self.identity, path)
+        self._left = _stamp(path)
         state = _renamed(state)
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         if self.epoch == self.recipe.epochs:

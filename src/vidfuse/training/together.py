@@ -292,9 +292,9 @@ def _stage_row(runs: Mapping[str, Run], stack: LogitStack, pool: Rule, number: i
 
 def _save(runs: Mapping[str, Run], stages: list[dict[str, float]], folder: Path) -> None:
     """Publish all members' states as one file, so that no member is ever ahead of another, and the logs."""
-    save_checkpoint(
-        folder / "last.pt", {"members": {name: run.state() for name, run in runs.items()}, "stages": stages}
-    )
+    first = next(iter(runs.values()))
+    first.check_alone()
+    first.save_last({"members": {name: run.state() for name, run in runs.items()}, "stages": stages})
     for name, run in runs.items():
         write_csv(folder / f"log_{name}.csv", run.history)
         if run.epoch == run.recipe.epochs:
