@@ -337,3 +337,23 @@ def test_half_precision_is_stored_on_request(tmp_path):
     assert stack.scores("toy").dtype == np.float16
     expected = by_hand(toy(), 1)
     np.testing.assert_allclose(stack.scores("toy"), [expected[i][0] for i in stack.ids], atol=0.05)
+
+
+def test_a_cache_goes_on_with_the_labels_that_it_holds(tmp_path):
+    """Videos that are there are not run again, and would keep the label that a list gave them before."""
+
+    class Labelled(Restricted):
+        names = None
+
+        @property
+        def dataset(self):
+            videos = {"ids": self.all, "labels": self.names or toy_clips(24)[2].tolist()}
+            return type("Data", (), {"videos": type("Videos", (), videos)})
+
+    model = toy()
+    extract(model, Labelled(), tmp_path / "toy", **QUIET)
+    assert extract(model, Labelled(), tmp_path / "toy", **QUIET).written == 0
+    changed = Labelled()
+    changed.names = [(label + (i < 2)) % 3 for i, label in enumerate(toy_clips(24)[2].tolist())]
+    with pytest.raises(CacheConflictError, match=r"2 videos are there under other labels .* such as 'video[01]' under"):
+        extract(model, changed, tmp_path / "toy", **QUIET)

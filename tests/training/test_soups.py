@@ -171,3 +171,18 @@ def test_weights_that_are_not_finite_are_refused():
     bad.conv.weight.data[0] = float("nan")
     with pytest.raises(InputError, match=r"checkpoint bad: expected finite weights, got others in conv\.weight"):
         soup(toy(2), {"good": toy(0), "bad": bad}, ToyLoader())
+
+
+def test_runs_of_other_classes_or_of_another_order_are_refused(tmp_path):
+    """The classifiers' rows would be averaged over different classes."""
+
+    class Named(ToyLoader):
+        def __init__(self, classes):
+            super().__init__()
+            videos = type("Videos", (), {"ids": self.ids, "labels": self.labels.tolist(), "classes": classes})
+            self.dataset = type("Data", (), {"videos": videos})
+
+    for name, classes in (("a", ("run", "jump", "swim")), ("b", ("jump", "run", "swim"))):
+        train(toy(), Named(classes), RECIPE, tmp_path / name, **QUIET)
+    with pytest.raises(InputError, match=r"checkpoint .*b: .* class 0 is 'run' there and 'jump' here"):
+        soup(toy(), [tmp_path / "a", tmp_path / "b"], ToyLoader())

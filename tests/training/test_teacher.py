@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from toy_videos import N_CLASSES, ToyLoader, same_state, state_of, toy
 
 import vidfuse as vf
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.training import TrainRecipe, train
 from vidfuse.training.state import Run
 from vidfuse.training.step import take_step
@@ -119,3 +119,13 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher, recipe, message, tmp_pa
 def test_recipes_out_of_range_or_with_mixed_videos_are_refused(fields):
     with pytest.raises(InputError, match="distil"):
         replace(RECIPE, **fields)
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_warned_of(tmp_path):
+    loader = ToyLoader(n=90)
+    videos = type("Videos", (), {"ids": loader.ids, "labels": loader.labels.tolist(), "classes": None})
+    loader.dataset = type("Data", (), {"videos": videos})
+    turned = 4.0 * np.eye(N_CLASSES)[(loader.labels.numpy() + 1) % N_CLASSES]
+    z = turned + np.random.default_rng(0).normal(size=turned.shape)
+    with pytest.warns(VidfuseWarning, match="'teacher'"):
+        Run(toy(), RECIPE, tmp_path, torch.device("cpu"), loader, vf.LogitStack.from_arrays({"f": z}, ids=loader.ids))

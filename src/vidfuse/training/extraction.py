@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vidfuse._checks import per_member
+from vidfuse.cache.reader import open_cache
 from vidfuse.cache.writer import CacheWriter
-from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.errors import CacheConflictError, InputError, MissingExtraError
 
 try:
     import torch
@@ -104,7 +105,7 @@ def extract(
         What was done.
 
     Raises:
-        CacheConflictError: The folder holds scores of another network or view plan.
+        CacheConflictError: The folder holds scores of another network or view plan, or videos under other labels.
         InputError: The answer is not logits, or a callable or `forward` comes without `fingerprint`.
 
     Example:
@@ -138,6 +139,8 @@ def extract(
                 )
             )
             member.lacks = None if wanted is None else frozenset(member.writer.missing(wanted))
+            if wanted is not None and len(member.lacks or ()) < len(wanted):
+                _check_labels(member.folder, _labels_of(loader))
         # `wanted` is None where nobody can tell the ids beforehand; then every video is passed on.
         todo = None if wanted is None else [i for i in wanted if any(member.needs(i) for member in members.values())]
         source = _restricted(loader, todo)
@@ -230,6 +233,26 @@ def _ids_of(loader: Any) -> list[str] | None:
     videos = getattr(getattr(loader, "dataset", None), "videos", None)
     ids = getattr(loader, "ids", None) or getattr(videos, "ids", None)
     return None if ids is None else [_id(i) for i in ids]
+
+
+def _labels_of(loader: Any) -> dict[str, int]:
+    """Return {id: label} of the loader's data set, as far as it tells them."""
+    videos = getattr(getattr(loader, "dataset", None), "videos", None)
+    ids, labels = getattr(videos, "ids", None), getattr(videos, "labels", None)
+    return {} if ids is None or labels is None else dict(zip(map(_id, ids), map(int, labels), strict=True))
+
+
+def _check_labels(folder: Path, now: Mapping[str, int]) -> None:
+    """Refuse to go on with a cache whose videos are stored under other labels: those that are there would keep them."""
+    cache = open_cache(folder, partial=True)
+    stored = [] if cache.labels is None else list(zip(cache.ids.tolist(), cache.labels.tolist(), strict=True))
+    other = [(name, label) for name, label in stored if label >= 0 and now.get(name, label) != label]
+    if other:
+        name, label = other[0]
+        raise CacheConflictError(
+            f"{folder}: {len(other)} videos are there under other labels than they have now, such as {name!r} under "
+            f"{label}, now {now[name]}; nothing was written: take the same list, or another folder"
+        )
 
 
 def _restricted(loader: Any, todo: list[str] | None) -> Any:

@@ -77,8 +77,9 @@ def soup(
         device: Where to run; the network's own device if left out.
 
     Raises:
-        InputError: Fewer than two checkpoints, one whose weights are of another architecture or are not finite, batch
-            normalisation without a loader, "greedy" without validation videos, or a loader that ends.
+        InputError: Fewer than two checkpoints, one whose weights are of another architecture or are not finite, runs of
+            other classes or of another order of them, batch normalisation without a loader, "greedy" without validation
+            videos, or a loader that ends.
 
     Source:
         Wortsman et al. 2022, Model soups: averaging weights of multiple fine-tuned models improves accuracy without
@@ -115,7 +116,9 @@ def soup(
             "expected training clips (loader=) to compute the statistics of batch normalisation from, got none: those "
             "of the checkpoints are of other weights"
         )
-    weights = {name: _fitting(_weights(one), mixed, name) for name, one in given.items()}
+    read = {name: _weights(one) for name, one in given.items()}
+    weights = {name: _fitting(own, mixed, name) for name, (own, _) in read.items()}
+    _check_classes({name: classes for name, (_, classes) in read.items() if classes is not None})
 
     def scored(names: Sequence[str]) -> dict[str, float]:
         mixed.load_state_dict(average_weights([weights[name] for name in names]))
@@ -217,17 +220,30 @@ def _named(checkpoints: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(names, checkpoints, strict=True))
 
 
-def _weights(checkpoint: Any) -> Mapping[str, Tensor]:
-    """Return the state dict of a run's folder, a checkpoint file, a network, or a state dict as it is."""
+def _weights(checkpoint: Any) -> tuple[Mapping[str, Tensor], tuple[str, ...] | None]:
+    """Return the state dict of a run's folder, a checkpoint file, a network, or as it is; and a run's class names."""
     if isinstance(checkpoint, nn.Module):
-        return checkpoint.state_dict()
+        return checkpoint.state_dict(), None
     if isinstance(checkpoint, Mapping):
-        return checkpoint
+        return checkpoint, None
     path = Path(checkpoint)
     if path.is_dir():
         path = next((path / name for name in ("best.pt", "last.pt") if (path / name).is_file()), path / "last.pt")
     run = trained(path) if path.is_file() else None
-    return read_checkpoint(path) if run is None else run.weights
+    return (read_checkpoint(path), None) if run is None else (run.weights, run.classes)
+
+
+def _check_classes(known: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse runs the rows of whose classifiers are of other classes, or of the same in another order."""
+    first = next(iter(known), "")
+    for name, classes in known.items():
+        differ = [k for k, (a, b) in enumerate(zip(known[first], classes, strict=True)) if a != b]
+        if differ:
+            row = differ[0]
+            raise InputError(
+                f"checkpoint {name}: expected the classes of {first} in the same order, but class {row} is "
+                f"{known[first][row]!r} there and {classes[row]!r} here"
+            )
 
 
 def _fitting(weights: Mapping[str, Tensor], model: nn.Module, name: str) -> dict[str, Tensor]:

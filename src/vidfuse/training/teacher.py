@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vidfuse._checks import first_few
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.stack.classes import name_order
+from vidfuse.stack.order import check_order
 from vidfuse.stack.stack import LogitStack
 
 try:
@@ -78,6 +81,11 @@ class Teacher:
                 f"teacher: expected a prediction for each training video, got none for {len(lacking)} of {len(ids)}: "
                 f"{first_few(lacking)}"
             )
+
+    def check_labels(self, ids: Sequence[Any], labels: Sequence[int]) -> None:
+        """Warn, as a stack does, where the videos' labels show the prediction's rows or classes in another order."""
+        if max(labels) < self.n_classes:  # a teacher of other classes is refused by the loss
+            check_order({"teacher": self.log_likelihoods(ids).numpy()}, np.asarray(labels), np.asarray(ids))
 
     def log_likelihoods(self, ids: Sequence[Any]) -> Tensor:
         """Return the prediction (N, K) for these videos, in this order.
