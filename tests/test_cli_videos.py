@@ -94,3 +94,25 @@ def test_what_cannot_be_shrunk_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected short_side >= 16"):
         shrink(cut, tmp_path / "b.mp4", 8)
     assert not (tmp_path / "b.mp4").exists()
+
+
+def test_a_list_follows_its_videos_where_they_were_shrunk(tmp_path):
+    """They were .avi and are .mp4; ids have no suffix, and stay."""
+    data, small = tmp_path / "data", tmp_path / "small"
+    data.mkdir()
+    write(OddVideo("avi", "mpeg4", size=(64, 96)), tmp_path).rename(data / "a.avi")
+    (data / "val.txt").write_text("a.avi 1\n")
+    run("shrink", data, small, "--short-side", 32, "--workers", 1)
+    (found,), (before,) = read_csv_list(data / "val.txt", small), read_csv_list(data / "val.txt")
+    assert found.path == str(small / "a.mp4") and (found.id, found.label) == (before.id, before.label)
+
+
+def test_a_folder_is_shrunk_in_one_way_and_beside_its_videos(tmp_path):
+    data, small = tmp_path / "data", tmp_path / "small"
+    data.mkdir()
+    write(OddVideo("mp4", "libx264", size=(64, 96)), tmp_path).rename(data / "a.mp4")
+    run("shrink", data, small, "--short-side", 32, "--workers", 1)
+    assert "--short-side 32; shrink into another folder" in run("shrink", data, small, status=2).output
+    assert probe(small / "a.mp4").height == 32
+    assert "none within it" in run("shrink", data, data / "small", status=2).output
+    assert "none within it" in run("shrink", data, data, status=2).output

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import index
 from os import PathLike, fspath
 from typing import Any, Final
 
@@ -190,7 +191,11 @@ def frame_size(height: int, width: int, size: int | tuple[int, int] | None) -> t
     """
     if size is None:
         return height, width
-    sides = (size,) if isinstance(size, int) else tuple(size)
+    given: Any = size
+    try:
+        sides = tuple(map(index, given if isinstance(given, list | tuple) else (given,)))  # NumPy's integers too
+    except TypeError:
+        sides = ()
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise InputError(f"expected size as a short side or (height, width) in pixels, all positive; got {size!r}")
     if len(sides) == 2:

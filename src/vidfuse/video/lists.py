@@ -252,7 +252,7 @@ def read_csv_list(
     file = Path(path)
     rows = read_rows(file, group)
     base = file.parent if root is None else Path(root)
-    files = [str(base / row.path) for row in rows]
+    files = [_file(base / row.path) for row in rows]
     ids = [row.id or given for row, given in zip(rows, path_ids([row.path for row in rows], base), strict=True)]
     names, labels = _labels(file, rows, classes)
     items, skipped = [], []
@@ -344,6 +344,13 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
         return videos if classes is None else videos.relabelled(classes)
     except InputError as error:
         raise InputError(f"{base}: {error}") from error
+
+
+def _file(path: Path) -> str:
+    """Return a list's file, or the mp4 of the same name that `vidfuse shrink` made of it: both have one id."""
+    small = path.with_suffix(".mp4")
+    other = _is_video(path) and not path.is_file() and small.is_file()
+    return str(small if other else path)
 
 
 def _is_video(file: Path) -> bool:
