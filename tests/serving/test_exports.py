@@ -492,6 +492,8 @@ def test_the_command_refuses_what_it_cannot_read(tmp_path):
     assert "belong to --checkpoint" in run("export", tmp_path / "fused.json", "--clips", "a=8x8x8", status=2).output
     wrong = run("export", tmp_path / "fused.json", "--clips", "a=8x8", status=2).output
     assert "FRAMESxHEIGHTxWIDTH" in wrong
+    absent = run("export", tmp_path / "fused.json", "--checkpoint", "a=runs/a", status=2).output
+    assert "there is nothing at runs/a" in absent
     assert ".onnx or .pt2" in run("export", tmp_path / "fused.json", "--out", tmp_path / "a.bin", status=2).output
 
 

@@ -481,6 +481,8 @@ def _keep_start(out: Path, checkpoint: Path | None) -> None:
 
 def checkpoint_file(path: Path) -> Path:
     """Return the checkpoint at a path; of a run's folder that of its best epoch, or its last where none was scored."""
+    if not path.exists():
+        raise InputError(f"--checkpoint: expected a checkpoint file, or a run's folder, but there is nothing at {path}")
     if not path.is_dir():
         return path
     found = next((path / name for name in ("best.pt", "last.pt") if (path / name).is_file()), None)
