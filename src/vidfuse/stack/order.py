@@ -104,18 +104,23 @@ def check_order(
         )
 
 
-def _prints(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return a number for each row (N,): the same for equal rows, and for others most likely another."""
+def _prints(scores: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
+    """Return a number for each row (N,): the same for equal rows, and for others most likely another.
+
+    It is a sum of the scores' bits times random whole numbers, modulo 2^64: nothing is rounded.
+    """
     n, k = scores.shape
-    weights, prints = np.random.default_rng(0).normal(size=k), np.empty(n)
+    bits = np.dtype(f"u{scores.dtype.itemsize}")
+    weights = np.random.default_rng(0).integers(0, 1 << 63, size=k, dtype=np.uint64)
+    prints = np.empty(n, dtype=np.uint64)
     step = max(1, _AT_ONCE // k)
     for start in range(0, n, step):
-        block = np.nan_to_num(scores[start : start + step].astype(np.float64), neginf=-1e3, posinf=1e3)
-        prints[start : start + step] = (block * weights).sum(axis=1)  # a matrix product rounds by a row's place
+        block = np.ascontiguousarray(scores[start : start + step])
+        np.matmul(block.view(bits).astype(np.uint64), weights, out=prints[start : start + step])
     return prints
 
 
-def _distinct(prints: NDArray[np.float64], truth: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def _distinct(prints: NDArray[np.uint64], truth: NDArray[np.int64], k: int) -> NDArray[np.int64]:
     """Return the rows, ascending, without copies of earlier ones.
 
     Copies of a video have one true class. Where equal rows have several, or are one for each class at most, a member

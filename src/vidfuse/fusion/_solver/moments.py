@@ -16,10 +16,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Moments", "block_gradients", "block_moments"]
+__all__ = ["FEW", "Moments", "block_gradients", "block_moments"]
 
 _PIECE: Final = 1 << 14  # numbers of a row that one matrix product sums: all members' pieces fit the CPU cache
-_FEW: Final = 16  # members up to which matrix-vector products are faster than one matrix product
+FEW: Final = 16  # members up to which matrix-vector products are faster than one matrix product
 
 
 class Moments(NamedTuple):
@@ -83,7 +83,7 @@ def block_moments(
     if not hessian:
         flat_z[truth] -= weight  # before the sums, which then lose nothing to cancellation
         return Moments(value, _sums_over_classes(scores, z).sum(axis=0, dtype=np.float64), None)
-    if members > _FEW:
+    if members > FEW:
         mean = _sums_over_classes(scores, z).T.astype(np.float64)
         second = _square((scores * np.sqrt(z, out=z)).reshape(members, rows * classes))
     else:

@@ -23,7 +23,7 @@ from joblib.parallel import ThreadingBackend, get_active_backend
 from numpy.typing import NDArray
 
 from vidfuse._threads import one_blas_thread
-from vidfuse.fusion._solver.moments import Moments, block_gradients, block_moments
+from vidfuse.fusion._solver.moments import FEW, Moments, block_gradients, block_moments
 from vidfuse.fusion.floors import scale_and_floor
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import compose_rows, fill_log_likelihoods
@@ -33,7 +33,8 @@ __all__ = ["Passes"]
 
 _RESIDENT: Final = 1 << 27  # numbers (512 MB of float32) up to which log-likelihoods are kept between passes
 _PART: Final = 1 << 21  # numbers in one worker's task
-_BLOCK: Final = 1 << 19  # numbers in a block: smaller ones cost more in calls than they gain in cache
+_BLOCK: Final = 1 << 16  # numbers in a block: what is computed of one lies in the CPU cache, and in memory used before
+_LONG: Final = 1 << 19  # the same of many members, whose matrix products want long rows
 _VETO: Final = -1e4  # what -inf enters a fit as: probability e^-10000 at weight 1
 
 
@@ -153,7 +154,7 @@ class Passes:
         per_video = len(stack.members) * stack.n_classes
         self.numbers, self.count = per_video * len(stack), 0
         as_stored = not floors.any() and all(kind in ("logits", "log-likelihoods") for kind in stack.kinds)
-        step = block_rows(per_video, _BLOCK)
+        step = block_rows(per_video, _BLOCK if len(stack.members) <= FEW else _LONG)
         rows_of_part = step * max(1, round(_PART / (step * per_video)))
         self._parts = []
         scores = LogitStack(stack.sources())  # a worker needs no ids, of which a part has as many bytes as of paths

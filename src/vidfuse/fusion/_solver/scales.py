@@ -63,7 +63,8 @@ def member_scales(
         weight = omega[used] / omega[used].sum()
         slope = smoothing * float(omega[known] @ margins[known]) / float(omega[used].sum()) / spread
         pull = Penalty(np.zeros((1, 1)), np.array([-slope]))
-        with Passes(one[used], labels[used], weight, np.zeros(1), n_jobs, np.array([1.0 / spread])) as passes:
+        rows = slice(None) if len(used) == len(one) else used  # a slice copies nothing, in each pass
+        with Passes(one[rows], labels[rows], weight, np.zeros(1), n_jobs, np.array([1.0 / spread])) as passes:
             scales[column] = fit_log_linear(passes, pull).beta[0] / spread
     return scales
 
