@@ -8,9 +8,9 @@ A fault is one operator, comparison, constant or name turned into its neighbour 
 hints, so some change nothing that can be seen; what survives is printed to be looked at. Faults go into a copy of the
 package in a temporary folder; the checkout is not touched.
 
-All tests of the room decide, but not all have to run: those that speak of the faulted module run first, and the first
-failure ends the run; it counts where the same test passes without the fault. Hypothesis draws the examples that it
-always draws, and does not look for smaller ones.
+All tests of the room decide, but not all have to run. First each fault meets the three files that speak most of its
+module, then the survivors meet the others; the first failure ends a run, and counts where the same test passes without
+the fault. Hypothesis draws the examples that it always draws, and does not look for smaller ones.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ NAMES = {
     "min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax", "argmax": "argmin",
     "any": "all", "all": "any", "sum": "mean", "exp": "log", "cumsum": "cumprod", "floor": "ceil", "ceil": "floor",
 }  # fmt: skip
+NEAREST = 3  # files of tests that a fault meets first
 PATIENCE = 1800  # seconds, for all tests of a room
 NO_END = f"no end within {PATIENCE} s"
 
@@ -195,19 +196,22 @@ def main() -> None:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
             shutil.copy(ROOT / name, folder)
-        survived = 0
-        for number, (room, fault) in enumerate(chosen, 1):
-            module, started = fault.path.relative_to(ROOT), time.monotonic()
-            tests, original = tests_for(folder, room, module), (folder / module).read_text(encoding="utf-8")
-            (folder / module).write_text(with_fault(fault, original), encoding="utf-8")
-            failed = failure(folder, tests, args.workers)
-            (folder / module).write_text(original, encoding="utf-8")
-            if failed not in ("", NO_END) and failure(folder, [failed], 1):
-                raise SystemExit(f"{failed} fails without a fault, too: nothing can be told")
-            survived += not failed
-            say(f"{number:3} {fault.show(original)}")
-            say(f"    {f'caught by {failed}' if failed else 'SURVIVED'}, {time.monotonic() - started:.0f} s")
-        say(f"seed {args.seed}: caught {len(chosen) - survived} of {len(chosen)}")
+        survivors = list(enumerate(chosen, 1))
+        for part in (slice(NEAREST), slice(NEAREST, None)):
+            met, survivors = survivors, []
+            say(f"{len(met)} faults and {'the nearest tests' if part.start is None else 'all other tests'}:")
+            for number, (room, fault) in met:
+                module, started = fault.path.relative_to(ROOT), time.monotonic()
+                tests, original = tests_for(folder, room, module)[part], (folder / module).read_text(encoding="utf-8")
+                (folder / module).write_text(with_fault(fault, original), encoding="utf-8")
+                failed = failure(folder, tests, args.workers)
+                (folder / module).write_text(original, encoding="utf-8")
+                if failed not in ("", NO_END) and failure(folder, [failed], 1):
+                    raise SystemExit(f"{failed} fails without a fault, too: nothing can be told")
+                survivors += [] if failed else [(number, (room, fault))]
+                say(f"{number:3} {fault.show(original)}")
+                say(f"    {f'caught by {failed}' if failed else 'survived'}, {time.monotonic() - started:.0f} s")
+        say(f"seed {args.seed}: caught {len(chosen) - len(survivors)} of {len(chosen)}")
 
 
 if __name__ == "__main__":
