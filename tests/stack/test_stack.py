@@ -273,3 +273,12 @@ def test_a_few_rows_of_a_strided_member_are_read_alone():
     finally:
         tracemalloc.stop()
     assert peak < 50_000
+
+
+def test_a_single_video_of_two_logits_may_sum_to_nearly_one():
+    """A server that asks for one video at a time would fail now and then; a softmax's sum is nearer to 1 than that."""
+    one = {"a": [[0.3, 0.702]], "b": [[0.9, 0.1004]]}
+    assert vf.LogitStack.from_arrays(one).kinds == ("logits", "logits")
+    for rows in ([[0.3, 0.7]], [[0.3, 0.702], [0.5, 0.499]]):
+        with pytest.raises(InputError, match="every row is at least 0 and sums to 1"):
+            vf.LogitStack.from_arrays({"a": rows})

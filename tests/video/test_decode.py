@@ -12,7 +12,7 @@ import pytest
 
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.video import decode_torchcodec
-from vidfuse.video.decode import check_videos, decode, probe
+from vidfuse.video.decode import check_videos, decode, frame_size, probe
 
 VARIABLE = np.cumsum(np.random.default_rng(0).integers(20, 400, 60)).tolist()
 
@@ -298,3 +298,11 @@ def test_a_system_without_file_handles_is_no_unreadable_video(small_videos):
     assert caught.value.errno == errno.EMFILE and not isinstance(caught.value, InputError)
     assert caught.value.filename == str(small_videos[0])
     assert probe(small_videos[0]).n_frames > 0
+
+
+def test_sizes_are_whole_numbers_of_any_kind():
+    assert frame_size(72, 128, np.int64(36)) == frame_size(72, 128, 36) == (36, 64)
+    assert frame_size(72, 128, [np.uint8(16), 20]) == (16, 20)
+    for wrong in (2.5, "36", (), (1, 2, 3), 0, None.__class__):
+        with pytest.raises(InputError, match="expected size as a short side or"):
+            frame_size(72, 128, wrong)
