@@ -17,7 +17,6 @@ from vidfuse.likelihood import (
     log_linear_pool,
     log_softmax,
     log_sum_exp,
-    mix_floor,
     reduce_views_array,
     row_sums,
     votes_to_log_proba,
@@ -75,25 +74,33 @@ def test_log_softmax_keeps_zeros():
         log_softmax(np.zeros((3, 0)))
 
 
-@pytest.mark.parametrize("floor", [0.0, 1e-4, 0.3])
-def test_mix_floor_is_a_mixture(floor):
-    p = np.array([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
+@settings(max_examples=50)
+@given(
+    arrays(np.float64, (3, 4), elements=st.floats(-50, 50) | st.just(-np.inf)),
+    st.sampled_from([0.02, 1.0, 7.0]),
+    st.sampled_from([0.0, 1e-4, 0.3]),
+    st.sampled_from([(np.float64, 1e-14), (np.float32, 1e-6)]),
+)
+def test_a_scaled_softmax_with_a_floor_against_mpmath(x, scale, floor, precision):
+    dtype, tolerance = precision
+    x[:, 2] = np.where(np.isneginf(x[:, 2]), 1.0, x[:, 2])  # some class is possible
+    x = x.astype(dtype)
+    with mpmath.workdps(50):
+        expected = []
+        for row in x.tolist():
+            e = [mpmath.exp(mpmath.mpf(scale) * mpmath.mpf(v)) for v in row]
+            p = [(1 - mpmath.mpf(floor)) * v / mpmath.fsum(e) + mpmath.mpf(floor) / 4 for v in e]
+            expected.append([float(mpmath.log(v)) if v > 0 else -np.inf for v in p])
     with np.errstate(divide="ignore"):
-        mixed = np.exp(mix_floor(np.log(p), floor))
-    np.testing.assert_allclose(mixed, (1 - floor) * p + floor / 3, atol=1e-15)
+        found = log_softmax(x, scale=scale, floor=floor)
+    # A difference of two scores is rounded once, and so is its product with the scale.
+    np.testing.assert_allclose(found, expected, rtol=2 * tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.0, np.nan])
-def test_mix_floor_refuses(floor):
+def test_a_floor_outside_its_range_is_refused(floor):
     with pytest.raises(InputError, match="floor"):
-        mix_floor(np.zeros((1, 2)), floor)
-
-
-def test_mix_floor_in_place_on_a_view():
-    buffer = log_softmax(np.random.default_rng(0).normal(size=(2, 3, 4)))
-    expected = mix_floor(buffer[:, 1].copy(), 0.1)
-    mix_floor(buffer[:, 1], 0.1, out=buffer[:, 1])
-    np.testing.assert_array_equal(buffer[:, 1], expected)
+        log_softmax(np.zeros((1, 2)), floor=floor)
 
 
 def brute_log_linear(log_p, weights):

@@ -25,7 +25,6 @@ __all__ = [
     "log_linear_pool",
     "log_softmax",
     "log_sum_exp",
-    "mix_floor",
     "reduce_views_array",
     "row_sums",
     "votes_to_log_proba",
@@ -65,29 +64,43 @@ def _as_floating(values: ArrayLike) -> Floating:
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64)
 
 
-def log_softmax(x: ArrayLike, axis: int = -1, out: Floating | None = None) -> Floating:
+def log_softmax(
+    x: ArrayLike, axis: int = -1, out: Floating | None = None, *, scale: float = 1.0, floor: float = 0.0
+) -> Floating:
     """Normalise logits into log-likelihoods along one axis.
 
     ``log_softmax(x)_k = x_k - log Σ_j exp(x_j)``, evaluated after subtracting each row's maximum (Blanchard, Higham
     and Higham 2021, "Accurately computing the log-sum-exp and softmax functions", section 2). A row that holds only
     ``-inf`` has no normalisation and becomes NaN: check rows before.
 
+    With a scale s and a floor f, these are the log-likelihoods of ``(1 - f) · softmax(s·x) + f / K``: one exponential
+    and one logarithm a number, where normalising twice and mixing afterwards would take three and one.
+
     Args:
         x: any shape; float32 stays float32 (float16 becomes it), everything else is computed as float64.
         axis: the axis that holds the classes.
         out: an array of the result's shape and dtype to write to; it may be ``x`` itself.
+        scale: what ``x`` is multiplied by, above 0.
+        floor: the uniform distribution's share, 0 ≤ floor < 1, so that no probability is 0.
 
     Returns:
         An array of ``x``'s shape; every row's exponentials sum to 1.
 
+    Raises:
+        InputError: no class, or a floor outside [0, 1).
+
     Example:
         >>> log_softmax([0.0, 0.0]).round(4).tolist()
         [-0.6931, -0.6931]
+        >>> np.exp(log_softmax(np.log([0.75, 0.25]), floor=0.5)).round(3).tolist()
+        [0.625, 0.375]
     """
     array = np.asarray(x)
     array = array if array.dtype in _FLOATS else _as_floating(array)
     if array.ndim == 0 or array.shape[axis] == 0:
         raise InputError(f"Expected an array with at least one class on axis {axis}, got shape {array.shape}.")
+    if not 0 <= floor < 1:
+        raise InputError(f"Expected a floor of at least 0 and below 1, got {floor!r}.")
     result = np.empty_like(array, order="C") if out is None else out
     moved, target = array, result
     if axis not in (-1, array.ndim - 1):  # classes last, in views
@@ -97,13 +110,26 @@ def log_softmax(x: ArrayLike, axis: int = -1, out: Floating | None = None) -> Fl
     direct = target.reshape(rows.shape) if target.flags.c_contiguous else np.empty(rows.shape, array.dtype)
     step = max(1, _PIECE // columns)
     scratch = np.empty((min(step, len(rows)), columns), dtype=array.dtype)
+    wide = scratch if array.dtype == np.float64 else np.empty(scratch.shape)
+    firsts = np.arange(0, scratch.size, columns)
     with np.errstate(invalid="ignore"):
         for start in range(0, len(rows), step):
             source = rows[start : start + step]
-            shifted = np.subtract(source, source.max(axis=1, keepdims=True), out=direct[start : start + step])
-            exponentials = np.exp(shifted, out=scratch[: len(source)])
-            total = exponentials.sum(axis=1, dtype=np.float64, keepdims=True)
-            np.subtract(shifted, np.log(total).astype(array.dtype), out=shifted)
+            n = len(source)
+            peak = np.maximum.reduceat(source.reshape(-1), firsts[:n])  # of short rows twice as fast as max(axis=1)
+            shifted = np.subtract(source, peak[:, None], out=direct[start : start + step])
+            if scale != 1:
+                shifted *= array.dtype.type(scale)
+            exponentials = np.exp(shifted, out=scratch[:n])
+            if wide is not scratch:
+                np.copyto(wide[:n], exponentials)
+            total = np.einsum("ij->i", wide[:n])[:, None]  # twice as fast as sum(axis=1, dtype=np.float64)
+            if floor > 0:
+                exponentials *= ((1 - floor) / total).astype(array.dtype)
+                exponentials += array.dtype.type(floor / columns)
+                np.log(exponentials, out=shifted)
+            else:
+                np.subtract(shifted, np.log(total).astype(array.dtype), out=shifted)
     if not np.shares_memory(direct, target):
         target[...] = direct.reshape(target.shape)
     return result
@@ -153,48 +179,6 @@ def row_sums(x: ArrayLike) -> NDArray[np.float64]:
         np.copyto(work[: len(piece)], piece)
         np.dot(work[: len(piece)], ones, out=result[start : start + step])
     return result.reshape(array.shape[:-1])
-
-
-def mix_floor(log_p: ArrayLike, floor: float, out: Floating | None = None) -> Floating:
-    """Mix log-likelihoods with the uniform distribution, so that no probability is 0.
-
-    ``p -> (1 - floor) · p + floor / K`` along the last axis.
-
-    Args:
-        log_p: normalised log-likelihoods ``(..., K)``.
-        floor: the uniform distribution's share, 0 ≤ floor < 1; 0 leaves the values as they are.
-        out: an array of the result's shape and dtype to write to; it may be ``log_p`` itself.
-
-    Raises:
-        InputError: a floor outside [0, 1).
-
-    Example:
-        >>> np.exp(mix_floor(np.log([0.75, 0.25]), 0.5)).round(3).tolist()
-        [0.625, 0.375]
-    """
-    if not 0 <= floor < 1:
-        raise InputError(f"Expected a floor of at least 0 and below 1, got {floor!r}.")
-    array = _as_floating(log_p)
-    if array.ndim == 0 or array.shape[-1] == 0:
-        raise InputError(f"Expected log-likelihoods (..., K) of at least one class, got shape {array.shape}.")
-    result = np.empty_like(array, order="C") if out is None else out
-    if floor == 0:
-        if result is not array:
-            result[...] = array
-        return result
-    classes = array.shape[-1]
-    rows = array.reshape(-1, classes)
-    uniform, share = array.dtype.type(floor / classes), array.dtype.type(1 - floor)
-    direct = result.reshape(rows.shape) if result.flags.c_contiguous else np.empty(rows.shape, array.dtype)
-    step = block_rows(classes, _PIECE)
-    for start in range(0, len(rows), step):
-        mixed = np.exp(rows[start : start + step], out=direct[start : start + step])
-        mixed *= share
-        mixed += uniform
-        np.log(mixed, out=mixed)
-    if not np.shares_memory(direct, result):
-        result[...] = direct.reshape(result.shape)
-    return result
 
 
 def _member_weights(log_p: Floating, weights: ArrayLike) -> NDArray[np.float64]:
@@ -268,7 +252,9 @@ def add_member(total: NDArray[np.float64], log_p: Floating, weight: Any) -> None
         [[-2.0, 0.0]]
     """
     if np.all(weight):
-        total += weight * log_p.astype(np.float64, copy=False)
+        term = log_p.astype(np.float64)
+        term *= weight
+        total += term
     elif np.any(weight):
         term = np.zeros(total.shape)
         used = np.broadcast_to(weight != 0, total.shape)
@@ -467,7 +453,7 @@ def reduce_views_array(
     if not mask.any(axis=1).all():
         raise InputError(f"row {int(mask.any(axis=1).argmin())} has no view; drop the video or record a view of it")
     if floor > 0:
-        views = mix_floor(views, floor)
+        views = log_softmax(np.where(mask[:, :, None], views, 0), floor=floor)  # padding may hold anything
     share = mask / mask.sum(axis=1, keepdims=True)
     if rule == "mean-probability":
         pooled = linear_pool(views, share)

@@ -21,7 +21,8 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_version_1_recipe_predicts_what_it_did(name):
     recipe = vf.load_recipe(HERE / f"{name}.json")
-    np.testing.assert_allclose(recipe.predict_proba(SCORES)[0], EXPECTED[name], rtol=1e-9)
+    found = recipe.predict_proba(SCORES)[0]
+    np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-6)  # members enter a rule as float32
     assert recipe.members == ("swin", "x3d")
     assert recipe.classes == ("jump", "kick", "run")
     assert recipe.order_checked

@@ -22,7 +22,7 @@ from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.rule import Missing, Rule
 from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weights import true_scores
-from vidfuse.likelihood import block_rows, log_softmax, mix_floor
+from vidfuse.likelihood import block_rows, log_softmax
 from vidfuse.stack.source import ArraySource, Source, compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack, Member
 
@@ -236,8 +236,8 @@ def _derived(own: Member, shape: tuple[int, int], floor: float, calibrator: Any 
 def _log_likelihoods(scores: NDArray[Any], kind: Kind, floor: float) -> NDArray[np.float32]:
     """Return the log-likelihoods (N, K) of scores as they are stored, with the floor that rounded ones need."""
     out = np.empty(scores.shape, dtype=np.float32)
-    fill_log_likelihoods(scores, kind, out)
-    return mix_floor(out, floor, out=out) if floor > 0 else out
+    fill_log_likelihoods(scores, kind, out, floor=floor)
+    return out
 
 
 class Calibrated(Rule):

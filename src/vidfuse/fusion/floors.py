@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.likelihood import DEFAULT_FLOOR, log_softmax, mix_floor
+from vidfuse.likelihood import DEFAULT_FLOOR
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Floor", "floored_blocks", "is_number", "member_floors", "scale_and_floor"]
+__all__ = ["Floor", "floored_blocks", "is_number", "member_floors"]
 
 Floor = float | Literal["auto"]
 
@@ -54,22 +54,6 @@ def member_floors(stack: LogitStack, floor: Floor, default: float = 0.0) -> NDAr
     return np.full(len(stack.members), float(floor))
 
 
-def scale_and_floor(log_p: NDArray[np.float32], scale: float, floor: float) -> None:
-    """Turn log-likelihoods (..., K) into those of ``(1 - floor)·softmax(scale·log_p) + floor/K``, in place.
-
-    Example:
-        >>> log_p = np.log(np.array([[0.8, 0.2]], dtype=np.float32))
-        >>> scale_and_floor(log_p, 0.5, 0.0)
-        >>> np.exp(log_p).round(3).tolist()[0] == [np.float32(0.667), np.float32(0.333)]
-        True
-    """
-    if scale != 1:
-        np.multiply(log_p, np.float32(scale), out=log_p)
-        log_softmax(log_p, out=log_p)
-    if floor > 0:
-        mix_floor(log_p, floor, out=log_p)
-
-
 def floored_blocks(
     stack: LogitStack,
     floors: NDArray[np.float64],
@@ -85,7 +69,4 @@ def floored_blocks(
         >>> [block.shape for rows, block in floored_blocks(stack, np.zeros(2))]
         [(5, 2, 3)]
     """
-    for rows, block in stack.iter_blocks(rows_per_block):
-        for member, floor in enumerate(floors):
-            scale_and_floor(block[:, member], 1.0 if scales is None else float(scales[member]), float(floor))
-        yield rows, block
+    return stack.iter_blocks(rows_per_block, scales=1.0 if scales is None else scales, floors=floors)

@@ -24,7 +24,7 @@ from vidfuse.fusion.rule import Missing, WeightedSum
 from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weighted import WeightedRule, Weights, check_true_class, is_learned, pool_blocks, sum_of_given
 from vidfuse.fusion.weights import true_scores
-from vidfuse.likelihood import log_linear_pool, log_softmax
+from vidfuse.likelihood import add_member, log_linear_pool, log_softmax
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["SHRUNK_FLOOR", "LogLinearPool"]
@@ -257,8 +257,11 @@ class LogLinearPool(WeightedRule):
         for rows, block in floored_blocks(stack, floors, scales=self._scales()[columns]):
             if low:
                 np.maximum(block, np.float32(LOWEST), out=block)  # as the fit saw it: 0 · -inf is no number
-            total = np.einsum("bmk,mk->bk", block, beta[columns], dtype=np.float64)
-            out[rows] = log_softmax(total if bias is None else total + bias)
+            total = out[rows]
+            total[:] = 0.0 if bias is None else bias
+            for member, column in enumerate(columns):
+                add_member(total, block[:, member], beta[column])
+            log_softmax(total, out=total)
         return out
 
 

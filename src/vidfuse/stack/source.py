@@ -237,21 +237,21 @@ def compose_rows(base: Rows, rows: Rows) -> Rows:
     return base[rows]
 
 
-def fill_log_likelihoods(scores: NDArray[np.floating[Any]], kind: Kind, out: NDArray[np.float32]) -> None:
+def fill_log_likelihoods(
+    scores: NDArray[np.floating[Any]], kind: Kind, out: NDArray[np.float32], scale: float = 1.0, floor: float = 0.0
+) -> None:
     """Write the normalised log-likelihoods of a block of scores into `out` (float32, same shape).
 
-    Logits z become z − log Σ exp z, probabilities and sums p become log p − log Σ p; zeros become -inf. Scores in
-    float64 are reduced in float64 before they are rounded, so that large values lose nothing.
+    Logits z become z − log Σ exp z, probabilities and sums p become log p − log Σ p; zeros become -inf. They are
+    multiplied by a scale before they are normalised, and have a share of the uniform distribution mixed in, as
+    `vidfuse.likelihood.log_softmax` does. Scores in float64 are reduced in float64 before they are rounded, so that
+    large values lose nothing.
     """
     work = out if scores.dtype != np.float64 else np.empty(scores.shape, dtype=np.float64)
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
         if kind in ("probabilities", "sum"):
-            total = scores.sum(axis=-1, keepdims=True, dtype=np.float64)
             np.copyto(work, scores)
-            np.log(work, out=work)
-            np.subtract(work, np.log(total), out=work, casting="same_kind")
-        else:
-            np.copyto(work, scores)
-            log_softmax(work, out=work)
+            scores = np.log(work, out=work)
+        log_softmax(scores, out=work, scale=scale, floor=floor)
         if work is not out:
             out[...] = work

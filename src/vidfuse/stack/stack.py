@@ -516,7 +516,9 @@ class LogitStack:
             out[block] = values
         return out
 
-    def iter_blocks(self, rows_per_block: int | None = None) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def iter_blocks(
+        self, rows_per_block: int | None = None, *, scales: ArrayLike = 1.0, floors: ArrayLike = 0.0
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Run through normalised log-likelihoods in blocks (B, M, [V,] K) that fit the CPU cache.
 
         Each block is a transposed view of one C-contiguous buffer (M, B, [V,] K), so that a member's part is
@@ -524,18 +526,22 @@ class LogitStack:
 
         Args:
             rows_per_block: Videos in a block; by default as many as make about 1 MB.
+            scales: What each member's log-likelihoods are multiplied by before they are normalised (M,).
+            floors: The share of the uniform distribution that is then mixed into each member (M,).
 
         Yields:
             The rows as a slice, and the block.
         """
         n, inner = len(self), self.shape[2:]
         step = min(n, rows_per_block or block_rows(len(self.members) * int(np.prod(inner))))
+        shares = [np.broadcast_to(given, len(self.members)).tolist() for given in (scales, floors)]
         buffer = np.empty((len(self.members), step, *inner), dtype=np.float32)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n), 1)
             filled = buffer[:, : rows.stop - rows.start]
-            for column, member in enumerate(self._members):
-                fill_log_likelihoods(member.source.take(compose_rows(member.rows, rows)), member.kind, filled[column])
+            for column, (member, scale, floor) in enumerate(zip(self._members, *shares, strict=True)):
+                scores = member.source.take(compose_rows(member.rows, rows))
+                fill_log_likelihoods(scores, member.kind, filled[column], scale, floor)
                 if self.present is not None:
                     filled[column, ~self.present[rows, column]] = -np.log(self.n_classes)
             yield rows, filled.swapaxes(0, 1)

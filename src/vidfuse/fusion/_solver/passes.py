@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from vidfuse._threads import one_blas_thread
 from vidfuse.fusion._solver.moments import FEW, Moments, block_gradients, block_moments
-from vidfuse.fusion.floors import scale_and_floor
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack
@@ -107,8 +106,8 @@ class _Part:
             else:
                 logs = np.empty(shape, dtype=np.float32)
                 for own, member, floor, scale in zip(logs, members, self.floors, self.scales, strict=True):
-                    fill_log_likelihoods(member.source.take(compose_rows(member.rows, rows)), member.kind, own)
-                    scale_and_floor(own, float(scale), float(floor))
+                    scores = member.source.take(compose_rows(member.rows, rows))
+                    fill_log_likelihoods(scores, member.kind, own, float(scale), float(floor))
                 logs -= np.take_along_axis(logs, self.labels[None, rows, None], axis=2)
                 np.maximum(logs, _VETO, out=logs)
                 if self.keep:
