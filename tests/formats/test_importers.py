@@ -222,6 +222,13 @@ def test_arrays_name_their_classes(key, tmp_path):
     np.testing.assert_array_equal(stack.scores("b"), Z)
 
 
+def test_what_a_dump_knows_nothing_of_is_not_there(tmp_path):
+    dump = {"scores": Z, "ids": None, "labels": None, "classes": None, "note": None}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(dump))
+    stack = vf.read_predictions({"a": tmp_path / "a.pkl"}, kind="logits", annotations=IDS)
+    assert stack.ids.tolist() == IDS and stack.labels is None and stack.classes is None
+
+
 def test_views_that_are_rows_of_their_own_are_averaged_on_request(tmp_path):
     p = softmax(np.stack([Z, Z[::-1]], axis=1).astype(np.float64), axis=2)  # (N, 2, K)
     rows, ids = p.reshape(-1, Z.shape[1]), np.repeat(IDS, 2)

@@ -40,6 +40,7 @@ VALUES = {
     "scalars": [np.float32(2.5), np.int64(3), np.bool_(True)],
     "plain": [1, -5, 300, 70000, 2**70, 1.5, "é", b"x", b"", None, True, (1, (2, [3])), {}, []],
     "ordered": collections.OrderedDict(a=1, b=[2]),
+    "default": collections.defaultdict(list, a=[1], b=[MATRIX]),
     "shared": [MATRIX, MATRIX],
 }
 
@@ -94,6 +95,8 @@ HOSTILE = {
     "numpy's own exec": b"\x80\x04" + stack_global(b"numpy.testing._private.utils", b"runstring") + b"\x8c\x01a}\x86R.",
     "torch.load": b"\x80\x04" + stack_global(b"torch", b"load") + b"\x8c\x01a\x85R.",
     "newobj": b"\x80\x02cposix\nsystem\n)\x81.",
+    "a bare list": b"cbuiltins\nlist\n.",
+    "a call of list": b"cbuiltins\nlist\n(S'a'\ntR.",
     "extension": b"\x80\x02\x82\x01.",
     "persistent": b"\x80\x02U\x01aQ.",
     "build a name": b"cnumpy\ndtype\n}b.",

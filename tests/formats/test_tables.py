@@ -175,6 +175,20 @@ def test_a_first_line_of_whole_numbers_is_a_header_unless_it_could_be_a_videos_s
         assert read_csv(lines([["a", *hard], ["b", *rest]])).scores.tolist() == [hard, rest]
 
 
+@pytest.mark.parametrize("separator", [",", " ", "\t"])
+def test_the_header_that_savetxt_writes_is_a_header_and_comments_are_none(separator):
+    stream = io.StringIO()
+    np.savetxt(stream, Z, delimiter=separator, header=separator.join(COLUMNS))
+    assert stream.getvalue().startswith("# p0")
+    assert_read(read_csv(stream.getvalue()), None)
+    table = text(frame(), index=False)
+    assert_read(read_csv("# of swin, epoch 3\n#\n\n" + table))
+    with pytest.raises(InputError, match="line 4: expected 13 fields, got 2"):
+        read_csv("# of swin\n" + "".join(table.splitlines(keepends=True)[:2]) + "a,1\n")
+    hashes = [f"#{i}" for i in IDS]
+    assert_read(read_csv(lines([i, *z] for i, z in zip(hashes, Z, strict=True))), hashes)
+
+
 def test_an_id_that_counts_the_rows_gives_way_to_a_name():
     table = frame().rename(columns={"id": "filename"})
     table.insert(0, "id", range(N))

@@ -115,6 +115,7 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
 
     Scores are the array with a usual name or that of `head`, or else the only one of two or three axes.
     """
+    content = {name: value for name, value in content.items() if value is not None}  # nothing was known of these
     key = _score_key(content, ask)
     value = content[key]
     used = {key}
@@ -124,7 +125,7 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
         dump = read_layout(value, replace(ask, id_column=None))
     n = len(dump.scores)
     class_key = called([name for name in content if name != key], CLASS_NAMES)
-    if class_key is not None and content[class_key] is not None:
+    if class_key is not None:
         used.add(class_key)
         dump = replace(dump, classes=tuple(_some_names(content[class_key], class_key)))
     label_key = _label_key(content, key)
@@ -206,7 +207,6 @@ def _rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool)
             f"{first_few(ids)} holds one name for each row: the ids? Say {option('id_column', ids[0])}, or "
             f"{option('id_column', NO_IDS)} if they are not"
         )
-    rest = [key for key in rest if content[key] is not None]
     what = ", ".join(f"{key!r} ({describe(content[key])})" for key in rest[:5])
     return [f"not understood, and left out: {what}{', …' if len(rest) > 5 else ''}"] if rest else []
 

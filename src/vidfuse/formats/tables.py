@@ -66,7 +66,7 @@ def read_csv(
         InputError: No rows, rows of different lengths, a column that could be scores or something else, or numbers in
             the first line, of which the first may be an id or a score.
     """
-    rows, lines = split_rows(text)
+    rows, lines = split_rows(_without_comments(text))
     if not rows:
         raise InputError("expected rows of predictions, got none")
     named = _has_header(rows)
@@ -87,6 +87,36 @@ def read_csv(
     if not named and columns is None:
         _check_scores_alone({name: cells for name, cells in table.items() if name != id_column})
     return read_frame(table, id=id_column, columns=columns, classes=classes, text=True)
+
+
+def _without_comments(text: str) -> str:
+    """Return a table without comments before it; one with as many fields as the next line is its header.
+
+    ==============================  ============================================
+    ``# p0,p1`` and ``0.3,0.7``     the header that `numpy.savetxt` writes
+    ``# of swin`` and ``id,p0,p1``  a comment
+    ``#1,0.3,0.7``                  no comment: numbers after an id
+    ==============================  ============================================
+    """
+    if not text.lstrip().startswith("#"):
+        return text
+    lines = text.splitlines(keepends=True)
+    for at, line in enumerate(lines[:-1]):
+        following = lines[at + 1].strip()
+        separator = next((mark for mark in (*_SEPARATORS, " ") if mark in following), ",")
+        bare = line.strip().lstrip("# ")
+        cells = [cell.strip() for cell in bare.split(separator)]
+        if not line.startswith("#"):
+            if bare:
+                break
+        elif len(cells) > 1 and all(map(_is_number, cells[1:])):
+            break
+        elif len(cells) == len(following.split(separator)) > 1:
+            lines[at] = f"{bare}\n"
+            break
+        else:
+            lines[at] = "\n"  # so that the lines keep their numbers
+    return "".join(lines)
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
