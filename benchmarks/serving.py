@@ -68,10 +68,11 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def session_of(data: str | Path) -> onnxruntime.InferenceSession:
-    """Return a session of one thread, as every other clock here."""
+def session_of(data: str | Path, *, keep: bool = True) -> onnxruntime.InferenceSession:
+    """Return a session of one thread, as every other clock here, that keeps the memory of a call for the next."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.enable_cpu_mem_arena = keep
     return onnxruntime.InferenceSession(str(data), options, providers=["CPUExecutionProvider"])
 
 
@@ -97,13 +98,14 @@ def recipes_alone(folder: Path, rounds: int) -> dict[str, object]:
 def with_networks(folder: Path, rounds: int, videos: int) -> dict[str, object]:
     """Time an ensemble beside the sum of its members, in torch and in onnxruntime."""
     models = {name: vf.networks.create(f"{name}_tiny", num_classes=15).eval() for name in MEMBERS}
+    session = partial(session_of, keep=False)  # five that keep what a thousand clips take would need over 20 GB
     recipe = recipe_of(vf.LogLinearPool(), MEMBERS, 15, 600)
     ensemble = Ensemble(recipe, models).eval()
     sessions = {}
     for name in MEMBERS:
         alone = recipe_of(vf.LinearPool("uniform"), (name,), 15, 60)
-        sessions[name] = session_of(export(Ensemble(alone, {name: models[name]}), folder / f"{name}.onnx").path)
-    whole = session_of(export(ensemble, folder / "ensemble.onnx").path)
+        sessions[name] = session(export(Ensemble(alone, {name: models[name]}), folder / f"{name}.onnx").path)
+    whole = session(export(ensemble, folder / "ensemble.onnx").path)
     found: dict[str, object] = {"megabytes": (folder / "ensemble.onnx").stat().st_size / 1e6}
     for count, repeats in ((1, rounds), (videos, max(3, rounds // 10))):
         clips = torch.randn(count, 3, 8, 64, 64)
