@@ -520,6 +520,19 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
         assert state.trained(tmp_path / "run" / f"{name}.pt").network == network
     error = run("train-together", videos, "x3d_tiny", "--out", tmp_path / "no", status=2).stderr
     assert "expected validation videos" in error
+    # Both start from what they have learned, with the augmentation of few clips.
+    started = [
+        word for name in ("a", "r2plus1d_tiny") for word in ("--checkpoint", f"{name}={tmp_path / 'run' / name}.pt")
+    ]
+    words = [w for setting in ("epochs=1", "warmup_epochs=0", "batch_size=4", "lr=1e-9") for w in ("--set", setting)]
+    again = run(*command[:8], *words, "--few-clips", *started, "--out", tmp_path / "again")
+    assert "a: the checkpoint's classifier is kept" in again.stderr and "a: few clips: 1 epochs" in again.stderr
+    before, after = (state.trained(tmp_path / folder / "a.pt") for folder in ("run", "again"))
+    assert (after.recipe.scenes, after.recipe.frames, after.recipe.size) == (0.8, 8, 32)
+    assert torch.allclose(after.weights["classifier.weight"], before.weights["classifier.weight"], atol=1e-6)
+    wrong = (("b=x.pt", "expected members among a, r2plus1d_tiny, got b"), ("a=x.pt", "found no checkpoint at x.pt"))
+    for given, message in wrong:
+        assert message in run(*command, "--checkpoint", given, "--out", tmp_path / "no", status=2).stderr
 
 
 def test_soup_averages_runs_and_extract_takes_the_result(trained, videos, tmp_path):

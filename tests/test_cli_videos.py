@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,28 @@ def test_a_split_keeps_sources_whole_and_ids_as_they_are(clips, tmp_path):
     run("split", tmp_path / "lists" / "train.csv", "--column", "group", "--out", tmp_path / "again")
     assert "expected either --groups" in run("split", clips, status=2).stderr
     assert "in every id, not found in 24" in run("split", clips, "--groups", "performer", status=2).stderr
+
+
+def test_a_split_in_three_has_each_class_in_every_list_where_its_sources_suffice(tmp_path):
+    # Of c there is one source alone, which is for training; of b three, the largest of which is for training, too.
+    sizes = {"a0": 9, "a1": 8, "a2": 7, "a3": 8, "b0": 20, "b1": 1, "b2": 7, "c0": 1}
+    for source, size in sizes.items():
+        for number in range(size):
+            file = tmp_path / "clips" / source[0] / f"{source}_{number}.mp4"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    command = ("split", tmp_path / "clips", "--groups", "/(..)_", "--share", 0.25, "--test-share", 0.25)
+    for seed in range(6):
+        text = run(*command, "--seed", seed, "--out", tmp_path / "lists").stdout
+        assert "not in every list, for want of sources: c" in text
+        lists = {
+            name: read_csv_list(tmp_path / "lists" / f"{name}.csv", group="group") for name in ("train", "val", "test")
+        }
+        sources = {name: {item.group for item in one} for name, one in lists.items()}
+        assert sum(map(len, sources.values())) == len(set.union(*sources.values())) == len(sizes)
+        assert {"b0", "c0"} <= sources["train"] and sources["val"] & {"b1", "b2"} and sources["test"] & {"b1", "b2"}
+        assert all(any(source[0] == "a" for source in one) for one in sources.values())
+    assert "that leave some" in run(*command[:-1], 0.8, status=2).stderr
 
 
 def test_classes_on_one_side_only_are_named(tmp_path, clips):
@@ -116,3 +139,23 @@ def test_a_folder_is_shrunk_in_one_way_and_beside_its_videos(tmp_path):
     assert probe(small / "a.mp4").height == 32
     assert "none within it" in run("shrink", data, data / "small", status=2).output
     assert "none within it" in run("shrink", data, data, status=2).output
+
+
+def test_a_list_of_one_folder_is_also_one_of_its_shrunk_copy(clips, tmp_path):
+    (clips / "run" / "g0_0.mp4").rename(clips / "run" / "g0_0.AVI")
+    run("split", clips, "--groups", "/(g[0-9])_", "--out", tmp_path / "lists")
+    for file in sorted(clips.rglob("*.*"))[1:]:  # the first could not be shrunk
+        copy = (tmp_path / "small" / file.relative_to(clips)).with_suffix(".mp4")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"y")
+    found = [read_csv_list(tmp_path / "lists" / f"{name}.csv", tmp_path / "small") for name in ("train", "val")]
+    assert sorted(i for one in found for i in one.ids) == sorted(read_class_folders(tmp_path / "small").ids)
+    assert all(item.path.startswith(str(tmp_path / "small")) for one in found for item in one)
+    assert [(name, reason) for one in found for name, reason in one.skipped] == [
+        ("jump/g0_0", f"no file at {tmp_path / 'small' / 'jump' / 'g0_0.mp4'}")
+    ]
+    same = [item for name in ("train", "val") for item in read_csv_list(tmp_path / "lists" / f"{name}.csv", clips)]
+    assert len(same) == 24 and {Path(item.path).parent.parent for item in same} == {clips}
+    relative = tmp_path / "relative.csv"
+    relative.write_text("run/g0_0.AVI,run\n")
+    assert read_csv_list(relative, tmp_path / "small").ids == ("run/g0_0",)

@@ -18,7 +18,7 @@ from video_corpus import OddVideo, write
 from vidfuse import networks
 from vidfuse.errors import InputError
 from vidfuse.metrics.intervals import accuracy_interval
-from vidfuse.training import DivergedError, TrainRecipe, evaluate, learning_rate, train
+from vidfuse.training import DivergedError, TrainRecipe, evaluate, learning_rate, progress, train
 from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
 from vidfuse.training.progress import decoding_hint
 from vidfuse.training.state import logits_of
@@ -273,6 +273,22 @@ def test_a_run_that_is_stopped_says_from_where_it_goes_on(tmp_path, capsys):
     assert "stopped in epoch 4 of 4: goes on after epoch 3 when started again" in capsys.readouterr().err
     train(toy(), ToyLoader(), RECIPE, tmp_path, tensorboard=False)
     assert capsys.readouterr().err.startswith("train: goes on after epoch 3 of 4\n")
+    train(toy(), ToyLoader(), RECIPE, tmp_path / "new", tensorboard=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.endswith(" left") for line in lines] == [True, True, True, False]
+
+
+def test_what_takes_long_is_heard_of_in_a_file_too(monkeypatch, capsys):
+    clock = iter([0.0, 29.0, 31.0, 50.0, 62.0, 700.0, 1000.0, 1301.0, 1302.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    with progress.bar(10, 0, "extract a", "video", wanted=True, lines=True) as bar:
+        for _ in range(8):
+            bar.update()
+    lines = [f"{n} of 10 videos, {left} left" for n, left in ((2, "2 min"), (4, "2 min"), (5, "12 min"), (7, "9 min"))]
+    assert capsys.readouterr().err.splitlines() == [f"extract a: {line}" for line in lines]
+    with progress.bar(None, 0, "extract a", "video", wanted=False, lines=True) as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_says_what_helps_where_its_network_waits(tmp_path):
@@ -283,6 +299,9 @@ def test_a_run_says_what_helps_where_its_network_waits(tmp_path):
     assert "waits for its videos 71 % of the time" in hint and "--short-side 40" in hint and "a is 96 x 64" in hint
     assert decoding_hint(loader, 0.1, 60.0) is None and decoding_hint(ToyLoader(), 0.9, 60.0) is None
     assert decoding_hint(loader, 0.71, 2.0) is None
+    small = write(OddVideo("mkv", "libx264", size=(40, 64)), tmp_path)
+    dataset.videos = [SimpleNamespace(path=small, id="small"), *dataset.videos]  # the first does not tell for all
+    assert "(a is 96 x 64)" in decoding_hint(loader, 0.71, 60.0)
     dataset.short_side = 60
     assert "more workers help" in decoding_hint(loader, 0.71, 60.0) and "shrink" not in decoding_hint(
         loader, 0.71, 60.0

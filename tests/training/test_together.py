@@ -123,6 +123,26 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, at):
         assert same_state(state_of(again.models[name]), state_of(whole.models[name]))
 
 
+def test_a_run_that_is_stopped_says_from_where_it_goes_on(tmp_path, capsys):
+    class Stopped(Own):
+        def __iter__(self):
+            if self.epoch == 2:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    def run(loader):
+        train_together(models(), loader, RECIPES, tmp_path, val_loader=Own(n=30, seed=1), tensorboard=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopped())
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("epoch 1/3: a loss") and told[0].endswith(" left")
+    assert told[-1] == "stopped in epoch 3 of 3: goes on after epoch 2 when started again"
+    run(Own())
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "a b: goes on after epoch 2 of 3" and not told[1].endswith(" left") and len(told) == 2
+
+
 def test_each_stage_is_on_disk_when_it_ends_and_once_after_a_resumption(tmp_path, monkeypatch):
     class Dying(Own):
         def __iter__(self):

@@ -20,6 +20,7 @@ from vidfuse.errors import InputError, MissingExtraError
 
 __all__ = [
     "batch_of_rank",
+    "begun",
     "checkpoint_file",
     "decoding",
     "extract",
@@ -65,6 +66,12 @@ def validation(command: Callable[..., Any]) -> Callable[..., Any]:
 def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what `train` and `train-together` have in common: the videos to score, and the recipe."""
     for add in (
+        click.option(
+            "--few-clips",
+            is_flag=True,
+            help="For few training videos from few places: epochs enough, and augmentation that keeps the network from "
+            "learning their scenes.",
+        ),
         click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a field of the recipe."),
         click.option(
             "--recipe", "recipe_name", help="A network of the method's Table I, a tiny preset, or a YAML file."
@@ -92,12 +99,6 @@ def of_training(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(exists=True, path_type=Path),
     help="A prediction of the training videos to learn from, with --set distil=0.5: what `vidfuse predict` wrote, or a "
     "cache.",
-)
-@click.option(
-    "--few-clips",
-    is_flag=True,
-    help="For few training videos from few places: epochs enough, and augmentation that keeps the network from "
-    "learning their scenes.",
 )
 @videos.classes
 @decoding
@@ -162,12 +163,8 @@ def train(
             val_loader = loader_of(scored, inputs.view_input(plan, network), *settings_of_loader)
         state.check_folder(out, model, recipe, loader, val_loader)
         if distributed.rank() == 0:
-            progress.say(_begun(start, recipe, n_classes), start is not None)
-            progress.say(
-                f"few clips: {recipe.epochs} epochs, {100 * recipe.scenes:g} % of the clips before other scenes "
-                "(--set epochs=…, scenes=…)",
-                few_clips,
-            )
+            for line in begun(start, recipe, n_classes, few_clips):
+                progress.say(line)
             _keep_recipe(out, recipe, augmentation)
             _keep_start(out, checkpoint)
             options.save_config(context, out)
@@ -400,14 +397,22 @@ def modules(*names: str) -> list[ModuleType]:
         raise MissingExtraError("training and extraction", "training") from error
 
 
-def _begun(start: Any, recipe: Any, n_classes: int) -> str:
-    """Say what of a checkpoint is kept, and how it learns."""
-    if start is None or not start.new_classifier:
-        return "the checkpoint's classifier is kept"
-    return (
-        f"a new classifier of {n_classes} classes; the rest, of the checkpoint, learns at {recipe.body_rate:g} of its "
-        "rate (--set body_rate=…)"
-    )
+def begun(start: Any, recipe: Any, n_classes: int, few_clips: bool) -> list[str]:
+    """Say what of a checkpoint is kept, and how it learns; and what a recipe of few clips sets."""
+    lines = []
+    if start is not None and start.new_classifier:
+        lines.append(
+            f"a new classifier of {n_classes} classes; the rest, of the checkpoint, learns at {recipe.body_rate:g} of "
+            "its rate (--set body_rate=…)"
+        )
+    elif start is not None:
+        lines.append("the checkpoint's classifier is kept")
+    if few_clips:
+        lines.append(
+            f"few clips: {recipe.epochs} epochs, {100 * recipe.scenes:g} % of the clips before other scenes "
+            "(--set epochs=…, scenes=…)"
+        )
+    return lines
 
 
 def resolved_recipe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ __all__ = ["train_together"]
 @videos.data
 @click.argument("networks", nargs=-1, required=True, metavar="[MEMBER=]NETWORK...")
 @single.of_training
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="MEMBER=FILE",
+    help="Weights that a member starts from: a run's, or published ones. Its clips are as these were trained on.",
+)
 @click.option("--shared-time", is_flag=True, help="Draw one place in time for all networks: less is decoded.")
 @videos.classes
 @single.decoding
@@ -35,6 +43,8 @@ def train_together(
     val_root: Path | None,
     recipe_name: str | None,
     settings: tuple[str, ...],
+    few_clips: bool,
+    checkpoints: tuple[str, ...],
     shared_time: bool,
     classes: str | None,
     workers: int,
@@ -51,16 +61,24 @@ def train_together(
     """
     # First what every process needs to know alike (recipes, videos, clips), then what each holds of its own (device,
     # models, its share of a batch); the first process alone writes and speaks.
-    distributed, inputs, together, torch = single.modules(
-        *(f"vidfuse.training.{name}" for name in ("distributed", "data", "together")), "torch"
+    distributed, fine_tuning, inputs, progress, together, torch = single.modules(
+        *(f"vidfuse.training.{name}" for name in ("distributed", "fine_tuning", "data", "progress", "together")),
+        "torch",
     )
     members = options.pairs(tuple(name if "=" in name else f"{name}={name}" for name in networks), "[MEMBER=]NETWORK")
+    batch = min(single.resolved_recipe(recipe_name or network, settings)[0].batch_size for network in members.values())
+    found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
+    starts = {
+        member: fine_tuning.start_from(path, members[member], n_classes, found.classes)
+        for member, path in _checkpoints(checkpoints, members).items()
+    }
     recipes, augmentations = {}, {}
     for member, network in members.items():
-        recipes[member], augmentations[member] = single.resolved_recipe(recipe_name or network, settings)
-    epochs, batch = max(r.epochs for r in recipes.values()), min(r.batch_size for r in recipes.values())
+        fitting = {"batch_size": batch, "accumulate": 1, **(starts[member].fields if member in starts else {})}
+        few = len(found) if few_clips else None
+        recipes[member], augmentations[member] = single.resolved_recipe(recipe_name or network, settings, fitting, few)
+    epochs = max(recipe.epochs for recipe in recipes.values())
     recipes = {m: dataclasses.replace(r, epochs=epochs, batch_size=batch, accumulate=1) for m, r in recipes.items()}
-    found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
     if scored is None:
         raise InputError("expected validation videos, on which the members are fused: pass them as --val")
     clips = {m: inputs.train_input(recipes[m], network, **augmentations[m]) for m, network in members.items()}
@@ -74,7 +92,16 @@ def train_together(
         models: dict[str, Any] = {}
         for member, network in members.items():
             torch.manual_seed(recipes[member].seed)
-            models[member] = inputs.network_for(recipes[member].frames, network, n_classes)
+            start = starts.get(member)
+            models[member] = inputs.network_for(
+                recipes[member].frames,
+                network,
+                n_classes,
+                checkpoint=start.weights if start else None,
+                replace_classifier=start is not None,
+            )
+            for line in single.begun(start, recipes[member], n_classes, few_clips):
+                progress.say(f"{member}: {line}", distributed.rank() == 0)
         batch_here = single.batch_of_rank(next(iter(recipes.values())), distributed.world_size())
         shared = (batch_here, workers, decoder, strict)
         loader = single.loader_of(
@@ -98,3 +125,13 @@ def train_together(
                 text + single.listed_failures(failures),
                 as_json,
             )
+
+
+def _checkpoints(given: tuple[str, ...], members: Mapping[str, str]) -> dict[str, Path]:
+    """Return the checkpoint that each member starts from, of those that have one."""
+    named = options.pairs(given, "MEMBER=FILE")
+    if unknown := [member for member in named if member not in members]:
+        raise InputError(f"--checkpoint: expected members among {', '.join(members)}, got {', '.join(unknown)}")
+    if lost := [path for path in named.values() if not Path(path).exists()]:
+        raise InputError(f"--checkpoint: found no checkpoint at {', '.join(lost)}")
+    return {member: single.checkpoint_file(Path(path)) for member, path in named.items()}

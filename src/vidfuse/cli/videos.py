@@ -159,8 +159,9 @@ def _check_numbered(path: Path, val: Path, classes: Sequence[str], n_classes: in
 @click.option("--groups", metavar="PATTERN", help="A regular expression that finds in an id what the video comes from.")
 @click.option("--column", help="The column of a list with a header that says what each video comes from.")
 @click.option("--share", default=0.2, show_default=True, help="Share of each class for validation.")
+@click.option("--test-share", type=float, help="Share of each class for a third list, test.csv.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the split.")
-@options.out("lists", "The folder of the two lists, train.csv and val.csv.")
+@options.out("lists", "The folder of the lists, train.csv, val.csv and, where it is asked for, test.csv.")
 @options.as_json
 def split(
     data: Path,
@@ -169,11 +170,12 @@ def split(
     groups: str | None,
     column: str | None,
     share: float,
+    test_share: float | None,
     seed: int,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Part the labelled videos of DATA into training and validation videos that share no source.
+    """Part the labelled videos of DATA into training and validation videos that share no source, or in three.
 
     Clips of one source (a performer, a longer video) are alike, and a split by clip flatters. Say what a source is by
     `--groups`, which for clips named run/g01_c02.avi is '/(g[0-9]+)_', or by `--column`.
@@ -183,15 +185,24 @@ def split(
         raise InputError("expected either --groups, a pattern that finds a video's source in its id, or --column")
     found = lists.read_csv_list(data, root, group=column) if column else listed(data, layout, root, "train", None)
     by = splits.groups_by_pattern(found.ids, groups) if groups is not None else None
-    sides = dict(zip(("train", "val"), splits.split_by_group(found, by, share=share, seed=seed), strict=True))
+    sides = {}
+    if test_share is not None:
+        if not (0 < test_share and share + test_share < 1):
+            raise InputError(f"expected --share and --test-share above 0 that leave some, got {share} and {test_share}")
+        found, sides["test"] = splits.split_by_group(found, by, share=test_share, seed=seed, keep=2)
+        share /= 1 - test_share
+    sides["train"], sides["val"] = splits.split_by_group(found, by, share=share, seed=seed)
+    sides = {name: sides[name] for name in ("train", "val", "test") if name in sides}
     for name, side in sides.items():
         replace(out / f"{name}.csv", _as_csv(side))
     numbers = {name: (len(side), len({item.group for item in side})) for name, side in sides.items()}
     text = "\n".join(f"{name}: {n} videos of {g} sources, {out / name}.csv" for name, (n, g) in numbers.items())
-    lacking = sorted(set(sides["val"].labels) ^ set(sides["train"].labels))
+    present = {name: set(side.labels) for name, side in sides.items()}
+    lacking = sorted(set.union(*present.values()) - set.intersection(*present.values()))
     names = [found.classes[label] if found.classes else str(label) for label in lacking]
     if names:
-        text += f"\non one side only, for want of sources: {', '.join(names)}"
+        where = "on one side only" if test_share is None else "not in every list"
+        text += f"\n{where}, for want of sources: {', '.join(names)}"
     result = {name: {"videos": n, "groups": g, "list": out / f"{name}.csv"} for name, (n, g) in numbers.items()}
     options.emit({**result, "one_side_only": names}, text, as_json)
 
@@ -239,7 +250,7 @@ def shrink(
     began = time.perf_counter()
     options_of: dict[str, Any] = {"gop": gop, "crf": crf, "allow_truncated": allow_truncated}
     with ExitStack() as stack:
-        bar = stack.enter_context(progress.bar(len(todo), 0, "shrink", "video", True))
+        bar = stack.enter_context(progress.bar(len(todo), 0, "shrink", "video", True, lines=True))
         pool = stack.enter_context(processes.worker_processes(workers)) if workers > 1 else None
         parts = {
             source: partial(work.shrink, source, target, short_side, **options_of) for source, target in todo.items()

@@ -24,6 +24,7 @@ try:
     from vidfuse.training import distributed
     from vidfuse.training.fingerprints import fingerprint_of
     from vidfuse.training.progress import bar as progress_bar
+    from vidfuse.training.progress import say
     from vidfuse.training.state import autocast, logits_of
 except ImportError as error:
     raise MissingExtraError("extraction", "networks") from error
@@ -148,16 +149,21 @@ def extract(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(autocast(next(iter(members.values())).device, lower))
         stepped = time.perf_counter()
-        for batch, batch_ids, labels in source:
-            waited += time.perf_counter() - stepped
-            batch_ids = [_id(i) for i in batch_ids]
-            for name, member in members.items():
-                clips = batch[name] if isinstance(batch, Mapping) and name in batch else batch
-                member.append(clips, batch_ids, labels, forward, clips_per_pass)
-            done = sum(any(member.needs(i) for member in members.values()) for i in batch_ids)
-            written += done
-            bar.update(done)
-            stepped = time.perf_counter()
+        try:
+            for batch, batch_ids, labels in source:
+                waited += time.perf_counter() - stepped
+                batch_ids = [_id(i) for i in batch_ids]
+                for name, member in members.items():
+                    clips = batch[name] if isinstance(batch, Mapping) and name in batch else batch
+                    member.append(clips, batch_ids, labels, forward, clips_per_pass)
+                done = sum(any(member.needs(i) for member in members.values()) for i in batch_ids)
+                written += done
+                bar.update(done)
+                stepped = time.perf_counter()
+        except KeyboardInterrupt:
+            kept = "what is written stays, and the rest follows when started again"
+            say(f"stopped after {written} videos{'' if todo is None else f' of {len(todo)}'}: {kept}", progress)
+            raise
     seconds = time.perf_counter() - began
     return Extraction(
         folders={name: member.folder for name, member in members.items()},
@@ -217,7 +223,7 @@ def _bar(members: Mapping[str, _Member], todo: list[str] | None, progress: bool)
     # Each rank sees about its share of the videos that are still to do.
     total = None if todo is None else -(-len(todo) // distributed.world_size())
     quiet = not progress or distributed.rank() > 0
-    return progress_bar(total, 0, f"extract {' '.join(members)}", "video", not quiet)
+    return progress_bar(total, 0, f"extract {' '.join(members)}", "video", not quiet, lines=True)
 
 
 def _device(model: Network | Mapping[str, Network], device: torch.device | str | None) -> torch.device:

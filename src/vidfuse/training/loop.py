@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ try:
     from vidfuse.training.evaluation import device_of, evaluate
     from vidfuse.training.logs import Events
     from vidfuse.training.progress import bar as progress_bar
-    from vidfuse.training.progress import decoding_hint, epoch_line, say
+    from vidfuse.training.progress import decoding_hint, epoch_line, goes_on_later, say
     from vidfuse.training.state import Run, autocast
     from vidfuse.training.step import (
         Batch,
@@ -125,8 +124,6 @@ def train(
     gpus = [where] if where.type == "cuda" else []
     unfinished = run.epoch < recipe.epochs and distributed.rank() == 0
     told = progress and unfinished
-    if resumed_at:
-        say(f"{name}: goes on after epoch {resumed_at} of {recipe.epochs}", told)
     with torch.random.fork_rng(devices=gpus), Events(run.folder, run.step, tensorboard and unfinished) as events:
         forward = forward_module(run)
         steps = -(
@@ -134,7 +131,7 @@ def train(
         )  # the bar counts the whole run's, so that its time left is the run's
         with (
             progress_bar(steps * recipe.epochs, steps * run.epoch, name, "step", told) as bar,
-            _goes_on_later(run, told),
+            goes_on_later(name, run, told),
         ):
             while run.epoch < recipe.epochs:
                 row, videos = _train_epoch(run, forward, loader, bar)
@@ -150,24 +147,15 @@ def train(
                 events.write(row, run.step)
                 if distributed.rank() == 0:
                     run.save()
-                say(f"{name} {epoch_line(run.history, recipe.epochs, int(scores['n']))}", told)
+                each = (time.perf_counter() - began) / (run.epoch - resumed_at)
+                left = each * (recipe.epochs - run.epoch)
+                say(f"{name} {epoch_line(run.history, recipe.epochs, int(scores['n']), left)}", told)
                 if told and run.epoch == resumed_at + 1:
                     hint = decoding_hint(loader, row["waited"], row["seconds"])
                     say(hint or "", hint is not None)
     run.best.eval()
     speed = seen / (time.perf_counter() - began) if seen else math.nan
     return TrainResult(run.best, run.history, run.folder, resumed_at, speed)
-
-
-@contextmanager
-def _goes_on_later(run: Run, told: bool) -> Iterator[None]:
-    """Say, where a run is stopped by Ctrl-C, from where it goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = f"goes on after epoch {run.epoch} when started again" if run.epoch else "had no epoch yet: begins anew"
-        say(f"stopped in epoch {run.epoch + 1} of {run.recipe.epochs}: {kept}", told)
-        raise
 
 
 def _train_epoch(run: Run, forward: nn.Module, loader: Loader, bar: Any) -> tuple[dict[str, float], int]:

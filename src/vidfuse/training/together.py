@@ -27,7 +27,7 @@ try:
     from vidfuse.training.checkpoints import load_checkpoint, save_checkpoint
     from vidfuse.training.evaluation import mean_of_views
     from vidfuse.training.logs import Events, write_csv
-    from vidfuse.training.progress import accuracy_text, say
+    from vidfuse.training.progress import accuracy_text, duration, goes_on_later, say
     from vidfuse.training.progress import bar as progress_bar
     from vidfuse.training.state import Run, autocast
     from vidfuse.training.step import (
@@ -134,11 +134,21 @@ def train_together(
     told = progress and distributed.rank() == 0 and resumed_at < epochs
     bar = progress_bar(steps * epochs, steps * resumed_at, f"train {' '.join(runs)}", "step", told)
     wanted = tensorboard and distributed.rank() == 0 and resumed_at < epochs
-    with torch.random.fork_rng(devices=gpus), Events(folder, first.step, wanted) as events, bar:
+    began = time.perf_counter()
+    with (
+        torch.random.fork_rng(devices=gpus),
+        Events(folder, first.step, wanted) as events,
+        bar,
+        goes_on_later(" ".join(runs), first, told),
+    ):
 
         def end_stage() -> None:
             n_videos = _end_stage(runs, val_loader, pool, stages, events)
-            say(_stage_line(runs, stages[-1], n_videos), told)
+            text, done = _stage_line(runs, stages[-1], n_videos), len(first.history)
+            if done == stages[-1]["epoch"] < epochs:  # the stage ends an epoch, and others follow
+                each = (time.perf_counter() - began) / (done - resumed_at)
+                text += f", {duration(each * (epochs - done))} left"
+            say(text, told)
 
         forwards = {name: forward_module(run) for name, run in runs.items()}
         while first.epoch < epochs:

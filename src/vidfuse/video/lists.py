@@ -58,19 +58,23 @@ class VideoList(Sequence[VideoItem]):
 
     def __post_init__(self) -> None:
         seen: dict[str, int] = {}
+        twice: list[tuple[int, int]] = []
         for position, item in enumerate(self.items):
-            if item.id in seen:
-                first = self.items[seen[item.id]]
-                raise InputError(
-                    f"expected unique ids, got {item.id!r} at rows {seen[item.id]} and {position}: {first.path} and "
-                    f"{item.path}; rename one, or leave one out"
-                )
-            seen[item.id] = position
+            if (first := seen.setdefault(item.id, position)) != position:
+                twice.append((first, position))
             if self.classes is not None and item.label is not None and not 0 <= item.label < len(self.classes):
                 raise InputError(
                     f"expected labels in [0, {len(self.classes)}), got {item.label} for video {item.id!r}; "
                     "are the labels 1-based?"
                 )
+        if twice:
+            first, second = twice[0]
+            more = f", and {len(twice) - 1} more like them" if len(twice) > 1 else ""
+            raise InputError(
+                f"expected unique ids, got {self.items[first].id!r} at rows {first} and {second}: "
+                f"{self.items[first].path} and {self.items[second].path}{more}; files that differ in the suffix alone "
+                "have one id: rename one of the two, or leave it out"
+            )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -230,7 +234,8 @@ def read_csv_list(
 
     Args:
         path: the file.
-        root: the folder that relative paths start from; None: the file's own folder.
+        root: the folder that relative paths start from; None: the file's own folder. A video that lies there under its
+            id with the suffix .mp4, as `vidfuse shrink` leaves it, is taken where its path leads elsewhere or nowhere.
         classes: class names, if they are known.
         group: the column that says what each video comes from.
 
@@ -252,8 +257,10 @@ def read_csv_list(
     file = Path(path)
     rows = read_rows(file, group)
     base = file.parent if root is None else Path(root)
-    files = [_file(base / row.path) for row in rows]
     ids = [row.id or given for row, given in zip(rows, path_ids([row.path for row in rows], base), strict=True)]
+    files = [str(base / row.path) for row in rows]
+    if root is not None:
+        files = _under(base, files, ids)
     names, labels = _labels(file, rows, classes)
     items, skipped = [], []
     for row, name, identifier, label in zip(rows, files, ids, labels, strict=True):
@@ -346,11 +353,21 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
         raise InputError(f"{base}: {error}") from error
 
 
-def _file(path: Path) -> str:
-    """Return a list's file, or the mp4 of the same name that `vidfuse shrink` made of it: both have one id."""
-    small = path.with_suffix(".mp4")
-    other = _is_video(path) and not path.is_file() and small.is_file()
-    return str(small if other else path)
+def _under(root: Path, files: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Return a list's files under a root that was given: a list of one folder is also one of its shrunk copy."""
+    copies: dict[int, str] = {}
+    absent: dict[int, str] = {}
+    for row, (name, identifier) in enumerate(zip(files, ids, strict=True)):
+        if os.path.isfile(name) and Path(os.path.abspath(name)).is_relative_to(os.path.abspath(root)):
+            continue
+        near = [str(root / f"{identifier}{suffix}") for suffix in dict.fromkeys((Path(name).suffix, ".mp4"))]
+        found = next((copy for copy in near if os.path.isfile(copy)), None)
+        if found is None:
+            absent[row] = near[0]
+        else:
+            copies[row] = found
+    copies = {**absent, **copies} if copies else {}  # a copy that lacks some is still what was asked for
+    return [copies.get(row, name) for row, name in enumerate(files)]
 
 
 def _is_video(file: Path) -> bool:

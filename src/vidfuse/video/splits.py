@@ -15,6 +15,8 @@ from vidfuse.video.lists import VideoList
 
 __all__ = ["groups_by_pattern", "split_by_group"]
 
+_ORDERS, _MOST_GROUPS = 32, 6400  # orders that are tried, and groups that are looked at in all of them together
+
 
 def groups_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
     r"""Find in each id what the video comes from.
@@ -48,18 +50,22 @@ def groups_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
 
 
 def split_by_group(
-    videos: VideoList, groups: Mapping[str, str] | None = None, *, share: float = 0.2, seed: int = 0
+    videos: VideoList, groups: Mapping[str, str] | None = None, *, share: float = 0.2, seed: int = 0, keep: int = 1
 ) -> tuple[VideoList, VideoList]:
     """Split labelled videos in two, every group on one side, each class as near to the share as whole groups allow.
 
-    Groups go to validation in a random order as long as the sum over classes of (videos wanted - videos there)² falls;
-    then the one group whose change of sides lowers it most changes sides, until none does.
+    A class is on both sides where it has groups enough: that goes before the share. Groups go to validation in a random
+    order as long as fewer classes lack groups or, of as many, the sum over classes of (videos wanted - videos there)²
+    falls; then the one group whose change of sides is best changes sides, until none helps; of several orders the best
+    counts.
 
     Args:
         videos: the videos.
         groups: {id: group}; None: each video's own `group`.
         share: share of each class that is wanted for validation, between 0 and 1.
         seed: seed of the order.
+        keep: groups of each class that training keeps, where there are so many and one more; 2 where the training
+            videos are to be parted again.
 
     Returns:
         Training and validation videos.
@@ -87,23 +93,9 @@ def split_by_group(
     if len(members) < 2:
         raise InputError(f"expected at least two groups to split, got {', '.join(members)} alone")
     n_classes = max(videos.labels) + 1
-    names = np.random.default_rng(seed).permutation(sorted(members)).tolist()
+    names = sorted(members)
     counts = np.stack([np.bincount(members[name], minlength=n_classes) for name in names])
-    wanted, chosen = share * counts.sum(0), np.zeros(len(names), bool)
-
-    def off(there: NDArray[np.float64]) -> Any:
-        return ((wanted - there) ** 2).sum(-1)
-
-    for row, count in enumerate(counts):
-        there = counts[chosen].sum(0)
-        chosen[row] = off(there + count) < off(there)
-    while True:
-        there = counts[chosen].sum(0)
-        changed = off(there + np.where(chosen, -1, 1)[:, None] * counts)
-        best = int(changed.argmin())
-        if chosen.any() and (changed[best] >= off(there) or (chosen[best] and chosen.sum() == 1)):
-            break
-        chosen[best] = not chosen[best]
+    chosen = _chosen(counts, share, keep, np.random.default_rng(seed))
     if chosen.all():
         raise InputError(f"expected groups for both sides, got {len(names)} groups for a share of {share}")
     validation = {name for name, held in zip(names, chosen, strict=True) if held}
@@ -111,3 +103,35 @@ def split_by_group(
     sides = [tuple(item for item in items if (item.group in validation) == side) for side in (False, True)]
     train, val = (VideoList(side, videos.classes) for side in sides)
     return train, val
+
+
+def _chosen(counts: NDArray[np.int64], share: float, keep: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose the groups for validation, from the videos of each group and class, (G, K): the best of several orders."""
+    n_groups = (counts > 0).sum(0)
+    stay = np.minimum(keep, np.maximum(n_groups - 1, 1))  # groups of each class that training keeps
+    go = np.minimum(n_groups - stay, 1)  # and that validation gets
+    wanted = share * counts.sum(0)
+    # What a choice puts into validation is a row: the videos of each class, then its groups of each class.
+    rows = np.concatenate([counts, counts > 0], axis=1)
+
+    def cost(put: NDArray[np.int64]) -> Any:
+        there, present = np.split(put, 2, axis=-1)
+        lacking = (np.maximum(go - present, 0) + np.maximum(stay - (n_groups - present), 0)).sum(-1)
+        # One group lacking weighs more than all videos.
+        return lacking * (1.0 + (counts.sum(0) ** 2).sum()) + ((wanted - there) ** 2).sum(-1)
+
+    found = []
+    for _ in range(max(1, min(_ORDERS, _MOST_GROUPS // len(rows)))):
+        chosen, put = np.zeros(len(rows), bool), np.zeros_like(rows[0])
+        for row in rng.permutation(len(rows)):
+            if cost(put + rows[row]) < cost(put):
+                chosen[row], put = True, put + rows[row]
+        while True:
+            changed = cost(put + np.where(chosen, -1, 1)[:, None] * rows)
+            best = int(changed.argmin())
+            if chosen.any() and (changed[best] >= cost(put) or (chosen[best] and chosen.sum() == 1)):
+                break
+            put = put + (-1 if chosen[best] else 1) * rows[best]
+            chosen[best] = not chosen[best]
+        found.append((float(cost(put)), chosen))
+    return min(found, key=lambda one: one[0])[1]
