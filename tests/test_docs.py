@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -151,6 +152,22 @@ def test_the_commands_of_a_page_exist_and_parse(page):
                 assert networks.names(arguments[0]) == [arguments[0]], line
             found += 1
     assert found or "pip install" in page.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_names_the_extra_before_the_first_block_that_needs_it(page):
+    """Or one that brings it along: `training` brings `networks` and `video`."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+    def brings(extra):
+        within = re.search(r"vidfuse\[(.*)\]", " ".join(extras[extra]))
+        return {extra}.union(*map(brings, within[1].split(",") if within else []))
+
+    text = page.read_text(encoding="utf-8")
+    for block in FENCE.finditer(text):
+        if block["needs"] in extras:
+            named = re.findall(r"(?:vidfuse|\.)\[(\w+)\]", text[: block.start()])
+            assert any(block["needs"] in brings(extra) for extra in named), block["needs"]
 
 
 @pytest.mark.parametrize("name", ["train", "extract", "submit"])
