@@ -81,8 +81,10 @@ def test_a_record_that_was_edited_is_refused(stack, recipe, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("labels", np.array([0, 9]), "labels: expected numbers of a record of 3 classes, got 9"),
-        ("confidence", np.array([0.5, 1.5]), "confidence: expected numbers of a record of 3 classes, got 1.5"),
+        ("labels", np.array([0, 3]), "labels: expected numbers of a record of 3 classes, got 3"),
+        ("labels", np.array([-1, 2]), "labels: expected numbers of a record of 3 classes, got -1"),
+        ("confidence", np.array([0.5, 1.001]), "confidence: expected numbers of a record of 3 classes, got 1.001"),
+        ("confidence", np.array([-0.001, 0.5]), "confidence: expected numbers .* got -0.001"),
         ("scores", np.array([0.5, np.nan]), "scores: expected numbers .* got nan"),
         ("reference", np.full((2, 4), np.inf, np.float32), "reference: expected numbers .* got inf"),
         ("reference", np.zeros(4, np.float32), r"reference: expected shape \(U, S\)"),
