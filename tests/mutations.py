@@ -132,14 +132,16 @@ def faults_of(path: Path) -> list[Fault]:
 
 
 def tests_for(folder: Path, room: str, module: Path) -> list[str]:
-    """Return a room's files of tests and doctests: a module's own first, then by how often they speak of it."""
-    text = (folder / module).read_text(encoding="utf-8")
+    """Return a room's files of tests and doctests: a module's own and its importers' first, then by what they name."""
+    text, dotted = (folder / module).read_text(encoding="utf-8"), ".".join(module.with_suffix("").parts[1:])
     words = {module.stem, *(n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.ClassDef))}
+    sources = (folder / "src/vidfuse" / room).rglob("*.py")
+    own = {module.stem.strip("_"), *(path.stem for path in sources if f"from {dotted} import" in path.read_text())}
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(words)))})\b")
 
     def distance(path: Path) -> tuple[bool, bool, int, Path]:
-        own = path == folder / module or module.stem.strip("_") in path.stem
-        return not own, "tests" not in path.relative_to(folder).parts, -len(pattern.findall(path.read_text())), path
+        near = path == folder / module or path.stem.removeprefix("test_") in own
+        return not near, "tests" not in path.relative_to(folder).parts, -len(pattern.findall(path.read_text())), path
 
     tests = (folder / "tests" / room).rglob("test_*.py")
     documented = (path for path in (folder / "src/vidfuse" / room).rglob("*.py") if ">>>" in path.read_text())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -419,3 +421,29 @@ def test_a_veto_of_the_least_weight_counts():
     stack = stack_of(z, [0, 0], kind="log-likelihoods")
     found = vf.search_subsets(stack, "nll", vf.LogLinearPool(weights={"m0": 1.0, "m1": 1e-12}, floor=0.0))
     assert found.table.score_of(["m0", "m1"]) == pytest.approx(np.log(2) / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("objective", "rule", "grows_with_classes"),
+    [
+        ("accuracy", vf.LogLinearPool("accuracy"), False),
+        ("nll", vf.LinearPool("accuracy"), False),
+        ("nll", vf.LogLinearPool("accuracy"), True),
+        ("nll", vf.LogLinearPool(), True),
+    ],
+    ids=["accuracy", "linear NLL", "log-linear NLL", "refits"],
+)
+def test_the_time_that_a_search_would_take_grows_with_what_it_reads(objective, rule, grows_with_classes):
+    """The message tells a time: twice the videos take twice as long, and one member more twice the subsets."""
+
+    def told(n, m, k):
+        stack = vf.LogitStack.from_arrays(np.zeros((n, m, k), np.float32), labels=np.zeros(n, np.int64))
+        with pytest.raises(InputError, match="would take about") as refused:
+            vf.search_subsets(stack, objective, rule, time_limit=1e-12)
+        number, unit = re.search(r"would take about ([\d.e+,-]+) (\w+)", str(refused.value)).groups()
+        return float(number.replace(",", "")) * {"seconds": 1, "minutes": 60}[unit]
+
+    one = told(4000, 4, 50)
+    assert told(8000, 4, 50) == pytest.approx(2 * one, rel=0.1)
+    assert told(4000, 5, 50) >= 2 * one
+    assert told(4000, 4, 100) == pytest.approx(2 * one if grows_with_classes else one, rel=0.1)
