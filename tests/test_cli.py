@@ -404,6 +404,13 @@ def test_warnings_go_to_standard_error(tmp_path):
     assert json.loads(result.stdout)["members"] == ["a", "b"]
 
 
+def test_a_warning_is_printed_once_however_many_folds_give_it(tmp_path):
+    make_stack(60, 1).save(tmp_path / "val")
+    result = run("fit", tmp_path / "val", "--rule", "cascade", "--check", "--out", tmp_path / "ensemble.json")
+    warned = [line for line in result.stderr.splitlines() if line.startswith("Warning: all members run")]
+    assert len(warned) == len(set(warned)) == 2  # of the fit, and of five folds of equal size
+
+
 def test_pairs_and_named_values():
     assert pairs(("a=b=c",), "MEMBER=FILE") == {"a": "b=c"}
     assert named_values(("a=1",), "MEMBER=NUMBER") == {"a": "1"}

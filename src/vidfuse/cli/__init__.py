@@ -84,7 +84,7 @@ class _Commands(click.Group):
         try:
             with warnings.catch_warnings(), worded(_words_of(ctx)):
                 warnings.simplefilter("always", VidfuseWarning)
-                warnings.showwarning = _show_warning
+                warnings.showwarning = _shown_once()
                 return super().invoke(ctx)
         except VidfuseError as error:
             raise _UserError(str(error)) from error
@@ -143,17 +143,25 @@ def _commands_from(ctx: click.Context) -> Iterator[click.Command]:
             yield command
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    del filename, lineno, file, line
-    prefix = "Warning" if issubclass(category, VidfuseWarning) else category.__name__
-    click.echo(f"{prefix}: {message}", err=True)
+def _shown_once() -> Callable[..., None]:
+    """Return what prints a warning, each text once: the copies of a rule that folds fit say the same."""
+    said: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        del filename, lineno, file, line
+        text = f"{'Warning' if issubclass(category, VidfuseWarning) else category.__name__}: {message}"
+        if text not in said:
+            said.add(text)
+            click.echo(text, err=True)
+
+    return show
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
