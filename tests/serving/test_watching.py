@@ -183,6 +183,7 @@ def test_a_stream_of_another_checkpoint_is_refused(recipe, tmp_path):
     assert not vf.watch(known, vf.load_stack(tmp_path / "other", checkpoints="any")).alarms
 
 
+@pytest.mark.filterwarnings("ignore:.* are of the recipe's fit")
 def test_views_and_missing_members_are_watched_as_they_are_predicted():
     fit = make(200, 0)
     z = {name: np.stack([fit.scores(name)] * 2, axis=1) for name in MEMBERS}
@@ -193,6 +194,7 @@ def test_views_and_missing_members_are_watched_as_they_are_predicted():
     assert vf.watch(recipe, views).n_units == 200
 
 
+@pytest.mark.filterwarnings("ignore:.* are of the recipe's fit")
 def test_views_of_each_members_own_reduction_are_watched_of_those_with_a_say():
     fit = make(200, 0)
     z = {name: np.stack([fit.scores(name), 0.5 * fit.scores(name)], axis=1) for name in MEMBERS}
@@ -259,3 +261,8 @@ def test_videos_of_the_fit_are_not_fresh():
     fit = make(300, 0)
     with pytest.raises(InputError, match="300 of the 300 videos are of the recipe's fit"):
         vf.refresh(with_record(fit), fit)
+
+
+def test_a_stream_of_the_fits_own_videos_is_warned_of(recipe):
+    with pytest.warns(VidfuseWarning, match="60 of the stream's 160 videos are of the recipe's fit"):
+        vf.watch(recipe, [make(400, 0)[:60], make(100, 1)])

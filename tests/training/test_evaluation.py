@@ -7,6 +7,7 @@ from toy_videos import Toy, ToyLoader, toy_clips
 
 from vidfuse.errors import InputError
 from vidfuse.training import TrainRecipe, evaluate, train
+from vidfuse.video.samples import Failure
 
 
 class Pair(nn.Module):
@@ -65,3 +66,9 @@ def test_videos_without_labels_or_no_videos_are_refused():
         evaluate(Toy(), ToyLoader(labelled=False))
     with pytest.raises(InputError, match="empty loader"):
         evaluate(Toy(), [])
+
+
+def test_videos_none_of_which_can_be_read_are_named():
+    loader = type("Loader", (list,), {"failures": (Failure("a", "it is cut off"),)})()
+    with pytest.raises(InputError, match="to evaluate on, got none of 1 that can be read; a: it is cut off"):
+        evaluate(Toy(), loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._tables import Column, Table, Tabular, bare_p, number
-from vidfuse.errors import InputError, option
+from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.fusion.track_record import TrackRecord
 from vidfuse.fusion.views import reduce_views
 from vidfuse.fusion.watched import Watched, one_of_each, watched
@@ -188,6 +189,13 @@ def watch(
         raise InputError(f"false_alarms: expected a probability between 0 and 1, got {false_alarms}")
     stacks = [stream] if isinstance(stream, LogitStack) else list(stream)
     found, ids = _units(recipe, record, stacks, seed)
+    if shared := sum(recipe.shared_videos(stack) or 0 for stack in stacks):
+        warnings.warn(
+            f"{shared:,} of the stream's {sum(map(len, stacks)):,} videos are of the recipe's fit: they are like the "
+            "record, whatever comes in now",
+            VidfuseWarning,
+            stacklevel=2,
+        )
     values, before = found.values, record.reference
     if len(before) < _FEWEST:
         raise InputError(

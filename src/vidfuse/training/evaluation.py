@@ -14,7 +14,7 @@ try:
 
     from vidfuse.training import distributed
     from vidfuse.training.state import logits_of
-    from vidfuse.training.step import Batch, moved
+    from vidfuse.training.step import Batch, moved, nothing_read
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
@@ -59,7 +59,7 @@ def evaluate(
         n += len(labels)
     hits, loss, n = distributed.total([hits, loss, n], target)
     if n == 0:
-        raise InputError("expected videos to evaluate on, got an empty loader")
+        raise InputError(nothing_read(loader, "evaluate on"))
     return {"top1": hits / n, "nll": loss / n, "n": n}
 
 

@@ -74,11 +74,13 @@ def groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[li
         yield group, local, n
 
 
-def nothing_read(loader: Loader) -> str:
+def nothing_read(loader: Any, why: str = "train on") -> str:
     """Say that a pass over the loader gave no video, and why the first one could not be read."""
     failures = getattr(loader, "failures", ())
-    first = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
-    return f"expected videos to train on, got none of {len(failures)} that can be read{first}"
+    if not failures:
+        return f"expected videos to {why}, got an empty loader"
+    first = f"; {failures[0].id}: {failures[0].reason}"
+    return f"expected videos to {why}, got none of {len(failures)} that can be read{first}"
 
 
 def mean_norm(norms: Sequence[float]) -> float:
