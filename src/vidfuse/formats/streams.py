@@ -266,7 +266,9 @@ def write_parquet(
             for start in range(0, len(rows), step):
                 some = slice(start, min(start + step, len(rows)))
                 table = pyarrow.table(columns(some, tuple(array[some] for array in kept)))
-                writer = writer or parquet.ParquetWriter(work.path, table.schema)
+                if writer is None:  # numbers that hardly repeat need no dictionary, which takes most of the time
+                    repeat = [field.name for field in table.schema if not pyarrow.types.is_floating(field.type)]
+                    writer = parquet.ParquetWriter(work.path, table.schema, use_dictionary=repeat)
                 writer.write_table(table, row_group_size=step)
         finally:
             if writer is not None:
