@@ -107,6 +107,7 @@ def test_views_are_evenly_spaced_and_reduced():
 @pytest.mark.parametrize("objective", ["accuracy", "nll"])
 def test_worth_is_what_the_rule_loses_refitted(objective):
     found = member_worth(FIT, TEST, rule=vf.LogLinearPool(), objective=objective, n_resamples=100)
+    assert not found.lacking and "lack videos" not in str(found)
     metric, sign = vf.metrics.resolve_objective(objective), -1 if objective == "nll" else 1
     full = metric(TEST.labels, vf.LogLinearPool().fit(FIT).predict_log_proba(TEST))
     assert found.full == pytest.approx(full)
