@@ -182,6 +182,9 @@ def watch(
         >>> print(watch(recipe, dull).headline())
         Alarm: b: confidence, b: spread, confidence, b: agreement; first at video 11 of 200.
     """
+    # 1. Refuse what cannot be compared: no record, a short or an older one.
+    # 2. Bet: `wealth` is the logarithm of the money on each statistic (columns) after each video (rows).
+    # 3. Tell of each statistic where its money first reached the bar, beside its means before and now.
     record = recipe.record
     if record is None:
         raise InputError("the recipe has no record to compare with; make one with `vidfuse record`, or with_record()")
