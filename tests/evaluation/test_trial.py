@@ -185,6 +185,16 @@ def test_views_are_reduced_on_both_sides_and_once_where_both_are_one():
     np.testing.assert_array_equal(halves.scored.log_likelihoods(), expected[10:])
 
 
+def test_views_are_reduced_on_the_side_that_has_them():
+    rng = np.random.default_rng(0)
+    stack = vf.LogitStack.from_arrays({"a": rng.normal(size=(20, 3, 4))}, labels=np.arange(20) % 4, ids=IDS[:20])
+    whole = vf.reduce_views(stack, "vote")
+    for trial in (open_trial(stack[:10], whole[10:]), open_trial(whole[:10], stack[10:])):
+        reduced = trial.reduced("vote")
+        np.testing.assert_array_equal(reduced.fit_stack.scores("a"), whole[:10].scores("a"))
+        np.testing.assert_array_equal(reduced.scored.scores("a"), whole[10:].scores("a"))
+
+
 def test_a_trial_of_some_members_keeps_the_videos_that_they_have():
     stack = hard_stack(5, ids=IDS)
     z = {"m0": stack.scores("m0"), "m1": stack.scores("m1")[:70], "m2": stack.scores("m2")[60:]}
