@@ -265,6 +265,7 @@ def test_what_prediction_and_a_million_videos_cost():
         "`vidfuse fit --no-check`, `ulimit -n 256`": found["fit"],
         "`vidfuse predict --dtype float32` to `.npz`, `ulimit -n 256`": found["predict"]["npz"],
         "the same to a cache, `ulimit -n 256`": found["predict"]["cache"],
+        "`vidfuse report --sample 20000`, `ulimit -n 256`": found["report"],
     }
     for name, step in steps.items():
         cost, clock, peak = rows_of(text)[name]
