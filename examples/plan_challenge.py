@@ -231,8 +231,7 @@ def clips_decoded_per_second(
     import torch
 
     from vidfuse.training.data import train_input
-    from vidfuse.video.datasets import VideoDataset
-    from vidfuse.video.samples import Failure
+    from vidfuse.video.datasets import Failure, VideoDataset
 
     data = VideoDataset(videos, train_input(recipe, network), seed=recipe.seed)
     threads = torch.get_num_threads()

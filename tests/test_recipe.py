@@ -18,7 +18,7 @@ import vidfuse as vf
 from vidfuse import recipe as recipes
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError
 from vidfuse.recipe import hashed_ids
-from vidfuse.selection.single import best_single
+from vidfuse.selection.problem import best_single
 
 
 def make_stack(n=80, k=4, members="abc", seed=0, **options):

@@ -7,6 +7,7 @@ came, where, and what to do.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "Rows",
     "as_array",
     "as_float_array",
+    "check_class_count",
     "check_classes",
     "check_ids",
     "check_kind",
@@ -321,6 +323,25 @@ def check_same_labels(
         shown = "; ".join(f"{place(int(r), ids)}: y {given[r]}, stack {labels[r]}" for r in rows[:5])
         raise InputError(f"y and the stack's labels differ in {rows.size} of {len(labels)} videos ({shown}); pass one")
     return given
+
+
+def check_class_count(count: Any) -> int:
+    """Return a number of classes, Python's or NumPy's, as an integer.
+
+    Raises:
+        InputError: It is not an integer of at least 2.
+
+    Example:
+        >>> check_class_count(400)
+        400
+    """
+    try:
+        number = 0 if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 2:
+        raise InputError(f"expected num_classes to be an integer of at least 2, got {count!r}")
+    return number
 
 
 def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str, ...] | None:

@@ -36,7 +36,7 @@ from vidfuse.fusion.track_record import TrackRecord, track_record
 from vidfuse.fusion.views import reduce_views, reduced_as_read
 from vidfuse.likelihood import VIEW_RULES
 from vidfuse.metrics.conformal import Conformity
-from vidfuse.selection.single import best_single
+from vidfuse.selection.problem import best_single
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints, refuse_others, shortened
 from vidfuse.stack.stack import LogitStack
 

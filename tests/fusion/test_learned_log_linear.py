@@ -17,12 +17,10 @@ from vidfuse.fusion._solver import log_linear as learned_log_linear
 from vidfuse.fusion._solver import passes as learned_passes
 from vidfuse.fusion._solver.deviations import ClassVideos, fit_deviations
 from vidfuse.fusion._solver.log_linear import fit_log_linear, frank_wolfe_gap, shrinkage_penalty
-from vidfuse.fusion._solver.moments import block_moments
-from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.passes import Passes, block_moments
 from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
-from vidfuse.fusion._solver.scales import smoothing_penalty
-from vidfuse.fusion._solver.shared import FitVideos
-from vidfuse.fusion._solver.shrinkage import choose_shrinkage
+from vidfuse.fusion._solver.shared import FitVideos, smoothing_penalty
+from vidfuse.fusion._solver.strengths import choose_shrinkage
 from vidfuse.fusion.crossfit import split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.stack.stack import LogitStack

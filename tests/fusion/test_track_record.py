@@ -8,8 +8,7 @@ import pytest
 import vidfuse as vf
 from vidfuse.errors import CacheFormatError, InputError
 from vidfuse.fusion.crossfit import out_of_fold, split_folds
-from vidfuse.fusion.track_record import TrackRecord
-from vidfuse.fusion.watched import watched
+from vidfuse.fusion.track_record import TrackRecord, watched
 
 
 @pytest.fixture(scope="module")

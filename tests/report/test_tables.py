@@ -17,7 +17,7 @@ from vidfuse.evaluation.trial import Protocol
 from vidfuse.fusion.crossfit import split_folds
 from vidfuse.report import combination_table
 from vidfuse.report.tables import default_rules
-from vidfuse.selection.single import best_single
+from vidfuse.selection.problem import best_single
 
 MEMBERS = {"swin": 2.0, "x3d": 1.5, "tin": 1.0}
 

@@ -9,7 +9,7 @@ from sklearn.base import clone
 import vidfuse as vf
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning
-from vidfuse.fusion.watched import watched
+from vidfuse.fusion.track_record import watched
 from vidfuse.metrics.exchangeability import conformal_p_values, log_wealth
 
 MEMBERS = ("swin", "tpn", "x3d")

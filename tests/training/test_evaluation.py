@@ -7,7 +7,7 @@ from toy_videos import Toy, ToyLoader, toy_clips
 
 from vidfuse.errors import InputError
 from vidfuse.training import TrainRecipe, evaluate, train
-from vidfuse.video.samples import Failure
+from vidfuse.video.datasets import Failure
 
 
 class Pair(nn.Module):

@@ -7,11 +7,10 @@ import torch
 from vidfuse.errors import InputError
 from vidfuse.video import datasets
 from vidfuse.video.clips import ClipSampler, ViewPlan, sample_source
-from vidfuse.video.datasets import Input, VideoDataset, Views, drop_broken
+from vidfuse.video.datasets import Failure, Input, VideoDataset, Views, drop_broken
 from vidfuse.video.decode import decode, probe
 from vidfuse.video.lists import VideoItem, VideoList
 from vidfuse.video.loader import EpochSampler, VideoLoader
-from vidfuse.video.samples import Failure
 from vidfuse.video.transforms import ClipTransform, TransformConfig, apply_view
 
 TRAIN = Input(ClipSampler(length=8, interval=2, skip=1), TransformConfig(size=16, short_side=20))

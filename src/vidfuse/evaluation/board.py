@@ -18,7 +18,7 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.metrics import Interval, PairedDifference
 from vidfuse.metrics.objectives import Objective, higher_is_better, objective_name, resolve_objective
-from vidfuse.selection.single import best_single
+from vidfuse.selection.problem import best_single
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Board", "Entry", "Instead", "SplitBoard", "SplitRow", "board_of", "over_splits", "plain_average"]

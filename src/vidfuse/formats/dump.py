@@ -1,14 +1,15 @@
 """Read one file of predictions that another tool dumped, or one folder of the files that its processes wrote.
 
 A file is read in two steps: its bytes become arrays and plain values (`containers`), and these become scores, ids and
-labels (`layouts`; `tables` and `ranks` for text). What the numbers are is never guessed.
+labels (`layouts`; `tables` for text). What the numbers are is never guessed. A member may be several files: a
+cross-validation's folds, shards, or several models' predictions of a test set (`join_dumps`).
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,16 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import check_ids, first_few
 from vidfuse._paths import IdRule, name_ids
-from vidfuse.errors import InputError, VidfuseWarning, option
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import Ask, read_layout
-from vidfuse.formats.ranks import is_rank_text, rank_files, read_ranks
-from vidfuse.formats.tables import read_csv, read_parquet
+from vidfuse.formats.tables import is_rank_text, rank_files, read_csv, read_parquet, read_ranks
+from vidfuse.stack.classes import warn_of_unnamed
 from vidfuse.stack.columns import NO_IDS
 from vidfuse.stack.frames import Dump, reordered
+from vidfuse.stack.join import joined_ids
 
-__all__ = ["cut_padding", "read_dump"]
+__all__ = ["cut_padding", "join_dumps", "read_dump"]
 
 
 def read_dump(
@@ -195,4 +197,64 @@ def _rows(dump: Dump, rows: NDArray[np.int64]) -> Dump:
         scores=[scores[row] for row in rows] if isinstance(scores, list) else scores[rows],
         labels=None if dump.labels is None else dump.labels[rows],
         ids=None if dump.ids is None else dump.ids[rows],
+    )
+
+
+def join_dumps(dumps: Mapping[str, Dump], listed: Sequence[str] | NDArray[np.str_] | None, repeats: str | None) -> Dump:
+    """Return the rows of several files, one after another, as one dump.
+
+    ==========  =====================================  ==============================================
+    files       `repeats` is None                      `repeats` is a reduction
+    ==========  =====================================  ==============================================
+    with ids    an id in two files is refused          an id may stand in several
+    without     they follow the list one after         each follows the whole list, whose ids it gets
+                another; the list gives ids later
+    ==========  =====================================  ==============================================
+
+    Args:
+        dumps: The files' contents, by name, in their order; scores without views, or all with as many.
+        listed: The ids of the list that files without ids follow, if there is one.
+        repeats: How a video's predictions in several files are made one; only whether it is None matters here.
+
+    Raises:
+        InputError: The files do not belong together.
+        AlignmentError: Files without ids are not as long as the list.
+    """
+    shapes = {name: np.shape(dump.scores)[1:] for name, dump in dumps.items() if not isinstance(dump.scores, list)}
+    if len(shapes) < len(dumps) or len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
+        raise InputError(f"expected files of the same classes and views, got videos of shape {shown}")
+    first = next(iter(dumps.values()))
+    classes = next((dump.classes for dump in dumps.values() if dump.classes is not None), None)
+    if classes is not None:
+        warn_of_unnamed([name for name, dump in dumps.items() if dump.classes is None])
+        dumps = {name: reordered(dump, classes) for name, dump in dumps.items()}
+    lengths = [len(dump.scores) for dump in dumps.values()]
+    ids = joined_ids({name: dump.ids for name, dump in dumps.items()}, repeats)
+    if ids is None and repeats is not None:
+        if listed is None:
+            raise InputError(
+                f"{option('repeats', repeats)} goes by id, and these files have none; pass "
+                f"{option('annotations')}, the list of videos in their rows' order"
+            )
+        odd = [name for name, count in zip(dumps, lengths, strict=True) if count != len(listed)]
+        if odd:
+            raise AlignmentError(
+                f"{first_few(odd)}: expected as many rows as the list of videos has, {len(listed)}, got "
+                f"{', '.join(map(str, lengths))}"
+            )
+        ids = np.concatenate([np.asarray(listed)] * len(dumps))
+    elif ids is None and listed is not None and len(dumps) > 1 and set(lengths) == {len(listed)}:
+        raise AlignmentError(
+            f"each of {len(dumps)} files has as many rows as the list of videos, {len(listed)}: if they are several "
+            f"models' predictions of the same videos, average them with {option('repeats', 'mean-probability')}"
+        )
+    labels = [dump.labels for dump in dumps.values()]
+    scores: Any = [dump.scores for dump in dumps.values()]
+    return Dump(
+        np.concatenate(scores),
+        None if any(own is None for own in labels) else np.concatenate([np.asarray(own) for own in labels]),
+        ids,
+        classes,
+        first.kind,
     )

@@ -29,14 +29,13 @@ from vidfuse.cache.reader import open_cache
 from vidfuse.cache.shards import find_files
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.annotations import Annotations, read_annotations
-from vidfuse.formats.dump import cut_padding, read_dump
-from vidfuse.formats.parts import join_dumps
+from vidfuse.formats.dump import cut_padding, join_dumps, read_dump
 from vidfuse.stack.align import Join
 from vidfuse.stack.classes import ClassMap
 from vidfuse.stack.frames import Dump, reordered
 from vidfuse.stack.inputs import Blanks
 from vidfuse.stack.join import average_repeats, repeated_rows
-from vidfuse.stack.reduce import reduce_array
+from vidfuse.stack.source import reduce_array
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["read_predictions"]

@@ -15,8 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from vidfuse._checks import Kind, Rows, as_array, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
-from vidfuse.fusion._solver.scales import member_scales
-from vidfuse.fusion._solver.shared import FitVideos
+from vidfuse.fusion._solver.shared import FitVideos, member_scales
 from vidfuse.fusion.crossfit import even_folds, out_of_fold
 from vidfuse.fusion.floors import floored_blocks, member_floors
 from vidfuse.fusion.rule import Missing, Rule

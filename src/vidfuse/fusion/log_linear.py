@@ -17,8 +17,15 @@ from vidfuse.fusion._solver.log_linear import T_MAX, T_MIN, Penalty
 from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion._solver.qp import solve_qp
 from vidfuse.fusion._solver.shared import FitVideos, fit_shared
-from vidfuse.fusion._solver.shrinkage import Shrinkage, check_shrinkage, choose_shrinkage
-from vidfuse.fusion._solver.strengths import STRENGTHS, describe_shares, fit_class_weights, strength_shares
+from vidfuse.fusion._solver.strengths import (
+    STRENGTHS,
+    Shrinkage,
+    check_shrinkage,
+    choose_shrinkage,
+    describe_shares,
+    fit_class_weights,
+    strength_shares,
+)
 from vidfuse.fusion.floors import Floor, floored_blocks, is_number
 from vidfuse.fusion.rule import Missing, WeightedSum
 from vidfuse.fusion.summary import PoolSummary

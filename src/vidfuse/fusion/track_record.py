@@ -1,10 +1,13 @@
-"""How a rule did on labelled videos that it had not seen, kept to abstain, to give sets of classes, and to watch."""
+"""How a rule did on labelled videos that it had not seen, kept to abstain, to give sets of classes, and to watch.
+
+What is watched of a stream without labels are numbers that no fit had a hand in (`watched`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +16,85 @@ from sklearn.base import clone
 from vidfuse.errors import InputError
 from vidfuse.fusion.crossfit import out_of_fold, split_folds
 from vidfuse.fusion.views import reduce_views
-from vidfuse.fusion.watched import one_of_each, watched
+from vidfuse.likelihood import log_softmax
 from vidfuse.metrics.conformal import Conformity, PredictionSets, conformity_scores, prediction_sets
 from vidfuse.metrics.objectives import labels_of
 from vidfuse.metrics.selective import Abstention, abstention
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["TrackRecord", "track_record"]
+__all__ = ["TrackRecord", "Watched", "one_of_each", "track_record", "watched"]
+
+_LEAST = -100.0  # a log-likelihood below which nothing is told: a probability of 0 has one
+
+
+class Watched(NamedTuple):
+    """Statistics of videos.
+
+    Attributes:
+        names: The statistics' names, (S,): two of all members together, up to three of each.
+        values: One number for each video and statistic, (N, S); the last statistic is the predicted class.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float32]
+
+
+def watched(stack: LogitStack) -> Watched:
+    """Return what is watched of each video: from the members' scores alone, by no label and no learned weight.
+
+        confidence           log-probability of the class that the members' average predicts
+        MEMBER: confidence   log-probability of the class that the member predicts
+        MEMBER: spread       standard deviation of its log-likelihoods over the classes: its scale
+        MEMBER: agreement    log-probability that it gives to the class that the others' average predicts
+        class                the class that the members' average predicts
+
+    What depends on no fit is as exchangeable between the videos of a fit and new ones as the videos themselves are.
+
+    Args:
+        stack: Members without views, all of which have all videos, (N, M, K).
+
+    Example:
+        >>> found = watched(LogitStack.from_arrays({"a": 3 * np.eye(2), "b": 2 * np.eye(2)}))
+        >>> found.names[:4], found.values.shape
+        (('confidence', 'a: confidence', 'a: spread', 'a: agreement'), (2, 8))
+    """
+    m = len(stack.members)
+    of_each = ("confidence", "spread", "agreement") if m > 1 else ("confidence", "spread")
+    names = ("confidence", *(f"{name}: {what}" for name in stack.members for what in of_each), "class")
+    values = np.empty((len(stack), len(names)), np.float32)
+    for rows, block in stack.iter_blocks():
+        own = np.maximum(block, _LEAST)  # (n, M, K)
+        total = own.sum(axis=1, dtype=np.float64)
+        columns = [log_softmax(total / m).max(axis=1)]
+        for place in range(m):
+            columns += [own[:, place].max(axis=1), own[:, place].std(axis=1)]
+            if m > 1:
+                theirs = (total - own[:, place]).argmax(axis=1)
+                columns.append(np.take_along_axis(own[:, place], theirs[:, None], axis=1)[:, 0])
+        columns.append(total.argmax(axis=1))
+        values[rows] = np.stack(columns, axis=1)
+    return Watched(names, values)
+
+
+def one_of_each(groups: NDArray[np.str_] | None, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the row of one video of each group, drawn at random, in the order in which groups first come.
+
+    Args:
+        groups: What each video comes from, (N,); None where videos are independent: all of them.
+        n: N.
+        rng: What is drawn from.
+
+    Example:
+        >>> one_of_each(np.array(["b", "a", "b"]), 3, np.random.default_rng(0)).tolist()
+        [2, 1]
+    """
+    if groups is None:
+        return np.arange(n)
+    shuffled = rng.permutation(n)
+    _, first = np.unique(groups[shuffled], return_index=True)
+    _, comes = np.unique(groups, return_index=True)
+    return np.asarray(shuffled[first][np.argsort(comes)])
+
 
 _REFERENCE = 2000  # units that a stream is compared with: more tell no more, and weigh down the recipe
 

@@ -15,8 +15,7 @@ from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
-from vidfuse.stack.reduce import ReducedSource
-from vidfuse.stack.source import ArraySource, Source
+from vidfuse.stack.source import ArraySource, ReducedSource, Source
 from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["first_views", "members_first", "one_view", "reduce_views", "reduced_as_read"]

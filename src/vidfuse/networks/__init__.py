@@ -12,9 +12,9 @@ from typing import Any
 _HOME = {
     "NetworkInfo": "catalogue",
     "VideoNetwork": "layers",
-    "NetworkCost": "counting",
+    "NetworkCost": "catalogue",
     "convert_state_dict": "catalogue",
-    "cost": "counting",
+    "cost": "catalogue",
     "create": "catalogue",
     "fold_batch_norm": "layers",
     "info": "catalogue",

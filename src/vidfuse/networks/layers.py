@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vidfuse._checks import check_class_count
 from vidfuse.errors import InputError
-from vidfuse.networks.class_count import check_class_count
 from vidfuse.networks.convolutions import convolve
 
 __all__ = [

@@ -36,7 +36,7 @@ from vidfuse.fusion.votes import MajorityVote
 from vidfuse.metrics import PairedDifference
 from vidfuse.metrics.objectives import Objective
 from vidfuse.selection.greedy import GreedyPool
-from vidfuse.selection.single import best_single
+from vidfuse.selection.problem import best_single
 from vidfuse.stack.stack import LogitStack
 
 _SHARES = {"accuracy": "", "mean-class-accuracy": " mean class accuracy"}

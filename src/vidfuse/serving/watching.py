@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from vidfuse._tables import Column, Table, Tabular, bare_p, number
 from vidfuse.errors import InputError, VidfuseWarning, option
-from vidfuse.fusion.track_record import TrackRecord
+from vidfuse.fusion.track_record import TrackRecord, Watched, one_of_each, watched
 from vidfuse.fusion.views import reduce_views
-from vidfuse.fusion.watched import Watched, one_of_each, watched
 from vidfuse.metrics.exchangeability import class_log_wealth, conformal_p_values, log_wealth
 from vidfuse.recipe import Recipe
 from vidfuse.stack.stack import LogitStack
@@ -32,7 +31,7 @@ class WatchedStatistic:
     """One number that is watched.
 
     Attributes:
-        name: What it is; see `vidfuse.fusion.watched.watched`.
+        name: What it is; see `vidfuse.fusion.track_record.watched`.
         before: Its mean over the videos of the record; for "class", 0.
         stream: Its mean over the stream; for "class", the distance of the shares of the predicted classes (half the sum
             of their differences).

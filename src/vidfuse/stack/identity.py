@@ -10,8 +10,7 @@ import numpy as np
 from vidfuse._checks import Rows
 from vidfuse.cache.reader import PartsSource
 from vidfuse.likelihood import block_rows
-from vidfuse.stack.reduce import ReducedSource
-from vidfuse.stack.source import ColumnsSource, JoinedSource, Source, compose_rows
+from vidfuse.stack.source import ColumnsSource, JoinedSource, ReducedSource, Source, compose_rows
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["stack_digest"]

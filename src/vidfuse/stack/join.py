@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vidfuse._checks import Kind, first_few
 from vidfuse.cache.ids import hashed_ids
 from vidfuse.errors import AlignmentError, InputError, option
-from vidfuse.stack.reduce import reduce_array
+from vidfuse.stack.source import reduce_array
 
 __all__ = ["any_repeated", "average_repeats", "check_disjoint", "joined_ids", "repeated_rows"]
 

@@ -1,22 +1,30 @@
-"""Open caches as a stack: one cache or several shards a member, aligned by id, read where they are used."""
+"""Open caches as a stack: one cache or several shards a member, aligned by id, read where they are used.
+
+             shard0            shard1            shard2
+swin     [ a  b  c ]       [ d  e  f ]       [ g  h ]        rows  0  1  2  3  4  5  6  7
+x3d      [ a  b  c ]        has none         [ g  h ]        rows  0  1  2 -1 -1 -1  3  4
+"""
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vidfuse._checks import Kind, check_labels, check_member_names, did_you_mean, first_few, per_member
 from vidfuse.cache.reader import LogitCache, open_cache
-from vidfuse.cache.shards import Folders, find_shards
-from vidfuse.errors import InputError, VidfuseWarning, option
-from vidfuse.stack.align import Join, check_layouts, merged_labels
+from vidfuse.cache.shards import Folders, find_shards, shard_name, without_numbers
+from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning, option
+from vidfuse.stack.align import Alignment, Join, align_ids, check_layouts, merged_labels, same_ids
 from vidfuse.stack.checkpoints import Checkpoints, as_fingerprints, check_checkpoints, joined_fingerprints
 from vidfuse.stack.classes import common_classes, labels_in_order
-from vidfuse.stack.reduce import ReducedSource, reduce_source
-from vidfuse.stack.shards import align_shards, check_members, check_same_model, joined_labels, joined_source
-from vidfuse.stack.source import ArraySource, ColumnsSource, Source
+from vidfuse.stack.join import any_repeated, check_disjoint
+from vidfuse.stack.source import ArraySource, ColumnsSource, JoinedSource, ReducedSource, Source, reduce_source
 from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["load_stack"]
@@ -101,9 +109,9 @@ def load_stack(
         for shard in shards
     ]
     caches = {name: [shard[name] for shard in opened if name in shard] for name in names}
-    check_members(caches)
+    _check_members(caches)
     for name, own in caches.items():
-        check_same_model(name, own, folds=folds, reduced=views is not None)
+        _check_same_model(name, own, folds=folds, reduced=views is not None)
     reduced = [name for name in names if views is not None and caches[name][0].meta.n_views is not None]
     rules = per_member(views, names, "views", needed=reduced)
     counts = {name: sum(map(len, own)) for name, own in caches.items()}
@@ -111,7 +119,7 @@ def load_stack(
     n_classes, _ = check_layouts(shapes)
     if partial and join == "exact":
         join = "inner"
-    alignment = align_shards(opened, names, join)
+    alignment = _align_shards(opened, names, join)
     given = {_called(name, cache, caches): cache for name, own in caches.items() for cache in own}
     classes, orders = common_classes({called: cache.classes for called, cache in given.items()}, list(given), n_classes)
     labels: Any = labels_in_order({called: cache.labels for called, cache in given.items()}, orders, list(given))
@@ -123,9 +131,9 @@ def load_stack(
             order = orders.get(_called(name, cache, caches))
             parts.append(source if order is None else ColumnsSource(source, order))
         prints = {str(cache.folder): as_fingerprints(cache.meta.fingerprint) for cache in own}
-        made_by = () if checkpoints == "any" else joined_fingerprints(name, prints, folds=True)  # see check_same_model
-        stacked.append(Member(name, joined_source(parts), alignment.rows[name], kind, made_by))
-        of_all = joined_labels([labels[_called(name, cache, caches)] for cache in own], list(map(len, own)))
+        made_by = () if checkpoints == "any" else joined_fingerprints(name, prints, folds=True)  # see _check_same_model
+        stacked.append(Member(name, _joined_source(parts), alignment.rows[name], kind, made_by))
+        of_all = _joined_labels([labels[_called(name, cache, caches)] for cache in own], list(map(len, own)))
         known[name] = None if of_all is None else check_labels(of_all, counts[name], n_classes, some=True)
     merged = merged_labels(known, alignment, names)
     some = merged is not None and (merged < 0).any()
@@ -168,3 +176,137 @@ def _read(cache: LogitCache, rule: str | None, as_read: bool) -> tuple[Source, K
 def _called(name: str, cache: LogitCache, caches: Mapping[str, list[LogitCache]]) -> str:
     """Return what an error calls a cache: its member, and where there are several its folder."""
     return name if len(caches[name]) == 1 else f"{name} in {cache.folder}"
+
+
+def _check_same_model(name: str, caches: Sequence[LogitCache], *, folds: bool, reduced: bool) -> None:
+    """Refuse caches that are not one member's: of other numbers, layouts or models.
+
+    Args:
+        name: The member.
+        caches: Its caches.
+        folds: Each is of a model of its own.
+        reduced: Views are made one, and there may be more of them in one cache than in another.
+
+    Raises:
+        AlignmentError: Kinds, numbers of classes or views differ.
+        CacheConflictError: Fingerprints or plans of views differ.
+    """
+    first = caches[0]
+    for cache in caches[1:]:
+        for field in ("kind", "n_classes", "n_views", "fingerprint", "view_plan"):
+            own, other = getattr(first.meta, field), getattr(cache.meta, field)
+            if own == other or (field == "n_views" and reduced and None not in (own, other)):
+                continue
+            shown = f"member {name!r}: {field} differs between its shards: {_short(own)} in {first.folder}, and "
+            shown += f"{_short(other)} in {cache.folder}"
+            if field in ("kind", "n_classes", "n_views"):
+                raise AlignmentError(f"{shown}; write the shards in the same way")
+            if not folds:
+                raise CacheConflictError(
+                    f"{shown}: they are predictions of two models; write them as two members, or, if each shard is a "
+                    f"fold with a model of its own, say {option('folds', True)}"
+                )
+
+
+def _check_members(caches: Mapping[str, Sequence[LogitCache]]) -> None:
+    """Refuse members that are called alike but for numbers and share no video: shards of one member, it seems.
+
+        p/0/meta.json        read as members 0 and 1 of the same videos
+        p/1/meta.json        meant as shards of one member, which are p/0/swin and p/1/swin
+
+    Raises:
+        InputError: They are such.
+    """
+    names = list(caches)
+    if len(names) < 2 or len({without_numbers(name) for name in names}) > 1:
+        return
+    ids = {name: [cache.ids for cache in own] for name, own in caches.items()}
+    if same_ids(ids[names[0]][0], ids[names[1]][0]) or any_repeated([one for own in ids.values() for one in own]):
+        return
+    first = caches[names[0]][0].folder
+    raise InputError(
+        f"the caches {first_few(names)} in {first.parent} are read as members, and no two of them have a video in "
+        f"common; if they are shards of one member, say its name: move each into a folder of this name within its own, "
+        f"{first / 'swin'}, or in Python load_stack({{'swin': {str(first.parent)!r}}})"
+    )
+
+
+def _align_shards(shards: Sequence[Mapping[str, LogitCache]], names: Sequence[str], join: Join) -> Alignment:
+    """Find the common videos of members whose caches are shards; they stand in the shards' order.
+
+    Where in each shard all of its members have the same videos, in the same order, nothing is sorted.
+
+    Args:
+        shards: For each shard, the caches of those members that it has.
+        names: The members.
+        join: As in `align_ids`; a shard that lacks a member holds videos that the member lacks.
+
+    Raises:
+        InputError: A video stands in two shards of one member.
+        AlignmentError: The members' videos differ.
+    """
+    counts = {name: sum(len(shard[name]) for shard in shards if name in shard) for name in names}
+    if len(shards) == 1:
+        return align_ids({name: shards[0][name].ids for name in names}, counts, join)
+    shards = [shard for shard in shards if shard]
+    bases = [next(iter(shard.values())).ids for shard in shards]
+    alike = all(
+        same_ids(cache.ids, base) for base, shard in zip(bases, shards, strict=True) for cache in shard.values()
+    )
+    if not alike or any_repeated(bases):
+        pieces = {name: {str(s[name].folder): s[name].ids for s in shards if name in s} for name in names}
+        for own in pieces.values():
+            check_disjoint(own)
+        return align_ids({name: np.concatenate(list(own.values())) for name, own in pieces.items()}, counts, join)
+    ids, sizes = np.concatenate(bases), list(map(len, bases))
+    present = np.array([[name in shard for name in names] for shard in shards])
+    if present.all():
+        return Alignment(len(ids), ids, {name: slice(0, len(ids), 1) for name in names})
+    if join == "exact":
+        raise _without_member(shards, names)
+    had = np.repeat(present, sizes, axis=0)
+    rows = {name: np.where(had[:, m], np.cumsum(had[:, m]) - 1, -1) for m, name in enumerate(names)}
+    if join == "outer":
+        return Alignment(len(ids), ids, dict(rows), had)
+    common = had.all(axis=1)
+    if not common.any():
+        raise _without_member(shards, names)
+    return Alignment(int(common.sum()), ids[common], {name: own[common] for name, own in rows.items()})
+
+
+def _without_member(shards: Sequence[Mapping[str, LogitCache]], names: Sequence[str]) -> AlignmentError:
+    lacking = {
+        name: [shard_name({n: cache.folder for n, cache in shard.items()}) for shard in shards if name not in shard]
+        for name in names
+    }
+    shown = "; ".join(
+        f"{name!r} has no cache in {len(gone)} of {len(shards)} shards: {first_few(gone)}"
+        for name, gone in lacking.items()
+        if gone
+    )
+    return AlignmentError(
+        f"members have different videos: {shown}; write it there, or say {option('join', 'inner')}, which keeps the "
+        f"videos that all members have, or {option('join', 'outer')}, which keeps all"
+    )
+
+
+def _joined_source(parts: Sequence[Source]) -> Source:
+    """Return the scores of several caches as one source, without copying them."""
+    return parts[0] if len(parts) == 1 else JoinedSource([(part, slice(0, part.shape[0], 1)) for part in parts])
+
+
+def _joined_labels(labels: Sequence[NDArray[np.int64] | None], counts: Sequence[int]) -> NDArray[np.int64] | None:
+    """Return the labels of several caches as one array, -1 where a cache has none; None where none has any.
+
+    Example:
+        >>> _joined_labels([np.array([2, 0]), None], [2, 1]).tolist()
+        [2, 0, -1]
+    """
+    if all(own is None for own in labels):
+        return None
+    return np.concatenate([np.full(n, -1) if own is None else own for own, n in zip(labels, counts, strict=True)])
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:119] + "…"

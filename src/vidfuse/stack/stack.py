@@ -48,7 +48,6 @@ from vidfuse.stack.frames import frame_arrays
 from vidfuse.stack.inputs import Blanks, name_arrays, without_blanks
 from vidfuse.stack.join import average_repeats, joined_ids, repeated_rows
 from vidfuse.stack.order import check_order
-from vidfuse.stack.reduce import reduce_array
 from vidfuse.stack.source import (
     ArraySource,
     ColumnsSource,
@@ -56,6 +55,7 @@ from vidfuse.stack.source import (
     Source,
     compose_rows,
     fill_log_likelihoods,
+    reduce_array,
     resolve_rows,
 )
 

@@ -18,8 +18,9 @@ from vidfuse.video import decode_torchcodec
 from vidfuse.video.clips import ClipSampler, View, ViewPlan, sample_source
 from vidfuse.video.decode import VideoInfo, check_videos, decode, frame_size, probe, refuse_truncated
 from vidfuse.video.lists import VideoItem, VideoList
-from vidfuse.video.samples import Failure, Sample
 from vidfuse.video.transforms import IMAGENET_MEAN, IMAGENET_STD, ClipTransform, TransformConfig, apply_view
+
+__all__ = ["Failure", "Input", "Sample", "VideoDataset", "Views", "drop_broken"]
 
 try:
     import torch
@@ -27,7 +28,29 @@ try:
 except ImportError as error:
     raise MissingExtraError("loading videos", "video") from error
 
-__all__ = ["Input", "VideoDataset", "Views", "drop_broken"]
+
+@dataclass(frozen=True)
+class Sample:
+    """One video, ready for its networks.
+
+    Attributes:
+        id: the video's id.
+        label: its 0-based class, or None.
+        clips: float32 of shape (3, T, H, W) for an `Input`, (V, 3, T, H, W) for `Views`; by network if they are named.
+    """
+
+    id: str
+    label: int | None
+    clips: torch.Tensor | dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One video that could not be decoded, and why."""
+
+    id: str
+    reason: str
+
 
 # Videos of which it is remembered, in each process, what `probe` found: some have to be decoded to be counted.
 _PROBED = 4096

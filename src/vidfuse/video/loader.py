@@ -12,8 +12,7 @@ import numpy as np
 
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.video.clips import sample_source
-from vidfuse.video.datasets import VideoDataset
-from vidfuse.video.samples import Failure, Sample
+from vidfuse.video.datasets import Failure, Sample, VideoDataset
 
 try:
     import torch

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
-from vidfuse.fusion._solver.moments import Moments
-from vidfuse.fusion._solver.passes import Passes
+from vidfuse.fusion._solver.passes import Moments, Passes
 from vidfuse.fusion._solver.qp import TOO_LARGE, least_norm, solve_qp, warn_of_gap
 
 __all__ = ["T_MAX", "T_MIN", "LogLinearFit", "Penalty", "fit_log_linear", "frank_wolfe_gap", "shrinkage_penalty"]

@@ -8,7 +8,7 @@ from selection_cases import ensemble, stack_of
 
 import vidfuse as vf
 from vidfuse.errors import InputError
-from vidfuse.selection.single import best_single
+from vidfuse.selection.problem import best_single
 
 
 def test_the_best_single_is_the_most_accurate_then_the_surest_then_the_first():
