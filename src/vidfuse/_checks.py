@@ -10,7 +10,8 @@ import difflib
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "Kind",
     "Rows",
     "as_array",
+    "as_dtype",
     "as_float_array",
     "check_class_count",
     "check_classes",
@@ -36,6 +38,7 @@ __all__ = [
     "check_weights",
     "did_you_mean",
     "first_few",
+    "naming",
     "per_member",
     "place",
 ]
@@ -72,6 +75,24 @@ def first_few(values: Iterable[object], count: int = 5) -> str:
     listed = [v.item() if isinstance(v, np.generic) else v for v in values]
     shown = ", ".join(repr(v) for v in listed[:count])
     return shown if len(listed) <= count else f"{shown} and {len(listed) - count} more"
+
+
+@contextmanager
+def naming(what: object) -> Iterator[None]:
+    """Say what an `InputError` is about, where its message does not.
+
+    Example:
+        >>> with naming("val.csv"):
+        ...     check_kind("odds")
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: val.csv: kind: expected one of ...
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(what) in str(error):
+            raise
+        raise type(error)(f"{what}: {error}") from error
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
@@ -127,6 +148,28 @@ def as_float_array(values: Any, what: str = "the array") -> NDArray[np.floating[
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return array
+
+
+def as_dtype(scores: NDArray[Any], dtype: np.dtype[Any], ids: NDArray[np.str_]) -> NDArray[Any]:
+    """Return scores in another precision; a finite one that is infinite there is an error that names its video.
+
+    Example:
+        >>> as_dtype(np.array([[1e5, 0.0]]), np.dtype(np.float16), np.array(["a"]))
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: expected scores within ±65504 for float16, got 100000 at id 'a', class 0 ...
+    """
+    if scores.dtype == dtype:
+        return scores
+    with np.errstate(over="ignore", under="ignore"):
+        cast = scores.astype(dtype)
+    lost = np.isinf(cast) & np.isfinite(scores)
+    if lost.any():
+        where = tuple(np.argwhere(lost)[0].tolist())
+        raise InputError(
+            f"expected scores within ±{np.finfo(dtype).max:g} for {dtype}, got {scores[where]:g} at id "
+            f"{str(ids[where[0]])!r}, class {where[-1]} ({int(lost.sum())} in all); store {option('dtype', 'float32')}"
+        )
+    return cast
 
 
 def check_kind(kind: Any, what: str = "kind") -> Kind:

@@ -195,7 +195,7 @@ def test_a_table_of_the_best_classes(tmp_path):
         ({"top_k": 2, "format": "npy"}, "holds every class"),
         ({"dtype": "int8"}, "expected one of 'float16'"),
         ({"dtype": "float64", "format": "cache"}, "a cache holds float32 or float16"),
-        ({"dtype": "float16", "scores": 1e6 * P}, r"within ±65504 for float16, got .* for video 'v0"),
+        ({"dtype": "float16", "scores": 1e6 * P}, r"within ±65504 for float16, got .* at id 'v0"),
         ({"scores": np.zeros((N, 3, K))}, "got views"),
         ({"ids": ["a"] * N}, "each id once"),
         ({"classes": ["run", "id", "walk", "sit"], "format": "parquet"}, "classes: 'id' would be called as the column"),

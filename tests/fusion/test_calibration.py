@@ -358,7 +358,7 @@ def test_rules_that_need_every_member_do_not_advise_to_go_on_without_some(rule):
 
 
 def test_a_calibrated_rule_that_can_go_on_without_members_says_so():
-    with pytest.raises(AlignmentError, match='say missing="renormalise"'):
+    with pytest.raises(AlignmentError, match='give the rule missing="renormalise"'):
         Calibrated(LogLinearPool(), where="members").fit(named(missing_from=40))
     stack = named(missing_from=40)
     pool = Calibrated(LogLinearPool("uniform", missing="renormalise"), where="members").fit(stack)

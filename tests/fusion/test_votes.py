@@ -90,7 +90,7 @@ def test_views_refuse_what_they_cannot_reduce():
     stack = LogitStack.from_arrays(scores(n=4, views=2))
     with pytest.raises(InputError, match="median"):
         reduce_views(stack, "median")
-    with pytest.raises(InputError, match="one entry for each"):
+    with pytest.raises(InputError, match="expected one for each"):
         reduce_views(stack, {"member0": "max"})
     with pytest.raises(InputError, match="no reducing"):
         reduce_views(scores(n=4), "max")

@@ -144,7 +144,7 @@ def test_an_incomplete_stack_is_refused_with_advice_that_holds():
     for refusing in (vf.GreedyPool(), vf.SubsetPool(vf.StackedPool())):
         with pytest.raises(AlignmentError, match=r'40 of 60 .*join="inner" while loading$'):
             refusing.fit(stack)
-    with pytest.raises(AlignmentError, match='say missing="renormalise"'):
+    with pytest.raises(AlignmentError, match='give the rule missing="renormalise"'):
         vf.SubsetPool(vf.LogLinearPool("accuracy")).fit(stack)
 
 

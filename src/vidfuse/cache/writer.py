@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import (
     Kind,
+    as_dtype,
     as_float_array,
     check_classes,
     check_ids,
@@ -321,7 +322,7 @@ class CacheWriter:
         known = np.full(len(array), -1, dtype=np.int64)
         if labels is not None:
             known = check_labels(labels, len(array), array.shape[-1], names, some=True)
-        return _Batch(names, _to_dtype(array, np.dtype(self._meta.dtype), names), known)
+        return _Batch(names, as_dtype(array, np.dtype(self._meta.dtype), names), known)
 
     def _begin_with(self, batch: _Batch) -> None:
         """Publish `meta.json` with the first append; hold later ones against it."""
@@ -480,20 +481,3 @@ def _open_if_there(path: Path) -> Part | None:
         return open_part(path)
     except FileNotFoundError:
         return None
-
-
-def _to_dtype(scores: NDArray[np.floating[Any]], dtype: np.dtype[Any], ids: NDArray[np.str_]) -> NDArray[Any]:
-    """Cast scores to the stored dtype, and refuse finite values that leave its range."""
-    if scores.dtype == dtype:
-        return scores
-    with np.errstate(over="ignore", under="ignore"):
-        cast = scores.astype(dtype)
-    lost = np.isinf(cast) & np.isfinite(scores)
-    if lost.any():
-        where = np.argwhere(lost)[0]
-        limit, value = float(np.finfo(dtype).max), float(scores[tuple(where)])
-        raise InputError(
-            f"expected scores within ±{limit:g} for {dtype}, got {value:g} at "
-            f'{place(int(where[0]), ids)}, class {where[-1]} ({int(lost.sum())} in all); store dtype="float32"'
-        )
-    return cast

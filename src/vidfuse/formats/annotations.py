@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import check_ids, first_few
+from vidfuse._checks import check_ids, first_few, naming
 from vidfuse._paths import VIDEO_SUFFIXES, IdRule, name_ids
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
@@ -83,7 +83,7 @@ def read_annotations(
     if not isinstance(source, str | os.PathLike):
         return Annotations(check_ids(source), None)
     path = Path(source)
-    try:
+    with naming(path):
         content = read_content(open_stored(path))
         listed: _Listed | None
         if isinstance(content, Text):
@@ -106,8 +106,6 @@ def read_annotations(
         labels = None if listed.labels is None else label_indices(listed.labels, names)
         found = None if listed.names is None else check_ids(name_ids(listed.names, ids, path.parent))
         return Annotations(found, labels, None if names is None else tuple(names))
-    except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
 
 
 def _from_text(text: str) -> _Listed:

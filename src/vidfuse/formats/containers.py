@@ -21,6 +21,7 @@ from typing import IO, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._checks import naming
 from vidfuse.errors import InputError
 from vidfuse.formats.safe_pickle import loads
 
@@ -205,10 +206,8 @@ def _plain_int(digits: str) -> int:
 
 
 def _read_pickle(stored: Stored) -> Any:
-    try:
+    with naming(stored.path):
         return loads(stored.read())
-    except InputError as error:
-        raise InputError(f"{stored.path}: {error}") from error
 
 
 def _read_safetensors(stored: Stored) -> dict[str, NDArray[Any]]:
@@ -257,10 +256,8 @@ def _read_npy(data: bytes, name: str) -> Any:
 
 def _objects(data: bytes, name: str) -> Any:
     """An array of objects, or the single object that `numpy.save` wrapped in one without axes."""
-    try:
+    with naming(name):
         found = loads(data)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
     return found.item() if isinstance(found, np.ndarray) and found.dtype == object and found.ndim == 0 else found
 
 

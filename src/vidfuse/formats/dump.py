@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import check_ids, first_few
+from vidfuse._checks import check_ids, first_few, naming
 from vidfuse._paths import IdRule, name_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
@@ -70,24 +70,23 @@ def read_dump(
         return name_ids(names, ids)
 
     try:
-        if file.is_dir():
-            dump = _read_folder(file)
-        else:
-            stored = open_stored(file)
-            content = read_content(stored)
-            if isinstance(content, Text) and is_rank_text(content.text):
-                dump = read_ranks([(file, content.text)])
-            elif isinstance(content, Text):
-                dump = read_csv(content.text, classes=classes, columns=columns, id_column=id_column)
-            elif isinstance(content, Parquet):
-                dump = read_parquet(content.stream, classes=classes, columns=columns, id=id_column)
+        with naming(file):
+            if file.is_dir():
+                dump = _read_folder(file)
             else:
-                dump = read_layout(content, Ask(stored.size, head, id_column, classes))
-        dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes, repeated)
+                stored = open_stored(file)
+                content = read_content(stored)
+                if isinstance(content, Text) and is_rank_text(content.text):
+                    dump = read_ranks([(file, content.text)])
+                elif isinstance(content, Text):
+                    dump = read_csv(content.text, classes=classes, columns=columns, id_column=id_column)
+                elif isinstance(content, Parquet):
+                    dump = read_parquet(content.stream, classes=classes, columns=columns, id=id_column)
+                else:
+                    dump = read_layout(content, Ask(stored.size, head, id_column, classes))
+            dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes, repeated)
     except MemoryError as error:
         raise InputError(f"{file}: it asks for more memory than there is") from error
-    except InputError as error:
-        raise error if str(file) in str(error) else InputError(f"{file}: {error}") from error
     for note in dump.notes:
         warnings.warn(f"{file}: {note}", VidfuseWarning, stacklevel=2)
     return dump

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse import __version__
-from vidfuse._checks import as_float_array, check_classes, check_ids, check_kind, check_labels, first_few
+from vidfuse._checks import as_dtype, as_float_array, check_classes, check_ids, check_kind, check_labels, first_few
 from vidfuse._files import replace
 from vidfuse.errors import InputError, MissingExtraError, option
 from vidfuse.formats.streams import (
@@ -210,9 +210,9 @@ class _Predictions:
         def read(rows: slice) -> tuple[NDArray[Any], ...]:
             block = as_float_array(array[rows], "scores")
             if top_k is None:
-                return (_cast(block, stored, names[rows]),)
+                return (as_dtype(block, stored, names[rows]),)
             best = np.argsort(-block, axis=1, kind="stable")[:, :top_k]
-            return _cast(np.take_along_axis(block, best, axis=1), stored, names[rows]), best
+            return as_dtype(np.take_along_axis(block, best, axis=1), stored, names[rows]), best
 
         named = check_classes(classes, shape[-1])
         known = None if labels is None else check_labels(labels, shape[0], shape[-1], names)
@@ -395,23 +395,6 @@ def _check_top_k(top_k: Any, n_classes: int, format: str) -> None:
             f"top_k: a file of the format {format} holds every class; write .csv, .parquet or .npz, or leave "
             f"{option('top_k')} out"
         )
-
-
-def _cast(block: NDArray[Any], dtype: np.dtype[Any], ids: NDArray[np.str_]) -> NDArray[Any]:
-    """Return scores in the dtype that is written, and refuse finite ones that leave its range."""
-    if block.dtype == dtype:
-        return block
-    with np.errstate(over="ignore", under="ignore"):
-        cast = block.astype(dtype)
-    if dtype.itemsize < block.dtype.itemsize:
-        lost = np.isinf(cast) & np.isfinite(block)
-        if lost.any():
-            where = tuple(np.argwhere(lost)[0])
-            raise InputError(
-                f"dtype: expected scores within ±{np.finfo(dtype).max:g} for {dtype}, got {block[where]:g} for video "
-                f"{str(ids[where[0]])!r}; write float32"
-            )
-    return cast
 
 
 def _mmaction2(array: NDArray[Any], ids: NDArray[np.str_], labels: NDArray[np.int64] | None) -> list[dict[str, Any]]:

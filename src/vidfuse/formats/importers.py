@@ -20,6 +20,7 @@ from vidfuse._checks import (
     check_member_names,
     check_scores,
     first_few,
+    naming,
     per_member,
     place,
 )
@@ -34,7 +35,7 @@ from vidfuse.stack.align import Join
 from vidfuse.stack.classes import ClassMap
 from vidfuse.stack.frames import Dump, reordered
 from vidfuse.stack.inputs import Blanks
-from vidfuse.stack.join import average_repeats, repeated_rows
+from vidfuse.stack.join import average_repeats, check_alike, repeated_rows
 from vidfuse.stack.source import reduce_array
 from vidfuse.stack.stack import LogitStack
 
@@ -133,12 +134,8 @@ def read_predictions(
     mapped = [name for name, mapping in per_member(class_map, names, "class_map", needed=()).items() if mapping]
     for name in names:
         asked = _Read(**{what: values[name] for what, values in options.items()}, mapped=name in mapped)
-        try:
+        with naming(f"member {name!r}"):
             members[name] = _read_member(name, find_files(files[name]), asked, classes, labels, ids, repeats)
-        except AlignmentError as error:
-            raise AlignmentError(f"member {name!r}: {error}") from error
-        except InputError as error:
-            raise InputError(f"member {name!r}: {error}") from error
     _fill_votes(members, classes)
     # Rows are matched by id where all members have ids, by position where none has; some with and some without cannot
     # be matched.
@@ -233,19 +230,11 @@ def _joined(parts: Mapping[str, _Member], listed: Annotations | None, repeats: s
         return _Member(dump, kind)
     rows = repeated_rows(dump.ids, [len(part.dump.scores) for part in parts.values()])
     scores = average_repeats(as_float_array(dump.scores), kind, rows, repeats)
-    labels = None if dump.labels is None else _one_label(np.asarray(dump.labels)[rows], dump.ids[rows[:, 0]])
-    return _Member(replace(dump, scores=scores, labels=labels, ids=dump.ids[rows[:, 0]]), "log-likelihoods")
-
-
-def _one_label(labels: NDArray[Any], ids: NDArray[np.str_]) -> NDArray[Any]:
-    """Return each video's label (N,) from those of its predictions (N, R), which have to be the same."""
-    odd = np.flatnonzero((labels != labels[:, :1]).any(axis=1))
-    if odd.size:
-        raise AlignmentError(
-            f"the labels of {odd.size} of {len(ids)} videos differ between their predictions: "
-            f"{first_few(ids[odd].tolist())}; are they of the same videos?"
-        )
-    return labels[:, 0]
+    first, labels = rows[:, 0], None if dump.labels is None else np.asarray(dump.labels)
+    if labels is not None:
+        check_alike(labels[rows], dump.ids[first], "labels")
+        labels = labels[first]
+    return _Member(replace(dump, scores=scores, labels=labels, ids=dump.ids[first]), "log-likelihoods")
 
 
 def _kind(given: Any, own: str | None, path: Path) -> Kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -18,11 +18,10 @@ from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviation
 from vidfuse.fusion._solver.shared import FitVideos, member_scales
 from vidfuse.fusion.crossfit import even_folds, out_of_fold
 from vidfuse.fusion.floors import floored_blocks, member_floors
-from vidfuse.fusion.rule import Missing, Rule
-from vidfuse.fusion.summary import PoolSummary
+from vidfuse.fusion.rule import Wrapper, check_sample_weight
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import block_rows, log_softmax
-from vidfuse.stack.source import ArraySource, Source, compose_rows, fill_log_likelihoods
+from vidfuse.stack.source import ArraySource, DerivedSource, Source, compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["Calibrated", "TemperatureScaling", "VectorScaling"]
@@ -60,10 +59,8 @@ def _check_true_class(
 
 
 def _shares(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64]:
-    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    if weight.shape != (n,) or not (weight >= 0).all() or not weight.sum() > 0:
-        raise InputError(f"sample_weight: expected {n} numbers of at least 0 with a positive sum")
-    return np.asarray(weight / weight.sum())
+    weight = check_sample_weight(sample_weight, n)
+    return np.full(n, 1.0 / n) if weight is None else weight / weight.sum()
 
 
 def _alone(log_p: NDArray[Any], ids: NDArray[np.str_] | None = None) -> LogitStack:
@@ -193,32 +190,18 @@ class VectorScaling(_Scaling):
 
 
 @dataclass(frozen=True)
-class _Calibrated:
-    """A member's log-likelihoods, floored and calibrated, computed where they are asked for: a `Source` of a stack."""
+class _Calibrated(DerivedSource):
+    """A member's log-likelihoods (N, K), floored and calibrated, computed where they are asked for."""
 
-    source: Source
     kind: Kind
     floor: float
     calibrator: Any
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float32)
-
     def take(self, rows: Rows) -> NDArray[np.float32]:
-        log_p = _log_likelihoods(self.source.take(rows), self.kind, self.floor)
+        scores = self.source.take(rows)
+        log_p = np.empty(scores.shape, dtype=np.float32)
+        fill_log_likelihoods(scores, self.kind, log_p, floor=self.floor)
         return log_p if self.calibrator is None else np.asarray(self.calibrator.transform(log_p), dtype=np.float32)
-
-    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
-        return [self.take(rows)]
-
-    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        source, rows = self.source.restricted(rows)
-        return replace(self, source=source), rows
 
 
 def _derived(own: Member, shape: tuple[int, int], floor: float, calibrator: Any = None, *, keep: bool) -> Member:
@@ -232,14 +215,7 @@ def _derived(own: Member, shape: tuple[int, int], floor: float, calibrator: Any 
     return Member(own.name, ArraySource(kept), slice(0, len(kept), 1), "log-likelihoods")
 
 
-def _log_likelihoods(scores: NDArray[Any], kind: Kind, floor: float) -> NDArray[np.float32]:
-    """Return the log-likelihoods (N, K) of scores as they are stored, with the floor that rounded ones need."""
-    out = np.empty(scores.shape, dtype=np.float32)
-    fill_log_likelihoods(scores, kind, out, floor=floor)
-    return out
-
-
-class Calibrated(Rule):
+class Calibrated(Wrapper):
     """A rule whose result, or whose members, are calibrated on the videos of the fit.
 
     Args:
@@ -263,18 +239,12 @@ class Calibrated(Rule):
         True
     """
 
-    rule_: Rule
     calibrators_: list[Any]
 
     def __init__(self, rule: Any, calibrator: Any = None, *, where: Literal["after", "members"] = "after") -> None:
         self.rule = rule
         self.calibrator = calibrator
         self.where = where
-
-    @property
-    def missing(self) -> Missing | None:  # type: ignore[override]
-        """What the inner rule does about missing members; None where it can do nothing."""
-        return self.rule.missing
 
     @property
     def takes_views(self) -> bool:  # type: ignore[override]
@@ -330,34 +300,6 @@ class Calibrated(Rule):
             log_p[rows] = self.calibrators_[0].transform(log_p[rows])
         return log_p
 
-    def needed_members(self) -> tuple[str, ...]:
-        """Return those of `members_` that a prediction needs: those that the inner rule needs."""
-        check_is_fitted(self, "rule_")
-        return self.rule_.needed_members()
-
-    def needed_views(self) -> int | None:
-        """Return how many views the inner rule needs."""
-        check_is_fitted(self, "rule_")
-        return self.rule_.needed_views()
-
-    def choices(self) -> tuple[str, ...]:
-        """Return what the inner rule chose."""
-        return self.rule_.choices() if hasattr(self, "rule_") else ()
-
-    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
-        """Return each member's weight in the inner rule; intervals take the calibration as given.
-
-        Raises:
-            InputError: the rule has no weights, comes from a recipe or a pickle, or an argument is out of range.
-        """
-        check_is_fitted(self, "rule_")
-        if not hasattr(self.rule_, "summary"):
-            raise InputError(
-                f"summary: expected a rule with one weight a member, such as LogLinearPool(), got {self.rule_!r}"
-            )
-        inner: PoolSummary = self.rule_.summary(bootstrap, confidence=confidence, random_state=random_state)
-        return inner
-
     def _calibrate(self, stack: LogitStack) -> LogitStack:
         keep = len(stack) * len(stack.members) * stack.n_classes <= _RESIDENT
         calibrators = dict(zip(self.members_, self.calibrators_, strict=True))
@@ -365,14 +307,7 @@ class Calibrated(Rule):
             _derived(own, (len(stack), stack.n_classes), floor, calibrators[own.name], keep=keep)
             for own, floor in zip(stack.sources(), member_floors(stack, "auto").tolist(), strict=True)
         ]
-        return LogitStack(
-            members,
-            ids=stack.ids,
-            labels=stack.labels,
-            classes=stack.classes,
-            present=stack.present,
-            groups=stack.groups,
-        )
+        return stack.changed(members)
 
 
 def _fitted(base: Any, one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> Any:

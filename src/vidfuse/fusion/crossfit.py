@@ -229,10 +229,7 @@ def fit_copies(
     One that refits (weights by score) reads the videos once, and each fold's copy follows from the fold's own.
     """
     if not get_tags(rule).target_tags.required:
-        bare = LogitStack(
-            stack.sources(), ids=stack.ids, classes=stack.classes, present=stack.present, groups=stack.groups
-        )
-        return [clone(rule).fit(bare, None, sample_weight)] * len(splits)
+        return [clone(rule).fit(stack.changed(labels=None), None, sample_weight)] * len(splits)
     share = np.ones(len(labels)) if sample_weight is None else sample_weight
     if getattr(rule, "refits", False) and len(splits) > 1 and stack.present is None and share.all():
         whole = clone(rule).fit(stack, labels, sample_weight) if whole is None else whole

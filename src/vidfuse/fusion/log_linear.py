@@ -28,7 +28,6 @@ from vidfuse.fusion._solver.strengths import (
 )
 from vidfuse.fusion.floors import Floor, floored_blocks, is_number
 from vidfuse.fusion.rule import Missing, WeightedSum
-from vidfuse.fusion.summary import PoolSummary
 from vidfuse.fusion.weighted import WeightedRule, Weights, check_true_class, is_learned, pool_blocks, sum_of_given
 from vidfuse.fusion.weights import true_scores
 from vidfuse.likelihood import add_member, log_linear_pool, log_softmax
@@ -214,11 +213,6 @@ class LogLinearPool(WeightedRule):
         elif said and self.per_class == "auto" and self.class_weights_ is None:
             said.append("all classes share the weights: those of so many members and classes would not fit memory")
         return tuple(said)
-
-    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
-        """Return each member's shared weight, with intervals as `WeightedRule.summary`, and `choices`."""
-        shared = super().summary(bootstrap, confidence=confidence, random_state=random_state)
-        return replace(shared, choices=self.choices())
 
     def weighted_sum(self) -> WeightedSum:
         """Return the pool as a weighted sum of log-likelihoods, over all of `members_`."""

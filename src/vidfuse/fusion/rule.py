@@ -24,11 +24,14 @@ __all__ = [
     "Rule",
     "WeightedSum",
     "WeightedVote",
+    "Wrapper",
     "as_stack",
     "check_class_names",
     "check_layout",
     "check_presence",
+    "check_rule",
     "check_sample_weight",
+    "complete_videos",
 ]
 
 Missing = Literal["error", "renormalise"]
@@ -291,6 +294,45 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         return tags
 
 
+class Wrapper(Rule):
+    """A rule around another one, `rule`, of which the fit keeps a fitted copy, `rule_`; that one says what it needs."""
+
+    rule: Any
+    rule_: Rule
+
+    @property
+    def missing(self) -> Missing | None:  # type: ignore[override]
+        """What the inner rule does about missing members; None where it can do nothing."""
+        return check_rule(self.rule).missing
+
+    def needed_members(self) -> tuple[str, ...]:
+        """Return those of `members_` that a prediction needs: those that the inner rule needs."""
+        check_is_fitted(self, "rule_")
+        return self.rule_.needed_members()
+
+    def needed_views(self) -> int | None:
+        """Return how many views the inner rule needs."""
+        check_is_fitted(self, "rule_")
+        return self.rule_.needed_views()
+
+    def choices(self) -> tuple[str, ...]:
+        """Return what the inner rule chose."""
+        return self.rule_.choices() if hasattr(self, "rule_") else ()
+
+    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> Any:
+        """Return each member's weight in the inner rule; intervals take what the wrapper itself chose as given.
+
+        Raises:
+            InputError: the rule has no weights, comes from a recipe or a pickle, or an argument is out of range.
+        """
+        check_is_fitted(self, "rule_")
+        if not hasattr(self.rule_, "summary"):
+            raise InputError(
+                f"summary: expected a rule with one weight a member, such as LogLinearPool(), got {self.rule_!r}"
+            )
+        return self.rule_.summary(bootstrap, confidence=confidence, random_state=random_state)
+
+
 def as_stack(X: Any) -> LogitStack:
     """Return `X` as a stack: a stack as it is, an array (N, M, K) or (N, M, V, K) of logits or log-likelihoods.
 
@@ -302,6 +344,19 @@ def as_stack(X: Any) -> LogitStack:
         (5, 2, 3)
     """
     return X if isinstance(X, LogitStack) else LogitStack.from_arrays(X)
+
+
+def check_rule(rule: Any) -> Rule:
+    """Return a rule as it is, and refuse anything else.
+
+    Example:
+        >>> check_rule(None)
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: rule: expected a fusion rule, such as LogLinearPool(), got None
+    """
+    if not isinstance(rule, Rule):
+        raise InputError(f"rule: expected a fusion rule, such as LogLinearPool(), got {rule!r}")
+    return rule
 
 
 def check_layout(rule: Rule, stack: LogitStack) -> None:
@@ -338,11 +393,29 @@ def check_presence(stack: LogitStack, missing: str | None) -> None:
         return
     advice = f"keep those that all members have, with {option('join', 'inner')} while loading"
     if missing is not None:
-        advice = f"say {option('missing', 'renormalise')} to share an absent member's weight among the others"
+        advice += f", or give the rule {option('missing', 'renormalise')} to share an absent member's weight"
     raise AlignmentError(
         f"expected every member's scores of every video, got {int((~stack.present.all(axis=1)).sum())} of {len(stack)} "
         f"videos without some; {advice}"
     )
+
+
+def complete_videos(stack: LogitStack, advice: str = "") -> NDArray[np.bool_]:
+    """Return which videos every member has (N,); members are compared on them, so that there has to be one.
+
+    Example:
+        >>> complete_videos(LogitStack.from_arrays(np.zeros((2, 2, 3)))).tolist()
+        [True, True]
+    """
+    if stack.present is None:
+        return np.ones(len(stack), dtype=bool)
+    complete = stack.present.all(axis=1)
+    if not complete.any():
+        raise AlignmentError(
+            f"expected videos that every member has, to compare the members on; got none among {len(stack)}; leave "
+            f"out the members that have few{advice}"
+        )
+    return np.asarray(complete)
 
 
 def check_sample_weight(sample_weight: ArrayLike | None, n: int) -> NDArray[np.float64] | None:

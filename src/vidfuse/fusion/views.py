@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import Rows
+from vidfuse._checks import per_member
 from vidfuse.errors import InputError
 from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.fusion.rule import Rule, as_stack
 from vidfuse.likelihood import VIEW_RULES, block_rows, reduce_views_array
-from vidfuse.stack.source import ArraySource, ReducedSource, Source
-from vidfuse.stack.stack import LogitStack, Member
+from vidfuse.stack.source import ArraySource, IndexedSource, ReducedSource
+from vidfuse.stack.stack import LogitStack
 
 __all__ = ["first_views", "members_first", "one_view", "reduce_views", "reduced_as_read"]
 
@@ -55,7 +55,7 @@ def reduce_views(
     """
     stack = as_stack(stack)
     rules = _rules(stack, how)
-    masks = _for_members(present, stack.members, "present")
+    masks = per_member(present, stack.members, "present")
     floors = member_floors(stack, floor)
     reduced = {name: np.empty((len(stack), stack.n_classes), dtype=np.float32) for name in stack.members}
     step = block_rows(len(stack.members) * stack.n_views * stack.n_classes)
@@ -69,12 +69,11 @@ def reduce_views(
                 present=None if mask is None else np.asarray(mask)[rows],
             )
     everything = slice(0, len(stack), 1)
-    return _with_members(
-        stack,
+    return stack.changed(
         [
             replace(m, source=ArraySource(reduced[m.name]), rows=everything, kind="log-likelihoods")
             for m in stack.sources()
-        ],
+        ]
     )
 
 
@@ -88,20 +87,8 @@ def reduced_as_read(stack: LogitStack, how: str | Mapping[str, str]) -> LogitSta
     """
     rules = _rules(stack, how)
     sources = [ReducedSource(member.source, member.kind, rules[member.name]) for member in stack.sources()]
-    return _with_members(
-        stack,
-        [replace(m, source=one, kind="log-likelihoods") for m, one in zip(stack.sources(), sources, strict=True)],
-    )
-
-
-def _with_members(stack: LogitStack, members: list[Member]) -> LogitStack:
-    return LogitStack(
-        members,
-        ids=stack.ids,
-        labels=stack.labels,
-        classes=stack.classes,
-        present=stack.present,
-        groups=stack.groups,
+    return stack.changed(
+        [replace(m, source=one, kind="log-likelihoods") for m, one in zip(stack.sources(), sources, strict=True)]
     )
 
 
@@ -157,41 +144,15 @@ def first_views(stack: LogitStack, n: int) -> LogitStack:
 
 
 def _of_views(stack: LogitStack, views: int | slice) -> LogitStack:
-    members = [replace(member, source=_View(member.source, views)) for member in stack.sources()]
-    return LogitStack(members, ids=stack.ids, classes=stack.classes, present=stack.present, groups=stack.groups)
-
-
-@dataclass(frozen=True)
-class _View:
-    """One view, or some, of a member's scores: a `Source` of a stack."""
-
-    source: Source
-    view: int | slice
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        n, views, classes = self.source.shape
-        return (n, classes) if isinstance(self.view, int) else (n, len(range(views)[self.view]), classes)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.source.dtype
-
-    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
-        return self.source.take(rows)[:, self.view]
-
-    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
-        return [piece[:, self.view] for piece in self.source.pieces(rows)]
-
-    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        source, rows = self.source.restricted(rows)
-        return _View(source, self.view), rows
+    sources = [IndexedSource(member.source, (slice(None), views)) for member in stack.sources()]
+    members = [replace(m, source=source) for m, source in zip(stack.sources(), sources, strict=True)]
+    return stack.changed(members, labels=None)
 
 
 def _rules(stack: LogitStack, how: str | Mapping[str, str]) -> dict[str, Any]:
     """Return how each member's views are reduced."""
     _check_views(stack)
-    rules = _for_members(how, stack.members, "how")
+    rules = per_member(how, stack.members, "how")
     for name, rule in rules.items():
         if rule not in VIEW_RULES:
             expected = ", ".join(map(repr, VIEW_RULES))
@@ -203,11 +164,3 @@ def _check_views(stack: LogitStack) -> int:
     if stack.n_views is None:
         raise InputError(f"expected a stack with views, (N, M, V, K), got shape {stack.shape}; it needs no reducing")
     return stack.n_views
-
-
-def _for_members(value: Any, members: tuple[str, ...], what: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(members, value)
-    if set(value) != set(members):
-        raise InputError(f"{what}: expected one entry for each of {list(members)}, got {sorted(value)}")
-    return dict(value)

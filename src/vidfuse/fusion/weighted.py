@@ -15,8 +15,8 @@ from vidfuse._checks import check_weights, place
 from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
-from vidfuse.fusion.rule import Rule
-from vidfuse.fusion.summary import PoolSummary, Refit, summarise
+from vidfuse.fusion.rule import complete_videos
+from vidfuse.fusion.summary import Refit, SummarisedRule
 from vidfuse.fusion.views import reduce_views
 from vidfuse.fusion.weights import SCORE_WEIGHTS, check_power, member_hits, score_weights, true_log_likelihoods
 from vidfuse.stack.stack import LogitStack
@@ -33,7 +33,7 @@ __all__ = [
 Weights = str | Sequence[float] | Mapping[str, float] | NDArray[np.float64]
 
 
-class WeightedRule(Rule):
+class WeightedRule(SummarisedRule):
     """A rule with one weight for each member: what pools and votes share.
 
     A subclass calls `_fit_weights` in its `_fit`, and `_with_a_say` in its `_fuse`.
@@ -43,12 +43,8 @@ class WeightedRule(Rule):
     power: float
     floor: Floor
     class_weight: Literal["balanced"] | None = None  # a parameter of pools alone
-    weights_: NDArray[np.float64]
     floor_: NDArray[np.float64]
     n_missing_: NDArray[np.int64]
-    _refit: Refit | None
-    _omega: NDArray[np.float64] | None
-    _groups: NDArray[Any] | None
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -135,42 +131,10 @@ class WeightedRule(Rule):
         columns = [self.members_.index(name) for name in used]
         return stack, self.weights_[columns], self.floor_[columns]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_refit": None, "_omega": None, "_groups": None}
-
-    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
-        """Return each member's weight, with percentile intervals over `bootstrap` resamples of the fit's videos.
-
-        Where the videos were fitted with groups, whole groups are resampled.
-
-        Scored weights and the linear optimum are refitted on each resample; learned log-linear weights take one
-        Newton step from the fit (the one-step bootstrap: Davison and Hinkley 1997, section 7.2.4 discusses it for
-        likelihoods), so that a thousand replicates take about a second.
-
-        Raises:
-            InputError: the rule comes from a recipe or a pickle, which keep no videos, or an argument is out of range.
-        """
-        check_is_fitted(self, "weights_")
-        refit: Refit | None = getattr(self, "_refit", None)
-        omega: NDArray[np.float64] | None = getattr(self, "_omega", None)
-        groups: NDArray[Any] | None = getattr(self, "_groups", None)
+    def _resampled_weights(self, bootstrap: int, rng: np.random.Generator) -> NDArray[np.float64]:
         if not isinstance(self.weights, str) or self.weights == "uniform":  # no video has a say in these weights
-            refit, omega = self._unmoved, np.ones(1)
-            groups = None
-        return summarise(
-            self.members_,
-            self.weights_,
-            getattr(self, "temperature_", 1.0),  # votes have none
-            refit=refit,
-            omega=omega,
-            groups=groups,
-            bootstrap=bootstrap,
-            confidence=confidence,
-            random_state=random_state,
-        )
-
-    def _unmoved(self, omega: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self.weights_
+            return np.tile(self.weights_, (bootstrap, 1))
+        return super()._resampled_weights(bootstrap, rng)
 
 
 def is_learned(weights: Weights) -> bool:
@@ -277,12 +241,7 @@ def _fit_videos(
     floors: NDArray[np.float64],
 ) -> FitVideos:
     """Return the videos that every member has and whose weight is not 0; "balanced" evens out the classes' weights."""
-    used = np.ones(len(stack), dtype=bool) if stack.present is None else stack.present.all(axis=1)
-    if not used.any():
-        raise AlignmentError(
-            f"expected videos that every member has, to compare the members on; got none among {len(stack)}; leave "
-            f"out the members that have few, or say {option('weights', 'uniform')}"
-        )
+    used = complete_videos(stack, f", or say {option('weights', 'uniform')}")
     omega = np.ones(len(stack)) if weight is None else weight
     used &= omega > 0
     if not used.any():

@@ -5,7 +5,8 @@ is the paper's network as vidfuse trains it, and a ``_tiny`` one is a small pres
 
 A network is one module of this package, and one line in the table below for each of its variants. The module exposes
 
-- ``PRESETS``: its catalogue names, each with a frozen configuration,
+- ``PRESETS``: a frozen configuration for each of its catalogue names; a published network that has none has that of the
+  name without its source,
 - ``build(config, num_classes)``: a `vidfuse.networks.layers.VideoNetwork`,
 - ``convert(state_dict, source, config)``: a published state dict, renamed to the module's own layout.
 """
@@ -418,4 +419,4 @@ def settings(name: str) -> Any:
 def _resolve(name: str) -> tuple[ModuleType, Any]:
     info(name)
     network = import_network_module(_TABLE[name][0][0])
-    return network, network.PRESETS[name]
+    return network, network.PRESETS[name if name in network.PRESETS else name.partition(".")[0]]

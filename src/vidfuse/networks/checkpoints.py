@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vidfuse._checks import naming
 from vidfuse.errors import InputError, VidfuseWarning
 
 __all__ = ["CLASSIFIERS", "COUNTED", "Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
@@ -78,10 +79,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a readable checkpoint: {error}") from error
-    try:
+    with naming(path):
         return unwrap(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -250,8 +250,4 @@ PRESETS: Final[Mapping[str, R2Plus1DConfig]] = {
     "r2plus1d_r34_8x8": _R34,
     "r2plus1d_r34_32x2": _R34,
     "r2plus1d_r50": _R50,
-    "r2plus1d_r18.torchvision": _R18,
-    "r2plus1d_r34_8x8.mmaction2": _R34,
-    "r2plus1d_r34_32x2.mmaction2": _R34,
-    "r2plus1d_r50.pytorchvideo": _R50,
 }

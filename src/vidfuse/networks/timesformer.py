@@ -347,11 +347,4 @@ PRESETS: Final[Mapping[str, TimeSformerConfig]] = {
     "timesformer_b_space": _SPACE,
     "timesformer_hr": _HR,
     "timesformer_l": _L,
-    "timesformer_b.mmaction2": _B,
-    "timesformer_b.original": _B,
-    "timesformer_b.transformers": _B,
-    "timesformer_b_joint.mmaction2": _JOINT,
-    "timesformer_b_space.mmaction2": _SPACE,
-    "timesformer_hr.transformers": _HR,
-    "timesformer_l.transformers": _L,
 }

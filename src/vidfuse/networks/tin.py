@@ -257,7 +257,6 @@ _R50: Final = TINConfig()
 PRESETS: Final[Mapping[str, TINConfig]] = {
     "tin_tiny": TINConfig("basic", (1, 1, 1, 1), (16, 32, 64, 128), stem=8, dropout=0.2),
     "tin_r50": _R50,
-    "tin_r50.mmaction2": _R50,
     "tin_r50.original": replace(_R50, dropout=0.8),
     "tin_r50_sthv1.mmaction2": _R50,
 }

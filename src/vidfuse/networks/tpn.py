@@ -412,7 +412,4 @@ PRESETS: Final[Mapping[str, TPNConfig]] = {
     ),
     "tpn_slowonly_r50": _SLOW_ONLY,
     "tpn_tsm_r50": _TSM,
-    "tpn_slowonly_r50.mmaction2": _SLOW_ONLY,
-    "tpn_tsm_r50.mmaction2": _TSM,
-    "tpn_slowonly_r50.original": _SLOW_ONLY,
 }

@@ -27,14 +27,14 @@ from vidfuse.fusion.calibration import TemperatureScaling
 from vidfuse.fusion.crossfit import content_keys, split_halves
 from vidfuse.fusion.floors import is_number
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Rule
+from vidfuse.fusion.rule import Rule, check_rule
 from vidfuse.fusion.views import first_views, reduce_views
 from vidfuse.fusion.weights import member_hits
 from vidfuse.likelihood import VIEW_RULES
 from vidfuse.metrics.bounds import risk_p_value
 from vidfuse.metrics.objectives import labels_of
 from vidfuse.selection.masks import member_costs
-from vidfuse.selection.problem import check_rule, restricted
+from vidfuse.selection.problem import restricted
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Cascade", "CascadeFront"]

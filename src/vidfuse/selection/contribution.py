@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._tables import Cell, Column, Table, Tabular, number, percent, points
 from vidfuse.errors import InputError
-from vidfuse.fusion.rule import Rule, as_stack
+from vidfuse.fusion.rule import Rule, as_stack, complete_videos
 from vidfuse.metrics import diversity as pairwise
 from vidfuse.metrics.objectives import Objective, evaluate, labels_of
 from vidfuse.selection.problem import Problem, pose
@@ -241,9 +241,7 @@ def diversity(stack: Any, labels: ArrayLike | None = None) -> Diversity:
     if stack.n_views is not None:
         raise InputError(f"diversity takes (N, M, K), got views: shape {stack.shape}; reduce them with reduce_views")
     if stack.present is not None:
-        whole = stack.present.all(axis=1)
-        if not whole.any():
-            raise InputError("diversity: expected videos that every member has, to compare the members on; got none")
+        whole = complete_videos(stack)
         stack, y = stack[whole], y[whole]
     predicted = np.stack([stack.scores(member).argmax(axis=1) for member in stack.members], axis=1)
     hits = predicted == y[:, None]

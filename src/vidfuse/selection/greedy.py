@@ -18,7 +18,7 @@ from vidfuse.fusion.floors import Floor, member_floors
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, WeightedSum
-from vidfuse.fusion.summary import PoolSummary, Refit, summarise
+from vidfuse.fusion.summary import SummarisedRule
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import Objective
 from vidfuse.selection.hits import find_hits
@@ -267,7 +267,7 @@ def _searched_weights(
     return np.array([found.weights.get(name, 0.0) for name in sorted(stack.members)])
 
 
-class GreedyPool(Rule):
+class GreedyPool(SummarisedRule):
     """Ensemble selection as an estimator: a pool whose weights are how often a greedy search chose each member.
 
     Args:
@@ -331,32 +331,7 @@ class GreedyPool(Rule):
         self.pool_ = named_pool(self.pool, self.floor, found.weights).fit(stack.select(found.members))
         self._omega = np.ones(len(stack)) if weight is None else weight
         self._groups = stack.groups
-        self._refit: Refit | None = partial(_searched_weights, stack, labels, self.get_params(deep=False))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_refit": None, "_omega": None, "_groups": None}
-
-    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
-        """Return each member's weight, with percentile intervals over `bootstrap` resamples of the fit's videos.
-
-        The whole search is repeated on each resample, which is one of whole groups where the videos have them.
-
-        Raises:
-            InputError: the rule comes from a recipe or a pickle, which keep no videos, the objective is a callable,
-                which gets no weights, or an argument is out of range.
-        """
-        check_is_fitted(self, "weights_")
-        return summarise(
-            self.members_,
-            self.weights_,
-            1.0,
-            refit=getattr(self, "_refit", None),
-            omega=getattr(self, "_omega", None),
-            groups=getattr(self, "_groups", None),
-            bootstrap=bootstrap,
-            confidence=confidence,
-            random_state=random_state,
-        )
+        self._refit = partial(_searched_weights, stack, labels, self.get_params(deep=False))
 
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members_` that a prediction needs: those that the pool of the chosen ones needs."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import first_few
+from vidfuse._checks import first_few, per_member
 from vidfuse._tables import Column, Table, Tabular
 from vidfuse.errors import InputError
 
@@ -204,13 +204,7 @@ def member_costs(costs: Mapping[str, float] | Sequence[float] | None, names: Seq
     if costs is None:
         return np.ones(len(names))
     if isinstance(costs, Mapping):
-        if set(costs) != set(names):
-            missing, unknown = sorted(set(names) - set(costs)), sorted(set(costs) - set(names))
-            raise InputError(
-                f"costs: expected one for each member; missing: {first_few(missing) or 'none'}, "
-                f"unknown: {first_few(unknown) or 'none'}"
-            )
-        costs = [costs[name] for name in names]
+        costs = list(per_member(costs, names, "costs").values())
     values = np.asarray(costs, dtype=np.float64)
     if values.shape != (len(names),):
         raise InputError(f"costs: expected {len(names)}, one for each of {first_few(names, 20)}, got {values.shape}")

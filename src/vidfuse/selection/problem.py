@@ -11,9 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse._checks import check_weights
-from vidfuse.errors import AlignmentError, InputError, option
+from vidfuse.errors import InputError
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Rule, as_stack, check_layout, check_sample_weight
+from vidfuse.fusion.rule import (
+    Rule,
+    as_stack,
+    check_layout,
+    check_presence,
+    check_rule,
+    check_sample_weight,
+    complete_videos,
+)
 from vidfuse.metrics.objectives import (
     Objective,
     evaluate,
@@ -25,7 +33,7 @@ from vidfuse.metrics.objectives import (
 from vidfuse.metrics.probabilistic import nll
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Problem", "best_single", "check_rule", "pose", "restricted", "video_weights"]
+__all__ = ["Problem", "best_single", "pose", "restricted", "video_weights"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,6 @@ def pose(
     if objective == "macro-f1":  # no sum over videos: it is searched as any callable is
         objective = resolve_objective(objective)
     rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
-    missing = None if whole_only else rule.missing
     check_layout(rule, stack)
     weight = check_sample_weight(sample_weight, len(stack))
     if callable(objective) and weight is not None:
@@ -132,20 +139,8 @@ def pose(
             f"sample_weight: expected a sum over videos, got {objective_name(objective)}; a callable gets no weights"
         )
     # Which videos? Those that every member has, where the rule can do without the others, and that count.
-    used = np.ones(len(stack), bool) if stack.present is None else stack.present.all(axis=1)
-    if stack.present is not None and missing != "renormalise":
-        advice = f"keep those that all members have, with {option('join', 'inner')} while loading"
-        if missing is not None:
-            advice += f", or give the rule {option('missing', 'renormalise')}, which does so while it compares members"
-        raise AlignmentError(
-            f"expected every member's scores of every video, got {int((~used).sum())} of {len(stack)} videos without "
-            f"some; {advice}"
-        )
-    if not used.any():
-        raise AlignmentError(
-            f"expected videos that every member has, to compare members on; got none of {len(stack)}; leave out the "
-            "members that have few"
-        )
+    check_presence(stack, None if whole_only else rule.missing)
+    used = complete_videos(stack)
     if weight is not None:
         used &= weight > 0
         if not used.any():
@@ -171,19 +166,6 @@ def video_weights(
     """
     counts = np.ones(len(labels)) if sample_weight is None else sample_weight
     return counts / np.bincount(labels, counts)[labels] if objective == "mean-class-accuracy" else counts
-
-
-def check_rule(rule: Any) -> Rule:
-    """Return a rule as it is, and refuse anything else.
-
-    Example:
-        >>> check_rule(None)
-        Traceback (most recent call last):
-        vidfuse.errors.InputError: rule: expected a fusion rule, such as LogLinearPool(), got None
-    """
-    if not isinstance(rule, Rule):
-        raise InputError(f"rule: expected a fusion rule, such as LogLinearPool(), got {rule!r}")
-    return rule
 
 
 def restricted(rule: Rule, members: Sequence[str], chosen: Sequence[str]) -> Rule:

@@ -15,8 +15,7 @@ from vidfuse.errors import InputError
 from vidfuse.fusion.floors import member_floors
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Missing, Rule, WeightedSum, WeightedVote
-from vidfuse.fusion.summary import PoolSummary
+from vidfuse.fusion.rule import Rule, WeightedSum, WeightedVote, Wrapper, check_rule
 from vidfuse.fusion.weights import check_power, true_log_likelihoods
 from vidfuse.metrics.objectives import Objective
 from vidfuse.selection.hits import find_hits
@@ -31,7 +30,7 @@ from vidfuse.selection.masks import (
     enumerate_masks,
     member_costs,
 )
-from vidfuse.selection.problem import Problem, check_rule, pose, restricted
+from vidfuse.selection.problem import Problem, pose, restricted
 from vidfuse.selection.subset_hits import score_subsets
 from vidfuse.stack.stack import LogitStack
 
@@ -233,7 +232,7 @@ def _scorer(problem: Problem) -> tuple[NDArray[np.float64], _Score]:
     return fitted.weights_, score
 
 
-class SubsetPool(Rule):
+class SubsetPool(Wrapper):
     """A rule on the best subset of the members, which the fit searches for, exactly.
 
     As an estimator the search is part of the fit, so that a cross-validation (`honest_score`, `cross_val_score`)
@@ -263,7 +262,6 @@ class SubsetPool(Rule):
     selected_: tuple[str, ...]
     weights_: NDArray[np.float64]
     score_: float
-    rule_: Rule
 
     def __init__(
         self,
@@ -279,11 +277,6 @@ class SubsetPool(Rule):
         self.max_members = max_members
         self.costs = costs
         self.budget = budget
-
-    @property
-    def missing(self) -> Missing | None:  # type: ignore[override]
-        """What the inner rule does about missing members; the search compares members on the videos that all have."""
-        return check_rule(self.rule).missing
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64] | None, weight: NDArray[np.float64] | None) -> None:
         stack = self._as_listed(stack)
@@ -307,31 +300,12 @@ class SubsetPool(Rule):
             by_name = dict(zip(inner.members, inner.weights.tolist(), strict=True))
             self.weights_ = np.array([by_name.get(name, 0.0) for name in self.members_])
 
-    def summary(self, bootstrap: int = 0, *, confidence: float = 0.95, random_state: int | None = 0) -> PoolSummary:
-        """Return each chosen member's weight; intervals take the choice as given, and tell nothing of its own spread.
-
-        Raises:
-            InputError: the rule has no weights, comes from a recipe or a pickle, or an argument is out of range.
-        """
-        check_is_fitted(self, "rule_")
-        if not hasattr(self.rule_, "summary"):
-            raise InputError(
-                f"summary: expected a rule with one weight a member, such as LogLinearPool(), got {self.rule_!r}"
-            )
-        inner: PoolSummary = self.rule_.summary(bootstrap, confidence=confidence, random_state=random_state)
-        return inner
-
     def choices(self) -> tuple[str, ...]:
         """Return which members were chosen, and what the rule on them chose."""
         if not hasattr(self, "rule_"):
             return ()
         chosen = f"{len(self.selected_)} of {len(self.members_)} members: {', '.join(self.selected_)}"
-        return chosen, *self.rule_.choices()
-
-    def needed_members(self) -> tuple[str, ...]:
-        """Return those of `members_` that a prediction needs: those that the inner rule needs."""
-        check_is_fitted(self, "rule_")
-        return self.rule_.needed_members()
+        return chosen, *super().choices()
 
     def weighted_sum(self) -> WeightedSum | None:
         """Return the weighted sum of the inner rule, where it is one."""

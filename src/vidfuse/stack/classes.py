@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import Kind, check_classes, check_labels, did_you_mean, first_few
+from vidfuse._checks import Kind, check_classes, check_labels, did_you_mean, first_few, naming
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.stack.source import fill_log_likelihoods
 
@@ -148,10 +148,8 @@ def apply_class_maps(
     n_classes = named[others[0]].shape[-1] if shared is None else len(shared)
     for name in mapped:
         mapping = maps[name] or {}
-        try:
+        with naming(f"member {name!r}"):
             named[name] = mapped_scores(named[name], kinds[name], own.get(name), mapping, shared, n_classes)
-        except InputError as error:
-            raise InputError(f"member {name!r}: {error}") from error
         kinds[name] = "log-likelihoods"
     return {name: shared for name in named} if own else classes
 

@@ -47,34 +47,9 @@ LABEL_NAMES: Final = (
 )
 CLASS_NAMES: Final = ("classes", "class_names", "categories", "label_names", "target_names")
 NOTE_NAMES: Final = frozenset(
-    {
-        *(
-            "split",
-            "fold",
-            "subset",
-            "phase",
-            "dataset",
-            "kind",
-            "classes",
-            "pred",
-            "preds",
-            "prediction",
-            "pred_label",
-        ),
-        *(
-            "pred_labels",
-            "pred_class",
-            "y_pred",
-            "predicted",
-            "top1",
-            "correct",
-            "confidence",
-            "n_frames",
-            "num_frames",
-        ),
-        *("nframes", "frames", "total_frames", "frame_count", "fps", "duration", "start", "end", "time_start"),
-        *("time_end", "start_frame", "stop_frame", "end_frame", "width", "height", "is_cc", "unnamed", "chunk", "clip"),
-    }
+    "split fold subset phase dataset kind classes pred preds prediction pred_label pred_labels pred_class y_pred "
+    "predicted top1 correct confidence n_frames num_frames nframes frames total_frames frame_count fps duration start "
+    "end time_start time_end start_frame stop_frame end_frame width height is_cc unnamed chunk clip".split()
 )
 NO_IDS: Final = "none"  # id_column= where a file has no ids, whatever its columns are called
 VOTE_NAMES: Final = ("pred", "prediction", "pred_label", "pred_class", "y_pred", "predicted")

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import first_few
+from vidfuse._checks import first_few, naming
 from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.stack.classes import name_order
 from vidfuse.stack.columns import (
@@ -235,12 +235,10 @@ def frame_arrays(
     """
     dumps = {}
     for name, frame in frames.items():
-        try:
+        with naming(f"member {name!r}"):
             dumps[name] = read_frame(frame, id=id, label=label, columns=columns)
             if np.ndim(dumps[name].scores) == 1:
                 raise InputError("expected at least two columns of scores, got predicted classes alone")
-        except InputError as error:
-            raise InputError(f"member {name!r}: {error}") from error
         for note in dumps[name].notes:
             warnings.warn(f"member {name!r}: {note}", VidfuseWarning, stacklevel=3)
     labelled = {name: dump.labels for name, dump in dumps.items() if dump.labels is not None and label is not None}

@@ -10,7 +10,7 @@ import numpy as np
 from vidfuse._checks import Rows
 from vidfuse.cache.reader import PartsSource
 from vidfuse.likelihood import block_rows
-from vidfuse.stack.source import ColumnsSource, JoinedSource, ReducedSource, Source, compose_rows
+from vidfuse.stack.source import IndexedSource, JoinedSource, ReducedSource, Source, compose_rows, count_rows
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["stack_digest"]
@@ -42,8 +42,9 @@ def stack_digest(stack: LogitStack) -> str:
 def _identity(source: Source, rows: Rows) -> Iterator[bytes]:
     """Yield what tells these rows of a source from others."""
     yield type(source).__name__.encode()
-    if isinstance(source, ColumnsSource):
-        yield source.columns.tobytes()
+    if isinstance(source, IndexedSource):
+        for axis in source.index:
+            yield axis.tobytes() if isinstance(axis, np.ndarray) else repr(axis).encode()
         yield from _identity(source.source, rows)
     elif isinstance(source, ReducedSource):
         yield repr((source.kind, source.rule)).encode()
@@ -56,7 +57,7 @@ def _identity(source: Source, rows: Rows) -> Iterator[bytes]:
         yield from source.identity()
         yield _row_bytes(rows)
     else:
-        n = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        n = count_rows(rows)
         yield source.dtype.str.encode()
         step = block_rows(int(np.prod(source.shape[1:])), _NUMBERS)
         for start in range(0, n, step):

@@ -13,7 +13,7 @@ from vidfuse.cache.ids import hashed_ids
 from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.stack.source import reduce_array
 
-__all__ = ["any_repeated", "average_repeats", "check_disjoint", "joined_ids", "repeated_rows"]
+__all__ = ["any_repeated", "average_repeats", "check_alike", "check_disjoint", "joined_ids", "repeated_rows"]
 
 
 def check_disjoint(ids: Mapping[str, NDArray[np.str_]]) -> None:
@@ -99,6 +99,16 @@ def repeated_rows(ids: NDArray[np.str_], counts: Sequence[int]) -> NDArray[np.in
     rows = np.argsort(inverse, kind="stable").reshape(len(unique), -1)
     ordered: NDArray[np.int64] = rows[np.argsort(first)]
     return ordered
+
+
+def check_alike(values: NDArray[Any], ids: NDArray[np.str_], what: str) -> None:
+    """Raise unless each video's predictions have the same label or group: values (N, R), ids (N,)."""
+    odd = np.flatnonzero((values != values[:, :1]).any(axis=1))
+    if odd.size:
+        raise AlignmentError(
+            f"the {what} of {odd.size} of {len(ids)} videos differ between their predictions: "
+            f"{first_few(ids[odd].tolist())}; are they of the same videos?"
+        )
 
 
 def average_repeats(

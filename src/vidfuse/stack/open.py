@@ -24,7 +24,7 @@ from vidfuse.stack.align import Alignment, Join, align_ids, check_layouts, merge
 from vidfuse.stack.checkpoints import Checkpoints, as_fingerprints, check_checkpoints, joined_fingerprints
 from vidfuse.stack.classes import common_classes, labels_in_order
 from vidfuse.stack.join import any_repeated, check_disjoint
-from vidfuse.stack.source import ArraySource, ColumnsSource, JoinedSource, ReducedSource, Source, reduce_source
+from vidfuse.stack.source import ArraySource, IndexedSource, JoinedSource, ReducedSource, Source, reduce_source
 from vidfuse.stack.stack import LogitStack, Member
 
 __all__ = ["load_stack"]
@@ -129,7 +129,7 @@ def load_stack(
         for cache in own:
             source, kind = _read(cache, rules[name] if name in reduced else None, as_read)
             order = orders.get(_called(name, cache, caches))
-            parts.append(source if order is None else ColumnsSource(source, order))
+            parts.append(source if order is None else IndexedSource(source, (..., order)))
         prints = {str(cache.folder): as_fingerprints(cache.meta.fingerprint) for cache in own}
         made_by = () if checkpoints == "any" else joined_fingerprints(name, prints, folds=True)  # see _check_same_model
         stacked.append(Member(name, _joined_source(parts), alignment.rows[name], kind, made_by))

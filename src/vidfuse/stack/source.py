@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +19,13 @@ from vidfuse.likelihood import DEFAULT_FLOOR, block_rows, log_softmax, reduce_vi
 
 __all__ = [
     "ArraySource",
-    "ColumnsSource",
+    "DerivedSource",
+    "IndexedSource",
     "JoinedSource",
     "ReducedSource",
     "Source",
     "compose_rows",
+    "count_rows",
     "fill_log_likelihoods",
     "reduce_array",
     "reduce_source",
@@ -104,16 +106,15 @@ def _map_array(path: str, dtype: str, offset: int, shape: tuple[int, ...], order
     return ArraySource(np.memmap(path, dtype=np.dtype(dtype), mode="r", offset=offset, shape=shape, order=order))
 
 
-class ColumnsSource:
-    """A source with its classes in another order.
+@dataclass(frozen=True)
+class DerivedSource:
+    """Scores that follow from another source's whenever they are read; a kind of them writes `take`.
 
-    Args:
+    Attributes:
         source: Where the scores are.
-        columns: For each class, its column in that source (K,).
     """
 
-    def __init__(self, source: Source, columns: NDArray[np.int64]) -> None:
-        self.source, self.columns = source, columns
+    source: Source
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,21 +123,51 @@ class ColumnsSource:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """float32, in which log-likelihoods are computed."""
+        return np.dtype(np.float32)
+
+    def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
+        """Scores of these rows."""
+        raise NotImplementedError
+
+    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
+        """The same in one piece."""
+        return [self.take(rows)]
+
+    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
+        """The same of what is cheap to send."""
+        source, rows = self.source.restricted(rows)
+        return replace(self, source=source), rows
+
+
+@dataclass(frozen=True)
+class IndexedSource(DerivedSource):
+    """What an index picks of each video's scores: its classes in another order, one view, or some.
+
+    Attributes:
+        index: What the scores that are read, (n, [V,] K), are indexed with; it keeps all of the n.
+    """
+
+    index: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (N, K) or (N, V, K)."""
+        n, *inner = self.source.shape
+        return (n, *np.empty((0, *inner), dtype=bool)[self.index].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
         """The dtype of the scores as they are stored."""
         return self.source.dtype
 
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
-        """Scores of these rows, as a copy."""
-        return self.source.take(rows)[..., self.columns]
+        """Scores of these rows."""
+        return self.source.take(rows)[self.index]
 
     def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
-        """The same scores in consecutive pieces, as copies."""
-        return [piece[..., self.columns] for piece in self.source.pieces(rows)]
-
-    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        """The same columns of what is cheap to send."""
-        source, kept = self.source.restricted(rows)
-        return ColumnsSource(source, self.columns), kept
+        """The same scores in consecutive pieces."""
+        return [piece[self.index] for piece in self.source.pieces(rows)]
 
 
 class JoinedSource:
@@ -148,7 +179,7 @@ class JoinedSource:
 
     def __init__(self, parts: Sequence[tuple[Source, Rows]]) -> None:
         self.parts = tuple(parts)
-        counts = [rows.stop - rows.start if isinstance(rows, slice) else len(rows) for _, rows in self.parts]
+        counts = [count_rows(rows) for _, rows in self.parts]
         self.edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._bounds = self.edges.tolist()
 
@@ -235,6 +266,11 @@ def resolve_rows(key: Any, n: int) -> Rows:
     return np.where(rows < 0, rows + n, rows)
 
 
+def count_rows(rows: Rows) -> int:
+    """Return how many rows these are."""
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
 def compose_rows(base: Rows, rows: Rows) -> Rows:
     """Rows of rows: `base[rows]` for any mixture of slices and arrays."""
     if isinstance(base, slice):
@@ -275,16 +311,14 @@ def reduce_source(source: Source, kind: Kind, rule: str) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class ReducedSource:
+class ReducedSource(DerivedSource):
     """The log-likelihoods (N, K) of a source with views (N, V, K), reduced whenever they are read.
 
     Attributes:
-        source: Where the scores are.
-        kind: What they are.
+        kind: What the source's scores are.
         rule: How views are reduced.
     """
 
-    source: Source
     kind: Kind
     rule: str
 
@@ -294,15 +328,10 @@ class ReducedSource:
         n, _, classes = self.source.shape
         return n, classes
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32."""
-        return np.dtype(np.float32)
-
     def take(self, rows: Rows) -> NDArray[np.float32]:
         """Log-likelihoods of these rows."""
         _, views, classes = self.source.shape
-        n = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        n = count_rows(rows)
         floor = DEFAULT_FLOOR if self.kind in ("probabilities", "sum") else 0.0
         step = max(1, min(n, block_rows(views * classes)))
         buffer = np.empty((step, views, classes), dtype=np.float32)
@@ -313,12 +342,3 @@ class ReducedSource:
             fill_log_likelihoods(self.source.take(compose_rows(rows, some)), self.kind, block)
             out[some] = reduce_views_array(block, self.rule, floor=floor)
         return out
-
-    def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
-        """The same in one piece."""
-        return [self.take(rows)]
-
-    def restricted(self, rows: Rows) -> tuple[Source, Rows]:
-        """The same of what is cheap to send."""
-        source, rows = self.source.restricted(rows)
-        return ReducedSource(source, self.kind, self.rule), rows

@@ -46,14 +46,15 @@ from vidfuse.stack.classes import (
 )
 from vidfuse.stack.frames import frame_arrays
 from vidfuse.stack.inputs import Blanks, name_arrays, without_blanks
-from vidfuse.stack.join import average_repeats, joined_ids, repeated_rows
+from vidfuse.stack.join import average_repeats, check_alike, joined_ids, repeated_rows
 from vidfuse.stack.order import check_order
 from vidfuse.stack.source import (
     ArraySource,
-    ColumnsSource,
+    IndexedSource,
     JoinedSource,
     Source,
     compose_rows,
+    count_rows,
     fill_log_likelihoods,
     reduce_array,
     resolve_rows,
@@ -129,7 +130,7 @@ class LogitStack:
         groups: NDArray[np.str_] | None = None,
     ) -> None:
         check_layouts({member.name: member.source.shape for member in members})
-        if not members or not _count(members[0].rows):
+        if not members or not count_rows(members[0].rows):
             raise InputError("expected at least one member and one video, got none; was every video filtered out?")
         if present is not None and present.all():
             present = None
@@ -334,13 +335,10 @@ class LogitStack:
             order = name_order(stack.classes, classes, "a later stack")
         if order is None:
             return stack
-        return type(self)(
-            [replace(m, source=ColumnsSource(m.source, order)) for m in stack._members],
-            ids=stack.ids,
+        return stack.changed(
+            [replace(m, source=IndexedSource(m.source, (..., order))) for m in stack._members],
             labels=None if stack.labels is None else np.argsort(order)[stack.labels],
             classes=classes,
-            present=stack.present,
-            groups=stack.groups,
         )
 
     def _averaged(self, repeats: str, counts: Sequence[int]) -> Self:
@@ -350,23 +348,16 @@ class LogitStack:
             raise InputError(f"repeats: expected {what} for each video, to know what belongs together")
         rows = repeated_rows(self.ids, counts)
         first = rows[:, 0]
-        kept: dict[str, Any] = {}
         for what, values in (("labels", self.labels), ("groups", self.groups)):
-            if values is not None and (values[rows] != values[first][:, None]).any():
-                odd = self.ids[first][(values[rows] != values[first][:, None]).any(axis=1)]
-                raise AlignmentError(f"the {what} of {first_few(odd.tolist())} differ between the stacks")
-            kept[what] = None if values is None else values[first]
+            if values is not None:
+                check_alike(values[rows], self.ids[first], what)
         sources = [ArraySource(average_repeats(self.scores(m.name), m.kind, rows, repeats)) for m in self._members]
         whole = slice(0, len(rows), 1)
-        return type(self)(
+        return self[first].changed(
             [
                 Member(m.name, source, whole, "log-likelihoods", m.fingerprints)
                 for m, source in zip(self._members, sources, strict=True)
-            ],
-            ids=self.ids[first],
-            labels=kept["labels"],
-            classes=self.classes,
-            groups=kept["groups"],
+            ]
         )
 
     @property
@@ -404,7 +395,7 @@ class LogitStack:
         return {member.name: member.fingerprints for member in self._members}
 
     def __len__(self) -> int:
-        return _count(self._members[0].rows)
+        return count_rows(self._members[0].rows)
 
     def __getitem__(self, key: Any) -> Self:
         """Choose videos by a slice, a mask, integers, or scikit-learn's ``(rows, ...)``."""
@@ -413,36 +404,35 @@ class LogitStack:
                 raise IndexError("a stack is indexed by its videos only, as stack[rows]; choose members with select")
             key = key[0]
         rows = resolve_rows(key, len(self))
-        return type(self)(
-            [replace(m, rows=compose_rows(m.rows, rows)) for m in self._members],
-            ids=None if self.ids is None else self.ids[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            classes=self.classes,
-            present=None if self.present is None else self.present[rows],
-            groups=None if self.groups is None else self.groups[rows],
-        )
+        of_videos = {
+            name: values[rows] for name, values in self._others().items() if values is not None and name != "classes"
+        }
+        return self.changed([replace(m, rows=compose_rows(m.rows, rows)) for m in self._members], **of_videos)
 
     def select(self, members: Iterable[str]) -> Self:
         """Return a stack of these members, in this order, without copying anything."""
         if isinstance(members, str):
             members = [members]
-        names = check_member_names(members)
+        columns = self._columns(check_member_names(members))
+        present = None if self.present is None else self.present[:, columns]
+        return self.changed([self._members[column] for column in columns], present=present)
+
+    def _columns(self, names: Sequence[str]) -> list[int]:
         unknown = [name for name in names if name not in self.members]
         if unknown:
             raise InputError(
                 f"unknown members {first_few(unknown)}; the stack has {first_few(self.members, 20)}"
                 f"{did_you_mean(unknown[0], self.members)}"
             )
-        columns = [self.members.index(name) for name in names]
-        present = None if self.present is None else self.present[:, columns]
-        return type(self)(
-            [self._members[column] for column in columns],
-            ids=self.ids,
-            labels=self.labels,
-            classes=self.classes,
-            present=present,
-            groups=self.groups,
-        )
+        return [self.members.index(name) for name in names]
+
+    def changed(self, members: Sequence[Member] | None = None, **others: Any) -> Self:
+        """Return a stack with other members, or with other `ids`, `labels`, `classes`, `present` or `groups`."""
+        return type(self)(self._members if members is None else members, **{**self._others(), **others})
+
+    def _others(self) -> dict[str, Any]:
+        """Return what a stack holds beside its members."""
+        return {name: getattr(self, name) for name in ("ids", "labels", "classes", "present", "groups")}
 
     def with_groups(self, groups: ArrayLike | Mapping[str, Any] | Callable[[str], Any] | None) -> Self:
         """Return this stack with what each video comes from: clips of one source video, one signer, one film.
@@ -462,14 +452,7 @@ class LogitStack:
             >>> stack.with_groups(lambda id: id.rsplit("_", 1)[0]).groups.tolist()
             ['run_g01', 'run_g01', 'run_g02']
         """
-        return type(self)(
-            self._members,
-            ids=self.ids,
-            labels=self.labels,
-            classes=self.classes,
-            present=self.present,
-            groups=None if groups is None else group_names(groups, self.ids, len(self)),
-        )
+        return self.changed(groups=None if groups is None else group_names(groups, self.ids, len(self)))
 
     def sources(self) -> tuple[Member, ...]:
         """Return where each member's numbers are, in the order of `members`."""
@@ -484,12 +467,7 @@ class LogitStack:
             member: The member's name.
             rows: Consecutive videos; by default all. A short run seldom crosses two parts of a cache, and is a view.
         """
-        if member not in self.members:
-            raise InputError(
-                f"unknown member {member!r}; the stack has {first_few(self.members, 20)}"
-                f"{did_you_mean(member, self.members)}"
-            )
-        column = self.members.index(member)
+        (column,) = self._columns([member])
         run = resolve_rows(slice(None) if rows is None else rows, len(self))
         source, base = self._members[column].source, self._members[column].rows
         taken = source.take(compose_rows(base, run))
@@ -591,14 +569,7 @@ class LogitStack:
         for member in self._members:
             source, rows = member.source.restricted(member.rows)
             restricted.append(replace(member, source=source, rows=rows))
-        return {
-            "members": restricted,
-            "ids": self.ids,
-            "labels": self.labels,
-            "classes": self.classes,
-            "present": self.present,
-            "groups": self.groups,
-        }
+        return {"members": restricted, **self._others()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         LogitStack.__init__(self, state.pop("members"), **state)
@@ -624,10 +595,6 @@ class LogitStack:
         )
         head = "<tr><th>member</th><th>kind</th><th>dtype</th></tr>"
         return f"<p><b>LogitStack</b>: {html.escape(self._summary())}</p><table>{head}{rows}</table>"
-
-
-def _count(rows: Rows) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def _presence(stack: LogitStack) -> NDArray[np.bool_]:

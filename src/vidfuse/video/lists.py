@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple, overload
 
+from vidfuse._checks import naming
 from vidfuse._paths import VIDEO_SUFFIXES, path_ids
 from vidfuse.errors import InputError
 
@@ -490,10 +491,8 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
     if not items:
         raise InputError(f"expected videos at {base}/<class>/*, found none among {len(found)} folders")
     videos = VideoList(tuple(items), found, tuple(skipped))
-    try:
+    with naming(base):
         return videos if classes is None else videos.relabelled(classes)
-    except InputError as error:
-        raise InputError(f"{base}: {error}") from error
 
 
 def _under(root: Path, files: Sequence[str], ids: Sequence[str]) -> list[str]:

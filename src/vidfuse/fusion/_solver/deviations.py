@@ -15,19 +15,15 @@ what is done for each video runs along memory:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
-from joblib import effective_n_jobs
 from numpy.typing import NDArray
 
-from vidfuse._threads import one_blas_thread
+from vidfuse.fusion._solver.passes import Shared
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import block_rows
@@ -68,7 +64,7 @@ class Deviations:
     gap: float
 
 
-class ClassVideos:
+class ClassVideos(Shared):
     """The videos of a fit, laid out by class; use it as a context.
 
     Blocks are kept where they are few, and computed anew in every pass where they are many.
@@ -88,25 +84,17 @@ class ClassVideos:
         step = block_rows((members + 2) * classes, _BLOCK)
         self._rows = [slice(start, min(start + step, rows), 1) for start in range(0, rows, step)]
         self._kept: list[NDArray[np.float32]] | None = None
-        self._over: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map
-        self._context = ExitStack()
+        super().__init__(len(self._rows), videos.n_jobs)
 
     def __enter__(self) -> Self:
-        workers = effective_n_jobs(self.videos.n_jobs)
-        with ExitStack() as context:
-            context.enter_context(one_blas_thread())
-            if len(self._rows) > 1 and workers > 1:
-                self._over = context.enter_context(ThreadPoolExecutor(workers)).map
-            self._context = context.pop_all()
+        super().__enter__()
         if len(self.videos.labels) * self.shape[0] * (self.shape[1] + 1) <= _RESIDENT:
             self._kept = list(self._over(self._block, self._rows))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._context.close()
-        self._over, self._kept = map, None
+    def __exit__(self, *error: object) -> None:
+        super().__exit__()
+        self._kept = None
 
     def moments(self, x: NDArray[np.float64], *, blocks: bool = False, double: bool = False) -> _Moments:
         """Return value, gradient and (on request) the Hessian's blocks at parameters (K, M + 1)."""

@@ -17,12 +17,11 @@ member adds to all classes of a video cancels, so logits serve as they are. A bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -35,7 +34,7 @@ from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["FEW", "Moments", "Passes", "block_gradients", "block_moments"]
+__all__ = ["FEW", "Moments", "Passes", "Shared", "block_gradients", "block_moments"]
 
 _PIECE: Final = 1 << 14  # numbers of a row that one matrix product sums: all members' pieces fit the CPU cache
 FEW: Final = 16  # members up to which matrix-vector products are faster than one matrix product
@@ -241,7 +240,41 @@ class _Part:
         self.vetoes = met
 
 
-class Passes:
+class Shared:
+    """What has a pass's tasks done by several workers, from `with` to its end; outside of it, one after another.
+
+    Args:
+        tasks: how many tasks a pass has; more than one are shared.
+        n_jobs: joblib's number of workers.
+        anywhere: whether tasks may go to the processes and machines of joblib's backend, or to threads alone.
+    """
+
+    def __init__(self, tasks: int, n_jobs: int | None, *, anywhere: bool = False) -> None:
+        self._tasks, self.n_jobs, self._anywhere = tasks, n_jobs, anywhere
+        self._over: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map
+        self._context = ExitStack()
+
+    def __enter__(self) -> Self:
+        workers = effective_n_jobs(self.n_jobs)
+        with ExitStack() as context:
+            context.enter_context(one_blas_thread())
+            if self._tasks > 1 and workers > 1:
+                threads = type(get_active_backend(prefer="threads")[0]) is ThreadingBackend  # and no subclass of one
+                if threads or not self._anywhere:
+                    # joblib looks for results every 10 ms, which is as long as a pass may take.
+                    self._over = context.enter_context(ThreadPoolExecutor(workers)).map
+                else:
+                    pool = context.enter_context(Parallel(n_jobs=self.n_jobs))
+                    self._over = lambda run, parts: pool(delayed(run)(part) for part in parts)
+            self._context = context.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.close()
+        self._over = map
+
+
+class Passes(Shared):
     """Repeated passes over one stack, on joblib's workers; use it as a context.
 
     Args:
@@ -272,7 +305,7 @@ class Passes:
         n_jobs: int | None = None,
         scales: NDArray[np.float64] | None = None,
     ) -> None:
-        self.stack, self.labels, self.omega, self.floors, self.n_jobs = stack, labels, omega, floors, n_jobs
+        self.stack, self.labels, self.omega, self.floors = stack, labels, omega, floors
         self.scales = np.ones(len(stack.members)) if scales is None else scales
         per_video = len(stack.members) * stack.n_classes
         self.numbers, self.count = per_video * len(stack), 0
@@ -287,28 +320,7 @@ class Passes:
             self._parts.append(
                 _Part(scores[rows], labels[rows], omega[rows], floors, self.scales, step, as_stored, keep)
             )
-        self._context = ExitStack()
-        self._over: Callable[[Callable[[_Part], Moments], Sequence[_Part]], Iterable[Moments]] = map
-
-    def __enter__(self) -> Self:
-        workers = effective_n_jobs(self.n_jobs)
-        with ExitStack() as context:
-            context.enter_context(one_blas_thread())
-            if len(self._parts) > 1 and workers > 1:
-                if type(get_active_backend(prefer="threads")[0]) is ThreadingBackend:  # and no subclass of somebody's
-                    # joblib looks for results every 10 ms, which is as long as a pass may take.
-                    self._over = context.enter_context(ThreadPoolExecutor(workers)).map
-                else:
-                    pool = context.enter_context(Parallel(n_jobs=self.n_jobs))
-                    self._over = lambda run, parts: pool(delayed(run)(part) for part in parts)
-            self._context = context.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._context.close()
-        self._over = map
+        super().__init__(len(self._parts), n_jobs, anywhere=True)
 
     def sample(self, rows: int) -> Passes:
         """Return passes over about this many of the videos with a weight, spread evenly over the stack."""
