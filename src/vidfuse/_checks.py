@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "as_array",
     "as_dtype",
     "as_float_array",
+    "check_choice",
     "check_class_count",
     "check_classes",
     "check_ids",
@@ -35,6 +37,7 @@ __all__ = [
     "check_name",
     "check_same_labels",
     "check_scores",
+    "check_share",
     "check_weights",
     "did_you_mean",
     "first_few",
@@ -174,9 +177,32 @@ def as_dtype(scores: NDArray[Any], dtype: np.dtype[Any], ids: NDArray[np.str_]) 
 
 def check_kind(kind: Any, what: str = "kind") -> Kind:
     """Return `kind` if it is one of the four kinds of numbers that are known."""
-    if kind not in KINDS:
-        raise InputError(f"{what}: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-    return kind
+    check_choice(what, kind, KINDS)
+    checked: Kind = kind
+    return checked
+
+
+def check_choice(what: str, value: Any, allowed: Collection[Any]) -> None:
+    """Raise unless a value is one of those that a parameter may have.
+
+    Example:
+        >>> check_choice("join", "inne", ("exact", "inner", "outer"))
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: join: expected one of 'exact', 'inner', 'outer', got 'inne'; did you mean 'inner'?
+    """
+    if not isinstance(value, str | None) or value not in allowed:
+        near = did_you_mean(value, allowed)
+        raise InputError(f"{what}: expected one of {', '.join(map(repr, allowed))}, got {value!r}{near}")
+
+
+def check_share(what: str, value: Any) -> None:
+    """Raise unless a value is a number above 0 and below 1.
+
+    Example:
+        >>> check_share("confidence", 0.95)
+    """
+    if not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise InputError(f"{what}: expected a share between 0 and 1, got {value!r}")
 
 
 def check_name(name: object, what: str = "member", *, folder: bool = True) -> str:

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
-from vidfuse._checks import check_kind, check_member_names, first_few, per_member
+from vidfuse._checks import check_choice, check_kind, check_member_names, first_few, per_member
 from vidfuse._files import make_folder, publish, replace
 from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError, option
@@ -518,8 +518,7 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Recipe:
     """Return the recipe that a file's content describes."""
     arrays = _load_arrays(path, content.get("arrays"))
     order, seen = content["order"], content["fitted_on"]
-    if order not in _ORDERS:
-        raise InputError(f"order: expected {' or '.join(map(repr, _ORDERS))}, got {order!r}")
+    check_choice("order", order, _ORDERS)
     return Recipe(
         rule=_decode(content["fuser"], arrays, "fuser"),
         members=_listed(content["members"], "members"),
@@ -561,8 +560,8 @@ def _check_fields(recipe: Recipe) -> None:
     for name, kind in recipe.kinds.items():
         check_kind(kind, f"kinds: {name}")
     given = per_member(recipe.views, members, "views", needed=() if isinstance(recipe.views, Mapping) else None)
-    if wrong := [rule for rule in given.values() if rule is not None and rule not in VIEW_RULES]:
-        raise InputError(f"views: expected {', '.join(VIEW_RULES)}, got {wrong[0]!r}")
+    for rule in given.values():
+        check_choice("views", rule, (None, *VIEW_RULES))
     for what in ("videos", "groups"):
         n = seen.get(what)
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):

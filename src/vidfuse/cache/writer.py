@@ -28,6 +28,7 @@ from vidfuse._checks import (
     Kind,
     as_dtype,
     as_float_array,
+    check_choice,
     check_classes,
     check_ids,
     check_kind,
@@ -96,8 +97,7 @@ class CacheWriter:
         flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
         self.folder = Path(folder)
-        if dtype not in ("float32", "float16"):
-            raise InputError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
+        check_choice("dtype", dtype, ("float32", "float16"))
         if not part_bytes >= 1:
             raise InputError(f"part_bytes: expected 1 or more, got {part_bytes!r}")
         if not flush_seconds >= 0:

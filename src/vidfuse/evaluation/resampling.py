@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics.design import Design, design_of
 from vidfuse.metrics.intervals import (
     Interval,
-    check_confidence,
     difference_bounds,
     interval_of,
     mean_bounds,
@@ -63,7 +63,7 @@ class Draw:
     groups: ArrayLike | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_confidence(self.confidence)
+        check_share("confidence", self.confidence)
         resolve_objective(self.objective)
         if self.n_resamples < 1:
             raise InputError(f"n_resamples: expected at least 1, got {self.n_resamples}")

@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse import __version__
-from vidfuse._checks import as_dtype, as_float_array, check_classes, check_ids, check_kind, check_labels, first_few
+from vidfuse._checks import (
+    as_dtype,
+    as_float_array,
+    check_choice,
+    check_classes,
+    check_ids,
+    check_kind,
+    check_labels,
+    first_few,
+)
 from vidfuse._files import replace
 from vidfuse.errors import InputError, MissingExtraError, option
 from vidfuse.formats.streams import (
@@ -45,7 +54,6 @@ _FORMATS: Final[dict[str, Format]] = {
     ".pickle": "mmaction2",
 }
 _NAMES: Final = ("csv", "csv-long", "npz", "npy", "parquet", "cache", "mmaction2")
-_DTYPES: Final = ("float16", "float32", "float64")
 _BLOCK: Final = 1 << 20  # numbers of an array that are written at once
 _DIGITS: Final = {"float16": "%.5g", "float32": "%.9g"}  # what is read back as the same number of this dtype
 
@@ -367,8 +375,7 @@ def _number_rows(array: NDArray[Any], digits: str | None) -> list[list[str]]:
 
 
 def _stored_dtype(dtype: str | None, given: Any, format: str) -> np.dtype[Any]:
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"dtype: expected one of {first_few(_DTYPES)}, got {dtype!r}")
+    check_choice("dtype", dtype, (None, "float16", "float32", "float64"))
     if format == "cache" and dtype == "float64":
         raise InputError(f'dtype: a cache holds float32 or float16, got "float64"; say {option("dtype", "float32")}')
     if dtype is not None:

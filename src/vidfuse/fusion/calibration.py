@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._checks import Kind, Rows, as_array, check_labels, place
+from vidfuse._checks import Kind, Rows, as_array, check_choice, check_labels, place
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
 from vidfuse.fusion._solver.shared import FitVideos, member_scales
@@ -252,8 +252,7 @@ class Calibrated(Wrapper):
         return self.where == "after" and self.rule.takes_views
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
-        if self.where not in ("after", "members"):
-            raise InputError(f'where: expected "after" or "members", got {self.where!r}')
+        check_choice("where", self.where, ("after", "members"))
         base = TemperatureScaling() if self.calibrator is None else self.calibrator
         omega = _shares(weight, len(stack))
         if self.where == "after":

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from vidfuse._checks import check_choice
 from vidfuse.errors import InputError
 from vidfuse.fusion.crossfit import even_folds
 from vidfuse.fusion.floors import floored_blocks
@@ -26,7 +27,6 @@ _REFERENCES: Final = 4000  # videos of the fit that are kept to compare with; me
 _FOLDS: Final = 5
 _LIKENESS: Final = 1 << 21  # numbers that are compared at once
 _ROWS: Final = 64  # videos in a matrix product
-_FEATURES: Final = {"confidence": 2, "competence": 1, "both": 3}
 
 
 class DynamicPool(Rule):
@@ -86,8 +86,7 @@ class DynamicPool(Rule):
         self.neighbours = neighbours
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
-        if self.features not in _FEATURES:
-            raise InputError(f"features: expected one of {', '.join(map(repr, _FEATURES))}, got {self.features!r}")
+        check_choice("features", self.features, ("confidence", "competence", "both"))
         if not self.neighbours >= 1:
             raise InputError(f"neighbours: expected at least 1, got {self.neighbours!r}")
         base = LogLinearPool() if self.pool is None else self.pool

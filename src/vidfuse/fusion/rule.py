@@ -6,14 +6,14 @@ import warnings
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._checks import as_array, check_labels, check_same_labels, first_few
+from vidfuse._checks import as_array, check_choice, check_labels, check_same_labels, first_few
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.fusion.agreement import agreement_beyond_chance, check_numbering, warn_if_agreement_is_lost
 from vidfuse.fusion.blocks import FusedBlocks
@@ -194,8 +194,7 @@ class Rule(ClassifierMixin, BaseEstimator, ABC):
         stack = stack if groups is None else stack.with_groups(groups)
         labels = _labels(self, stack, y)
         weight = check_sample_weight(sample_weight, len(stack))
-        if self.missing not in (None, "error", "renormalise"):
-            raise InputError(f'missing: expected "error" or "renormalise", got {self.missing!r}')
+        check_choice("missing", self.missing, (None, *get_args(Missing)))
         check_presence(stack, self.missing)
         self.feature_names_in_ = stack.members
         stack = _in_order(stack, sorted(stack.members))

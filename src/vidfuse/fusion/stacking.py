@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._checks import check_choice
 from vidfuse.errors import InputError
 from vidfuse.fusion._solver.deviations import LOWEST, ClassVideos, fit_deviations
 from vidfuse.fusion._solver.shared import FitVideos
@@ -75,8 +76,7 @@ class StackedPool(Rule):
         self.n_jobs = n_jobs
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
-        if self.structure not in ("shared", "diagonal"):
-            raise InputError(f'structure: expected "shared" or "diagonal", got {self.structure!r}')
+        check_choice("structure", self.structure, ("shared", "diagonal"))
         if not (np.isfinite(self.shrinkage) and self.shrinkage > 0):
             raise InputError(f"shrinkage: expected a positive number, got {self.shrinkage!r}")
         static = LogLinearPool(floor=self.floor, per_class=False, n_jobs=self.n_jobs).fit(stack, labels, weight)

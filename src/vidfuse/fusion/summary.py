@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from vidfuse._checks import check_share
 from vidfuse._tables import Column, Estimate, Table, Tabular, number
 from vidfuse.errors import InputError
 from vidfuse.fusion.rule import Rule
@@ -100,10 +101,9 @@ class SummarisedRule(Rule):
                 that is a callable, which gets no weights; or an argument is out of range.
         """
         check_is_fitted(self, "weights_")
-        if bootstrap < 0 or not 0 < confidence < 1:
-            raise InputError(
-                f"expected bootstrap of at least 0 and confidence within (0, 1), got {bootstrap!r} and {confidence!r}"
-            )
+        if bootstrap < 0:
+            raise InputError(f"bootstrap: expected at least 0 replicates, got {bootstrap!r}")
+        check_share("confidence", confidence)
         lower, upper = None, None
         if bootstrap:
             tail = 50.0 * (1.0 - confidence)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from vidfuse._checks import check_choice
 from vidfuse.errors import InputError
 from vidfuse.fusion.crossfit import out_of_fold, split_folds
 from vidfuse.fusion.views import reduce_views
@@ -135,8 +136,8 @@ class TrackRecord:
                 raise InputError(f"{name}: expected shape ({n},), got {getattr(self, name).shape}")
         if self.groups is not None and self.groups.shape != (n,):
             raise InputError(f"groups: expected shape ({n},), got {self.groups.shape}")
-        if self.how not in ("held-out", "cross-fitted") or self.conformity not in get_args(Conformity):
-            raise InputError(f"how, conformity: expected known words, got {self.how!r} and {self.conformity!r}")
+        check_choice("how", self.how, ("held-out", "cross-fitted"))
+        check_choice("conformity", self.conformity, get_args(Conformity))
         if self.reference.ndim != 2:
             raise InputError(f"reference: expected shape (U, S), got {self.reference.shape}")
         for name, found, fine in (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import per_member
+from vidfuse._checks import check_choice, per_member
 from vidfuse.errors import InputError
 from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import Floor, member_floors
@@ -154,9 +154,7 @@ def _rules(stack: LogitStack, how: str | Mapping[str, str]) -> dict[str, Any]:
     _check_views(stack)
     rules = per_member(how, stack.members, "how")
     for name, rule in rules.items():
-        if rule not in VIEW_RULES:
-            expected = ", ".join(map(repr, VIEW_RULES))
-            raise InputError(f"how: expected one of {expected} for member {name!r}, got {rule!r}")
+        check_choice(f"how, for member {name!r}", rule, VIEW_RULES)
     return rules
 
 

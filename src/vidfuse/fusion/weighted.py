@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._checks import check_weights, place
+from vidfuse._checks import check_choice, check_weights, place
 from vidfuse.errors import AlignmentError, InputError, option
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
@@ -229,8 +229,7 @@ def _check_parameters(rule: WeightedRule, names: tuple[str, ...]) -> None:
             f"got {rule.weights!r}"
         )
     check_power(rule.power)
-    if rule.class_weight not in (None, "balanced"):
-        raise InputError(f'class_weight: expected None or "balanced", got {rule.class_weight!r}')
+    check_choice("class_weight", rule.class_weight, (None, "balanced"))
 
 
 def _fit_videos(

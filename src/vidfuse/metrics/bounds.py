@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, betaincinv
 
+from vidfuse._checks import check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_values
 from vidfuse.metrics.design import design_of
@@ -48,7 +49,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         [0.0, 0.0295]
     """
     _check_counts(successes, n)
-    _check_share("confidence", confidence)
+    check_share("confidence", confidence)
     tail = (1 - confidence) / 2
     low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
     high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
@@ -73,7 +74,7 @@ def binomial_p_value(errors: int, n: int, risk: float) -> float:
         (0.05, 0.199)
     """
     _check_counts(errors, n)
-    _check_share("risk", risk)
+    check_share("risk", risk)
     return float(bdtr(errors, n, risk))
 
 
@@ -103,7 +104,7 @@ def difference_p_value(lost: int, won: int, n: int, margin: float) -> float:
         0.01
     """
     _check_counts(lost + won, n)
-    _check_share("margin", margin)
+    check_share("margin", margin)
     unequal = clopper_pearson(lost + won, n, 1 - 2 * _NUISANCE)[1]
     if unequal <= margin:  # fewer are unequal than the difference would need
         return _NUISANCE
@@ -219,8 +220,3 @@ def risk_p_value(losses: ArrayLike, risk: float, groups: ArrayLike | None = None
 def _check_counts(successes: int, n: int) -> None:
     if not 0 <= successes <= n or n < 1:
         raise InputError(f"expected a count within 0 … n and an n of at least 1, got {successes} of {n}")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r}")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import as_array
+from vidfuse._checks import as_array, check_choice, check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_labels
 
@@ -90,8 +90,7 @@ def conformity_scores(log_proba: ArrayLike, conformity: Conformity = "least-ambi
         >>> conformity_scores(np.log([[0.7, 0.1, 0.2]]), "adaptive").round(2).tolist()
         [[0.7, 1.0, 0.9]]
     """
-    if conformity not in get_args(Conformity):
-        raise InputError(f"conformity: expected one of {', '.join(get_args(Conformity))}, got {conformity!r}")
+    check_choice("conformity", conformity, get_args(Conformity))
     z = as_array(log_proba, "log_proba").astype(np.float64)
     if z.ndim != 2:
         raise InputError(f"log_proba: expected shape (N, K), got {z.shape}")
@@ -141,8 +140,7 @@ def prediction_sets(
         >>> prediction_sets(np.zeros(9, int), np.arange(9.0), 0.8).thresholds
         array([7.])
     """
-    if not 0 < coverage < 1:
-        raise InputError(f"coverage: expected a share between 0 and 1, got {coverage}")
+    check_share("coverage", coverage)
     y, s = as_labels(labels), as_array(scores, "scores").astype(np.float64)
     if s.shape != y.shape:
         raise InputError(f"scores: expected one for each of {len(y)} videos, got shape {s.shape}")

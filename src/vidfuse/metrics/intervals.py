@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import as_array
+from vidfuse._checks import as_array, check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_values
 from vidfuse.metrics.design import Design, design_of
@@ -22,7 +22,6 @@ __all__ = [
     "Interval",
     "accuracy_interval",
     "bootstrap_interval",
-    "check_confidence",
     "difference_bounds",
     "interval_of",
     "mean_bounds",
@@ -85,12 +84,6 @@ class Interval(_Ends):
         return f"Interval(low={self.low:.6g}, high={self.high:.6g}{groups})"
 
 
-def check_confidence(confidence: float) -> None:
-    """Raise unless a nominal coverage lies within (0, 1)."""
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: expected a number strictly between 0 and 1, got {confidence}")
-
-
 def accuracy_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a share `hits / n` of independent videos, within 0 … 1.
 
@@ -113,7 +106,7 @@ def accuracy_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= hits <= n:
         raise InputError(f"expected n ≥ 1 and 0 ≤ hits ≤ n, got hits={hits}, n={n}")
-    check_confidence(confidence)
+    check_share("confidence", confidence)
     low, high = _wilson(np.array([hits / n]), np.array([float(n)]), _quantile(confidence, math.inf))
     return Interval(float(low[0]), float(high[0]), confidence, method="Wilson")
 
@@ -158,7 +151,7 @@ def share_interval(
     v = as_values(values)
     if v.min() < 0 or v.max() > 1:
         raise InputError(f"values: expected shares within 0 … 1, got {v.min():.6g} … {v.max():.6g}")
-    check_confidence(confidence)
+    check_share("confidence", confidence)
     design = design_of(len(v), strata, groups)
     low, high = share_bounds(v[:, None], design, confidence)
     method = "Wilson" if design.n_strata == 1 else "Wilson, variance within classes"
@@ -254,7 +247,7 @@ def bootstrap_interval(
         >>> bootstrap_interval([0.1, 0.2, 0.1, 0.4, 0.2, 0.1, 2.5, 0.3, 0.1, 0.2])
         Interval(low=0.100348, high=4.13354)
     """
-    check_confidence(confidence)
+    check_share("confidence", confidence)
     v = as_values(values)
     if as_array(values).dtype.kind == "b":
         return share_interval(v, groups=groups, confidence=confidence)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import check_choice
 from vidfuse._tables import Column, Table, Tabular, percent, span
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_log_proba
@@ -137,8 +138,7 @@ def reliability(
     y, z = as_log_proba(labels, log_proba)
     if n_bins < 1:
         raise InputError(f"n_bins: expected at least 1, got {n_bins}")
-    if binning not in ("uniform", "quantile"):
-        raise InputError(f"binning: expected 'uniform' or 'quantile', got {binning!r}")
+    check_choice("binning", binning, ("uniform", "quantile"))
     prediction = z.argmax(axis=1)
     confidence = np.exp(np.take_along_axis(z, prediction[:, None], axis=1)[:, 0].astype(np.float64))
     return binned(confidence, prediction == y, n_bins, binning)

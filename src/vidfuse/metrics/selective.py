@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import as_array
+from vidfuse._checks import as_array, check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_hits, as_log_proba, as_values
 from vidfuse.metrics.bounds import betting_p_value, binomial_p_value
@@ -180,9 +180,8 @@ def abstention(
     c, hits = as_values(confidence, "confidence"), as_hits(right)
     if c.shape != hits.shape:
         raise InputError(f"right: expected one for each of {len(c)} videos, got {len(hits)}")
-    for name, value in (("error", error), ("level", level)):
-        if not 0 < value < 1:
-            raise InputError(f"{name}: expected a share between 0 and 1, got {value}")
+    check_share("error", error)
+    check_share("level", level)
     design = design_of(len(c), groups=groups)
     order = np.argsort(-c, kind="stable")
     sure, wrong = c[order], ~hits[order]

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_hits, as_values
 from vidfuse.metrics.design import Design, design_of
-from vidfuse.metrics.intervals import Interval, check_confidence, difference_bounds, interval_of, mean_difference_bounds
+from vidfuse.metrics.intervals import Interval, difference_bounds, interval_of, mean_difference_bounds
 
 __all__ = [
     "McNemar",
@@ -212,7 +213,7 @@ def share_difference(
         >>> share_difference([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 1, 1, 1])
         PairedDifference(+0.5, 95% interval -0.05545 … +0.8555, p_value=0.2188)
     """
-    check_confidence(confidence)
+    check_share("confidence", confidence)
     a, b = _pair(first, second)
     if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) > 1:
         raise InputError("expected shares of hits within 0 … 1; for other numbers there is mean_difference")
@@ -273,7 +274,7 @@ def mean_difference(
         >>> mean_difference([0.3, 0.9, 0.8, 0.7, 0.2, 0.6], [0.1, 0.7, 0.9, 0.1, 0.1, 0.2])
         PairedDifference(+0.2333, 95% interval -0.02085 … +0.4875, p_value=0.09375)
     """
-    check_confidence(confidence)
+    check_share("confidence", confidence)
     a, b = _pair(first, second)
     design = design_of(len(a), None, groups)
     difference = (a - b)[:, None]

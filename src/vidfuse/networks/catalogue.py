@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from vidfuse._checks import check_class_count
+from vidfuse._checks import check_choice, check_class_count
 from vidfuse.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -284,8 +284,8 @@ def create(
         raise InputError(f"{name} has no setting {', '.join(unknown)}; its settings are {', '.join(sorted(known))}")
     # A field of a few allowed words is annotated as a Literal of them.
     for field, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and overrides.get(field, get_args(hint)[0]) not in get_args(hint):
-            raise InputError(f"{field}: expected one of {get_args(hint)}, got {overrides[field]!r}")
+        if get_origin(hint) is Literal and field in overrides:
+            check_choice(field, overrides[field], get_args(hint))
     classes = check_class_count(info(name).n_classes if num_classes is None else num_classes)
     model: VideoNetwork = network.build(dataclasses.replace(config, **overrides), classes)
     model.name = name

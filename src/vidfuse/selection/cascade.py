@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._checks import first_few
+from vidfuse._checks import check_choice, check_share, first_few
 from vidfuse._tables import Column, Table, Tabular, number, percent, points
 from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.fusion.agreement import without_agreement_warnings
@@ -221,16 +221,11 @@ class Cascade(Rule):
             warnings.warn(f"all members run on every video: {why}", VidfuseWarning, stacklevel=3)
 
     def _check(self) -> None:
-        if self.risk not in ("accuracy", "label"):
-            raise InputError(f'risk: expected "accuracy" or "label", got {self.risk!r}')
-        if self.by not in ("margin", "probability"):
-            raise InputError(f'by: expected "margin" or "probability", got {self.by!r}')
-        for name in ("at_most", "confidence"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 < value < 1:
-                raise InputError(f"{name}: expected a number above 0 and below 1, got {value!r}")
-        if self.views not in VIEW_RULES:
-            raise InputError(f"views: expected {', '.join(VIEW_RULES)}, got {self.views!r}")
+        check_choice("risk", self.risk, ("accuracy", "label"))
+        check_choice("by", self.by, ("margin", "probability"))
+        check_choice("views", self.views, VIEW_RULES)
+        check_share("at_most", self.at_most)
+        check_share("confidence", self.confidence)
         if not is_number(self.keep) or not 0 <= self.keep <= 1:
             raise InputError(f"keep: expected a number within 0 … 1, got {self.keep!r}")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from vidfuse._checks import check_choice
 from vidfuse._tables import Table, Tabular, weight_table
 from vidfuse._threads import one_blas_thread
 from vidfuse.errors import InputError
@@ -255,8 +256,7 @@ def named_pool(pool: PoolName, floor: Floor = "auto", weights: str | dict[str, f
         >>> named_pool("linear", weights={"a": 1.0})
         LinearPool(weights={'a': 1.0})
     """
-    if pool not in ("linear", "log-linear"):
-        raise InputError(f"pool: expected 'linear' or 'log-linear', got {pool!r}")
+    check_choice("pool", pool, get_args(PoolName))
     return (LinearPool if pool == "linear" else LogLinearPool)(weights=weights, floor=floor)
 
 

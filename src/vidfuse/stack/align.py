@@ -5,12 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import Rows, as_array, check_ids, check_labels, first_few, place
+from vidfuse._checks import Rows, as_array, check_choice, check_ids, check_labels, first_few, place
 from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import AlignmentError, InputError, option
 
@@ -100,8 +100,7 @@ def align_ids(
     Raises:
         AlignmentError: The members' ids, or without ids their numbers of rows, differ.
     """
-    if join not in ("exact", "inner", "outer"):
-        raise InputError(f"join: expected 'exact', 'inner' or 'outer', got {join!r}")
+    check_choice("join", join, get_args(Join))
     names = list(counts)
     first = names[0]
     if ids is None:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
-from vidfuse.errors import CacheConflictError, InputError, option
+from vidfuse._checks import check_choice
+from vidfuse.errors import CacheConflictError, option
 
 __all__ = [
     "Checkpoints",
@@ -28,17 +29,13 @@ _SEVERAL: Final = "fingerprints"  # a cache that holds the scores of several mod
 def check_checkpoints(value: Any) -> None:
     """Refuse what is none of the words of `Checkpoints`.
 
-    Raises:
-        InputError: it is none.
-
     Example:
         >>> check_checkpoints("any")
         >>> check_checkpoints("all")
         Traceback (most recent call last):
-        vidfuse.errors.InputError: checkpoints: expected 'same' or 'any', got 'all'
+        vidfuse.errors.InputError: checkpoints: expected one of 'same', 'any', got 'all'
     """
-    if value not in get_args(Checkpoints):
-        raise InputError(f"checkpoints: expected {' or '.join(map(repr, get_args(Checkpoints)))}, got {value!r}")
+    check_choice("checkpoints", value, get_args(Checkpoints))
 
 
 def as_fingerprints(value: Any) -> tuple[str, ...]:

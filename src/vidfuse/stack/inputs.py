@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import Kind, as_float_array, check_member_names, did_you_mean, first_few, place
+from vidfuse._checks import Kind, as_float_array, check_choice, check_member_names, did_you_mean, first_few, place
 from vidfuse.errors import InputError, VidfuseWarning, option
 
 __all__ = ["Blanks", "name_arrays", "without_blanks"]
@@ -73,8 +73,7 @@ def without_blanks(
     Raises:
         InputError: There are some and `missing` is "error", or a member has nothing else.
     """
-    if missing not in ("error", "leave-out", "keep"):
-        raise InputError(f"missing: expected 'error', 'leave-out' or 'keep', got {missing!r}")
+    check_choice("missing", missing, get_args(Blanks))
     kept = {}
     for name, array in named.items():
         blank = _blank_rows(array, kinds[name])

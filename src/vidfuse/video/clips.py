@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidfuse._checks import check_choice
 from vidfuse.errors import InputError
 
 __all__ = [
@@ -321,14 +322,9 @@ class ViewPlan:
         numbers = {name: getattr(self, name) for name in ("clips", "length", "interval", "size")}
         if any(not isinstance(v, int) or v < 1 for v in numbers.values()) or self.skip < 0:
             raise InputError(f"expected whole numbers >= 1 (skip >= 0) in a view plan, got {numbers}, skip={self.skip}")
-        allowed = {
-            "times": ("random", "even"),
-            "crops": ("centre", "three", "random"),
-            "flip": ("never", "both", "random"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise InputError(f"expected {name} to be one of {values}, got {getattr(self, name)!r}")
+        check_choice("times", self.times, ("random", "even"))
+        check_choice("crops", self.crops, ("centre", "three", "random"))
+        check_choice("flip", self.flip, ("never", "both", "random"))
         if self.short_side is not None and self.short_side < self.size:
             raise InputError(f"expected short_side >= size, got short_side={self.short_side}, size={self.size}")
         if self.skip and self.times == "even":

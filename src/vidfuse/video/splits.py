@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._checks import check_share
 from vidfuse.errors import InputError
 from vidfuse.video.lists import VideoList
 
@@ -80,8 +81,7 @@ def split_by_group(
         >>> len(train), len(val), len({item.group for item in val})
         (16, 4, 1)
     """
-    if not 0 < share < 1:
-        raise InputError(f"expected a share between 0 and 1, got {share}")
+    check_share("share", share)
     if videos.labels is None:
         raise InputError("expected labelled videos to split, got some without a label")
     found = {item.id: item.group if groups is None else groups.get(item.id) for item in videos}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from vidfuse._checks import check_choice
 from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import InputError
 from vidfuse.video.lists import VideoItem, VideoList
@@ -46,8 +47,7 @@ def read_vipriors(root: str | Path, split: Literal["train", "val", "test"]) -> V
         Traceback (most recent call last):
         vidfuse.errors.InputError: expected the class list missing/annotations/clsIdx.csv, found no such file; ...
     """
-    if split not in _FILES:
-        raise InputError(f"expected split to be one of {tuple(_FILES)}, got {split!r}")
+    check_choice("split", split, _FILES)
     base = Path(root)
     annotations = base / "annotations"
     classes = read_classes(annotations / "clsIdx.csv")
