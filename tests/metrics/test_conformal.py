@@ -87,5 +87,5 @@ def test_what_cannot_be_stated_is_refused(change, message):
 
 
 def test_an_unknown_score_is_refused():
-    with pytest.raises(InputError, match="conformity: expected one of least-ambiguous, adaptive, regularised"):
+    with pytest.raises(InputError, match="conformity: expected one of 'least-ambiguous', 'adaptive', 'regularised'"):
         conformity_scores(np.zeros((1, 2)), "aps")

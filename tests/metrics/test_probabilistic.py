@@ -84,5 +84,5 @@ def test_bad_bins():
     y, z = sample(3)
     with pytest.raises(InputError, match="n_bins"):
         ece(y, z, n_bins=0)
-    with pytest.raises(InputError, match="'uniform' or 'quantile'"):
+    with pytest.raises(InputError, match="'uniform', 'quantile'"):
         ece(y, z, binning="equal")

@@ -81,7 +81,7 @@ def test_a_given_start_and_bad_arguments():
         coordinate_search(stack, vf.metrics.top_k_accuracy, sample_weight=np.ones(len(y)))
     with pytest.raises(InputError, match="expected a number"):
         coordinate_search(stack, lambda labels, log_proba: np.nan)
-    with pytest.raises(InputError, match="'linear' or 'log-linear'"):
+    with pytest.raises(InputError, match="'linear', 'log-linear'"):
         coordinate_search(stack, pool="cubic")
     with pytest.raises(InputError, match="m1"):
         coordinate_search(stack, start={"m0": 1.0, "m1": -1.0, "m2": 1.0})

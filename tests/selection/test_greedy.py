@@ -147,7 +147,7 @@ def test_probabilities_with_a_zero_at_the_true_class_are_floored():
     ("options", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"pool": "cubic"}, "'linear' or 'log-linear'"),
+        ({"pool": "cubic"}, "'linear', 'log-linear'"),
         ({"bagging": -1}, "bagging=-1"),
         ({"objective": "f1"}, "accuracy"),
         ({"costs": {"m0": 1.0}}, "missing: 'm1'"),

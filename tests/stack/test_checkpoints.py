@@ -85,7 +85,7 @@ def test_parts_of_one_member_are_of_one_checkpoint_unless_they_are_folds(tmp_pat
     assert vf.load_stack(tmp_path / "folds").fingerprints == {"swin": ("A", "B")}
     unknown = vf.load_stack(write(tmp_path / "unknown", {"swin": None}, range(30)))
     assert vf.LogitStack.concatenate([parts[2], unknown]).fingerprints == {"swin": ()}
-    with pytest.raises(InputError, match="expected 'same' or 'any', got 'folds'"):
+    with pytest.raises(InputError, match="expected one of 'same', 'any', got 'folds'"):
         vf.load_stack(several, checkpoints="folds")
 
 
@@ -126,7 +126,7 @@ def test_row_62_a_recipe_refuses_other_checkpoints_and_names_both(caches):
         recipe.predict(vf.load_stack(caches / "swapped"))
     with pytest.raises(CacheConflictError, match=f"{B}.*{C}.*while loading"):
         vf.leaderboard(stack, other)
-    with pytest.raises(InputError, match="expected 'same' or 'any'"):
+    with pytest.raises(InputError, match="expected one of 'same', 'any'"):
         recipe.predict(test, checkpoints="all")
     vf.leaderboard(stack, vf.load_stack(caches / "other", checkpoints="any"))
 

@@ -11,7 +11,6 @@ from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
 
 __all__ = ["LinearFit", "fit_linear"]
 
-_ENTER = 8  # members that enter the problem at once
 _RETAINED = 0.1  # the share of a video's probability that one step must leave
 _TARGET = 1e-10  # nats; the promise is 1e-7, and one more Newton step costs next to nothing
 
@@ -24,13 +23,11 @@ class LinearFit:
         weights: (M,), on the simplex.
         nll: mean negative log-likelihood on the videos of the fit, in nats.
         gap: how much lower any weights could bring it, at most, in nats.
-        iterations: Newton steps taken.
     """
 
     weights: NDArray[np.float64]
     nll: float
     gap: float
-    iterations: int
 
 
 def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float64] | None = None) -> LinearFit:
@@ -42,11 +39,6 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
     quadratic program exactly. The gap ``max_m Σ_i ω_i · p_im / p_i - 1`` bounds what is left (Frank and Wolfe 1956; for
     mixtures: Lindsay 1983, "The geometry of mixture likelihoods", theorem 4.1). Among optima, the one of least norm.
 
-    Most of many members get no weight. The fit begins with a few, and lets in those that the gap names:
-
-        active       fit over these ──► gap over all members ──► small: done
-        few members ◄── those with a weight, and those of the largest slope ◄── not yet
-
     Args:
         log_p_true: log-likelihoods of the true class (N, M); `-inf` is allowed where another member is finite.
         sample_weight: ω (N,), at least 0; normalised here.
@@ -56,44 +48,19 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
         >>> fit.weights.round(4).tolist(), fit.gap < 1e-7
         ([0.6319, 0.3681], True)
     """
-    n, members = log_p_true.shape
+    n = len(log_p_true)
     omega = np.full(n, 1.0 / n) if sample_weight is None else sample_weight / sample_weight.sum()
     if not omega.all():
         log_p_true, omega = log_p_true[omega > 0], omega[omega > 0]
     log_p = np.ascontiguousarray(np.transpose(log_p_true), dtype=np.float64)
     peak = log_p.max(axis=0)
     p = np.exp(log_p - peak)  # (M, N), relative to each video's best member: p_im / max_m p_im
-    active = _first_members(p, omega)
-    w, steps = np.zeros(members), 0
-    w[active] = 1.0 / len(active)
-    while True:
-        inner, taken = _newton(p[active], omega, w[active])
-        steps += taken
-        w[:] = 0.0
-        w[active] = inner
-        means = p @ (omega / (inner @ p[active]))  # Σ_i ω_i p_im / p_i: 1 for members with a weight, at the optimum
-        gap = float(means.max() - 1.0)
-        entering = np.setdiff1d(np.flatnonzero(means > 1.0 + _TARGET), active)
-        if gap <= _TARGET or not len(entering):
-            break
-        entering = entering[np.argsort(-means[entering], kind="stable")[:_ENTER]]
-        active = np.sort(np.concatenate([active[inner > 0], entering]))
+    w = _newton(p, omega)
+    means = p @ (omega / (w @ p))  # Σ_i ω_i p_im / p_i: 1 for members with a weight, at the optimum
     w, gap = _shortest(p, omega, w, means)
     warn_of_gap(gap)
     nll = float(-omega @ (np.log(w @ p) + peak))
-    return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0), iterations=steps)
-
-
-def _first_members(p: NDArray[np.float64], omega: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the members (M, N) to begin with: all, or of many those that add most to the uniform pool.
-
-    All of many too where the few leave some video without any probability.
-    """
-    everyone = np.arange(len(p))
-    if len(p) <= _ENTER:
-        return everyone
-    few = np.sort(np.argsort(-(p @ (omega / p.mean(axis=0))), kind="stable")[:_ENTER])
-    return few if p[few].max(axis=0).all() else everyone
+    return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0))
 
 
 def _shortest(
@@ -115,19 +82,16 @@ def _shortest(
     return (shortest, shortest_gap) if shorter and shortest_gap <= max(gap, 1e-9) else (w, gap)
 
 
-def _newton(
-    p: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], int]:
-    """Find the optimum over some members (M, N) from `w`; return it and the number of steps taken.
+def _newton(p: NDArray[np.float64], omega: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find an optimum over all members (M, N).
 
     A step is halved until the objective falls (Armijo's rule: Nocedal and Wright 2006, "Numerical Optimization",
     equation 3.4) and every video keeps a share of its probability, without which the quadratic model is of no use.
     """
     members = len(p)
-    w = np.where(w > 0, w, 1e-3 / members)
-    w = w / w.sum()
+    w = np.full(members, 1.0 / members)
     pooled = w @ p
-    value, steps = _objective(pooled, omega, w), 0
+    value = _objective(pooled, omega, w)
     for _ in range(200):
         ratio = p / pooled
         weighted = ratio * omega
@@ -137,23 +101,20 @@ def _newton(
         hessian = weighted @ ratio.T
         proximal = hessian + 1e-13 * np.trace(hessian) * np.eye(members)
         step = solve_qp(proximal, proximal @ w - (1.0 - means), 0.0, np.inf, w) - w
-        slope = float((1.0 - means) @ step)
-        length, moved = 1.0, False
+        slope, length = float((1.0 - means) @ step), 1.0
         while length > 1e-10:
             candidate = w + length * step
             trial = candidate @ p
-            if bool((trial >= _RETAINED * pooled).all()):
-                reached = _objective(trial, omega, candidate)
-                if reached <= value + 1e-4 * length * slope + 1e-15:
-                    moved = True
-                    break
+            retained = bool((trial >= _RETAINED * pooled).all())
+            if retained and _objective(trial, omega, candidate) <= value + 1e-4 * length * slope + 1e-15:
+                break
             length *= 0.5
-        if not moved:
-            break
+        else:
+            break  # no step is worth anything
         total = candidate.sum()  # scaling onto the simplex never raises the objective
-        w, pooled, steps = candidate / total, trial / total, steps + 1
+        w, pooled = candidate / total, trial / total
         value = _objective(pooled, omega, w)
-    return w, steps
+    return w
 
 
 def _objective(pooled: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64]) -> float:
