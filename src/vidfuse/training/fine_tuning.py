@@ -42,7 +42,7 @@ class Start:
 
 
 def start_from(
-    checkpoint: str | os.PathLike[str], network: str, num_classes: int, classes: Sequence[str] | None = None
+    checkpoint: str | os.PathLike[str], network: str, n_classes: int, classes: Sequence[str] | None = None
 ) -> Start:
     """Read weights to fine-tune: those of a run of `train`, or published ones.
 
@@ -51,7 +51,7 @@ def start_from(
     Args:
         checkpoint: A file that `train` left, or a published one in the layout of the network's source.
         network: Name of the network in the catalogue.
-        num_classes: K.
+        n_classes: K.
         classes: The classes' names in their order, if they have any.
 
     Raises:
@@ -62,7 +62,7 @@ def start_from(
         >>> weights = networks.create("x3d_tiny", num_classes=9).state_dict()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save(weights, f"{folder}/x3d.pt")
-        ...     start = start_from(f"{folder}/x3d.pt", "x3d_tiny", num_classes=3)
+        ...     start = start_from(f"{folder}/x3d.pt", "x3d_tiny", n_classes=3)
         >>> start.new_classifier, start.fields
         (True, {'frames': 8, 'interval': 2, 'size': 64, 'body_rate': 0.1})
     """
@@ -78,7 +78,7 @@ def start_from(
     same_names = known is None or classes is None or known == tuple(classes)
     if not same_names:  # a classifier of no classes, which no network keeps
         weights = {name: value[:0] if name.startswith(CLASSIFIERS) else value for name, value in weights.items()}
-    new = kept is None or len(kept) != num_classes or not same_names
+    new = kept is None or len(kept) != n_classes or not same_names
     clips: Any = facts if run is None else run.recipe
     fields: dict[str, Any] = {name: getattr(clips, name) for name in ("frames", "interval", "size")}
     return Start(weights, new, fields | ({"body_rate": _BODY_RATE} if new else {}))
