@@ -216,9 +216,16 @@ class LogLinearPool(WeightedRule):
 
     def weighted_sum(self) -> WeightedSum:
         """Return the pool as a weighted sum of log-likelihoods, over all of `members_`."""
+        shared = self.shared_sum()
+        return (
+            shared if self.class_weights_ is None else replace(shared, weights=self.class_weights_, bias=self._bias())
+        )
+
+    def shared_sum(self) -> WeightedSum:
+        """Return the weighted sum that all classes share: what fuses the videos that lack a member."""
         check_is_fitted(self, "weights_")
-        beta = self.weights_[:, None] / self.temperature_ if self.class_weights_ is None else self.class_weights_
-        return WeightedSum("log-linear", self.members_, beta, self.floor_, self._scales(), self._bias())
+        weights = self.weights_[:, None] / self.temperature_
+        return WeightedSum("log-linear", self.members_, weights, self.floor_, self._scales())
 
     def _scales(self) -> NDArray[np.float64]:
         """Return the scales; recipes of the first releases have none."""

@@ -26,7 +26,7 @@ from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorSca
 from vidfuse.fusion.dynamic import DynamicPool, static_sum
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
-from vidfuse.fusion.rule import Rule, WeightedSum
+from vidfuse.fusion.rule import Rule, WeightedSum, WeightedVote
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.votes import BordaCount, MajorityVote
 from vidfuse.likelihood import DEFAULT_FLOOR
@@ -131,21 +131,25 @@ def listen(scores: Tensor, kind: str, views: str | None = None, *, blanks: bool 
 
 
 def _linear(rule: LinearPool, members: Members) -> Tensor:
-    names = _with_a_say(rule, members)
-    return _linear_pool(_block(rule.weighted_sum(), names, members), _shares(rule, names, members))
+    return _renormalised(rule.weighted_sum(), members)
 
 
 def _log_linear(rule: LogLinearPool, members: Members) -> Tensor:
     """Pool with weights per class, if there are such, the videos that have all members; others with shared weights."""
-    form, needed = rule.weighted_sum(), rule.needed_members()
-    per_class = rule.class_weights_ is not None and set(needed) <= set(members)
-    present = _presence(needed, members) if per_class else None
-    fused = _weighted_sum(form, members) if per_class else None
-    if fused is not None and present is None:
-        return fused
-    names = _with_a_say(rule, members)
-    shared = _log_linear_pool(_block(form, names, members), _shares(rule, names, members) / rule.temperature_)
-    return shared if fused is None or present is None else torch.where(present.all(1, keepdim=True), fused, shared)
+    form, shared, needed = rule.weighted_sum(), rule.shared_sum(), rule.needed_members()
+    if form.weights.shape[1] == 1 or not set(needed) <= set(members):
+        return _renormalised(shared, members)
+    fused, present = _weighted_sum(form, members), _presence(needed, members)
+    return (
+        fused if present is None else torch.where(present.all(1, keepdim=True), fused, _renormalised(shared, members))
+    )
+
+
+def _renormalised(form: WeightedSum, members: Members) -> Tensor:
+    """Fuse by weights (M, 1); members that a video has share the weight of those that it lacks."""
+    names, weights = _with_a_say(form, members)
+    shares = _shares(weights, names, members) * float(form.weights.sum())
+    return (_linear_pool if form.kind == "linear" else _log_linear_pool)(_block(form, names, members), shares)
 
 
 def _weighted_sum(form: WeightedSum, members: Members) -> Tensor:
@@ -215,14 +219,13 @@ def _borda(rule: BordaCount, members: Members) -> Tensor:
 
 def _vote(rule: MajorityVote | BordaCount, members: Members, ballots: Callable[[Tensor], Tensor]) -> Tensor:
     """Let members vote; where there are views, fuse the members to one label a view, and let views vote."""
-    names = _with_a_say(rule, members)
-    form = WeightedSum("log-linear", rule.members_, rule.weights_[:, None], rule.floor_)
-    log_p = _block(form, names, members)
+    form = rule.weighted_vote()
+    names, weights = _with_a_say(form, members)
+    log_p, present = _block(form, names, members), _presence(names, members)
     if log_p.ndim == 4:
-        views = _log_linear_pool(log_p, _shares(rule, names, members))
+        views = _log_linear_pool(log_p, _shares(weights, names, members))
         return _counted(_one_hot(views).sum(1), _mean_log(views))
-    weights, present = _constant(_weights(rule, names), log_p), _presence(names, members)
-    here = (weights / weights.mean())[:, None]  # (M, 1) or (N, M, 1); equal weights are one vote each
+    here = _constant(weights / weights.mean(), log_p)[:, None]  # (M, 1) or (N, M, 1); equal weights are one vote each
     here = here if present is None else here * present.double()[..., None]
     return _counted((here * ballots(log_p)).sum(1), _mean_log(log_p, present))
 
@@ -341,17 +344,13 @@ def _only(names: Iterable[str], members: Members) -> Members:
     return {name: members[name] for name in names if name in members}
 
 
-def _with_a_say(rule: Any, members: Members) -> list[str]:
-    """Return the members of positive weight, of those that are there."""
-    weights = dict(zip(rule.members_, rule.weights_.tolist(), strict=True))
+def _with_a_say(form: WeightedSum | WeightedVote, members: Members) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the members of positive weight, of those that are there, and their weights (M,)."""
+    weights = dict(zip(form.members, form.weights.ravel().tolist(), strict=True))
     names = [name for name in members if weights[name] > 0]
     if not names:
         raise AlignmentError(f"no member with a positive weight is left among {list(members)}")
-    return names
-
-
-def _weights(rule: Any, names: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([rule.weights_[rule.members_.index(name)] for name in names])
+    return names, np.array([weights[name] for name in names])
 
 
 def _presence(names: Iterable[str], members: Members) -> Tensor | None:
@@ -364,21 +363,22 @@ def _presence(names: Iterable[str], members: Members) -> Tensor | None:
     return torch.stack([all_ if said.present is None else said.present for said, all_ in pairs], 1)
 
 
-def _shares(rule: Any, names: Sequence[str], members: Members) -> Tensor:
+def _shares(weights: NDArray[np.float64], names: Sequence[str], members: Members) -> Tensor:
     """Return weights that sum to 1 over the members of each video, shaped to multiply their block."""
-    first = members[names[0]].log_p
-    weights, present = _constant(_weights(rule, names), first)[None], _presence(names, members)
-    weights = weights if present is None else weights * present.double()
-    shares = weights / weights.sum(1, keepdim=True)
+    first, present = members[names[0]].log_p, _presence(names, members)
+    here = _constant(weights, first)[None]
+    here = here if present is None else here * present.double()
+    shares = here / here.sum(1, keepdim=True)
     return shares[..., None] if first.ndim == 2 else shares[..., None, None]
 
 
-def _block(form: WeightedSum, names: Sequence[str], members: Members) -> Tensor:
+def _block(form: WeightedSum | WeightedVote, names: Sequence[str], members: Members) -> Tensor:
     """Return the members' log-likelihoods (N, M, [V,] K), scaled and floored as the sum says."""
     block = []
     for name in names:
         row, log_p = form.members.index(name), members[name].log_p
-        scale = 1.0 if form.scales is None else float(form.scales[row])
+        scales = form.scales if isinstance(form, WeightedSum) else None
+        scale = 1.0 if scales is None else float(scales[row])
         block.append(_floored(log_p if scale == 1 else _log_softmax(log_p * scale), float(form.floors[row])))
     return torch.stack(block, 1)
 
