@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from vidfuse.errors import InputError
 from vidfuse.evaluation.curves import Curve, points_of
-from vidfuse.evaluation.resampling import LARGEST_LOSS, Draw
-from vidfuse.evaluation.scores import missing_of, require_labels
+from vidfuse.evaluation.resampling import LARGEST_LOSS, Draw, Repeated
+from vidfuse.evaluation.scores import log_proba_of, missing_of, require_labels
 from vidfuse.evaluation.trial import Trial, open_trial
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
@@ -41,14 +41,15 @@ def members_curve(
 ) -> Curve:
     """Score a rule on one member, two, … all: how many are worth their cost?
 
-    By default the member joins next that most improves the plain average of those before it, on the videos of the fit;
-    without `test` that choice has seen the scored videos, which favours small ensembles a little. Where members lack
-    videos, all points are scored on those that the first member has.
+    The first point is that member alone, as `leaderboard` has it: there is nothing to fuse. By default the member joins
+    next that most improves the plain average of those before it, on the videos of the fit; without `test` that choice
+    has seen the scored videos, which favours small ensembles a little. Where members lack videos, all points are scored
+    on those that the first member has.
 
     Args:
         stack: Labelled stack that the rule is fitted on, (N, M, K) or (N, M, V, K).
         test: Labelled stack that it is scored on; without it the rule is cross-fitted.
-        rule: Any unfitted rule; `LogLinearPool()` by default. It is fitted anew for each number of members.
+        rule: Any unfitted rule; `LogLinearPool()` by default. It is fitted anew for each number of members from two on.
         order: The members in the order of joining.
         cost: What each member costs: multiply-adds, milliseconds, …; points carry the sum of those that have joined.
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
@@ -99,8 +100,8 @@ def members_curve_of(
         if sorted(given) != sorted(members):
             raise InputError(f"{name}: expected each of {list(members)} once, got {list(given)}")
     common = trial.covered(order[:1])
-    predictions = []
-    for n in range(1, len(order) + 1):
+    predictions: list[Repeated] = [[log_proba_of(trial.scored, order[0])[common]]]
+    for n in range(2, len(order) + 1):
         few = trial.of(order[:n])
         predictions.append([few.predict(few.fit(rule))[common[trial.covered(order[:n])]]])
     costs = [math.nan] * len(order) if cost is None else np.cumsum([float(cost[name]) for name in order]).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -93,17 +93,7 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the protocol in plain types, for JSON."""
-        return {
-            "protocol": self.name,
-            "n_fit": self.n_fit,
-            "n_scored": self.n_scored,
-            "n_shared": self.n_shared,
-            "folds": self.folds,
-            "n_groups": self.n_groups,
-            "n_scored_groups": self.n_scored_groups,
-            "n_related": self.n_related,
-            "order_checked": self.order_checked,
-        }
+        return {"protocol": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vidfuse.fusion.weights import member_hits
 from vidfuse.likelihood import block_rows, growing_sums, log_linear_pool
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Combination", "Combinations", "combination_table", "combinations_of"]
+__all__ = ["Combination", "Combinations", "combination_table", "combinations_of", "growing"]
 
 _FIXED = ("score-weighted", "uniform", "vote")
 
@@ -160,7 +160,7 @@ def combinations_of(
     Without views the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
     """
     if combinations is None:
-        combinations = _growing(plain.fit_stack)
+        combinations = growing(plain.fit_stack)
     if rules is None:
         rules = {"learned": LogLinearPool(missing=missing_of(plain.fit_stack, plain.scored))}
     taken = sorted(set(rules) & set(_FIXED))
@@ -270,8 +270,9 @@ def _refitted(name: str, rule: Any, trial: Trial, members: Sequence[str]) -> Sco
             return None
 
 
-def _growing(stack: LogitStack) -> list[list[str]]:
-    """Return each member, then the two most accurate ones, the three, …, all."""
-    accuracy = member_hits(stack, require_labels(stack, "a combination table")).mean(axis=0)
-    ranked = [stack.members[column] for column in np.argsort(-accuracy, kind="stable")]
-    return [[name] for name in stack.members] + [ranked[:n] for n in range(2, len(ranked) + 1)]
+def growing(stack: LogitStack, order: Sequence[str] | None = None) -> list[list[str]]:
+    """Return each member, then the first two of an order, by default that of their accuracies, three, …, all."""
+    if order is None:
+        accuracy = member_hits(stack, require_labels(stack, "a combination table")).mean(axis=0)
+        order = [stack.members[column] for column in np.argsort(-accuracy, kind="stable")]
+    return [[name] for name in stack.members] + [list(order[:n]) for n in range(2, len(order) + 1)]

@@ -16,19 +16,19 @@ from sklearn.utils import get_tags
 from vidfuse._files import replace
 from vidfuse._tables import percent
 from vidfuse.errors import InputError
-from vidfuse.evaluation.curve_of_members import members_curve_of
+from vidfuse.evaluation.curve_of_members import joining_order, members_curve_of
 from vidfuse.evaluation.curve_of_videos import learning_curve_of, most_videos
 from vidfuse.evaluation.curve_of_views import views_curve_of
 from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.resampling import Draw
-from vidfuse.evaluation.scores import log_proba_of, missing_of
+from vidfuse.evaluation.scores import log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
 from vidfuse.evaluation.worth import worth_of
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.metrics import oracle_accuracy, risk_coverage
 from vidfuse.metrics.objectives import Objective
 from vidfuse.report import figures as paper
-from vidfuse.report.combinations import combinations_of
+from vidfuse.report.combinations import combinations_of, growing
 from vidfuse.report.page import facts, page
 from vidfuse.report.pictures import Pictures
 from vidfuse.report.sections import Findings, sections_of
@@ -210,13 +210,16 @@ def findings_of(
     own = own_rules(rules)
     sizes = range(2, len(members))  # of the growing combinations, but for all members
     again = {name: rule for name, rule in own.items() if _affordable(trial, rule, sizes)}
+    order = None  # of joining: one for the table and for the curve, so that what is fitted for one serves the other
+    if curves and len(members) > 1 and not trial.protocol.flatters and _affordable(trial, rules[first], sizes):
+        order = joining_order(trial.fit_stack, objective)
     worth = None
     if len(members) > 1 and _affordable(trial, rules[first], [len(members) - 1] * len(members)):
         worth = worth_of(trial, rules[first], draw, fused[first])
     found = Findings(
         trial=trial,
         board=board,
-        combinations=combinations_of(with_views, trial, rules=again, known=fused),
+        combinations=combinations_of(with_views, trial, growing(trial.fit_stack, order), again, fused),
         worth=worth,
         curves=(),
         left_out=(),
@@ -230,7 +233,7 @@ def findings_of(
     )
     if not curves:
         return found
-    drawn, left_out = _curves(found, with_views, draw, views, costs)
+    drawn, left_out = _curves(found, with_views, draw, views, costs, order)
     return dataclasses.replace(found, curves=tuple(drawn), left_out=tuple(left_out))
 
 
@@ -271,6 +274,7 @@ def _curves(
     draw: Draw,
     views: str | Mapping[str, str],
     costs: Mapping[str, float] | None,
+    order: Sequence[str] | None,
 ) -> tuple[list[Curve], list[str]]:
     """Return how the headline rule does with fewer labelled videos, members and views, and why a curve is left out."""
     trial, rule, name = found.trial, found.headline, found.board.headline_rule
@@ -286,13 +290,13 @@ def _curves(
     else:
         most = most_videos(trial)
         sizes = sorted({most, *(round(most * share) for share in _SHARES if most * share >= 20)})
-        average = LogLinearPool(weights="uniform", missing=missing_of(trial.fit_stack, trial.scored))
+        average = LogLinearPool(weights="uniform", missing="renormalise")  # as on the leaderboard: fitted already
         rules = {name: rule, "average of log-likelihoods": average}
         curves.append(learning_curve_of(trial, rules, draw, sizes, repeats=1))
-    if m > 1 and not _affordable(trial, rule, range(1, m + 1)):
-        left_out.append(minutes.format("members", "members_curve"))
+    if order is not None:
+        curves.append(members_curve_of(trial, rule, draw, order, costs))
     elif m > 1:
-        curves.append(members_curve_of(trial, rule, draw, cost=costs))
+        left_out.append(minutes.format("members", "members_curve"))
     n_views = with_views.scored.n_views
     if n_views is None or n_views < 2:
         return curves, left_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vidfuse import __version__
-from vidfuse._tables import Column, Estimate, Table, bare_p, number, percent, points, signed
+from vidfuse._tables import Column, Table, number, percent, points, signed
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.scores import class_names
@@ -150,7 +150,9 @@ def _leaderboard(found: Findings) -> Section:
 
 
 def _combinations(found: Findings) -> Section:
-    text = "What each further member adds, most accurate first, under the rules that are compared."
+    joined = any(curve.x_name == "members" for curve in found.curves)
+    order = "in the order of the curve below" if joined else "most accurate first"
+    text = f"What each further member adds, {order}, under the rules that are compared."
     if found.board.headline_rule not in found.combinations.rules and len(found.combinations.rules) == 3:
         text += f" Fitting “{found.board.headline_rule}” on each would take minutes here; `combination_table` does it."
     return Section("Growing combinations", scrolled(found.combinations.table()), text)
@@ -187,23 +189,13 @@ def _contributions(found: Findings) -> Section | None:
     drawing = drawings.dot_plot(
         marks, title="What is lost without each member", reference=0.0, write=write, unit="", scale=100 if scale else 1
     )
-    columns = (
-        "member",
-        Column("alone", write=percent if scale else number, best="low" if found.board.objective == "nll" else "high"),
-        Column("lost without it", "lost", write, best="high"),
-        Column("p", "p_value", bare_p),
-    )
-    rows = tuple(
-        (r.member, Estimate(r.alone, *r.interval), Estimate(r.lost.difference, *r.lost.interval), r.lost.p_value)
-        for r in worth.rows
-    )
     unit = "points" if scale else "nats" if found.board.objective == "nll" else found.board.objective
     text = (
         f"What “{found.board.headline_rule}”, fitted anew on the others, loses without a member, in {unit}: right of 0 "
         "the member helps. Members cover for each other, so that losses do not add up."
     )
     caption = "Blue and orange: the whole interval is on one side of 0."
-    table = Table(columns, rows, notes=worth.notes()[1:])
+    table = replace(worth.table(), title="", notes=worth.notes()[1:])
     return Section("Contributions", figure(drawing, caption) + scrolled(table), text)
 
 
