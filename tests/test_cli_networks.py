@@ -25,7 +25,7 @@ from vidfuse import networks
 from vidfuse.cache.format import open_part
 from vidfuse.cache.reader import open_cache
 from vidfuse.cli import main
-from vidfuse.cli.networks import batch_of_rank, resolved_recipe
+from vidfuse.cli.runs import batch_of_rank, resolved_recipe
 from vidfuse.training import evaluate, state
 from vidfuse.training.checkpoints import load_checkpoint
 from vidfuse.training.data import view_input, view_plan

@@ -40,12 +40,12 @@ _COMMANDS = {
     "submit": ("vidfuse.cli.predictions:submit", "Fuse by a recipe, and write a submission."),
     "export": ("vidfuse.cli.exports:export", "Write a recipe as ONNX or .pt2, alone or with networks."),
     "networks": ("vidfuse.cli.catalogue:networks", "List the networks, and count what one costs."),
-    "split": ("vidfuse.cli.videos:split", "Part labelled videos by their source."),
-    "shrink": ("vidfuse.cli.videos:shrink", "Encode a folder of videos to a short side, once."),
-    "train": ("vidfuse.cli.networks:train", "Train a network by a recipe; resumes."),
+    "split": ("vidfuse.cli.split:split", "Part labelled videos by their source."),
+    "shrink": ("vidfuse.cli.shrink:shrink", "Encode a folder of videos to a short side, once."),
+    "train": ("vidfuse.cli.train:train", "Train a network by a recipe; resumes."),
     "train-together": ("vidfuse.cli.together:train_together", "Train networks on the same decoded videos."),
     "soup": ("vidfuse.cli.soup:soup", "Average checkpoints of one network into one."),
-    "extract": ("vidfuse.cli.networks:extract", "Write a network's logits into a cache; resumes."),
+    "extract": ("vidfuse.cli.extract:extract", "Write a network's logits into a cache; resumes."),
 }
 
 
@@ -164,7 +164,7 @@ def _shown_once() -> Callable[..., None]:
     return show
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, package_name="vidfuse", message="vidfuse %(version)s")
 @click.option(
     "--config",

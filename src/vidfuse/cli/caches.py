@@ -11,15 +11,14 @@ import click
 
 import vidfuse as vf
 from vidfuse.cli import options
-from vidfuse.cli.reading import Reading, reads_predictions, sources
+from vidfuse.cli.reading import Reading, reads
 from vidfuse.errors import VidfuseError
 
 __all__ = ["consolidate", "import_", "info", "verify"]
 
 
 @click.command("import")
-@sources()
-@reads_predictions
+@reads(Reading)
 @click.option(
     "--views",
     multiple=True,
@@ -28,33 +27,29 @@ __all__ = ["consolidate", "import_", "info", "verify"]
 )
 @options.out("caches", "The folder that receives one cache for each member.")
 @options.as_json
-@click.pass_context
 def import_(
-    context: click.Context,
-    source: tuple[str, ...],
     reading: Reading,
     views: tuple[str, ...],
     out: Path,
-    as_json: bool,
 ) -> None:
     """Turn predictions that other tools dumped, MEMBER=FILE, into caches.
 
     They may be MMAction2's, PySlowFast's, TSN's or pyskl's, npy, npz, csv or parquet.
     """
-    stack = reading.open(source, options.named_values(views, "MEMBER=REDUCTION"))
+    stack = reading.open(options.named_values(views, "MEMBER=REDUCTION"))
     stack.save(out)
-    options.save_config(context, out)
-    options.emit({"out": out, **_describe(stack)}, f"{stack!r}\nwritten to {out}", as_json)
+    options.save_config(out)
+    options.emit({"out": out, **_describe(stack)}, f"{stack!r}\nwritten to {out}")
 
 
 @click.command()
 @options.source
 @options.as_json
-def info(source: tuple[str, ...], as_json: bool) -> None:
+def info(source: tuple[str, ...]) -> None:
     """Say what SOURCE holds: a folder of caches, one cache, shards of them, or a recipe."""
     if len(source) == 1 and os.path.isfile(source[0]):
         recipe = vf.load_recipe(source[0])
-        options.emit(recipe.describe(), str(recipe), as_json)
+        options.emit(recipe.describe(), str(recipe))
         return
     from vidfuse.cache.reader import open_cache
     from vidfuse.cache.shards import find_shards
@@ -79,15 +74,14 @@ def info(source: tuple[str, ...], as_json: bool) -> None:
     except VidfuseError as error:
         together = {"problem": str(error)}
         text += f"\nNot a stack as it is: {error}"
-    options.emit({"source": source, "caches": found, **together}, text, as_json)
+    options.emit({"source": source, "caches": found, **together}, text)
 
 
 @click.command()
 @options.source
 @click.option("--quarantine", is_flag=True, help="Move damaged parts aside, so that a resumed run writes them again.")
 @options.as_json
-@click.pass_context
-def verify(context: click.Context, source: tuple[str, ...], quarantine: bool, as_json: bool) -> None:
+def verify(source: tuple[str, ...], quarantine: bool) -> None:
     """Read every part of SOURCE and check it against the digest it was written with; status 1 if one is damaged.
 
     SOURCE is a folder of caches, one cache, or shards of them.
@@ -95,14 +89,14 @@ def verify(context: click.Context, source: tuple[str, ...], quarantine: bool, as
     from vidfuse.cache.upkeep import verify as verify_cache
 
     result = verify_cache(source, quarantine=quarantine)
-    options.emit({"source": source, "ok": result.ok, **asdict(result)}, str(result), as_json)
-    context.exit(0 if result.ok else 1)
+    options.emit({"source": source, "ok": result.ok, **asdict(result)}, str(result))
+    click.get_current_context().exit(0 if result.ok else 1)
 
 
 @click.command()
 @options.source
 @options.as_json
-def consolidate(source: tuple[str, ...], as_json: bool) -> None:
+def consolidate(source: tuple[str, ...]) -> None:
     """Join the parts of each cache in SOURCE into one, so that a stack maps its scores as one array.
 
     SOURCE is a folder of caches, one cache, or shards of them.
@@ -111,7 +105,7 @@ def consolidate(source: tuple[str, ...], as_json: bool) -> None:
 
     caches = consolidate_caches(source)
     joined = [{"folder": cache.folder, "videos": len(cache), "parts": len(cache.parts)} for cache in caches]
-    options.emit({"source": source, "caches": joined}, "\n".join(repr(cache) for cache in caches), as_json)
+    options.emit({"source": source, "caches": joined}, "\n".join(repr(cache) for cache in caches))
 
 
 def _describe(stack: Any) -> dict[str, Any]:

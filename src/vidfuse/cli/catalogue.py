@@ -16,15 +16,13 @@ __all__ = ["networks"]
 @click.command()
 @click.argument("name", default="*")
 @click.option("--classes", type=click.IntRange(min=2), help="Classes, other than those of the published checkpoint.")
-@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip, other than the catalogue's.")
-@click.option("--size", type=click.IntRange(min=1), help="Height and width of a clip, other than the catalogue's.")
+@click.option("--frames", type=options.COUNT, help="Frames of a clip, other than the catalogue's.")
+@click.option("--size", type=options.COUNT, help="Height and width of a clip, other than the catalogue's.")
 @click.option(
     "--measure", is_flag=True, help="Time a forward pass of one clip on this machine, on the GPU if it has one."
 )
 @options.as_json
-def networks(
-    name: str, classes: int | None, frames: int | None, size: int | None, measure: bool, as_json: bool
-) -> None:
+def networks(name: str, classes: int | None, frames: int | None, size: int | None, measure: bool) -> None:
     """List the catalogue's networks, or count the parameters and multiply-adds (GMACs) of the network NAME.
 
     NAME may be a shell pattern, such as 'x3d_*', which lists the names that match. A list shows the figures of the
@@ -33,7 +31,7 @@ def networks(
     from vidfuse.networks import catalogue
 
     if name in (found := catalogue.names(name)) or not any(mark in name for mark in "*?["):
-        _show(name, classes, frames, size, measure, as_json)
+        _show(name, classes, frames, size, measure)
         return
     if (classes, frames, size, measure) != (None, None, None, False):
         raise InputError(
@@ -47,10 +45,10 @@ def networks(
         top1 = "" if one.top1 is None else f"{one.top1:.1f}"
         clip = f"{one.frames:>6} {one.size:>4}"
         lines.append(f"{one.name:<40} {clip} {one.n_classes:>7} {one.parameters:>11,} {one.gmacs:>8.4g} {top1:>6}")
-    options.emit({"networks": [dataclasses.asdict(one) for one in listed]}, "\n".join(lines), as_json)
+    options.emit({"networks": [dataclasses.asdict(one) for one in listed]}, "\n".join(lines))
 
 
-def _show(name: str, classes: int | None, frames: int | None, size: int | None, measure: bool, as_json: bool) -> None:
+def _show(name: str, classes: int | None, frames: int | None, size: int | None, measure: bool) -> None:
     """Print what is known of one network, and what is counted on it."""
     from vidfuse import networks as catalogue
 
@@ -68,7 +66,7 @@ def _show(name: str, classes: int | None, frames: int | None, size: int | None, 
         milliseconds, device = _timed(name, counted.n_classes, counted.clip)
         result["milliseconds"], result["device"] = milliseconds, device
         text += f"\n{milliseconds:.4g} ms for a clip, one at a time, on {device}: the median of five"
-    options.emit(result, text, as_json)
+    options.emit(result, text)
 
 
 def _timed(name: str, classes: int, clip: tuple[int, int, int]) -> tuple[float, str]:

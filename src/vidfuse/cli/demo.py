@@ -22,10 +22,9 @@ _TRAIN, _VAL = 150, 400  # digits to train on, and to fit the fusion on; the rem
 
 @click.command()
 @options.out("runs/digits", "The folder that receives caches, recipe and report.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the split and of the classifiers.")
+@click.option("--seed", default=0, help="Seed of the split and of the classifiers.")
 @options.as_json
-@click.pass_context
-def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
+def demo(out: Path, seed: int) -> None:
     """Fuse eight classifiers of handwritten digits and write a report; needs no torch and no download.
 
     The data are real: 1,797 digits of 8 x 8 pixels that scikit-learn ships. Eight scikit-learn classifiers learn from
@@ -52,7 +51,7 @@ def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
         page = vf.write_report(
             val, out / "report.html", test=test, rules=rules, thumbnails=thumbnails, title="vidfuse demo: digits"
         )
-    options.save_config(context, out)
+    options.save_config(out)
     weights = dict(zip(pool.members_, map(float, pool.weights_), strict=True))
     result = {
         **board.to_dict(),
@@ -66,7 +65,7 @@ def demo(context: click.Context, out: Path, seed: int, as_json: bool) -> None:
         f"{combinations}\n\n{board.table()}\n\nBest subset on the validation digits: {' + '.join(best.members)}\n"
         f"Learned weights: {listed}\nRecipe: {recipe}\nReport: {page}\n\n{board.headline()}"
     )
-    options.emit(result, text, as_json)
+    options.emit(result, text)
 
 
 def _rules() -> dict[str, Any]:

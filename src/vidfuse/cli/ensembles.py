@@ -2,76 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
 
 import vidfuse as vf
 from vidfuse.cli import options
-from vidfuse.cli.reading import Reading, reads_predictions, sources, takes_recipe, with_recipe
+from vidfuse.cli.reading import GroupedReading, Reading, reads, takes_recipe
 from vidfuse.errors import InputError, MissingExtraError, option
 
 __all__ = ["evaluate", "fit", "report", "select"]
 
-_RULES = ("log-linear", "linear", "vote", "borda", "stacked", "dynamic", "greedy", "cascade")
-_rule = click.option("--rule", type=click.Choice(_RULES), default="log-linear", show_default=True, help="Fusion rule.")
+_RULES = {
+    "log-linear": "LogLinearPool",
+    "linear": "LinearPool",
+    "vote": "MajorityVote",
+    "borda": "BordaCount",
+    "stacked": "StackedPool",
+    "dynamic": "DynamicPool",
+    "greedy": "GreedyPool",
+    "cascade": "Cascade",
+}
+_SECONDS = 20_000_000  # scores that a rule is cross-fitted on unasked
+_OBJECTIVES = ("accuracy", "mean-class-accuracy", "macro-f1", "nll")
 _weights = click.option(
     "--weights",
     multiple=True,
     metavar="NAME|MEMBER=NUMBER",
     help="learned (default), uniform, accuracy, log-odds, inverse-nll, or a number for each member.",
 )
-_costs = click.option(
-    "--costs",
-    multiple=True,
-    metavar="MEMBER=NUMBER|FILE",
-    help="What a member costs, for --rule cascade: GMACs (`vidfuse networks`) or milliseconds (`vidfuse networks NAME "
-    "--measure`); once for each member, or a JSON file {member: number}.  [default: 1 each]",
-)
-_risk = click.option(
-    "--risk",
-    type=click.Choice(["accuracy", "label"]),
-    help="What --rule cascade keeps, against all members: its accuracy (default), or their label.",
-)
-_at_most = click.option(
-    "--at-most",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="How much of that --rule cascade may lose: 0.01 (default) is one point of accuracy, or one video's label in a "
-    "hundred.",
-)
-_confidence = click.option(
-    "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="With which --rule cascade keeps that.  [default: 0.95]",
-)
-_keep = click.option(
-    "--keep",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    help="Of what keeps that, --rule cascade takes the cheapest that is expected to keep this share of what all "
-    "members gain over the best one; 0: the cheapest.  [default: 0.95]",
-)
-_by = click.option(
-    "--by",
-    type=click.Choice(["margin", "probability"]),
-    help="What says how sure a stage of --rule cascade is: the margin of its label's probability to the second's "
-    "(default), or that probability.",
-)
-_order = click.option(
-    "--order",
-    multiple=True,
-    metavar="MEMBER",
-    help="The order in which --rule cascade asks the members; once for each, first asked first.  [default: from cheap "
-    "to dear, of equal ones the more accurate first]",
-)
-_SECONDS = 20_000_000  # scores that a rule is cross-fitted on unasked
-_OBJECTIVES = ("accuracy", "mean-class-accuracy", "macro-f1", "nll")
 _objective = click.option(
     "--objective",
     type=click.Choice(_OBJECTIVES),
@@ -79,49 +45,101 @@ _objective = click.option(
 )
 
 
-def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objective: str | None = None) -> Any:
+@dataclass(frozen=True)
+class CascadeOptions:
+    """What `--rule cascade` is told: parameters of `vidfuse.Cascade` by their names."""
+
+    costs: tuple[str, ...] = options.asked(
+        "--costs",
+        multiple=True,
+        metavar="MEMBER=NUMBER|FILE",
+        help="What a member costs, for --rule cascade: GMACs (`vidfuse networks`) or milliseconds (`vidfuse "
+        "networks NAME --measure`); once for each member, or a JSON file {member: number}.  [default: 1 each]",
+    )
+    risk: str | None = options.asked(
+        "--risk",
+        type=click.Choice(["accuracy", "label"]),
+        help="What --rule cascade keeps, against all members: its accuracy (default), or their label.",
+    )
+    at_most: float | None = options.asked(
+        "--at-most",
+        type=options.SHARE,
+        metavar="SHARE",
+        help="How much of that --rule cascade may lose: 0.01 (default) is one point of accuracy, or one video's "
+        "label in a hundred.",
+    )
+    confidence: float | None = options.asked(
+        "--confidence",
+        type=options.SHARE,
+        metavar="SHARE",
+        help="With which --rule cascade keeps that.  [default: 0.95]",
+    )
+    keep: float | None = options.asked(
+        "--keep",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Of what keeps that, --rule cascade takes the cheapest that is expected to keep this share of what "
+        "all members gain over the best one; 0: the cheapest.  [default: 0.95]",
+    )
+    by: str | None = options.asked(
+        "--by",
+        type=click.Choice(["margin", "probability"]),
+        help="What says how sure a stage of --rule cascade is: the margin of its label's probability to the "
+        "second's (default), or that probability.",
+    )
+    order: tuple[str, ...] = options.asked(
+        "--order",
+        multiple=True,
+        metavar="MEMBER",
+        help="The order in which --rule cascade asks the members; once for each, first asked first.  [default: "
+        "from cheap to dear, of equal ones the more accurate first]",
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return what was said of the cascade."""
+        stated = {**vars(self), "costs": _numbers(self.costs, "--costs"), "order": self.order or None}
+        return {name: value for name, value in stated.items() if value is not None}
+
+
+def _unfitted(
+    rule: str,
+    weights: tuple[str, ...],
+    missing: str = "error",
+    objective: str | None = None,
+    cascade: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Return the unfitted rule that the options name."""
     if objective is not None and rule != "greedy":
         raise click.BadParameter(f"--objective belongs to --rule greedy, not to {rule}, which has one of its own")
     if weights and rule not in ("log-linear", "linear"):
         raise click.BadParameter(f"--weights belongs to --rule log-linear or linear, not to {rule}")
-    settings: dict[str, Any] = {}
-    names = {"log-linear": "LogLinearPool", "linear": "LinearPool", "greedy": "GreedyPool"}
-    names |= {"vote": "MajorityVote", "borda": "BordaCount", "stacked": "StackedPool", "dynamic": "DynamicPool"}
-    names |= {"cascade": "Cascade"}
-    kind = getattr(vf, names[rule])
+    if cascade and rule != "cascade":
+        raise click.BadParameter(f"{option(next(iter(cascade)))} belongs to --rule cascade, not to {rule}")
+    made = getattr(vf, _RULES[rule])(**cascade)
     if missing == "renormalise":
-        if kind().missing is None:
+        if made.missing is None:
             raise click.BadParameter(f"--missing renormalise: {rule} needs every member; say --missing leave-out")
-        settings["missing"] = missing
+        made.set_params(missing=missing)
     if rule == "greedy":
-        settings["objective"] = objective or "nll"
+        made.set_params(objective=objective or "nll")
     named = options.named_values(weights, "MEMBER=NUMBER")
     if isinstance(named, dict):
         try:
-            settings["weights"] = {name: float(number) for name, number in named.items()}
+            made.set_params(weights={name: float(number) for name, number in named.items()})
         except ValueError as error:
             raise click.BadParameter(f"expected MEMBER=NUMBER, got {named}") from error
     elif named:
-        settings["weights"] = named
-    return kind(**settings)
+        made.set_params(weights=named)
+    return made
 
 
 @click.command()
-@sources()
-@reads_predictions
-@_rule
+@reads(GroupedReading)
+@click.option("--rule", type=click.Choice(list(_RULES)), default="log-linear", help="Fusion rule.")
 @_weights
 @_objective
-@_costs
-@_risk
-@_at_most
-@_confidence
-@_keep
-@_by
-@_order
+@options.asks(CascadeOptions, "cascade")
 @options.views
-@options.groups
 @options.out("ensemble.json", "The recipe to write; its model card is written beside it, as NAME.card.md.")
 @click.option(
     "--licence",
@@ -136,27 +154,16 @@ def _unfitted(rule: str, weights: tuple[str, ...], missing: str = "error", objec
     help="Cross-fit the rule on these videos, and say how it does beside members.  [default: if it takes seconds]",
 )
 @options.as_json
-@click.pass_context
 def fit(
-    context: click.Context,
-    source: tuple[str, ...],
-    reading: Reading,
+    reading: GroupedReading,
     rule: str,
     weights: tuple[str, ...],
     objective: str | None,
-    costs: tuple[str, ...],
-    risk: str | None,
-    at_most: float | None,
-    confidence: float | None,
-    keep: float | None,
-    by: str | None,
-    order: tuple[str, ...],
+    cascade: CascadeOptions,
     views: tuple[str, ...],
-    groups: str | None,
     out: Path,
     licences: tuple[str, ...],
     check: bool | None,
-    as_json: bool,
 ) -> None:
     """Fit a fusion rule on labelled predictions, and write it as a recipe.
 
@@ -166,24 +173,17 @@ def fit(
     from vidfuse.serving.card import write_card
 
     reduction = options.named_values(views, "MEMBER=REDUCTION")
-    stack = options.grouped(reading.open(source, reduction), groups)
-    unfitted = _unfitted(rule, weights, reading.missing, objective)
-    stated: dict[str, Any] = {"costs": _numbers(costs, "--costs"), "risk": risk, "at_most": at_most}
-    stated |= {"confidence": confidence, "keep": keep, "by": by, "order": order or None}
-    stated = {name: value for name, value in stated.items() if value is not None}
-    if rule == "cascade":
-        unfitted.set_params(**stated)
-    elif stated:
-        raise click.BadParameter(f"{option(next(iter(stated)))} belongs to --rule cascade, not to {rule}")
+    stack = reading.open(reduction)
+    unfitted = _unfitted(rule, weights, reading.missing, objective, cascade.given())
     fitted = unfitted.fit(stack)
     recipe = vf.Recipe.from_fitted(fitted, stack, views=reduction)
     told: dict[str, Any] = {
-        "sources": _sources(source, recipe.members),
+        "sources": _sources(reading.source, recipe.members),
         "licences": options.pairs(licences, "MEMBER=TEXT"),
     }
     recipe.save(out)
     card = write_card(recipe, out, **told)  # at once: cross-fitting takes long, and the card there is another recipe's
-    options.save_config(context, out)
+    options.save_config(out)
     board, said = None, ""
     if check is None and math.prod(stack.shape) > _SECONDS:
         said = "\nnot cross-fitted, which would take minutes here; --check does it"
@@ -196,7 +196,7 @@ def fit(
     if board is not None:
         write_card(recipe, out, board=board, **told)
     result = {"out": out, "card": card, **recipe.describe(), "check": None if board is None else board.to_dict()}
-    options.emit(result, f"{recipe}\nwritten to {out}, its model card to {card}{said}", as_json)
+    options.emit(result, f"{recipe}\nwritten to {out}, its model card to {card}{said}")
 
 
 def _sources(source: tuple[str, ...], members: Sequence[str]) -> dict[str, list[str]]:
@@ -237,20 +237,10 @@ def _cross_fitted(rule: Any, stack: Any) -> Any:
 
 @click.command()
 @takes_recipe
-@sources()
-@reads_predictions
-@click.option(
-    "--objective",
-    type=click.Choice(_OBJECTIVES),
-    default="accuracy",
-    show_default=True,
-    help="What rows are ranked by.",
-)
-@options.groups
+@reads(GroupedReading)
+@click.option("--objective", type=click.Choice(_OBJECTIVES), default="accuracy", help="What rows are ranked by.")
 @options.as_json
-def evaluate(
-    recipe: Path, source: tuple[str, ...], reading: Reading, objective: str, groups: str | None, as_json: bool
-) -> None:
+def evaluate(recipe: Path, reading: GroupedReading, objective: str) -> None:
     """Score RECIPE on labelled predictions, beside each member.
 
     SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
@@ -260,8 +250,7 @@ def evaluate(
     from vidfuse.evaluation.trial import Protocol
     from vidfuse.report.tables import Leaderboard
 
-    loaded, stack = with_recipe(recipe, source, reading)
-    stack = options.grouped(stack, groups)
+    loaded, stack = reading.with_recipe(recipe)
     warn_if_clips(stack)
     protocol = Protocol(
         n_fit=loaded.fitted_on["videos"],
@@ -275,45 +264,41 @@ def evaluate(
     known = {"recipe": loaded.predict_log_proba(stack)}
     board = Leaderboard.of(board_of(stack, known, protocol, best=best, objective=objective))
     if front is None:
-        options.emit(board.to_dict(), str(board), as_json)
+        options.emit(board.to_dict(), str(board))
     else:
         points = {name: getattr(front, name).tolist() for name in ("cost", "accuracy", "differs", "certified")}
-        options.emit({**board.to_dict(), "front": points}, f"{board}\n\n{front}", as_json)
+        options.emit({**board.to_dict(), "front": points}, f"{board}\n\n{front}")
 
 
 @click.command()
-@sources()
-@reads_predictions
+@reads(Reading)
 @_objective
-@click.option("--max-members", type=click.IntRange(min=1), help="At most so many members.")
+@click.option("--max-members", type=options.COUNT, help="At most so many members.")
 @_weights
 @options.views
 @options.as_json
 def select(
-    source: tuple[str, ...],
     reading: Reading,
     objective: str | None,
     max_members: int | None,
     weights: tuple[str, ...],
     views: tuple[str, ...],
-    as_json: bool,
 ) -> None:
     """Find the best subset of the members, exactly; score weights unless others are given.
 
     SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
     """
     objective = objective or "accuracy"
-    stack = reading.open(source, options.named_values(views, "MEMBER=REDUCTION"))
+    stack = reading.open(options.named_values(views, "MEMBER=REDUCTION"))
     pool = _unfitted("log-linear", weights or ("accuracy",), reading.missing)
     best = vf.search_subsets(stack, objective=objective, rule=pool, max_members=max_members)
     result = {"members": list(best.members), "score": best.score, "objective": objective, "in_sample": True}
     text = f"{' + '.join(best.members)}: {objective} {best.score:.4f} (in-sample: chosen on these {len(stack)} videos)"
-    options.emit(result, text, as_json)
+    options.emit(result, text)
 
 
 @click.command()
-@sources()
-@reads_predictions
+@reads(GroupedReading)
 @click.option(
     "--test",
     multiple=True,
@@ -323,11 +308,10 @@ def select(
 )
 @click.option("--test-annotations", metavar="FILE", help="The list of videos whose order the dumps of --test follow.")
 @options.views
-@options.groups
-@click.option("--title", default="Fusion report", show_default=True, help="The page's title.")
+@click.option("--title", default="Fusion report", help="The page's title.")
 @click.option(
     "--figures",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     help="A folder for figures as svg, pdf and png, a paper's column wide; needs the extra report.",
 )
 @click.option(
@@ -338,21 +322,17 @@ def select(
 )
 @click.option(
     "--sample",
-    type=click.IntRange(min=1),
+    type=options.COUNT,
     metavar="VIDEOS",
     help="Make the page from at most so many videos, drawn by chance in whole groups; it says so. All of millions "
     "take hours.",
 )
 @options.out("report.html", "The page to write.")
-@click.pass_context
 def report(
-    context: click.Context,
-    source: tuple[str, ...],
-    reading: Reading,
+    reading: GroupedReading,
     test: tuple[str, ...],
     test_annotations: str | None,
     views: tuple[str, ...],
-    groups: str | None,
     title: str,
     figures: Path | None,
     thumbnails: Path | None,
@@ -368,13 +348,15 @@ def report(
 
     check_page(out)
     reduction = options.named_values(views, "MEMBER=REDUCTION")
-    stack = options.grouped(reading.open(source, reduction), groups)
-    held_out = reading.open(test, reduction, list(stack.members), test_annotations) if test else None
-    held_out = None if held_out is None else options.grouped(held_out, groups)
+    stack, held_out = reading.open(reduction), None
+    if test:
+        lists = (test_annotations,) if test_annotations else reading.annotations
+        scored = dataclasses.replace(reading, source=test, annotations=lists)
+        held_out = scored.open(reduction, list(stack.members))
     pictures = None if thumbnails is None else _pictures(thumbnails)
     found = findings_of(stack, held_out, thumbnails=pictures, sample=sample)
     write_findings(found, out, title, figures)
-    options.save_config(context, out)
+    options.save_config(out)
     click.echo(f"{found.board.headline()}\nwritten to {out}")
 
 

@@ -17,10 +17,10 @@ __all__ = ["export"]
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("recipe", type=options.FILE)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     help="The file to write, .onnx or .pt2.  [default: the recipe's name with .onnx, unless --triton is given]",
 )
 @click.option(
@@ -52,11 +52,10 @@ __all__ = ["export"]
     "--checkpoints",
     type=click.Choice(["same", "any"]),
     default="same",
-    show_default=True,
     help="Recipes know the checkpoints of their fit: refuse networks of others, or compare nothing.",
 )
 @click.option("--with-views", is_flag=True, help="Inputs have an axis of views, which are reduced as the recipe says.")
-@click.option("--max-batch", type=click.IntRange(min=1), default=64, show_default=True, help="Of Triton: videos.")
+@click.option("--max-batch", type=options.COUNT, default=64, help="Of Triton: videos.")
 @options.as_json
 def export(
     recipe: Path,
@@ -68,7 +67,6 @@ def export(
     checkpoints: Checkpoints,
     with_views: bool,
     max_batch: int,
-    as_json: bool,
 ) -> None:
     """Write RECIPE as one file that other engines run: ONNX, or torch's .pt2.
 
@@ -107,7 +105,7 @@ def export(
     ]  # fmt: skip
     inputs = ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in written[0].facts["inputs"].items())
     files = [{"path": one.path, "bytes": one.size, "difference": one.difference} for one in written]
-    options.emit({"files": files, "facts": written[0].facts}, "\n".join([f"inputs: {inputs}", *lines]), as_json)
+    options.emit({"files": files, "facts": written[0].facts}, "\n".join([f"inputs: {inputs}", *lines]))
 
 
 def _extents(name: str, text: str) -> tuple[int, int, int]:
@@ -124,7 +122,7 @@ def _networks(
     clips: Mapping[str, tuple[int, int, int]],
 ) -> tuple[dict[str, Any], dict[str, tuple[int, int, int]]]:
     """Return the members' networks, and the extents of each one's clips."""
-    from vidfuse.cli.networks import checkpoint_file
+    from vidfuse.cli.runs import checkpoint_file
     from vidfuse.networks import info
     from vidfuse.training.data import network_for
     from vidfuse.training.state import trained

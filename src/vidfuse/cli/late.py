@@ -1,6 +1,7 @@
-"""Modules that load at their first use: scikit-learn imports them at its start, and few commands need them.
+"""Modules that commands import when they need them.
 
-`scipy.stats` and pandas take three quarters of the time in which a command that computes starts.
+scikit-learn imports `scipy.stats` and pandas at its start. They take three quarters of the time in which a command that
+computes starts, and few commands need them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_late"]
+from vidfuse.errors import MissingExtraError
+
+__all__ = ["load_late", "modules"]
 
 
 class _Late(ModuleType):
@@ -46,3 +49,13 @@ def load_late(name: str) -> None:
     late = _Late(name)
     late.__spec__ = spec
     sys.modules[name] = late
+
+
+def modules(*names: str) -> list[ModuleType]:
+    """Import the modules that need torch and the decoder, or say which extra they come with."""
+    try:
+        return [importlib.import_module(name) for name in names]
+    except MissingExtraError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError("training and extraction", "training") from error

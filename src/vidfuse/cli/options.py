@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from vidfuse._files import replace
 
 __all__ = [
     "as_json",
+    "asked",
+    "asks",
     "emit",
     "grouped",
     "groups",
@@ -27,13 +31,19 @@ __all__ = [
     "views",
 ]
 
+_JSON = "vidfuse.json"  # of a context: whether `emit` prints JSON
+
+PATH = click.Path(path_type=Path)
+FOUND = click.Path(exists=True, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+COUNT = click.IntRange(min=1)
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 source = click.argument("source", nargs=-1, required=True, metavar="SOURCE...")
 views = click.option(
     "--views",
     multiple=True,
     metavar="[MEMBER=]REDUCTION",
     default=["mean-log"],
-    show_default=True,
     help="How a member's views of a video become one prediction: mean-log, mean-probability, vote or max.",
 )
 groups = click.option(
@@ -42,12 +52,53 @@ groups = click.option(
     help="A regular expression: clips with the same match in their ids (its first group, if it has one) are of one "
     "source, and not independent; for v_Run_g01_c02, '^(.*)_c'.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+as_json = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, _, value: context.meta.update({_JSON: value}),
+    help="Print the result as JSON.",
+)
 
 
 def out(default: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--out`, a path with this default."""
-    return click.option("--out", type=click.Path(path_type=Path), default=default, show_default=True, help=text)
+    return click.option("--out", type=PATH, default=default, help=text)
+
+
+def asked(option: str | Callable[..., Any], *names: str, **settings: Any) -> Any:
+    """Return a dataclass's field that an option fills, given as `click.option` takes it, or one that is there."""
+    return field(metadata={"add": click.option(option, *names, **settings) if isinstance(option, str) else option})
+
+
+def asks(group: Callable[..., Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a dataclass's fields, as one argument of this name.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Size:
+        ...     width: int = asked("--width", default=2)
+        >>> @click.command()
+        ... @asks(Size, "size")
+        ... def show(size):
+        ...     click.echo(size)
+        >>> show(["--width", "3"], standalone_mode=False)
+        Size(width=3)
+    """
+    own = fields(group)  # type: ignore[arg-type]  # of a dataclass
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def collected(*args: Any, **given: Any) -> Any:
+            taken = group(**{one.name: given.pop(one.name) for one in own})
+            return command(*args, **{name: taken}, **given)
+
+        for one in reversed(own):
+            collected = one.metadata["add"](collected)
+        return collected
+
+    return decorate
 
 
 def pairs(values: tuple[str, ...], what: str) -> dict[str, str]:
@@ -127,8 +178,9 @@ def groups_of(pattern: str, ids: Sequence[str]) -> Any:
         raise click.BadParameter(f"--groups: {error}") from error
 
 
-def emit(result: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """Print a result: the text for people, or the mapping as JSON, which has no infinite numbers: they are null."""
+def emit(result: Mapping[str, Any], text: str) -> None:
+    """Print a result: the text for people, or with `--json` the mapping, in which infinite numbers are null."""
+    as_json = click.get_current_context().meta[_JSON]
     click.echo(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text)
 
 
@@ -148,9 +200,9 @@ def _finite(value: Any) -> Any:
     return value if isinstance(value, str | int | None) else _finite(_plain(value))
 
 
-def save_config(context: click.Context, out: Path) -> Path:
+def save_config(out: Path) -> Path:
     """Write the command and every option as they were resolved to `<out>.config.json`, and return that path."""
-    path = out.with_name(out.name + ".config.json")
+    context, path = click.get_current_context(), out.with_name(out.name + ".config.json")
     config = {"vidfuse": __version__, "command": context.command.name, "options": dict(context.params)}
     return replace(path, json.dumps(config, indent=2, default=_plain) + "\n")
 

@@ -6,7 +6,7 @@ import functools
 import glob
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,144 +17,134 @@ from vidfuse.cli import options
 from vidfuse.cli.late import load_late
 from vidfuse.errors import InputError
 
-__all__ = ["Reading", "reads_predictions", "sources", "takes_recipe", "with_recipe"]
+__all__ = ["GroupedReading", "Reading", "reads", "takes_recipe"]
 
-takes_recipe = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-
-_OPTIONS = (
-    click.option(
-        "--kind",
-        multiple=True,
-        metavar="[MEMBER=]KIND",
-        help="What a dump's numbers are: logits, log-likelihoods, probabilities or sum. Needed with dumps, as it is "
-        "never guessed; caches know theirs.",
-    ),
-    click.option(
-        "--annotations",
-        multiple=True,
-        metavar="[MEMBER=]FILE",
-        help="The list of videos whose order the dumps follow; it gives ids and labels.",
-    ),
-    click.option("--no-labels", is_flag=True, help="Take no labels from dumps: they are placeholders."),
-    click.option("--head", multiple=True, metavar="[MEMBER=]HEAD", help="Which scores, where a dump has several."),
-    click.option(
-        "--columns",
-        multiple=True,
-        metavar="[MEMBER=]PATTERN",
-        help="Which columns of a table are scores: a pattern such as 'p*', or their names with commas between.",
-    ),
-    click.option(
-        "--id-column",
-        multiple=True,
-        metavar="[MEMBER=]NAME",
-        help="The column, or array, of the ids; 'none' where there is none.",
-    ),
-    click.option(
-        "--ids",
-        type=click.Choice(["path", "stem", "exact"]),
-        default="path",
-        show_default=True,
-        help="How names become ids, in dumps and lists alike: the path without a video's suffix, the file's name alone "
-        "(stem), or as they stand (exact).",
-    ),
-    click.option(
-        "--classes",
-        metavar="FILE|NAME,NAME,...|sorted",
-        help="The classes' names in order: a file with one a line, or the names themselves; 'sorted' sorts those that "
-        "are found.",
-    ),
-    click.option(
-        "--class-map",
-        multiple=True,
-        metavar="MEMBER=FILE",
-        help="A csv `member's class,class` for a member of fewer, coarser or finer classes than the others.",
-    ),
-    click.option(
-        "--repeats",
-        metavar="REDUCTION",
-        help="Average the predictions that a video has in several of a member's files, as of fold models on the same "
-        "test videos: mean-probability, mean-log, vote or max.",
-    ),
-    click.option(
-        "--join",
-        type=click.Choice(["exact", "inner", "outer"]),
-        default="exact",
-        show_default=True,
-        help="Where members have different videos: refuse, keep those that all have, or keep those that any has.",
-    ),
-    click.option(
-        "--missing",
-        type=click.Choice(["error", "leave-out", "renormalise"]),
-        default="error",
-        show_default=True,
-        help="Where a member has no prediction for a video (NaN, zeros): refuse, leave the video out, or share the "
-        "member's weight among the others.",
-    ),
-    click.option(
-        "--checkpoints",
-        type=click.Choice(["same", "any"]),
-        default="same",
-        show_default=True,
-        help="Caches know the checkpoints that made them: refuse others than those of a fit, or compare nothing.",
-    ),
-    click.option("--partial", is_flag=True, help="Of caches in which some video could not be decoded, take the rest."),
-    click.option(
-        "--folds", is_flag=True, help="The folders given are folds, each predicted by a model of its own, not shards."
-    ),
-    click.option("--labelled", is_flag=True, help="Of caches, take only the videos that have a label."),
-)
-
+takes_recipe = click.argument("recipe", type=options.FILE)
 
 _OF_DUMPS = ("kind", "annotations", "no_labels", "head", "columns", "id_column", "classes", "class_map", "repeats")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How predictions are read: one field for each option of the same name."""
+    """Predictions, and how they are read: the argument SOURCE, and one option for each field."""
 
-    kind: tuple[str, ...]
-    annotations: tuple[str, ...]
-    no_labels: bool
-    head: tuple[str, ...]
-    columns: tuple[str, ...]
-    id_column: tuple[str, ...]
-    ids: Any
-    classes: str | None
-    class_map: tuple[str, ...]
-    repeats: str | None
-    join: Any
-    missing: str
-    checkpoints: Any
-    partial: bool
-    folds: bool
-    labelled: bool
+    source: tuple[str, ...] = options.asked(options.source)
+    kind: tuple[str, ...] = options.asked(
+        "--kind",
+        multiple=True,
+        metavar="[MEMBER=]KIND",
+        help="What a dump's numbers are: logits, log-likelihoods, probabilities or sum. Needed with dumps, as it is "
+        "never guessed; caches know theirs.",
+    )
+    annotations: tuple[str, ...] = options.asked(
+        "--annotations",
+        multiple=True,
+        metavar="[MEMBER=]FILE",
+        help="The list of videos whose order the dumps follow; it gives ids and labels.",
+    )
+    no_labels: bool = options.asked(
+        "--no-labels", is_flag=True, help="Take no labels from dumps: they are placeholders."
+    )
+    head: tuple[str, ...] = options.asked(
+        "--head", multiple=True, metavar="[MEMBER=]HEAD", help="Which scores, where a dump has several."
+    )
+    columns: tuple[str, ...] = options.asked(
+        "--columns",
+        multiple=True,
+        metavar="[MEMBER=]PATTERN",
+        help="Which columns of a table are scores: a pattern such as 'p*', or their names with commas between.",
+    )
+    id_column: tuple[str, ...] = options.asked(
+        "--id-column",
+        multiple=True,
+        metavar="[MEMBER=]NAME",
+        help="The column, or array, of the ids; 'none' where there is none.",
+    )
+    ids: Any = options.asked(
+        "--ids",
+        type=click.Choice(["path", "stem", "exact"]),
+        default="path",
+        help="How names become ids, in dumps and lists alike: the path without a video's suffix, the file's name alone "
+        "(stem), or as they stand (exact).",
+    )
+    classes: str | None = options.asked(
+        "--classes",
+        metavar="FILE|NAME,NAME,...|sorted",
+        help="The classes' names in order: a file with one a line, or the names themselves; 'sorted' sorts those that "
+        "are found.",
+    )
+    class_map: tuple[str, ...] = options.asked(
+        "--class-map",
+        multiple=True,
+        metavar="MEMBER=FILE",
+        help="A csv `member's class,class` for a member of fewer, coarser or finer classes than the others.",
+    )
+    repeats: str | None = options.asked(
+        "--repeats",
+        metavar="REDUCTION",
+        help="Average the predictions that a video has in several of a member's files, as of fold models on the same "
+        "test videos: mean-probability, mean-log, vote or max.",
+    )
+    join: Any = options.asked(
+        "--join",
+        type=click.Choice(["exact", "inner", "outer"]),
+        default="exact",
+        help="Where members have different videos: refuse, keep those that all have, or keep those that any has.",
+    )
+    missing: str = options.asked(
+        "--missing",
+        type=click.Choice(["error", "leave-out", "renormalise"]),
+        default="error",
+        help="Where a member has no prediction for a video (NaN, zeros): refuse, leave the video out, or share the "
+        "member's weight among the others.",
+    )
+    checkpoints: Any = options.asked(
+        "--checkpoints",
+        type=click.Choice(["same", "any"]),
+        default="same",
+        help="Caches know the checkpoints that made them: refuse others than those of a fit, or compare nothing.",
+    )
+    partial: bool = options.asked(
+        "--partial", is_flag=True, help="Of caches in which some video could not be decoded, take the rest."
+    )
+    folds: bool = options.asked(
+        "--folds", is_flag=True, help="The folders given are folds, each predicted by a model of its own, not shards."
+    )
+    labelled: bool = options.asked(
+        "--labelled", is_flag=True, help="Of caches, take only the videos that have a label."
+    )
 
-    def open(
-        self,
-        source: tuple[str, ...],
-        views: Any,
-        members: Any = None,
-        annotations: Any = None,
-        *,
-        as_read: bool = False,
-    ) -> Any:
+    def open(self, views: Any, members: Any = None, *, as_read: bool = False) -> Any:
         """Open predictions as a stack.
 
         Args:
-            source: A folder of caches, shards of them, or `MEMBER=FILE` for each dump.
             views: How views are reduced, as in `vidfuse.read_predictions`.
             members: Which members to take, in this order; by default all.
-            annotations: The list of these videos, where it is not that of `--annotations`.
             as_read: Reduce the views of caches block by block, for one pass.
         """
-        if all("=" not in word or os.path.exists(word) for word in source):
-            stack = self._caches(source, views, members, as_read)
+        if all("=" not in word or os.path.exists(word) for word in self.source):
+            stack = self._caches(self.source, views, members, as_read)
         else:
-            stack = self._dumps(options.pairs(source, "MEMBER=FILE, or folders of caches"), views, annotations)
+            stack = self._dumps(options.pairs(self.source, "MEMBER=FILE, or folders of caches"), views)
             stack = stack if members is None else stack.select(members)
         if self.missing == "leave-out" and stack.present is not None:
             stack = stack[stack.present.all(axis=1)]
         return stack
+
+    def with_recipe(self, recipe: Path, *, as_read: bool = False) -> tuple[Any, Any]:
+        """Load a recipe, and the members that it names; `as_read` as in `open`.
+
+        Raises:
+            click.UsageError: Dumps were given, and not those of the recipe's members.
+        """
+        loaded = vf.load_recipe(recipe)
+        given = [word.partition("=")[0] for word in self.source if "=" in word and not os.path.exists(word)]
+        if given and (absent := [name for name in loaded.members if name not in given]):
+            raise click.UsageError(
+                f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
+                f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
+            )
+        return loaded, self.open(loaded.views or "mean-log", list(loaded.members), as_read=as_read)
 
     def _caches(self, folders: tuple[str, ...], views: Any, members: Any, as_read: bool) -> Any:
         given = [name for name in _OF_DUMPS if getattr(self, name)]
@@ -184,7 +174,7 @@ class Reading:
             as_read=as_read,
         )
 
-    def _dumps(self, files: Mapping[str, str], views: Any, annotations: Any) -> Any:
+    def _dumps(self, files: Mapping[str, str], views: Any) -> Any:
         if self.partial:
             raise click.UsageError(
                 "--partial is for caches; of dumps, --join inner keeps the videos that all members have"
@@ -192,11 +182,10 @@ class Reading:
         for name in ("folds", "labelled"):
             if getattr(self, name):
                 raise click.UsageError(f"--{name} is for caches; a dump's files are MEMBER=FILE,FILE,...")
-        lists = options.named_values(self.annotations, "MEMBER=FILE") if annotations is None else annotations
         return vf.read_predictions(
             {name: _files(text) for name, text in files.items()},
             kind=options.named_values(self.kind, "MEMBER=KIND"),
-            annotations=lists,
+            annotations=options.named_values(self.annotations, "MEMBER=FILE"),
             views=views,
             labels=None if self.no_labels else "dump",
             classes=None if self.classes is None else _names(self.classes),
@@ -211,26 +200,33 @@ class Reading:
         )
 
 
-def sources(required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the argument that takes predictions: folders of caches, or `MEMBER=FILE` for each dump."""
-    return click.argument("source", nargs=-1, required=required, metavar="SOURCE...")
+@dataclass(frozen=True)
+class GroupedReading(Reading):
+    """Predictions whose clips may be of one source."""
+
+    groups: str | None = options.asked(options.groups)
+
+    def open(self, views: Any, members: Any = None, *, as_read: bool = False) -> Any:
+        """Open predictions as a stack, with what each video comes from."""
+        return options.grouped(super().open(views, members, as_read=as_read), self.groups)
 
 
-def reads_predictions(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say how predictions are read, as one argument `reading`."""
-    names = [field.name for field in fields(Reading)]
+def reads(how: type[Reading]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the argument SOURCE and the options that say how predictions are read, as one `reading`."""
 
-    @functools.wraps(command)
-    def collected(*args: Any, **given: Any) -> Any:
-        load_late("scipy.stats")
-        load_late("pandas")
-        _refuse_inputs(given)
-        reading = Reading(**{name: given.pop(name) for name in names})
-        return command(*args, reading=reading, **given)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        asked = options.asks(how, "reading")(command)
 
-    for add in reversed(_OPTIONS):
-        collected = add(collected)
-    return collected
+        @functools.wraps(asked)
+        def guarded(*args: Any, **given: Any) -> Any:
+            load_late("scipy.stats")
+            load_late("pandas")
+            _refuse_inputs(given)
+            return asked(*args, **given)
+
+        return guarded
+
+    return decorate
 
 
 def _refuse_inputs(given: Mapping[str, Any]) -> None:
@@ -261,22 +257,6 @@ def _named_files(word: str) -> list[Path]:
     texts = [word, *_files(word.partition("=")[2])]
     found = [path for text in texts if text for path in (text, *glob.glob(text))]
     return [Path(path) for path in dict.fromkeys(found) if os.path.isfile(path)]
-
-
-def with_recipe(recipe: Path, source: tuple[str, ...], reading: Reading, *, as_read: bool = False) -> tuple[Any, Any]:
-    """Load a recipe, and the members that it names; `as_read` as in `Reading.open`.
-
-    Raises:
-        click.UsageError: Dumps were given, and not those of the recipe's members.
-    """
-    loaded = vf.load_recipe(recipe)
-    given = [word.partition("=")[0] for word in source if "=" in word and not os.path.exists(word)]
-    if given and (absent := [name for name in loaded.members if name not in given]):
-        raise click.UsageError(
-            f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
-            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
-        )
-    return loaded, reading.open(source, loaded.views or "mean-log", list(loaded.members), as_read=as_read)
 
 
 def _files(text: str) -> list[str]:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
 import vidfuse as vf
-from vidfuse.cli import options, videos
-from vidfuse.cli.networks import (
-    checkpoint_file,
-    decoding,
-    keep_left_out,
-    listed_failures,
-    loader_of,
-    modules,
-    resolved_recipe,
-    validation,
-)
+from vidfuse.cli import options
+from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
+from vidfuse.cli.late import modules
+from vidfuse.cli.runs import checkpoint_file, one_view, resolved_recipe
+from vidfuse.cli.videos import Listed, ToTrain, of_classes
 from vidfuse.errors import InputError
 
 __all__ = ["soup"]
@@ -27,13 +20,11 @@ __all__ = ["soup"]
 
 @click.command()
 @click.argument("network")
-@videos.data
-@videos.layout
-@videos.root
+@options.asks(ToTrain, "videos")
 @click.option(
     "--checkpoint",
     "checkpoints",
-    type=click.Path(exists=True, path_type=Path),
+    type=options.FOUND,
     multiple=True,
     required=True,
     help="A run's folder or its checkpoint; once for each.",
@@ -43,43 +34,30 @@ __all__ = ["soup"]
     type=click.Choice(["greedy", "uniform"]),
     help="Average those that help on the validation videos, or all.  [default: greedy where there are such videos]",
 )
-@validation
 @click.option(
     "--score",
-    type=click.Path(exists=True, path_type=Path),
+    type=options.FOUND,
     help="Labelled videos to score the result on, of other sources than those that it was chosen on.",
 )
 @options.groups
 @click.option(
     "--recipe", "recipe_name", help="Take clips as this recipe does; by default as the checkpoints' runs did."
 )
-@click.option("--batches", default=100, show_default=True, help="Batches for the statistics of batch normalisation.")
-@videos.classes
-@decoding
+@click.option("--batches", default=100, help="Batches for the statistics of batch normalisation.")
+@options.asks(Decoding, "decoding")
 @options.out("runs/soup", "The folder that receives best.pt, which `vidfuse extract --checkpoint` takes.")
 @options.as_json
-@click.pass_context
 def soup(
-    context: click.Context,
     network: str,
-    data: Path,
-    layout: str | None,
-    root: Path | None,
+    videos: ToTrain,
     checkpoints: tuple[Path, ...],
     how: Any,
-    val: Path | None,
-    val_root: Path | None,
     score: Path | None,
     groups: str | None,
     recipe_name: str | None,
     batches: int,
-    classes: str | None,
-    workers: int,
-    decoder: str,
-    strict: bool,
-    allow_truncated: bool,
+    decoding: Decoding,
     out: Path,
-    as_json: bool,
 ) -> None:
     """Average the weights of several checkpoints of NETWORK into one; statistics come from the training videos DATA.
 
@@ -99,24 +77,26 @@ def soup(
     first = next((run for run in runs if run is not None), None)
     beside = next((path.with_name("recipe.yaml") for path, run in zip(paths, runs, strict=True) if run), Path())
     recipe, augmentation = resolved_recipe(recipe_name or (str(beside) if beside.is_file() else network), ())
-    found, chosen, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
+    found, chosen, n_classes = videos.to_train()
     if first is not None:
-        n_classes, found = first.n_classes, videos.of_classes(found, data, first.classes, first.n_classes)
-        chosen = None if chosen is None else videos.of_classes(chosen, val or data, first.classes, first.n_classes)
-    others = (
-        None if score is None else videos.listed(score, layout, root, "val", first.classes if first else found.classes)
-    )
+        n_classes, found = first.n_classes, of_classes(found, videos.data, first.classes, first.n_classes)
+        if chosen is not None:
+            chosen = of_classes(chosen, videos.val or videos.data, first.classes, first.n_classes)
+    others = None
+    if score is not None:
+        names = first.classes if first else found.classes
+        others = Listed(score, videos.layout, videos.root).listed("val", names)
     if chosen is not None and others is not None:
         _check_apart(chosen.ids, others.ids, groups)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
-    how_loaded = (max(1, recipe.batch_size // recipe.accumulate), workers, decoder, strict, allow_truncated, device)
+    batch = max(1, recipe.batch_size // recipe.accumulate)
 
     def views_of(listed: Any) -> Any:
-        return None if listed is None else loader_of(listed, inputs.view_input(plan, network), *how_loaded)
+        views = inputs.view_input(one_view(recipe), network)
+        return None if listed is None else decoding.loader(listed, views, batch, device)
 
     source = inputs.train_input(recipe, network, **augmentation)
-    loader = loader_of(found, source, *how_loaded, seed=recipe.seed, shuffle=True)
+    loader = decoding.loader(found, source, batch, device, seed=recipe.seed, shuffle=True)
     named = {str(path): path if run else _converted(path, network) for path, run in zip(paths, runs, strict=True)}
     made = soups.soup(
         inputs.network_for(recipe.frames, network, n_classes),
@@ -132,7 +112,7 @@ def soup(
     kept = {name: value for name, value in kept.items() if name not in unneeded}
     weights = {name: value.cpu() for name, value in made.model.state_dict().items()}
     files.save_checkpoint(out / "best.pt", {**kept, "history": [], "network": network, "model": weights})
-    options.save_config(context, out)
+    options.save_config(out)
     keep_left_out(out, found, *(one for one in (chosen, others) if one is not None))
     held_out = None if others is None else evaluation.evaluate(made.model, views_of(others), device=device)
     result = {"out": out / "best.pt", "members": made.members, "scores": made.scores, "score": made.score}
@@ -145,7 +125,7 @@ def soup(
     text += "" if held_out is None else f"\n{_accuracy(held_out)} of the videos of --score"
     failures = {failure.id: failure.reason for failure in loader.failures}
     text += f"{listed_failures(failures)}\nwritten to {out / 'best.pt'}"
-    options.emit({**result, "held_out": held_out, "failures": list(failures.items())}, text, as_json)
+    options.emit({**result, "held_out": held_out, "failures": list(failures.items())}, text)
 
 
 def _converted(path: Path, network: str) -> Any:

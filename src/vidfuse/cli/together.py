@@ -9,17 +9,20 @@ from typing import Any
 
 import click
 
-from vidfuse.cli import networks as single
-from vidfuse.cli import options, videos
+from vidfuse.cli import options
+from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
+from vidfuse.cli.late import modules
+from vidfuse.cli.runs import RecipeOptions, batch_of_rank, begun, checkpoint_file, one_view, resolved_recipe
+from vidfuse.cli.videos import ToTrain
 from vidfuse.errors import InputError
 
 __all__ = ["train_together"]
 
 
 @click.command("train-together")
-@videos.data
+@options.asks(ToTrain, "videos")
 @click.argument("networks", nargs=-1, required=True, metavar="[MEMBER=]NETWORK...")
-@single.of_training
+@options.asks(RecipeOptions, "asked")
 @click.option(
     "--checkpoint",
     "checkpoints",
@@ -28,31 +31,17 @@ __all__ = ["train_together"]
     help="Weights that a member starts from: a run's, or published ones. Its clips are as these were trained on.",
 )
 @click.option("--shared-time", is_flag=True, help="Draw one place in time for all networks: less is decoded.")
-@videos.classes
-@single.decoding
+@options.asks(Decoding, "decoding")
 @options.out("runs/together", "The run's folder; a run that stopped goes on from its checkpoint.")
 @options.as_json
-@click.pass_context
 def train_together(
-    context: click.Context,
-    data: Path,
+    videos: ToTrain,
     networks: tuple[str, ...],
-    layout: str | None,
-    root: Path | None,
-    val: Path | None,
-    val_root: Path | None,
-    recipe_name: str | None,
-    settings: tuple[str, ...],
-    few_clips: bool,
+    asked: RecipeOptions,
     checkpoints: tuple[str, ...],
     shared_time: bool,
-    classes: str | None,
-    workers: int,
-    decoder: str,
-    strict: bool,
-    allow_truncated: bool,
+    decoding: Decoding,
     out: Path,
-    as_json: bool,
 ) -> None:
     """Train several NETWORKs on each decoded batch of DATA, and fuse their validation predictions after each epoch.
 
@@ -61,13 +50,14 @@ def train_together(
     """
     # First what every process needs to know alike (recipes, videos, clips), then what each holds of its own (device,
     # models, its share of a batch); the first process alone writes and speaks.
-    distributed, fine_tuning, inputs, progress, together, torch = single.modules(
+    distributed, fine_tuning, inputs, progress, together, torch = modules(
         *(f"vidfuse.training.{name}" for name in ("distributed", "fine_tuning", "data", "progress", "together")),
         "torch",
     )
     members = options.pairs(tuple(name if "=" in name else f"{name}={name}" for name in networks), "[MEMBER=]NETWORK")
-    batch = min(single.resolved_recipe(recipe_name or network, settings)[0].batch_size for network in members.values())
-    found, scored, n_classes = videos.to_train(data, layout, root, classes, val, val_root)
+    named = (asked.recipe_name or network for network in members.values())
+    batch = min(resolved_recipe(name, asked.settings)[0].batch_size for name in named)
+    found, scored, n_classes = videos.to_train()
     starts = {
         member: fine_tuning.start_from(path, members[member], n_classes, found.classes)
         for member, path in _checkpoints(checkpoints, members).items()
@@ -75,18 +65,13 @@ def train_together(
     recipes, augmentations = {}, {}
     for member, network in members.items():
         fitting = {"batch_size": batch, "accumulate": 1, **(starts[member].fields if member in starts else {})}
-        few = len(found) if few_clips else None
-        recipes[member], augmentations[member] = single.resolved_recipe(recipe_name or network, settings, fitting, few)
+        recipes[member], augmentations[member] = asked.of(network, len(found), fitting)
     epochs = max(recipe.epochs for recipe in recipes.values())
     recipes = {m: dataclasses.replace(r, epochs=epochs, batch_size=batch, accumulate=1) for m, r in recipes.items()}
     if scored is None:
         raise InputError("expected validation videos, on which the members are fused: pass them as --val")
     clips = {m: inputs.train_input(recipes[m], network, **augmentations[m]) for m, network in members.items()}
-    plans = {
-        m: dataclasses.replace(inputs.view_plan(recipe, 1), times="even", crops="centre", flip="never")
-        for m, recipe in recipes.items()
-    }
-    views = {m: inputs.view_input(plans[m], network) for m, network in members.items()}
+    views = {m: inputs.view_input(one_view(recipes[m]), network) for m, network in members.items()}
     seed = next(iter(recipes.values())).seed
     with distributed.joined() as device:
         models: dict[str, Any] = {}
@@ -100,18 +85,15 @@ def train_together(
                 checkpoint=start.weights if start else None,
                 replace_classifier=start is not None,
             )
-            for line in single.begun(start, recipes[member], n_classes, few_clips):
+            for line in begun(start, recipes[member], n_classes, asked.few_clips):
                 progress.say(f"{member}: {line}", distributed.rank() == 0)
-        batch_here = single.batch_of_rank(next(iter(recipes.values())), distributed.world_size())
-        shared = (batch_here, workers, decoder, strict)
-        loader = single.loader_of(
-            found, clips, *shared, allow_truncated, device, seed=seed, shuffle=True, shared_time=shared_time
-        )
-        val_loader = single.loader_of(scored, views, *shared, allow_truncated, device)
+        batch_here = batch_of_rank(next(iter(recipes.values())), distributed.world_size())
+        loader = decoding.loader(found, clips, batch_here, device, seed=seed, shuffle=True, shared_time=shared_time)
+        val_loader = decoding.loader(scored, views, batch_here, device)
         result = together.train_together(models, loader, recipes, out, val_loader=val_loader, device=device)
         if distributed.rank() == 0:
-            options.save_config(context, out)
-            single.keep_left_out(out, found, scored)
+            options.save_config(out)
+            keep_left_out(out, found, scored)
             last = result.stages[-1]
             told = [f"{m} {100 * last[f'top1_{m}']:.1f} % (weight {last[f'weight_{m}']:.2f})" for m in members]
             text = (
@@ -122,8 +104,7 @@ def train_together(
             failures = {f.id: f.reason for f in (*loader.failures, *val_loader.failures)}
             options.emit(
                 {"out": out, "epochs": epochs, "last": last, "failures": list(failures.items())},
-                text + single.listed_failures(failures),
-                as_json,
+                text + listed_failures(failures),
             )
 
 
@@ -134,4 +115,4 @@ def _checkpoints(given: tuple[str, ...], members: Mapping[str, str]) -> dict[str
         raise InputError(f"--checkpoint: expected members among {', '.join(members)}, got {', '.join(unknown)}")
     if lost := [path for path in named.values() if not Path(path).exists()]:
         raise InputError(f"--checkpoint: found no checkpoint at {', '.join(lost)}")
-    return {member: single.checkpoint_file(Path(path)) for member, path in named.items()}
+    return {member: checkpoint_file(Path(path)) for member, path in named.items()}
