@@ -34,7 +34,7 @@ def advice_of(strengths, rules=None, too_sure=0.0, **options):
 def test_a_good_fusion_is_taken_and_members_that_it_needs_are_kept():
     found, board, worth = advice_of({"swin": 1.2, "x3d": 1.2, "tin": 1.2}, n=1500)
     first = found["Take “mine”."]
-    assert first.kind == "do"
+    assert first.tone == "do"
     assert f"{100 * board.entry('mine').gain.difference:.1f} points" in first.text
     assert all(row.lost.interval.low > 0 for row in worth.rows)
     (kept,) = [lead for lead in found if lead.startswith("Keep ") and "learned" not in lead]
@@ -45,7 +45,7 @@ def test_a_fusion_below_a_member_is_not_taken():
     rules = {"mine": vf.LogLinearPool(weights={"swin": 0.05, "x3d": 0.95})}
     found, board, _ = advice_of({"swin": 4.0, "x3d": 0.3}, rules)
     assert board.instead.name == "swin"
-    assert found["Take swin alone."].kind == "beware"
+    assert found["Take swin alone."].tone == "beware"
     assert "“mine” is" in found["Take swin alone."].text and "worse than swin" in found["Take swin alone."].text
 
 
@@ -54,7 +54,7 @@ def test_what_is_not_certain_says_how_many_videos_would_do():
     low, high = board.entry("mine").gain.interval
     assert low < 0 < high
     first = next(iter(found.values()))
-    assert first.kind == "unsure"
+    assert first.tone == "unsure"
     count = needed(board.entry("mine").gain, 120)
     expected = f"About {count:,} videos" if count else "next to nothing"
     assert expected in first.text
@@ -71,7 +71,7 @@ def test_probabilities_that_cannot_be_taken_at_their_word_are_said(too_sure, wor
     val, test = stacks({"swin": 2.0, "x3d": 2.0}, n=60)
     last = advise(vf.leaderboard(val, test), None, too_sure)[-1]
     assert words in last.text
-    assert last.kind == ("do" if abs(too_sure) < 0.02 else "beware")
+    assert last.tone == ("do" if abs(too_sure) < 0.02 else "beware")
 
 
 @given(st.floats(0.001, 0.5), st.floats(1.05, 4), st.integers(10, 100_000), st.booleans())

@@ -122,20 +122,15 @@ def _networks(
     clips: Mapping[str, tuple[int, int, int]],
 ) -> tuple[dict[str, Any], dict[str, tuple[int, int, int]]]:
     """Return the members' networks, and the extents of each one's clips."""
-    from vidfuse.cli.runs import checkpoint_file
+    from vidfuse.cli.runs import checkpoint_file, run_of
     from vidfuse.networks import info
     from vidfuse.training.data import network_for
-    from vidfuse.training.state import trained
 
     models, extents = {}, {}
     for name, path in files.items():
         path = checkpoint_file(path)
-        known = trained(path)
+        known = run_of(path, named.get(name), f"{name}: ")
         network = named.get(name) or (known and known.network)
-        if known is not None and known.network not in (None, network):
-            raise InputError(
-                f"{name}: expected weights of {network} in {path}, but these are {known.network}'s weights"
-            )
         if network is None:
             raise InputError(
                 f"{name}: {path} does not say which network it is of; say {option('network', {name: '…'})}"

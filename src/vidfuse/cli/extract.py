@@ -11,7 +11,7 @@ import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
-from vidfuse.cli.runs import checkpoint_file, resolved_recipe
+from vidfuse.cli.runs import checkpoint_file, resolved_recipe, run_of
 from vidfuse.cli.videos import Listed, class_count, class_names, classes, of_classes
 from vidfuse.errors import InputError
 
@@ -65,17 +65,12 @@ def extract(
     Clips have the length, interval and size that the checkpoint was trained with, if `vidfuse train` wrote it; else
     those of the catalogue. Its classes are matched by name with those of the training videos, where it knows them.
     """
-    distributed, clips, inputs, progress, state = modules(
+    distributed, clips, inputs, progress = modules(
         "vidfuse.training.distributed", "vidfuse.video.clips",
-        *(f"vidfuse.training.{name}" for name in ("data", "progress", "state")),
+        *(f"vidfuse.training.{name}" for name in ("data", "progress")),
     )  # fmt: skip
     checkpoint = checkpoint_file(checkpoint)
-    facts, known = vf.networks.info(network), state.trained(checkpoint)
-    if known is not None and known.network not in (None, network):
-        raise InputError(
-            f"expected weights of {network} in {checkpoint}, but these are {known.network}'s weights: "
-            f"vidfuse extract {known.network} …"
-        )
+    facts, known = vf.networks.info(network), run_of(checkpoint, network)
     base = facts if known is None else known.recipe
     if recipe_name is not None:
         base, _ = resolved_recipe(recipe_name, ())

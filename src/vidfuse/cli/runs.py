@@ -15,7 +15,7 @@ from vidfuse.cli import options
 from vidfuse.cli.late import modules
 from vidfuse.errors import InputError
 
-__all__ = ["RecipeOptions", "batch_of_rank", "begun", "checkpoint_file", "one_view", "resolved_recipe"]
+__all__ = ["RecipeOptions", "batch_of_rank", "begun", "checkpoint_file", "one_view", "resolved_recipe", "run_of"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,21 @@ def begun(start: Any, recipe: Any, n_classes: int, few_clips: bool) -> list[str]
             "(--set epochs=…, scenes=…)"
         )
     return lines
+
+
+def run_of(checkpoint: Path, network: str | None, whose: str = "") -> Any:
+    """Return what a checkpoint says of the run that left it, as `vidfuse.training.state.trained`; None of another file.
+
+    Raises:
+        InputError: It is of another network's run; the message begins with `whose`.
+    """
+    run = modules("vidfuse.training.state")[0].trained(checkpoint)
+    if run is not None and network is not None and run.network not in (None, network):
+        raise InputError(
+            f"{whose}expected weights of {network} in {checkpoint}, but these are {run.network}'s weights; take "
+            f"{run.network}"
+        )
+    return run
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
-from vidfuse.cli.runs import checkpoint_file, one_view, resolved_recipe
+from vidfuse.cli.runs import checkpoint_file, one_view, resolved_recipe, run_of
 from vidfuse.cli.videos import Listed, ToTrain, of_classes
 from vidfuse.errors import InputError
 
@@ -66,14 +66,11 @@ def soup(
     """
     # What a checkpoint lacks decides what is asked of the user. One of a run of ours brings its network, classes and
     # recipe (a recipe.yaml beside it); a published one brings weights alone, so that NETWORK and DATA say the rest.
-    inputs, soups, state, files, evaluation, torch = modules(
-        *(f"vidfuse.training.{name}" for name in ("data", "soups", "state", "checkpoints", "evaluation")), "torch"
+    inputs, soups, files, evaluation, torch = modules(
+        *(f"vidfuse.training.{name}" for name in ("data", "soups", "checkpoints", "evaluation")), "torch"
     )
     paths = [checkpoint_file(path) for path in checkpoints]
-    runs = [state.trained(path) for path in paths]
-    odd = [path for path, run in zip(paths, runs, strict=True) if run and run.network not in (None, network)]
-    if odd:
-        raise InputError(f"expected checkpoints of {network}, but {odd[0]} is of another network's run")
+    runs = [run_of(path, network) for path in paths]
     first = next((run for run in runs if run is not None), None)
     beside = next((path.with_name("recipe.yaml") for path, run in zip(paths, runs, strict=True) if run), Path())
     recipe, augmentation = resolved_recipe(recipe_name or (str(beside) if beside.is_file() else network), ())

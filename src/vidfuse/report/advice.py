@@ -24,12 +24,12 @@ class Advice:
     """One thing to do.
 
     Attributes:
-        kind: "do", "beware", or "unsure" where more videos would tell.
+        tone: "do", "beware", or "unsure" where more videos would tell.
         lead: What to do, in a few words.
         text: Why, with the numbers.
     """
 
-    kind: Literal["do", "beware", "unsure"]
+    tone: Literal["do", "beware", "unsure"]
     lead: str
     text: str
 

@@ -134,12 +134,9 @@ def leaderboard(board: Leaderboard, *, ax: Axes | None = None) -> Axes:
         axes.axvline(
             100 * board.entry(board.best_single).score.accuracy, color="0.45", linestyle=(0, (4, 3)), linewidth=0.8
         )
-        axes.set_yticks(range(len(board.entries)), [entry.score.name for entry in board.entries])
+        _rows(axes, [entry.score.name for entry in board.entries], "top-1 accuracy (%)")
         for label, entry in zip(axes.get_yticklabels(), board.entries, strict=True):
             label.set_fontweight("bold" if entry.score.name == board.headline_rule else "normal")
-        axes.invert_yaxis()
-        _rows_only(axes)
-        axes.set_xlabel("top-1 accuracy (%)")
     return axes
 
 
@@ -198,10 +195,7 @@ def contributions(found: Contributions, *, ax: Axes | None = None) -> Axes:
             if value < 0:
                 bar.set(facecolor="white", edgecolor=COLOURS["vermilion"], hatch="////")
         axes.axvline(0, color="0.2", linewidth=0.6)
-        axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
-        axes.invert_yaxis()
-        _rows_only(axes)
-        axes.set_xlabel(f"{_unit(found.objective, points=True)},\n{found.method}")
+        _rows(axes, [name for name, _ in ranked], f"{_unit(found.objective, points=True)},\n{found.method}")
     return axes
 
 
@@ -217,10 +211,7 @@ def worth(found: MemberWorth, *, ax: Axes | None = None) -> Axes:
             marker, fill = "X" if harms else "o", colour if helps or harms else "white"
             axes.plot(scale * row.lost.difference, place, marker, color=colour, markerfacecolor=fill, markersize=5)
         axes.axvline(0, color="0.2", linewidth=0.6)
-        axes.set_yticks(range(len(found.rows)), [row.member for row in found.rows])
-        axes.invert_yaxis()
-        _rows_only(axes)
-        axes.set_xlabel(f"lost without it\n({_unit(found.objective, points=True)})")
+        _rows(axes, [row.member for row in found.rows], f"lost without it\n({_unit(found.objective, points=True)})")
     return axes
 
 
@@ -315,12 +306,15 @@ def close(ax: Axes) -> None:
     _pyplot().close(ax.get_figure(root=True))
 
 
-def _rows_only(ax: Axes) -> None:
-    """Leave a row's axis without line and ticks, and put a faint grid behind."""
+def _rows(ax: Axes, names: Sequence[str], x_name: str) -> None:
+    """Name the rows, the first on top, without a line or ticks at their side; put a faint grid behind."""
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.88", linewidth=0.6)
     ax.set_axisbelow(True)
+    ax.set_xlabel(x_name)
 
 
 def _cycle(n: int) -> list[str]:

@@ -128,7 +128,7 @@ def sections_of(found: Findings) -> list[Section]:
 def _advice(found: Findings) -> Section:
     too_sure = found.confidence - found.board.entry(found.board.headline_rule).score.accuracy
     items = "".join(
-        f'<li class="{advice.kind}"><strong>{escape(advice.lead)}</strong> {escape(advice.text)}</li>'
+        f'<li class="{advice.tone}"><strong>{escape(advice.lead)}</strong> {escape(advice.text)}</li>'
         for advice in advise(found.board, found.worth, too_sure)
     )
     return Section("What to do", f'<ul class="advice">{items}</ul>')
@@ -231,30 +231,38 @@ def _shares(found: Findings) -> Section | None:
     return Section("Contributions", scrolled(table), text)
 
 
-def _curves(found: Findings) -> Section | None:
+def _curves(found: Findings) -> Section:
     """Return how many labelled videos, members and views are enough, and what abstaining would save."""
-    scale = found.board.objective in SHARES
-    write = percent if scale else number
-    y_name = f"{found.board.objective.replace('-', ' ')}{' %' if scale else ''}"
-    parts = []
-    for curve in found.curves:
-        lines = []
-        for name in curve.names:
-            series = curve.series(name)
-            x = [float(p.x) if math.isnan(p.cost) else p.cost for p in series]
-            ends = [tuple(p.interval) for p in series]
-            role = "headline" if name == curve.names[0] else "member"
-            low, high = [low for low, _ in ends], [high for _, high in ends]
-            lines.append(drawings.Line(name, x, [p.value for p in series], low, high, role))
-        costs = not math.isnan(curve.points[0].cost)
-        x_name = "cost" if costs else curve.x_name
-        log_x = lines[0].x[-1] > 8 * lines[0].x[0] > 0
-        title = escape(curve.title)
-        drawing = drawings.line_plot(lines, title=title, x_name=x_name, y_name=y_name, write=write, log_x=log_x)
-        caption = f"{curve.title}. From {curve.enough():,} {curve.x_name} on, none is certainly worse than all."
-        joined = [p.label for p in curve.series() if p.label]
-        caption += f" They join in this order: {', '.join(joined)}." if joined else ""
-        parts.append(figure(drawing, caption))
+    parts = [_drawn(curve, found.board.objective) for curve in found.curves]
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.left_out)
+    return Section("How many are enough", beside(*parts, _abstaining(found)) + notes)
+
+
+def _drawn(curve: Curve, objective: str) -> str:
+    """Return a curve's figure; against costs where it has some."""
+    scale, costs = objective in SHARES, not math.isnan(curve.points[0].cost)
+    lines = []
+    for name in curve.names:
+        series = curve.series(name)
+        x = [float(p.cost if costs else p.x) for p in series]
+        low, high = zip(*(p.interval for p in series), strict=True)
+        role = "headline" if name == curve.names[0] else "member"
+        lines.append(drawings.Line(name, x, [p.value for p in series], low, high, role))
+    drawing = drawings.line_plot(
+        lines,
+        title=escape(curve.title),
+        x_name="cost" if costs else curve.x_name,
+        y_name=f"{objective.replace('-', ' ')}{' %' if scale else ''}",
+        write=percent if scale else number,
+        log_x=lines[0].x[-1] > 8 * lines[0].x[0] > 0,
+    )
+    caption = f"{curve.title}. From {curve.enough():,} {curve.x_name} on, none is certainly worse than all."
+    joined = [p.label for p in curve.series() if p.label]
+    return figure(drawing, caption + (f" They join in this order: {', '.join(joined)}." if joined else ""))
+
+
+def _abstaining(found: Findings) -> str:
+    """Return the figure of the errors that are left on the surest videos."""
     risk = risk_coverage(found.labels, found.fused)
     kept = np.unique(np.linspace(0, len(risk.coverage) - 1, 60).astype(int))  # more would not be seen
     kept = kept[risk.coverage[kept] >= 0.05]
@@ -276,9 +284,7 @@ def _curves(found: Findings) -> Section | None:
             f" Answering from a confidence of {sure.threshold:.3f} on, at most {100 * sure.error:g} % of the answered "
             f"are wrong, with {100 * sure.level:g} % confidence."
         )
-    parts.append(figure(drawing, caption))
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.left_out)
-    return Section("How many are enough", beside(*parts) + notes)
+    return figure(drawing, caption)
 
 
 def _certified(found: Findings) -> Abstention | None:

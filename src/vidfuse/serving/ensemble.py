@@ -125,10 +125,10 @@ def networks_of(
         CacheConflictError: A network has other weights than the one of the fit, where the recipe knows them.
     """
     needed = recipe.needed_members()
-    missing, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
-    if missing or unknown:
+    absent, unknown = sorted(set(needed) - set(models)), sorted(set(models) - set(recipe.members))
+    if absent or unknown:
         raise AlignmentError(
-            f"expected a network for each of {list(needed)}; missing {missing}, not in the recipe {unknown}"
+            f"expected a network for each of {list(needed)}; missing {absent}, not in the recipe {unknown}"
         )
     check_checkpoints(checkpoints)
     if checkpoints != "any":
@@ -155,8 +155,8 @@ def clips_of(clips: Tensor | Mapping[str, Tensor], names: Sequence[str]) -> dict
         return dict.fromkeys(names, clips)
     if not isinstance(clips, Mapping):
         raise InputError(f"clips: expected a tensor, or {{member: its own}}, got {type(clips).__name__}")
-    if missing := [name for name in names if name not in clips]:
-        raise AlignmentError(f"expected clips for each of {list(names)}; missing: {missing}")
+    if absent := [name for name in names if name not in clips]:
+        raise AlignmentError(f"expected clips for each of {list(names)}; missing: {absent}")
     own = {name: clips[name] for name in names}
     n = [one.shape[0] for one in own.values()]
     if any(other != n[0] for other in n):

@@ -70,8 +70,8 @@ class Exported:
         """
         expected = self.facts["inputs"]
         if set(inputs) != set(expected):
-            missing, unknown = sorted(set(expected) - set(inputs)), sorted(set(inputs) - set(expected))
-            raise AlignmentError(f"expected {sorted(expected)}; missing {missing}, not in the export {unknown}")
+            absent, unknown = sorted(set(expected) - set(inputs)), sorted(set(inputs) - set(expected))
+            raise AlignmentError(f"expected {sorted(expected)}; missing {absent}, not in the export {unknown}")
         arrays = {}
         for name in expected:
             given = np.asarray(inputs[name])

@@ -253,6 +253,9 @@ def _random_inputs(facts: Mapping[str, Any], **free: int) -> dict[str, Tensor]:
 
 def _onnx_bytes(graph: Graph) -> bytes:
     """Return a graph as an ONNX file; arguments and errors as of `export`."""
+    # 1. Refuse what ONNX cannot hold: too many bytes, or a member that is called as an output is.
+    # 2. Let torch write the graph; rename inner values that are called as a member is.
+    # 3. Take out what tells of this installation, and put in the facts.
     constants: Any = graph.program.constants.values()
     weights = sum(value.nbytes for value in (*graph.program.state_dict.values(), *constants))
     if weights > _MOST:
@@ -266,6 +269,21 @@ def _onnx_bytes(graph: Graph) -> bytes:
             f"a member of an ONNX file cannot be called as one of its outputs is, got {clash[0]!r}; write a .pt2 file, "
             "or fit with another name"
         )
+    program = _onnx_program(graph, inputs)
+    outside = {*program.model.graph.inputs, *program.model.graph.outputs}
+    for value in (value for node in program.model.graph.all_nodes() for value in node.outputs):
+        if value.name in inputs and value not in outside:  # the exporter does not look: a member may be called "exp"
+            value.name = f"/{value.name}"  # as no member can be
+    model = program.model_proto
+    for node in (node for part in (model.graph, *model.functions) for node in part.node):
+        del node.metadata_props[:]  # lines and files of this installation
+    entry = model.metadata_props.add()
+    entry.key, entry.value = FACTS, json.dumps(graph.facts)
+    return bytes(model.SerializeToString())
+
+
+def _onnx_program(graph: Graph, inputs: Sequence[str]) -> Any:
+    """Return what torch's exporter makes of a graph; arguments and errors as of `export`."""
     try:
         import onnxruntime  # noqa: F401 -- the file is checked by it
         import onnxscript  # noqa: F401 -- torch's exporter is written in it
@@ -274,7 +292,7 @@ def _onnx_bytes(graph: Graph) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program: Any = torch.onnx.export(
+            return torch.onnx.export(
                 _with_means_for_adaptive_pools(graph.program),
                 dynamo=True,
                 verbose=False,
@@ -289,16 +307,6 @@ def _onnx_bytes(graph: Graph) -> bytes:
                 f"torch's exporter to ONNX cannot write this ensemble: {first_line(inner)}; write a .pt2 file, or "
                 "export the recipe alone and each network by itself"
             ) from error
-    outside = {*program.model.graph.inputs, *program.model.graph.outputs}
-    for value in (value for node in program.model.graph.all_nodes() for value in node.outputs):
-        if value.name in inputs and value not in outside:  # the exporter does not look: a member may be called "exp"
-            value.name = f"/{value.name}"  # as no member can be
-    model = program.model_proto
-    for node in (node for part in (model.graph, *model.functions) for node in part.node):
-        del node.metadata_props[:]  # lines and files of this installation
-    entry = model.metadata_props.add()
-    entry.key, entry.value = FACTS, json.dumps(graph.facts)
-    return bytes(model.SerializeToString())
 
 
 def _with_means_for_adaptive_pools(program: Any) -> Any:

@@ -62,9 +62,9 @@ class Fusion(nn.Module):
         """
         recipe, renormalise = self.recipe, self.recipe.rule.missing == "renormalise"
         needed = recipe.needed_members()
-        unknown, missing = sorted(set(scores) - set(recipe.members)), sorted(set(needed) - set(scores))
-        if unknown or (missing and not renormalise):
-            raise AlignmentError(f"expected scores of {list(needed)}; missing {missing}, not in the recipe {unknown}")
+        unknown, absent = sorted(set(scores) - set(recipe.members)), sorted(set(needed) - set(scores))
+        if unknown or (absent and not renormalise):
+            raise AlignmentError(f"expected scores of {list(needed)}; missing {absent}, not in the recipe {unknown}")
         for name, given in scores.items():
             if given.shape[-1] != recipe.n_classes:
                 raise AlignmentError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -207,14 +208,6 @@ def _greedy(rule: GreedyPool, members: Members) -> Tensor:
 
 
 # Votes ----------------------------------------------------------------------------------------------------------------
-
-
-def _majority(rule: MajorityVote, members: Members) -> Tensor:
-    return _vote(rule, members, _one_hot)
-
-
-def _borda(rule: BordaCount, members: Members) -> Tensor:
-    return _vote(rule, members, _ranks)
 
 
 def _vote(rule: MajorityVote | BordaCount, members: Members, ballots: Callable[[Tensor], Tensor]) -> Tensor:
@@ -430,14 +423,14 @@ def _joined(total: Tensor) -> Tensor:
 _Form = Callable[[Any, Members], Tensor]
 _FORMS: Final[Mapping[type, _Form]] = MappingProxyType(
     {
-        BordaCount: _borda,
+        BordaCount: partial(_vote, ballots=_ranks),
         Calibrated: _calibrated,
         Cascade: _cascade,
         DynamicPool: _dynamic,
         GreedyPool: _greedy,
         LinearPool: _linear,
         LogLinearPool: _log_linear,
-        MajorityVote: _majority,
+        MajorityVote: partial(_vote, ballots=_one_hot),
         StackedPool: _stacked,
         SubsetPool: _subset,
     }

@@ -75,9 +75,9 @@ def _config(name: str, facts: Mapping[str, Any], max_batch: int) -> str:
     return head + "".join([*inputs, *outputs]) + "dynamic_batching { }\n"
 
 
-def _tensor(what: str, name: str, kind: str, shape: list[Any], more: str = "") -> str:
+def _tensor(what: str, name: str, dtype: str, shape: list[Any], more: str = "") -> str:
     dims = ", ".join("-1" if isinstance(extent, str) else str(extent) for extent in shape)
-    return f"{what} [\n  {{\n    name: {_quoted(name)}\n    data_type: {kind}\n    dims: [ {dims} ]{more}\n  }}\n]\n"
+    return f"{what} [\n  {{\n    name: {_quoted(name)}\n    data_type: {dtype}\n    dims: [ {dims} ]{more}\n  }}\n]\n"
 
 
 def _quoted(text: str) -> str:
