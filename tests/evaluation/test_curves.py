@@ -91,6 +91,12 @@ def test_members_join_by_what_they_add_and_carry_their_cost():
     assert [p.label for p in members_curve(FIT, TEST, order=["m2", "m0", "m1"]).points] == ["m2", "m0", "m1"]
 
 
+def test_the_first_point_of_a_members_curve_is_the_leaderboards_row_of_that_member():
+    point = members_curve(FIT, TEST, order=["m1", "m0", "m2"], objective="nll", n_resamples=100).points[0]
+    entry = vf.leaderboard(FIT, TEST, objective="nll", n_resamples=100).entry("m1")
+    assert point.value == pytest.approx(entry.value) and tuple(point.interval) == pytest.approx(tuple(entry.interval))
+
+
 def test_views_are_evenly_spaced_and_reduced():
     fit, test = make_stack(2, views=4), make_stack(3, views=4)
     curve = views_curve(fit, test, rule=vf.LogLinearPool(weights="uniform"), sizes=[1, 2, 4], cost=3.0)

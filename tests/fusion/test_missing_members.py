@@ -242,6 +242,9 @@ def test_weights_per_class_hold_for_the_videos_that_have_all_members_and_shared_
     np.testing.assert_allclose(fitted.predict_log_proba(partial), expected, atol=1e-5)
     for rows in np.array_split(np.arange(200), 3):  # a video's prediction does not depend on the others
         np.testing.assert_allclose(fitted.predict_log_proba(partial[rows]), expected[rows], atol=1e-5)
+    asked = fitted.shared_sum()
+    np.testing.assert_allclose(asked.weights, np.array([[0.5], [0.3], [0.2]]) / 0.8)
+    assert asked.bias is None and fitted.weighted_sum().weights.shape == (3, 5)
 
 
 def test_a_say_in_one_class_is_a_say_and_so_is_a_shared_weight():

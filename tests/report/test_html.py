@@ -293,6 +293,24 @@ def test_a_rule_is_fitted_once_for_each_fold(tmp_path, monkeypatch, views, held_
     assert len(fits) == most
 
 
+@pytest.mark.parametrize("objective", ["accuracy", "nll"])
+def test_no_rule_is_fitted_twice_on_the_same_members_and_videos(tmp_path, monkeypatch, objective):
+    fits = []
+
+    def fit(self, stack, *args, _fit=Rule.fit):
+        fits.append((type(self).__name__, repr(self), frozenset(stack.members), tuple(stack.ids)))
+        return _fit(self, stack, *args)
+
+    monkeypatch.setattr(Rule, "fit", fit)
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    arrays = {f"net{i}": rng.normal(size=(80, 2)) + (1 - i / 4) * np.eye(2)[y] for i in range(4)}
+    stack = vf.LogitStack.from_arrays(arrays, labels=y, ids=[f"v{i}" for i in range(80)])
+    page = vf.write_report(stack, tmp_path / "report.html", folds=2, objective=objective).read_text()
+    assert "in the order of the curve below" in page and "They join in this order" in page
+    assert len(set(fits)) == len(fits)
+
+
 def test_a_bin_of_the_reliability_diagram_holds_at_least_five_videos(tmp_path):
     """Of six videos at a confidence of 0.95, five at 0.65 and four at 0.45, the last ones have no dot."""
     sizes = {0.95: 6, 0.65: 5, 0.45: 4}

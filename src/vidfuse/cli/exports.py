@@ -80,6 +80,8 @@ def export(
     except MissingExtraError as error:
         raise MissingExtraError("vidfuse export", "export") from error
 
+    # Without --checkpoint the recipe alone is written, and scores go in. With it the members' networks are part of the
+    # file: their clips are as they were trained on, unless --clips says otherwise. Without --out and --triton, ONNX.
     loaded = load_recipe(recipe)
     source: Any = loaded
     extents = {name: _extents(name, text) for name, text in options.pairs(clips, "MEMBER=TxHxW").items()}

@@ -271,9 +271,9 @@ def compare(
 ) -> Comparison:
     """Compare rules on the same videos: paired differences, intervals and p-values.
 
-    Tests are exact where both rules are equally good: McNemar's for the accuracy of independent videos, otherwise flips
-    of which rule is called the first, group by group. Rules are scored out of fold, all on the same folds.
-    Log-likelihoods are scored as they are: whatever gave them should not have been fitted on these videos.
+    P-values are exact under the hypothesis that both rules are equally good: McNemar's for the accuracy of independent
+    videos, otherwise from swapping the two rules at random, group by group. Rules are scored out of fold, all on the
+    same folds. Log-likelihoods are scored as they are: whatever gave them should not have been fitted on these videos.
 
     Args:
         rules: {name: unfitted rule, or log-likelihoods (N, K)}.

@@ -159,6 +159,10 @@ def combinations_of(
     Score weights are fitted once, on all members, and shared among those of a combination.
     Without views the members vote, as equals; with views each view votes, as the score-weighted fusion of its members.
     """
+    # Three columns are the same for every rule list (score-weighted, uniform, vote): all combinations in one pass each.
+    # Then row by row each rule of `rules`:  known, all members    its log-likelihoods as they are
+    #                                        two members or more   fitted on them, or None where it needs the others
+    #                                        one member            the member itself: there is nothing to fuse
     if combinations is None:
         combinations = growing(plain.fit_stack)
     if rules is None:

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 DARK_FROM = 0.7
-"""From this depth on a cell of a heat table is written on in the other colour; page.css chooses its colours by it."""
+"""Cells of a heat table that are at least this deep have light text; page.css chooses its colours by it."""
 
 _MOST_WRITTEN = 16  # columns of a heat table whose cells have room for a number
 _TELEPHONE = 12  # columns that a telephone has room to name
@@ -266,6 +266,8 @@ def line_plot(
     def y(value: float) -> float:
         return top + height * (high - value) / (high - low)
 
+    # Behind: the grid, with the numbers of both axes. Then each line: its band where there are intervals, its curve,
+    # and a dot for each point where there are few. In front: the axes' names.
     body = []
     for tick in ticks:
         body.append(_segment(left, y(tick), left + width, y(tick), "vf-grid"))

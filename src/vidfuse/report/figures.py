@@ -1,8 +1,8 @@
 """Figures for a paper: functions from results to matplotlib axes.
 
 Every function takes `ax=`, draws on it, and returns it; without one it makes a figure as wide as a column (3.3 in),
-with type of 7 and 8 points. Colours are those of Okabe and Ito, which most colour-blind people tell apart; what they
-tell is also told by a mark, a place or a label. matplotlib loads on first use (the extra `report`).
+with type of 7 and 8 points. Colours are those of Okabe and Ito, which most colour-blind people tell apart; what
+differs in colour also differs in its marker, place or label. matplotlib loads on first use (the extra `report`).
 
 Source:
     Okabe and Ito (2008), Color universal design, jfly.uni-koeln.de/color: the palette.

@@ -191,6 +191,9 @@ def findings_of(
 
     Every rule is fitted once for each fold, and the headline rule on all videos, whose weights the page shows.
     """
+    # 1. What is judged: the videos (perhaps a sample of them), the rules, the board.
+    # 2. What is fitted again, if that is affordable: the headline rule without each member, on growing combinations,
+    #    and for the curves on fewer videos and views. One trial keeps all fits, so that none is made twice.
     pictures = thumbnails if isinstance(thumbnails, Mapping) else {} if thumbnails is None else Pictures(thumbnails)
     if groups is not None:
         by_id = callable(groups) or isinstance(groups, Mapping)

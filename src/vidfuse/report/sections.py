@@ -256,7 +256,7 @@ def _drawn(curve: Curve, objective: str) -> str:
         write=percent if scale else number,
         log_x=lines[0].x[-1] > 8 * lines[0].x[0] > 0,
     )
-    caption = f"{curve.title}. From {curve.enough():,} {curve.x_name} on, none is certainly worse than all."
+    caption = f"{curve.title}. From {curve.enough():,} {curve.x_name} on, no point is certainly worse than the last."
     joined = [p.label for p in curve.series() if p.label]
     return figure(drawing, caption + (f" They join in this order: {', '.join(joined)}." if joined else ""))
 

@@ -97,15 +97,15 @@ def refresh(
 
     The recipe predicts the fresh videos, and so do copies of its rule, each fitted on the other folds of them. The test
     is of "right by the recipe and wrong by the copies, less the reverse, is more than the margin", by
-    `vidfuse.metrics.risk_p_value`: exact for independent videos and copies that are what they are, by betting where
-    they come in groups. As each video is held out from one copy and fitted on by the others, the level is kept nearly,
-    not exactly: a rule that picks few of many like members may pass somewhat more often than `1 - level`. What is said
-    of the copies holds for the rule that is fitted on all, as far as more videos do not harm.
+    `vidfuse.metrics.risk_p_value`: given the copies it is exact for independent videos, and holds by betting where
+    videos come in groups. Each video is held out from one copy and used to fit the others, so the level is kept nearly,
+    not exactly: a rule that picks few of many similar members may pass somewhat more often than `1 - level`. The result
+    for the copies holds for the rule fitted on all videos too, provided that more videos do no harm.
 
     Args:
         recipe: The recipe that is in use.
         data: Labelled videos that it was not fitted on, with groups where they come in groups.
-        margin: The loss of accuracy that is tolerated; without one, nothing equal can be shown to be no worse.
+        margin: The loss of accuracy that is tolerated; at 0, nothing equally good can be shown to be no worse.
         level: The confidence with which it is to be no worse.
         folds: The number of folds, or of groups where these are fewer.
         seed: Seed of the folds.

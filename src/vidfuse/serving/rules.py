@@ -136,7 +136,7 @@ def _linear(rule: LinearPool, members: Members) -> Tensor:
 
 
 def _log_linear(rule: LogLinearPool, members: Members) -> Tensor:
-    """Pool with weights per class, if there are such, the videos that have all members; others with shared weights."""
+    """Fuse videos that have all members by weights per class, if there are any; others by the shared weights."""
     form, shared, needed = rule.weighted_sum(), rule.shared_sum(), rule.needed_members()
     if form.weights.shape[1] == 1 or not set(needed) <= set(members):
         return _renormalised(shared, members)

@@ -269,6 +269,8 @@ def _units(
 
     Rows of a stack follow ids, not time: they are shuffled. What is drawn from a stack does not depend on later ones.
     """
+    # Each stack in turn: refuse what is not like the record (checkpoints, classes, groups); leave out videos that lack
+    # a member; draw one video of each group, or all where there are none; leave out groups, or ids, met before.
     parts: list[NDArray[np.float32]] = []
     names: tuple[str, ...] = ()
     ids: list[str] = []
