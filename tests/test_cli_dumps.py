@@ -142,6 +142,26 @@ def test_missing_predictions_are_left_out_or_shared_out_on_request(folder):
     assert "stacked needs every member" in refused
 
 
+def test_files_of_members_that_the_fit_lacks_are_left_out_and_said(folder):
+    words = ("--kind", "probabilities", "--annotations", "val.csv")
+    run("fit", "swin=swin.npy", "x3d=x3d.npy", *words)
+    plain = run("predict", "ensemble.json", "swin=swin.npy", "x3d=x3d.npy", *words)
+    expected = Path("predictions.csv").read_bytes()
+    assert plain.stderr == ""
+    np.save("few.npy", np.log(np.load("x3d.npy")[:9, :4]))  # other videos, other classes, another kind: not read
+    kinds = ("--kind", "swin=probabilities", "--kind", "x3d=probabilities", "--kind", "old=logits")
+    more = ("swin=swin.npy", "old=few.npy", "x3d=x3d.npy", *kinds, "--annotations", "val.csv")
+    said = "Warning: 'old' is not among the members of the fit, 'swin', 'x3d': left out\n"
+    assert run("predict", "ensemble.json", *more).stderr == said
+    assert Path("predictions.csv").read_bytes() == expected
+    for command in ("evaluate", "submit", "record"):
+        assert said in run(command, "ensemble.json", *more).stderr
+    typo = run("predict", "ensemble.json", "swin=swin.npy", "x3=x3d.npy", *words, status=2).stderr
+    assert "members swin, x3d; give MEMBER=FILE for each: x3d is missing, and 'x3' is not among" in typo
+    assert "did you mean 'x3d'?" in typo
+    assert "x3d is missing\n" in run("evaluate", "ensemble.json", "swin=swin.npy", *words, status=2).stderr
+
+
 def test_join_keeps_the_videos_that_all_members_have(folder):
     np.savez("a.npz", scores=np.load("swin.npy")[:100], ids=IDS[:100], labels=LABELS[:100])
     np.savez("b.npz", scores=np.load("x3d.npy")[50:], ids=IDS[50:], labels=LABELS[50:])

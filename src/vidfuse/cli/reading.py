@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import glob
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import click
 import vidfuse as vf
 from vidfuse.cli import options
 from vidfuse.cli.late import load_late
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 
 __all__ = ["GroupedReading", "Reading", "reads", "takes_recipe"]
 
@@ -114,36 +115,31 @@ class Reading:
         "--labelled", is_flag=True, help="Of caches, take only the videos that have a label."
     )
 
-    def open(self, views: Any, members: Any = None, *, as_read: bool = False) -> Any:
+    def open(
+        self, views: Any, members: Any = None, *, known: Sequence[str] | None = None, as_read: bool = False
+    ) -> Any:
         """Open predictions as a stack.
 
         Args:
             views: How views are reduced, as in `vidfuse.read_predictions`.
             members: Which members to take, in this order; by default all.
+            known: All members of the fit, by default `members`: dumps of the others may be given, and are not read.
             as_read: Reduce the views of caches block by block, for one pass.
         """
         if all("=" not in word or os.path.exists(word) for word in self.source):
             stack = self._caches(self.source, views, members, as_read)
         else:
-            stack = self._dumps(options.pairs(self.source, "MEMBER=FILE, or folders of caches"), views)
+            given = options.pairs(self.source, "MEMBER=FILE, or folders of caches")
+            files = given if members is None else _files_of(given, members, known or members)
+            stack = self._dumps(files, set(given) - set(files), views)
             stack = stack if members is None else stack.select(members)
         if self.missing == "leave-out" and stack.present is not None:
             stack = stack[stack.present.all(axis=1)]
         return stack
 
     def with_recipe(self, recipe: Path, *, as_read: bool = False) -> tuple[Any, Any]:
-        """Load a recipe, and the members that it names; `as_read` as in `open`.
-
-        Raises:
-            click.UsageError: Dumps were given, and not those of the recipe's members.
-        """
+        """Load a recipe, and the members that it names; `as_read` as in `open`."""
         loaded = vf.load_recipe(recipe)
-        given = [word.partition("=")[0] for word in self.source if "=" in word and not os.path.exists(word)]
-        if given and (absent := [name for name in loaded.members if name not in given]):
-            raise click.UsageError(
-                f"{recipe} was fitted on the members {', '.join(loaded.members)}; give MEMBER=FILE for each: "
-                f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
-            )
         return loaded, self.open(loaded.views or "mean-log", list(loaded.members), as_read=as_read)
 
     def _caches(self, folders: tuple[str, ...], views: Any, members: Any, as_read: bool) -> Any:
@@ -174,7 +170,13 @@ class Reading:
             as_read=as_read,
         )
 
-    def _dumps(self, files: Mapping[str, str], views: Any) -> Any:
+    def _dumps(self, files: Mapping[str, str], left_out: Collection[str], views: Any) -> Any:
+        """Read one file, or several, for each member; options of the members that are left out count for nothing."""
+
+        def named(values: tuple[str, ...], what: str) -> Any:
+            found = options.named_values(values, what)
+            return _without(found, left_out) if isinstance(found, dict) else found
+
         if self.partial:
             raise click.UsageError(
                 "--partial is for caches; of dumps, --join inner keeps the videos that all members have"
@@ -184,15 +186,15 @@ class Reading:
                 raise click.UsageError(f"--{name} is for caches; a dump's files are MEMBER=FILE,FILE,...")
         return vf.read_predictions(
             {name: _files(text) for name, text in files.items()},
-            kind=options.named_values(self.kind, "MEMBER=KIND"),
-            annotations=options.named_values(self.annotations, "MEMBER=FILE"),
+            kind=named(self.kind, "MEMBER=KIND"),
+            annotations=named(self.annotations, "MEMBER=FILE"),
             views=views,
             labels=None if self.no_labels else "dump",
             classes=None if self.classes is None else _names(self.classes),
-            class_map=_class_maps(self.class_map),
-            head=options.named_values(self.head, "MEMBER=HEAD"),
-            columns=_columns(self.columns),
-            id_column=options.named_values(self.id_column, "MEMBER=NAME"),
+            class_map=_without(_class_maps(self.class_map), left_out) or None,
+            head=named(self.head, "MEMBER=HEAD"),
+            columns=_columns(named(self.columns, "MEMBER=PATTERN")),
+            id_column=named(self.id_column, "MEMBER=NAME"),
             ids=self.ids,
             repeats=self.repeats,
             join=self.join,
@@ -206,9 +208,41 @@ class GroupedReading(Reading):
 
     groups: str | None = options.asked(options.groups)
 
-    def open(self, views: Any, members: Any = None, *, as_read: bool = False) -> Any:
+    def open(
+        self, views: Any, members: Any = None, *, known: Sequence[str] | None = None, as_read: bool = False
+    ) -> Any:
         """Open predictions as a stack, with what each video comes from."""
-        return options.grouped(super().open(views, members, as_read=as_read), self.groups)
+        return options.grouped(super().open(views, members, known=known, as_read=as_read), self.groups)
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _files_of(files: Mapping[str, str], members: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Return the files of the members that a fit has, and say which others were given.
+
+    Raises:
+        click.UsageError: A member has none; the message names the one that was perhaps meant for it.
+
+    Example:
+        >>> _files_of({"swin": "a.npz", "x3d": "b.npz"}, ["swin"], ["swin", "x3d"])
+        {'swin': 'a.npz'}
+    """
+    from vidfuse._checks import did_you_mean, first_few
+
+    absent = [name for name in members if name not in files]
+    strange = [name for name in files if name not in known]
+    said = f"{first_few(strange)} {'is' if len(strange) == 1 else 'are'} not among the members of the fit"
+    if absent:
+        besides = f", and {said}{did_you_mean(strange[0], absent)}" if strange else ""
+        raise click.UsageError(
+            f"the fit has the members {', '.join(members)}; give MEMBER=FILE for each: {', '.join(absent)} "
+            f"{'is' if len(absent) == 1 else 'are'} missing{besides}"
+        )
+    if strange:
+        warnings.warn(f"{said}, {first_few(members, 20)}: left out", VidfuseWarning, stacklevel=2)
+    return {name: files[name] for name in members}
 
 
 def reads(how: type[Reading]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -269,14 +303,13 @@ def _files(text: str) -> list[str]:
     return [text] if os.path.exists(text) else [part for part in text.split(",") if part]
 
 
-def _columns(values: tuple[str, ...]) -> Any:
+def _columns(named: Any) -> Any:
     """Return which columns are scores, one value for all or by member: a pattern, or names.
 
     Example:
-        >>> _columns(("p*",)), _columns(("swin=walk,run", "x3d=p*"))
+        >>> _columns("p*"), _columns({"swin": "walk,run", "x3d": "p*"})
         ('p*', {'swin': ['walk', 'run'], 'x3d': 'p*'})
     """
-    named = options.named_values(values, "MEMBER=PATTERN")
     if isinstance(named, dict):
         return {name: text.split(",") if "," in text else text for name, text in named.items()}
     return named.split(",") if named is not None and "," in named else named
@@ -300,7 +333,7 @@ def _names(text: str) -> list[str] | str:
     return [name.strip() for name in text.split(",")]
 
 
-def _class_maps(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]] | None:
+def _class_maps(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
     """Read {member: {its class: classes}} from `MEMBER=FILE` options; a class may stand in several lines."""
     import csv
 
@@ -316,4 +349,4 @@ def _class_maps(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]] | No
             if len(row) != 2:
                 raise InputError(f"{path}: line {number}: expected `member's class,class`, got {','.join(row)!r}")
             own.setdefault(row[0].strip(), []).append(row[1].strip())
-    return maps or None
+    return maps

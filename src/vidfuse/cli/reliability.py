@@ -69,7 +69,8 @@ def watch(
     members = list(loaded.needed_members())
     views, given = loaded.views_of(members, "mean-log"), reading.source
     parts = [given] if any("=" in word for word in given) else [(word,) for word in given]
-    stream = [dataclasses.replace(reading, source=part).open(views, members) for part in parts]
+    known = loaded.members
+    stream = [dataclasses.replace(reading, source=part).open(views, members, known=known) for part in parts]
     found = vf.watch(loaded, stream, false_alarms=false_alarms)
     options.emit(found.to_dict(), str(found))
     click.get_current_context().exit(1 if found.alarms else 0)
