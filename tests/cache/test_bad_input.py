@@ -606,9 +606,28 @@ def test_nothing_stored_is_lost_by_verifying(tmp_path):
     report = verify(tmp_path, quarantine=True)
     assert not report.ok and [p.kind for p in report.problems] == ["CacheCorruptError"]
     assert report.problems[0].moved_to.read_bytes() == bytes(content)
-    assert verify(tmp_path).ok and open_cache(tmp_path / "swin").ids.tolist() == ["emu"]
+    (missing,) = verify(tmp_path).problems
+    assert missing.kind == "CacheIncompleteError" and f"not {len(IDS)} of parts that were set aside" in missing.message
+    assert open_cache(tmp_path / "swin").ids.tolist() == ["emu"]
     with Immediate(tmp_path / "swin") as writer:
         assert writer.append([*IDS, "emu"], np.concatenate([logits(), logits(1)])) == 4
+    assert verify(tmp_path).ok
+    lost = report.problems[0].moved_to
+    lost.write_bytes(content[:20])
+    (unknown,) = verify(tmp_path).problems
+    assert f"which ones '{lost.name}' in quarantine held cannot be told" in unknown.message
+
+
+@pytest.mark.parametrize("expected", [IDS, None])
+def test_a_cache_whose_only_part_was_set_aside_is_incomplete(tmp_path, expected):
+    with Immediate(tmp_path / "swin", expected_ids=expected) as writer:
+        writer.append(IDS, logits())
+    (part,) = (tmp_path / "swin").glob("part-*")
+    part.write_bytes(part.read_bytes()[:-1])
+    assert not verify(tmp_path, quarantine=True).ok
+    (missing,) = verify(tmp_path).problems
+    assert missing.kind == "CacheIncompleteError"
+    assert ("0 videos" if expected is None else f"0 of {len(IDS)} videos") in missing.message
 
 
 def test_a_pickled_stack_of_a_changed_cache_is_refused(tmp_path):

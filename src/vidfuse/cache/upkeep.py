@@ -13,13 +13,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._checks import first_few
 from vidfuse._files import fsync_folder, make_folder, publish, sweep
 from vidfuse.cache.format import Part, encode_stream, open_part, refusal
 from vidfuse.cache.ids import join_packed, packed_keys, repeated_keys
 from vidfuse.cache.meta import META_NAME, read_meta
 from vidfuse.cache.reader import PART_SUFFIX, LogitCache, PartsSource, labels_of, list_parts, open_cache, part_names
 from vidfuse.cache.shards import Folders, find_files, sub_folders
-from vidfuse.errors import CacheConflictError, CacheCorruptError, CacheError, CacheFormatError, InputError
+from vidfuse.errors import (
+    CacheConflictError,
+    CacheCorruptError,
+    CacheError,
+    CacheFormatError,
+    CacheIncompleteError,
+    InputError,
+)
 
 __all__ = ["BATCH_BYTES", "QUARANTINE", "Problem", "VerifyReport", "consolidate", "verify"]
 
@@ -56,7 +64,7 @@ class VerifyReport:
         parts: How many parts were read and are as they were written.
         videos: How many videos these hold.
         bytes: How many bytes were read.
-        problems: What is wrong, with nothing left out.
+        problems: What is wrong, with nothing left out; videos that are missing, too.
         swept: Temporaries of dead writers that were removed.
     """
 
@@ -178,12 +186,41 @@ def _check(cache: Path) -> tuple[NDArray[np.int64], list[Problem]]:
             parts.remove(part)
             problems.append(Problem(part.path, "CacheConflictError", message))
     counts = np.array([len(parts), sum(map(len, parts)), sum(part.path.stat().st_size for part in parts)])
-    if parts and not problems:
+    if not problems:
         try:
-            open_cache(cache)
+            opened = open_cache(cache)
+            if opened.meta.expected_ids is None:
+                _check_recomputed(cache, opened.ids)
         except CacheError as error:
             problems.append(Problem(cache, type(error).__name__, str(error)))
     return counts, problems
+
+
+def _check_recomputed(cache: Path, ids: NDArray[np.str_]) -> None:
+    """Refuse a cache, of which nobody said what videos it is to hold, that lacks some of parts which were set aside.
+
+    Raises:
+        CacheIncompleteError: It lacks some, or a part that was set aside no longer tells which it held.
+    """
+    shelf = cache / QUARANTINE
+    lacking: set[str] = set()
+    unread = []
+    for path in sorted(shelf.iterdir()) if shelf.is_dir() else []:
+        try:
+            lacking.update(open_part(path, hold=False).ids.tolist())
+        except _DAMAGE:
+            unread.append(path.name)
+    lacking.difference_update(ids.tolist())
+    if lacking:
+        raise CacheIncompleteError(
+            f"{cache}: {len(ids)} videos are there, and not {len(lacking)} of parts that were set aside in "
+            f"{QUARANTINE}: {first_few(sorted(lacking))}; resume the extraction, or remove {shelf}"
+        )
+    if unread:
+        raise CacheIncompleteError(
+            f"{cache}: {len(ids)} videos are there; which ones {first_few(unread)} in {QUARANTINE} held cannot be "
+            f"told: remove {shelf} once they are there"
+        )
 
 
 def _set_aside(paths: list[Path]) -> dict[Path, Path]:

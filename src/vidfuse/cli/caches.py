@@ -82,7 +82,7 @@ def info(source: tuple[str, ...]) -> None:
 @click.option("--quarantine", is_flag=True, help="Move damaged parts aside, so that a resumed run writes them again.")
 @options.as_json
 def verify(source: tuple[str, ...], quarantine: bool) -> None:
-    """Read every part of SOURCE and check it against the digest it was written with; status 1 if one is damaged.
+    """Read every part of SOURCE, and check it against its digest; status 1 if one is damaged, or videos are missing.
 
     SOURCE is a folder of caches, one cache, or shards of them.
     """
