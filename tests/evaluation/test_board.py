@@ -70,6 +70,16 @@ def test_what_to_take_instead_of_a_rule_that_is_below_a_member():
     assert vf.leaderboard(stack, rules={"vote": vote}, folds=0).instead is None  # in-sample scores cannot tell
 
 
+def test_a_member_that_was_best_on_the_fit_only_is_not_called_the_best():
+    fit, scored = make_stack(strengths=(2.0, 1.0, 0.5)), make_stack(seed=1, strengths=(0.5, 1.0, 2.0))
+    text = vf.leaderboard(fit, scored, rules={"average": vf.LogLinearPool(weights="uniform")}).headline()
+    assert "points over m0, the best single member of the fit, p " in text
+    assert "m2, which turned out to be the best member on these videos." in text
+    assert "the best single member (" not in text
+    again = vf.leaderboard(fit, fit[:100], rules={"average": vf.LogLinearPool(weights="uniform")}).headline()
+    assert "the best single member (m0)" in again and "turned out" not in again
+
+
 def partial_stack(few):
     """Of three members one has the given videos only."""
     whole = make_stack(5)

@@ -113,6 +113,12 @@ class Board:
         """Return in a sentence or two on which videos the scores were taken."""
         return self.how_scored.how()
 
+    def reference(self) -> str:
+        """Return in words the member that gains are counted from, and where it was the best, if it is not here."""
+        if self.best_single == self.best_on_scored:
+            return f"the best single member ({self.best_single})"
+        return f"{self.best_single}, the best single member of the fit"
+
 
 @dataclass(frozen=True)
 class SplitRow:

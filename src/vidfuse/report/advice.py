@@ -108,9 +108,9 @@ def _what_to_take(board: Board, n: int, units: str) -> Advice:
         return Advice("do", f"Take “{headline}”.", "It is the best single member.")
     size = _written(gain, board.objective)
     if certain(gain) == 1:
-        text = f"It is better than the best single member, {single}, by {_plainly(gain, board.objective)}."
+        text = f"It is better than {board.reference()}, by {_plainly(gain, board.objective)}."
         return Advice("do", f"Take “{headline}”.", text)
-    text = f"Against the best single member, {single}: {size}. {_more(gain, n, units)}"
+    text = f"Against {board.reference()}: {size}. {_more(gain, n, units)}"
     return Advice("unsure", f"“{headline}” or {single}: not certain.", text)
 
 

@@ -334,13 +334,16 @@ def _facts(found: Findings) -> str:
     board, scored = found.board, found.scored
     oracle = oracle_accuracy(found.predictions == found.labels[:, None])
     n_groups = board.how_scored.n_scored_groups
+    best = [("best single", board.best_single)]
+    if board.best_on_scored != board.best_single:
+        best = [("best single on the fit", board.best_single), ("best single on these videos", board.best_on_scored)]
     return facts(
         [
             ("videos scored", f"{len(scored):,}"),
             *([] if n_groups is None else [("groups that they come in", f"{n_groups:,}")]),
             ("classes", f"{scored.n_classes:,}"),
             ("members", f"{len(scored.members)}"),
-            (f"best single: {board.best_single}", f"{percent(board.entry(board.best_single).score.accuracy)} %"),
+            *((f"{said}: {name}", f"{percent(board.entry(name).score.accuracy)} %") for said, name in best),
             ("right in at least one member", f"{percent(oracle)} %"),
         ]
     )

@@ -89,14 +89,14 @@ class Leaderboard(Tabular, Board):
         n_members = sum(not e.fused for e in self.entries)
         text = f"The fusion of {n_members} members gets {self._written(entry.value, entry.interval)}"
         if entry.gain is not None:
-            against = self._against(entry.gain.difference, f"the best single member ({self.best_single})")
+            against = self._against(entry.gain.difference, self.reference())
             text += f", {against}, {p_value(entry.gain.p_value)}"
         text += f"{self.how_scored.remark()}."
         best = self.best_on_scored
         if best != self.best_single:
             better = entry.value - self.entry(best).value
             against = self._against(-better if self.objective == "nll" else better, best)
-            text += f" That is {against}, which turned out to be the best member on these videos."
+            text += f" It is {against}, which turned out to be the best member on these videos."
         if self.instead is not None:
             what = f"“{self.instead.name}”" if self.instead.fused else f"{self.instead.name} alone"
             text += f" Take {what} instead: nothing here scores better."
