@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 import unicodedata
 
 import numpy as np
@@ -182,6 +183,69 @@ def test_scores_by_id(name, tmp_path):
     np.testing.assert_array_equal(np.asarray(dump.scores, dtype=np.float32), Z)
     assert dump.labels is None or dump.labels.tolist() == LABELS.tolist()
     assert ("label" in name or name == "dicts") == (dump.labels is not None)
+
+
+NAMES = [f"c{(5 * k) % K}" for k in range(K)]
+BY_NAME = np.argsort(NAMES)
+
+
+def answers(row, names=NAMES, top_k=None):
+    """What a Hugging Face pipeline says of a video: the best classes first."""
+    best = np.argsort(-P[row])[:top_k]
+    return [{"score": float(P[row, k]), "label": names[k]} for k in best]
+
+
+ANSWERED = {
+    "list": (".json", lambda: [answers(row) for row in range(N)]),
+    "by id": (".json", lambda: {f"{IDS[row]}.mp4": answers(row) for row in range(N)}),
+    "beside ids": (".json", lambda: {"ids": IDS, "results": [answers(row) for row in range(N)]}),
+    "lines": (".jsonl", lambda: [{"video": IDS[r], "label": NAMES[LABELS[r]], "said": answers(r)} for r in range(N)]),
+    "dicts by id": (".pkl", lambda: {IDS[r]: {"output": answers(r), "label": NAMES[LABELS[r]]} for r in range(N)}),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_answers_of_a_pipeline_are_scores(name, tmp_path):
+    suffix, content = ANSWERED[name]
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".pkl":
+        dumped(path, content())
+    else:
+        path.write_text("\n".join(map(json.dumps, content())) if suffix == ".jsonl" else json.dumps(content()))
+    dump = read_dump(path)
+    np.testing.assert_array_equal(dump.scores, P[:, BY_NAME])
+    assert dump.classes == tuple(sorted(NAMES))
+    assert dump.ids is None if name == "list" else dump.ids.tolist() == IDS
+    labelled = name in ("lines", "dicts by id")
+    assert dump.labels.tolist() == np.argsort(BY_NAME)[LABELS].tolist() if labelled else dump.labels is None
+    np.testing.assert_array_equal(read_dump(path, classes=NAMES).scores, P)
+
+
+def test_answers_without_names_of_classes_stand_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([answers(row, [f"LABEL_{k}" for k in range(K)]) for row in range(N)]))
+    dump = read_dump(tmp_path / "x.json")
+    np.testing.assert_array_equal(dump.scores, P)
+    assert dump.classes is None and read_dump(tmp_path / "x.json", classes=NAMES).classes == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            [answers(row, top_k=5 if row == 7 else None) for row in range(N)],
+            "got 5 of 12 classes or more in row 7 (1 s",
+        ),
+        ({IDS[row]: answers(row, top_k=5) for row in range(N)}, "top_k=len(pipe.model.config.id2label)"),
+        ([answers(0, ["run"] * K, 1)] * 2, "got 1 of 1 classes or more"),
+        (answers(0), "got one list: the best class of each, or all of one video"),
+        ({IDS[row]: answers(row)[0] for row in range(N)}, "got one list"),
+        ([[*answers(0), answers(0)[0]]] * 2, "got 2 for id '0'"),
+    ],
+)
+def test_answers_that_lack_classes_say_how_to_get_them(content, message, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_dump(tmp_path / "x.json")
 
 
 def test_views_by_id_and_in_an_npy_file(tmp_path):

@@ -38,6 +38,7 @@ _NPY_HEADER: Final = re.compile(
 _TENSORS: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
 _TENSORS.update({"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"})
 _PICKLES: Final = (".pkl", ".pickle", ".p", ".pk", ".pt", ".pth", ".bin", ".npy", ".npz")
+_JSON_LINES: Final = (".jsonl", ".ndjson")
 _TEXTS: Final = (".csv", ".tsv", ".txt", ".lst", ".list", ".dat", ".log")
 
 
@@ -164,7 +165,7 @@ def _is_old_pickle(stored: Stored) -> bool:
 
 def _is_json(stored: Stored) -> bool:
     begins = stored.start.lstrip()[:1] in (b"{", b"[")
-    return stored.suffix == ".json" or (begins and stored.suffix not in _TEXTS and _is_text(stored))
+    return stored.suffix in (".json", *_JSON_LINES) or (begins and stored.suffix not in _TEXTS and _is_text(stored))
 
 
 def _is_pickle(stored: Stored) -> bool:
@@ -193,8 +194,13 @@ def _read_text(stored: Stored) -> Text:
 
 
 def _read_json(stored: Stored) -> Any:
+    """Read one value, or the list of those that stand one a line."""
+    text = _read_text(stored).text
+    lines = text.splitlines() if stored.suffix in _JSON_LINES else []
     try:
-        return json.loads(_read_text(stored).text, parse_int=_plain_int)
+        if lines:
+            return [json.loads(line, parse_int=_plain_int) for line in lines if line.strip()]
+        return json.loads(text, parse_int=_plain_int)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{stored.path}: damaged json: {error}") from error
 
@@ -333,7 +339,7 @@ _CONTAINERS: Final[tuple[tuple[Callable[[Stored], bool], Callable[[Stored], Any]
     (lambda stored: stored.start.startswith(b"\x93NUMPY"), _read_npy_file, "NumPy's .npy, mapped"),
     (lambda stored: stored.start.startswith(b"PAR1"), lambda stored: Parquet(stored.stream()), "parquet"),
     (_is_safetensors, _read_safetensors, ".safetensors"),
-    (_is_json, _read_json, "json"),
+    (_is_json, _read_json, "json, and json lines"),
     (_is_text, _read_text, "tables and lists as text"),
     (_is_pickle, _read_pickle, "pickles of arrays, tensors and plain containers"),
 )

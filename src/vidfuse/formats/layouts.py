@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
 from vidfuse.errors import InputError, option
+from vidfuse.formats.pipelines import answers_in, is_answers, read_answers
 from vidfuse.formats.values import (
     as_labels,
     as_names,
@@ -248,6 +249,25 @@ def _is_labels_by_id(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and as_labels(list(content.values())) is not None
 
 
+def _is_answered(content: Any) -> bool:
+    """Whether videos have a pipeline's answers: in a list, by id, or in a dict of each video."""
+    videos = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(videos, list) or not videos:
+        return False
+    return is_answers(videos) or all(map(is_answers, videos)) or None not in map(answers_in, videos)
+
+
+def _read_answered(content: Any, ask: Ask) -> Dump:
+    videos = list(content.values()) if isinstance(content, dict) else content
+    key = answers_in(videos[0])
+    dump = read_answers(videos if key is None else [video[answers_in(video)] for video in videos], ask.classes)
+    if key is not None:
+        besides = {name: [video.get(name) for video in videos] for name in videos[0] if name != key}
+        names = {} if dump.classes is None else {"classes": list(dump.classes)}
+        dump = _read_named({**besides, **names, "scores": dump.scores}, ask)
+    return replace(dump, ids=_keys(content)) if isinstance(content, dict) else dump
+
+
 def _is_dicts(content: Any) -> bool:
     return isinstance(content, list) and bool(content) and all(isinstance(item, dict) for item in content)
 
@@ -384,6 +404,7 @@ def _read_votes(content: Any, ask: Ask) -> Dump:
 
 LAYOUTS: Final = (
     Layout("a dict or archive of arrays called scores, labels, ids …", _is_named, _read_named),
+    Layout("a Hugging Face pipeline's {label, score} of every class, for each video", _is_answered, _read_answered),
     Layout("{id: scores}", _is_by_id, _read_by_id),
     Layout("{id: [scores, label]} or {id: {'pred_score': …}}", _is_rows_by_id, _read_rows_by_id),
     Layout("{id: label}, as votes", _is_labels_by_id, _read_votes),
