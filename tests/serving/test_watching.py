@@ -263,6 +263,20 @@ def test_videos_of_the_fit_are_not_fresh():
         vf.refresh(with_record(fit), fit)
 
 
+def test_one_video_or_one_group_is_too_few_to_refresh_or_record():
+    recipe = with_record(make(60, 0))
+    with pytest.raises(
+        InputError, match="at least two videos, each to be predicted by a rule that was fitted on other"
+    ):
+        vf.refresh(recipe, make(1, 1))
+    with pytest.raises(InputError, match="at least two groups of videos, each to be predicted"):
+        vf.refresh(recipe, make(9, 1).with_groups(["a"] * 9))
+    assert vf.refresh(recipe, make(2, 1)).n_videos == 2
+    one = make(1, 0)
+    with pytest.raises(InputError, match="at least two videos"):
+        vf.Recipe.from_fitted(vf.LogLinearPool(weights="uniform").fit(one), one).with_record(one)
+
+
 def test_a_stream_of_the_fits_own_videos_is_warned_of(recipe):
     with pytest.warns(VidfuseWarning, match="60 of the stream's 160 videos are of the recipe's fit"):
         vf.watch(recipe, [make(400, 0)[:60], make(100, 1)])

@@ -24,6 +24,7 @@ __all__ = [
     "content_keys",
     "even_folds",
     "fit_copies",
+    "folds_of",
     "out_of_fold",
     "predict_by_copies",
     "split_folds",
@@ -71,6 +72,32 @@ def split_folds(
     else:
         fold = _placed(labels, folds, rng, _names(groups, n, "groups"))
     return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(folds)]
+
+
+def folds_of(stack: LogitStack, labels: NDArray[np.int64], folds: int, seed: int | None = 0) -> Splits:
+    """Return the folds of a stack's videos: as many as asked for, or as it has videos, or groups.
+
+    Args:
+        stack: The videos; whole groups stay together.
+        labels: True classes, shape (N,).
+        folds: How many at most.
+        seed: Seed of the draw.
+
+    Raises:
+        InputError: There is one video or one group only.
+
+    Example:
+        >>> len(folds_of(LogitStack.from_arrays(np.zeros((3, 1, 2))), np.array([0, 1, 0]), folds=5))
+        3
+    """
+    units, what = len(labels), "videos"
+    if stack.groups is not None:
+        units, what = len(np.unique(stack.groups)), "groups of videos"
+    if units < 2:
+        raise InputError(
+            f"expected at least two {what}, each to be predicted by a rule that was fitted on others; got one"
+        )
+    return split_folds(labels, min(folds, units), stack.groups, seed, stack.ids)
 
 
 def split_halves(

@@ -15,7 +15,7 @@ from sklearn.base import clone
 
 from vidfuse._checks import check_choice
 from vidfuse.errors import InputError
-from vidfuse.fusion.crossfit import out_of_fold, split_folds
+from vidfuse.fusion.crossfit import folds_of, out_of_fold
 from vidfuse.fusion.views import reduce_views
 from vidfuse.likelihood import log_softmax
 from vidfuse.metrics.conformal import Conformity, PredictionSets, conformity_scores, prediction_sets
@@ -231,8 +231,7 @@ def track_record(
     if held_out:
         log_p = rule.predict_log_proba(stack)
     else:
-        units = len(y) if stack.groups is None else len(np.unique(stack.groups))
-        splits = split_folds(y, max(2, min(folds, units)), stack.groups, seed, stack.ids)
+        splits = folds_of(stack, y, folds, seed)
         log_p = out_of_fold(clone(rule), stack, y, splits)
     predicted, rows = log_p.argmax(axis=1), np.arange(len(y))
     rng = np.random.default_rng(seed)

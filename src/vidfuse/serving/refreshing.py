@@ -11,7 +11,7 @@ from sklearn.base import clone
 
 from vidfuse._tables import Column, Estimate, Table, Tabular, number, percent, points
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.fusion.crossfit import out_of_fold, split_folds
+from vidfuse.fusion.crossfit import folds_of, out_of_fold
 from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics.bounds import risk_p_value
 from vidfuse.metrics.objectives import labels_of
@@ -139,8 +139,7 @@ def refresh(
             VidfuseWarning,
             stacklevel=2,
         )
-    units = len(y) if stack.groups is None else len(np.unique(stack.groups))
-    splits = split_folds(y, max(2, min(folds, units)), stack.groups, seed, stack.ids)
+    splits = folds_of(stack, y, folds, seed)
     old = recipe.predict_log_proba(stack)
     new = out_of_fold(clone(recipe.rule), stack, y, splits)
     hits = [log_p.argmax(axis=1) == y for log_p in (old, new)]
