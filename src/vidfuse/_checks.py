@@ -10,7 +10,7 @@ import difflib
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Final, Literal
@@ -117,8 +117,10 @@ def as_array(values: Any, what: str = "the array") -> NDArray[Any]:
         what: How an error calls it.
 
     Raises:
-        InputError: The values are ragged or masked.
+        InputError: The values are ragged or masked, or in no order.
     """
+    if isinstance(values, Set):
+        raise InputError(f"{what}: expected a sequence, got a {type(values).__name__}, which has no order")
     if hasattr(values, "detach"):
         tensor = values.detach().cpu()
         values = (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
@@ -291,11 +293,17 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
         InputError: A wrong number, a duplicate (with its positions), an empty or unsafe id.
     """
     owner = "ids" if member is None else f"member {member!r}: ids"
-    array = as_array(ids if isinstance(ids, np.ndarray) or hasattr(ids, "__array__") else list(ids), owner)
+    listed = not (isinstance(ids, np.ndarray | Set) or hasattr(ids, "__array__"))
+    given = [_as_text(v) if isinstance(v, bytes) else v for v in ids] if listed else ids
+    array = as_array(given, owner)
     if array.ndim != 1:
         raise InputError(f"{owner}: expected a sequence of {'N' if n is None else n} ids, got shape {array.shape}")
-    if array.dtype.kind in "fcb" or (array.dtype.kind == "O" and not all(isinstance(v, str | int) for v in array)):
-        raise InputError(f"{owner}: expected strings or integers, got {array.dtype} such as {array[:1].tolist()}")
+    # Of a list each type, before NumPy makes texts of numbers beside texts; an array has one type, unless of objects.
+    values = given if listed else array.tolist() if array.dtype.kind == "O" else array[:1].tolist()
+    for odd in {type(value) for value in values}:
+        if not issubclass(odd, str | bytes | int | np.integer) or odd is bool:
+            shown = next(value for value in values if type(value) is odd)
+            raise InputError(f"{owner}: expected strings or integers, got {odd.__name__} such as {shown!r}")
     text = array if array.dtype.kind == "U" else np.array([_as_text(v) for v in array.tolist()], dtype=np.str_)
     if text.dtype.itemsize == 0:
         text = text.astype("<U1")
@@ -316,7 +324,10 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
 
 
 def _as_text(value: object) -> str:
-    return value.decode("utf-8", "strict") if isinstance(value, bytes) else str(value)
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected text in UTF-8, got bytes that are not: {value!r}") from error
 
 
 def _increasing(text: NDArray[np.str_]) -> bool:
@@ -417,7 +428,11 @@ def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str
     """Return class names as a tuple of K unique strings, or None where none were given."""
     if classes is None:
         return None
-    names = tuple(map(_as_text, classes))
+    given = list(as_array(classes, "classes") if isinstance(classes, Set) else classes)
+    unnamed = [k for k, name in enumerate(given) if name is None or name != name]
+    if unnamed:
+        raise InputError(f"classes: expected a name for each class, got none for class {first_few(unnamed)}")
+    names = tuple(map(_as_text, given))
     if len(names) != n_classes:
         raise InputError(f"classes: expected {n_classes} names, one for each class, got {len(names)}")
     if len(set(names)) != len(names):

@@ -145,3 +145,25 @@ def test_several_splits_have_a_mean_and_a_spread():
 def test_bad_input(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "NaN"), ("x", "'x'"), (None, "None")])
+def test_an_objective_that_is_no_number_is_refused_by_every_judge(value, shown):
+    stack, rules = make_stack(n=20), {"a rule": vf.MajorityVote(), "b rule": vf.BordaCount()}
+
+    def odd(labels, log_proba):
+        return value
+
+    for judge in (
+        lambda: vf.leaderboard(stack, objective=odd, rules=rules),
+        lambda: vf.honest_score(rules["a rule"], stack, objective=odd, folds=2),
+        lambda: vf.compare(rules, stack, objective=odd, folds=2),
+    ):
+        with pytest.raises(InputError, match=f"objective odd: expected a number, got {shown} for"):
+            judge()
+
+
+def test_one_video_makes_no_folds():
+    for judge in (vf.leaderboard, lambda stack: vf.honest_score(vf.MajorityVote(), stack)):
+        with pytest.raises(InputError, match="at least two videos to make folds of, got 1"):
+            judge(make_stack(n=1))

@@ -308,3 +308,24 @@ def test_a_frame_whose_columns_are_called_by_numbers():
     table = pd.DataFrame(Z)
     table["video"] = IDS
     assert_read(read_frame(table, id="video"))
+
+
+LISTS = {name: frame(label=LABELS)[name].tolist() for name in ("id", "label", *COLUMNS)}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pd.concat([frame(label=LABELS), frame()[["p1"]]], axis=1), "unique column names, got 'p1' twice"),
+        (frame(label=LABELS).rename(columns={"p1": 7, "p2": "7"}), "unique column names, got '7' twice"),
+        ({**LISTS, "p3": LISTS["p3"][:-1]}, "'p3': expected 30 values, as in other columns, got 29"),
+        ({**LISTS, "p3": Z[:, :2]}, r"'p3': expected one column of values, got shape \(30, 2\)"),
+        (pl.from_pandas(frame(label=LABELS)).lazy(), r"got polars' LazyFrame, which is not read yet; call collect\(\)"),
+        (frame(label=[None, *map(float, LABELS[1:])]), "one for each video, got 'nan' in row 0 .1 such rows."),
+        (frame(label=["walk", None, *["run"] * 28]), "one for each video, got '(None|nan)' in row 1"),
+        (frame(label=pd.array([*LABELS[1:], None], dtype="Int64")), "got '(nan|<NA>)' in row 29"),
+    ],
+)
+def test_frames_that_are_no_table_of_scores_and_labels_are_refused(table, message):
+    with pytest.raises(InputError, match=message):
+        read_frame(table, id="id", label="label", classes=["walk", "run", *COLUMNS[2:]])

@@ -232,3 +232,12 @@ def test_a_mapping_that_names_no_class_says_which(mapping, message):
             classes={"a": ["run", "sing"], "c": ["sport", "music"]},
             class_map={"c": mapping},
         )
+
+
+@pytest.mark.parametrize("other", ["e\u0301t\u00e9", "\u00e9t\u00e9 ", "\u00c9T\u00c9"])
+def test_classes_that_look_alike_are_told_apart(other):
+    z = 2 * np.eye(3)
+    with pytest.raises(AlignmentError, match="'x3d': its classes differ only in spaces, case or Unicode form, such as"):
+        vf.LogitStack.from_arrays(
+            {"swin": z, "x3d": z}, classes={"swin": ["\u00e9t\u00e9", "b", "c"], "x3d": ["b", other, "c"]}
+        )

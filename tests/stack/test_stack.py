@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.model_selection import KFold
 from sklearn.utils import _safe_indexing
 
 import vidfuse as vf
 from vidfuse.cache.upkeep import consolidate
 from vidfuse.cache.writer import CacheWriter
-from vidfuse.errors import AlignmentError, InputError
+from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.likelihood import reduce_views_array
 from vidfuse.stack.open import load_stack
 from vidfuse.stack.source import compose_rows, resolve_rows
@@ -282,3 +282,75 @@ def test_a_single_video_of_two_logits_may_sum_to_nearly_one():
     for rows in ([[0.3, 0.7]], [[0.3, 0.702], [0.5, 0.499]]):
         with pytest.raises(InputError, match="every row is at least 0 and sums to 1"):
             vf.LogitStack.from_arrays({"a": rows})
+
+
+@pytest.mark.parametrize("views", [(), (2,)])
+@pytest.mark.parametrize("k", [2, 6, 300])
+def test_a_member_whose_classes_are_all_alike_is_suspected(k, views):
+    rng = np.random.default_rng(k)
+    y = rng.integers(0, k, 80)
+    z = rng.normal(size=(80, *views, k)) + 3 * np.eye(k)[y].reshape(80, *(1 for _ in views), k)
+    p = softmax(z, axis=-1)
+    flat = {"tiny": (1e-8 * z, "logits"), "small": (np.float32(1e-5) * z.astype(np.float32), "log-likelihoods")}
+    if k > 2:  # of two classes, probabilities are as far apart as many logits are
+        flat |= {"softmax twice": (softmax(p, axis=-1), "probabilities"), "half": (p.astype(np.float16) + 1, "logits")}
+    for name, (scores, kind) in flat.items():
+        with pytest.warns(VidfuseWarning, match=f"'{name}': its scores are nearly equal for every class in each of 80"):
+            vf.LogitStack.from_arrays({name: scores}, kind=kind)
+    masked = np.where(z == z.min(axis=-1, keepdims=True), -np.inf, 1e-8 * z)
+    for scores, kind in ((z, "logits"), (0.3 * z, "logits"), (p, "probabilities"), (masked, "logits")):
+        vf.LogitStack.from_arrays({"swin": scores}, kind=kind)  # warnings are errors
+    vf.LogitStack.from_arrays({"few": 1e-8 * z[:40]})
+    one_says_something = np.concatenate([1e-8 * z[:79], z[79:]])
+    vf.LogitStack.from_arrays({"swin": one_says_something})
+
+
+def test_logits_that_are_shares_of_one_sum_are_suspected():
+    rng = np.random.default_rng(0)
+    p = softmax(rng.normal(size=(80, 5)), axis=1)
+    views = np.stack([p] * 3, axis=1)
+    for name, scores in {"percent": 100 * p, "views": (30 * p).astype(np.float16), "each": 2 * views}.items():
+        with pytest.warns(
+            VidfuseWarning, match=f"'{name}': logits were said, but .* have the sum .* in each of 80 videos"
+        ):
+            vf.LogitStack.from_arrays({name: scores})
+    votes = 3.0 * np.eye(5)[rng.integers(0, 5, 80)]
+    odd = np.concatenate([100 * p[:79], 101 * p[79:]])
+    for scores in (votes, odd, 100 * p - 1, -100 * p, 100 * p[:40]):
+        vf.LogitStack.from_arrays({"swin": scores})  # warnings are errors
+    vf.LogitStack.from_arrays({"swin": 100 * p}, kind="sum")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ids": set(IDS.tolist())}, "ids: expected a sequence, got a set, which has no order"),
+        ({"ids": {"swin": frozenset(IDS.tolist())}}, "expected a sequence, got a frozenset"),
+        ({"labels": set(range(40))}, "labels: expected a sequence, got a set"),
+        ({"classes": set("abcdef")}, "classes: expected a sequence, got a set"),
+        ({"classes": ["a", None, "c", "d", float("nan"), "f"]}, "a name for each class, got none for class 1, 4"),
+        ({"ids": [float("nan"), *IDS[1:]]}, "expected strings or integers, got float such as nan"),
+        ({"ids": ["v", 1.5, *IDS[2:]]}, "got float such as 1.5"),
+        ({"ids": [True, *IDS[1:]]}, "got bool such as True"),
+        ({"ids": [b"\xff", *IDS[1:]]}, "expected text in UTF-8, got bytes that are not"),
+    ],
+)
+def test_ids_labels_and_names_that_say_nothing_for_sure_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        vf.LogitStack.from_arrays({"swin": SWIN}, **options)
+
+
+def test_ids_may_be_texts_whole_numbers_and_bytes_of_any_container():
+    for ids in (
+        [np.int64(3), "a", b"b", np.str_("c")],
+        np.array(["3", "a", "b", "c"], dtype=object),
+        (3, "a", "b", "c"),
+    ):
+        assert vf.LogitStack.from_arrays({"swin": SWIN[:4]}, ids=ids).ids.tolist() == ["3", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(("other", "how"), [("{} ", "in spaces around them"), ("V{}", "in upper and lower case")])
+def test_ids_that_look_alike_are_told_apart(other, how):
+    ids = {"swin": IDS, "x3d": [other.format(name if other[0] == "{" else name[1:]) for name in IDS]}
+    with pytest.raises(AlignmentError, match=f"under different ids .*they differ only {how}, such as"):
+        vf.LogitStack.from_arrays({"swin": SWIN, "x3d": X3D}, ids=ids)

@@ -21,7 +21,14 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_presence
 from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics.intervals import Interval
-from vidfuse.metrics.objectives import Objective, higher_is_better, labels_of, objective_name, resolve_objective
+from vidfuse.metrics.objectives import (
+    Objective,
+    evaluate,
+    higher_is_better,
+    labels_of,
+    objective_name,
+    resolve_objective,
+)
 from vidfuse.metrics.significance import PairedDifference, holm
 from vidfuse.stack.stack import LogitStack
 
@@ -231,7 +238,7 @@ def honest_score(
     predictions = {
         "rule": [out_of_fold(rule, stack, y, splits) for splits in rounds],
         "uniform": [out_of_fold(LogLinearPool(weights="uniform"), averaged, y, splits) for splits in rounds],
-        "best single": _best_single(averaged, y, rounds, metric, sign),
+        "best single": _best_single(averaged, y, rounds, objective),
     }
     scores = {name: [float(metric(y, p)) for p in repeated] for name, repeated in predictions.items()}
     fitted = clone(rule).fit(stack, y)
@@ -349,19 +356,19 @@ def _best_single(
     stack: LogitStack,
     labels: NDArray[np.int64],
     rounds: Sequence[Splits],
-    metric: Objective,
-    sign: float,
+    objective: str | Objective,
 ) -> list[NDArray[np.float64]]:
     """Return each round's predictions, in each fold by the member that is best on the fold's training videos.
 
     Members are read one at a time, and twice: once to rank them, once to predict.
     """
-    names = sorted(stack.members)
+    names, sign = sorted(stack.members), 1.0 if higher_is_better(objective) else -1.0
     scores = np.empty((len(names), len(rounds), len(rounds[0])))
     for column, name in enumerate(names):
         log_proba = stack.select([name]).log_likelihoods()[:, 0]
         for r, splits in enumerate(rounds):
-            scores[column, r] = [sign * metric(labels[fit_rows], log_proba[fit_rows]) for fit_rows, _ in splits]
+            values = [evaluate(objective, labels[fit_rows], log_proba[fit_rows], [name]) for fit_rows, _ in splits]
+            scores[column, r] = sign * np.array(values)
     best = scores.argmax(axis=0)
     results = [np.empty((len(stack), stack.n_classes)) for _ in rounds]
     for column in np.unique(best):

@@ -24,7 +24,7 @@ from vidfuse.metrics.intervals import (
     resampled_rows,
     share_bounds,
 )
-from vidfuse.metrics.objectives import Objective, resolve_objective
+from vidfuse.metrics.objectives import Objective, evaluate, resolve_objective
 from vidfuse.metrics.significance import PairedDifference, mean_p_values, share_p_values
 
 __all__ = ["LARGEST_LOSS", "Draw", "Repeated"]
@@ -160,7 +160,10 @@ class Draw:
         self, predictions: Mapping[str, Repeated]
     ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Return a callable on all videos and each resample (1 + B,), and without each block, by prediction."""
-        drawn: dict[str, list[float]] = {name: [self._score(slice(None), p)] for name, p in predictions.items()}
+        drawn = {
+            name: [float(np.mean([evaluate(self.objective, self.labels, p, [name]) for p in repeated]))]
+            for name, repeated in predictions.items()
+        }
         left_out: dict[str, list[float]] = {name: [] for name in predictions}
         for rows in resampled_rows(self.design, self.n_resamples, self.random_state):
             for name, repeated in predictions.items():

@@ -64,6 +64,8 @@ def split_folds(
         (4, 2)
     """
     n = len(labels)
+    if n < 2:
+        raise InputError(f"expected at least two videos to make folds of, got {n}")
     if not isinstance(folds, (int, np.integer)) or not 2 <= folds <= n:
         raise InputError(f"folds: expected 2 … {n} (the number of videos), got {folds}")
     rng = np.random.default_rng(seed)

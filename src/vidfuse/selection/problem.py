@@ -196,7 +196,7 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
         objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
 
     Raises:
-        InputError: The stack has no labels.
+        InputError: The stack has no labels, or the objective is no number.
 
     Example:
         >>> z = np.log([[0.7, 0.3], [0.4, 0.6]])
@@ -205,15 +205,14 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
     """
     if stack.labels is None:
         raise InputError("the best single member needs labels, and the stack has none; build it with labels=")
-    metric, sign = resolve_objective(objective), 1.0 if higher_is_better(objective) else -1.0
+    sign = 1.0 if higher_is_better(objective) else -1.0
     ranked = []
     for column, name in enumerate(stack.members):
         log_proba = stack.select([name]).log_likelihoods()[:, 0]
         if stack.present is not None:
-            lacking = np.flatnonzero(
-                ~stack.present[:, column]
-            )  # uniform there: any other class is put before the true one
+            # Uniform there: any other class is put before the true one.
+            lacking = np.flatnonzero(~stack.present[:, column])
             log_proba[lacking, stack.labels[lacking]] -= 1e-4
-        value = sign * float(metric(stack.labels, log_proba))
+        value = sign * evaluate(objective, stack.labels, log_proba, [name])
         ranked.append((-value, nll(stack.labels, log_proba), name))
     return min(ranked)[2]

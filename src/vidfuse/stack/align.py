@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -190,9 +190,11 @@ def _different_ids(
 
 
 def _alike(ids: Mapping[str, NDArray[np.str_]], names: Sequence[str]) -> str | None:
-    """Say how ids differ that look the same: in their Unicode form, in a video's suffix, in folders; None otherwise."""
+    """Say how ids differ that look the same: in their Unicode form, spaces, case, suffix or folders; None otherwise."""
     forms: tuple[tuple[str, Callable[[str], str]], ...] = (
         ("in their Unicode form", lambda text: unicodedata.normalize("NFC", text)),
+        ("in spaces around them", str.strip),
+        ("in upper and lower case", str.casefold),
         ("in the suffix of a file", lambda text: unicodedata.normalize("NFC", _without_suffix(text))),
         ("in folders or the suffix of a file", lambda text: _without_suffix(text).rsplit("/", 1)[-1]),
     )
@@ -314,7 +316,7 @@ def member_ids(ids: Any, names: Sequence[str], counts: Mapping[str, int]) -> dic
         if lacking:
             raise InputError(f"ids: expected ids of every member or of none, got none for {first_few(lacking)}")
         return {name: check_ids(ids[name], counts[name], name) for name in names}
-    listed: Iterable[Any] = as_array(ids, "ids") if hasattr(ids, "__array__") else list(ids)
+    listed: Iterable[Any] = as_array(ids, "ids") if isinstance(ids, Set) or hasattr(ids, "__array__") else list(ids)
     n = len(list(listed))
     odd = [name for name in names if counts[name] != n]
     if odd:

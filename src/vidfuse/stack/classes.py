@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,12 +49,22 @@ def name_order(own: Sequence[str], wanted: Sequence[str], whose: str) -> NDArray
     absent = [name for name in wanted if name not in column]
     if absent or len(own) != len(wanted):
         strange = [name for name in own if name not in set(wanted)]
+        if absent and sorted(map(_folded, own)) == sorted(map(_folded, wanted)):
+            like = next(name for name in strange if _folded(name) == _folded(absent[0]))
+            raise AlignmentError(
+                f"{whose}: its classes differ only in spaces, case or Unicode form, such as {like!r} and "
+                f"{absent[0]!r}; make the names equal"
+            )
         raise AlignmentError(
             f"{whose}: its classes are others: it lacks {first_few(absent) or 'none'}, and has "
             f"{first_few(strange) or 'none'} besides; rename them, or say what belongs to what with "
             f"{option('class_map')}"
         )
     return np.array([column[name] for name in wanted], dtype=np.int64)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def warn_of_unnamed(unnamed: Sequence[str]) -> None:

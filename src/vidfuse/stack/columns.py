@@ -66,11 +66,25 @@ class Table:
         self.keys = {str(name): name for name in names}  # pandas' columns may be called by numbers
         self.names = list(self.keys)
         self._numbers: dict[str, NDArray[Any] | None] = {}
+        self._n: int | None = None
+        if len(self.keys) < len(names):
+            texts = [str(name) for name in names]
+            raise InputError(
+                f"expected unique column names, got {first_few(sorted({n for n in texts if texts.count(n) > 1}))} twice"
+            )
 
     def values(self, name: str) -> NDArray[Any]:
         """Return a column as it is."""
         column = self.frame[self.keys[name]]
-        return as_array(column.to_numpy() if hasattr(column, "to_numpy") else column, f"column {name!r}")
+        found = as_array(column.to_numpy() if hasattr(column, "to_numpy") else column, f"column {name!r}")
+        if found.ndim != 1:
+            raise InputError(
+                f"column {name!r}: expected one column of values, got shape {found.shape}: several of a name?"
+            )
+        self._n = len(found) if self._n is None else self._n
+        if len(found) != self._n:
+            raise InputError(f"column {name!r}: expected {self._n} values, as in other columns, got {len(found)}")
+        return found
 
     def texts(self, name: str) -> list[str]:
         """Return a column as texts."""

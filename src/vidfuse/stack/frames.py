@@ -32,6 +32,7 @@ __all__ = ["Dump", "frame_arrays", "label_indices", "read_frame", "reordered", "
 
 _WHOLE: Final = re.compile(r"^-?[0-9]{1,17}(\.0*)?$")
 _MAX_CELLS: Final = 1 << 31
+_NO_LABEL: Final = ("nan", "None", "<NA>", "NaT")  # what tables call a cell without a label
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def read_frame(
     Raises:
         InputError: A column could be a class and could be something else; the message names it.
     """
+    if hasattr(frame, "collect"):
+        raise InputError(f"expected a table, got polars' {type(frame).__name__}, which is not read yet; call collect()")
     listed = frame if isinstance(frame, Mapping) else getattr(frame, "column_names", getattr(frame, "columns", None))
     if listed is None:
         raise InputError(f"expected a pandas, polars or pyarrow table, got {type(frame).__name__}")
@@ -194,6 +197,12 @@ def label_indices(labels: Sequence[Any], classes: Sequence[str] | None) -> NDArr
         ([3, 1], [1, 0])
     """
     texts = [str(label) for label in labels]
+    absent = [row for row, text in enumerate(texts) if text in _NO_LABEL]
+    if absent and not set(_NO_LABEL) & set(classes or ()):
+        raise InputError(
+            f"labels: expected one for each video, got {texts[absent[0]]!r} in row {absent[0]} ({len(absent)} such "
+            "rows); leave these videos out"
+        )
     if classes is not None and set(texts) <= set(classes):
         index = {name: number for number, name in enumerate(classes)}
         return np.array([index[text] for text in texts], dtype=np.int64)

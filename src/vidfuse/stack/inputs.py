@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from vidfuse._checks import Kind, as_float_array, check_choice, check_member_names, did_you_mean, first_few, place
 from vidfuse.errors import InputError, VidfuseWarning, option
 
-__all__ = ["Blanks", "name_arrays", "without_blanks"]
+__all__ = ["Blanks", "name_arrays", "warn_if_odd", "without_blanks"]
 
 Blanks = Literal["error", "leave-out", "keep"]
 
 _BLOCK_NUMBERS: Final = 1 << 19
-_MANY: Final = 50  # videos from which on a row of zero logits is no accident
+_MANY: Final = 50  # videos from which on a row of zero logits, or hardly any difference of classes, is no accident
+_TINY: Final = 1e-3  # a difference of log-likelihoods of which float32 keeps four digits, beside log K
+_PROBES: Final = 256
 
 
 def name_arrays(arrays: Any, members: Sequence[str] | None) -> dict[str, NDArray[np.floating[Any]]]:
@@ -123,3 +125,58 @@ def _blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.boo
         meant = len(blank) < _MANY or blank.mean() > 0.5 or bool((scores[~blank] == 0).any())
         blank[:] = blank & (not meant)
     return blank
+
+
+def warn_if_odd(name: str, scores: NDArray[np.floating[Any]], kind: Kind) -> None:
+    """Warn of a member whose scores (N, [V,] K) are alike in every one of many videos, as those of a model are not.
+
+    =======================  =======================================================================================
+    flat                     all log q of a row within `_TINY`: float32 keeps few of the digits in which they differ
+    softmax applied twice    log q_k = p_k − log Σ exp p: so log q_k − mean log q ≥ −1/K in every row (K > 2)
+    shares                   "logits" of at least 0 with the same sum in every row: percentages, or sums over views
+    =======================  =======================================================================================
+    """
+    k, shares_of = scores.shape[-1], float(scores[:1].sum(axis=-1, dtype=np.float64).flat[0])
+    if len(scores) < _MANY:
+        return
+
+    def spread(block: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return by how much log-likelihoods differ in a row, and by how much the lowest is below their mean."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = np.log(block, dtype=np.float64) if kind in ("probabilities", "sum") else block.astype(np.float64)
+            lowest = values.min(axis=-1)
+            return values.max(axis=-1) - lowest, values.mean(axis=-1) - lowest
+
+    def shares(block: NDArray[np.floating[Any]]) -> bool:
+        near = np.abs(block.sum(axis=-1, dtype=np.float64) - shares_of) <= 1e-3 * shares_of
+        return bool(near.all()) and bool(block.min() >= 0)
+
+    def silent(block: NDArray[np.floating[Any]]) -> bool:
+        return not spread(block)[0].any()
+
+    def one_class(block: NDArray[np.floating[Any]]) -> bool:
+        return bool(((block > 0).sum(axis=-1) == 1).all())
+
+    flat = _every_row(scores, lambda block: bool((spread(block)[0] <= _TINY).all()))
+    found = ""
+    if flat or (k > 2 and _every_row(scores, lambda block: bool((spread(block)[1] <= 1 / k + _TINY).all()))):
+        if not _every_row(scores, silent):  # as a placeholder is
+            found = (
+                "its scores are nearly equal for every class in each of {} videos: softmax of probabilities, or logits "
+                "on another scale? Beside others' they hardly count; pass what the network gave"
+            )
+    elif kind in ("logits", "log-likelihoods") and shares_of > 0 and _every_row(scores, shares):
+        if not _every_row(scores, one_class):
+            found = (
+                f"{kind} were said, but its scores are at least 0 and have the sum {shares_of:.4g} in each of {{}} "
+                f"videos: percentages, or probabilities summed over views? Say {option('kind', 'sum')}"
+            )
+    if found:
+        warnings.warn(f"member {name!r}: {found.format(len(scores))}", VidfuseWarning, stacklevel=3)
+
+
+def _every_row(scores: NDArray[np.floating[Any]], holds: Callable[[NDArray[np.floating[Any]]], bool]) -> bool:
+    """Return whether something holds for all rows; some that are spread are tried first, as they mostly decide."""
+    step = max(1, _BLOCK_NUMBERS // int(np.prod(scores.shape[1:])))
+    blocks = (scores[start : start + step] for start in range(0, len(scores), step))
+    return holds(scores[:: max(1, len(scores) // _PROBES)]) and all(map(holds, blocks))

@@ -45,7 +45,7 @@ from vidfuse.stack.classes import (
     warn_of_unnamed,
 )
 from vidfuse.stack.frames import frame_arrays
-from vidfuse.stack.inputs import Blanks, name_arrays, without_blanks
+from vidfuse.stack.inputs import Blanks, name_arrays, warn_if_odd, without_blanks
 from vidfuse.stack.join import average_repeats, check_alike, joined_ids, repeated_rows
 from vidfuse.stack.order import check_order
 from vidfuse.stack.source import (
@@ -205,6 +205,7 @@ class LogitStack:
             if known is not None and name in kept:
                 known = known[kept[name]]
             check_scores(named[name], kinds[name], member=name, ids=known)
+            warn_if_odd(name, named[name], kinds[name])
 
         map_members(check, names, sum(array.size for array in named.values()))
         if class_map:
