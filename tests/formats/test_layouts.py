@@ -686,3 +686,59 @@ def test_labels_that_nobody_recognised_are_named(tmp_path):
     (tmp_path / "val.csv").write_text("id,activity,split\na,1,val\nb,0,val\n")
     with pytest.warns(VidfuseWarning, match=r"val\.csv: no labels: columns 'activity' are none of label"):
         assert read_annotations(tmp_path / "val.csv").labels is None
+
+
+def test_a_key_that_stands_twice_in_json_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": [0.1, 0.9], "b": [0.3, 0.7], "a": [0.5, 0.5]}')
+    with pytest.raises(InputError, match="damaged json: 'a' stands twice in one object"):
+        read_dump(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json"])
+def test_json_lines_are_read_whatever_the_file_is_called(name, tmp_path):
+    lines = [
+        json.dumps({"id": i, "logits": z.tolist(), "label": int(y)}) for i, z, y in zip(IDS, Z, LABELS, strict=True)
+    ]
+    (tmp_path / name).write_text("\n".join(lines) + "\n\n")
+    dump = read_dump(tmp_path / name)
+    assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
+    np.testing.assert_array_equal(dump.scores, Z.astype(np.float64))
+    (tmp_path / name).write_text("\n".join(lines)[:-3])
+    with pytest.raises(InputError, match=f"damaged json: line {N}: "):
+        read_dump(tmp_path / name)
+
+
+def test_labels_and_ids_that_only_some_videos_have_are_left_out_and_said(tmp_path):
+    rows = [
+        {"pred_score": z} | ({"gt_label": int(y)} if n else {}) for n, (z, y) in enumerate(zip(Z, LABELS, strict=True))
+    ]
+    rows[3]["video_id"] = rows[0]["video_id"] = "v"
+    with pytest.warns(VidfuseWarning, match="39 of 40 videos have a label, and the others have none: left out"):
+        with pytest.warns(VidfuseWarning, match="2 of 40 videos have an id"):
+            dump = read_dump(dumped(tmp_path / "x.pkl", rows))
+    assert dump.labels is None and dump.ids is None
+
+
+@pytest.mark.parametrize("views", ["equal", "other"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_a_video_without_a_prediction_is_missing_whether_or_not_views_are_reduced(kind, views, tmp_path):
+    values = (Z if kind == "logits" else P).astype(np.float64)
+    content = {
+        i: np.stack([v] * (2 + (views == "other" and n % 2))) for n, (i, v) in enumerate(zip(IDS, values, strict=True))
+    }
+    content[IDS[4]] = np.full((2, K), np.nan if kind == "logits" else 0.0)
+    files = {
+        "a": dumped(tmp_path / "a.pkl", content),
+        "b": dumped(tmp_path / "b.pkl", dict(zip(IDS, values, strict=True))),
+    }
+    with pytest.raises(InputError, match=f"for 1 of {N} videos: id '{IDS[4]}'.*leaves these videos out"):
+        vf.read_predictions(files, kind=kind, views="mean-log")
+    kept = vf.read_predictions(files, kind=kind, views="mean-log", missing="keep")
+    assert np.argwhere(~kept.present).tolist() == [[4, 0]]
+    np.testing.assert_allclose(kept.log_likelihoods()[5], kept.log_likelihoods()[5, ::-1], atol=1e-2)
+    with pytest.warns(VidfuseWarning, match="left out"):
+        assert len(vf.read_predictions(files, kind=kind, views="mean-log", missing="leave-out")) == N - 1
+    content[IDS[4]] = np.stack([values[4], np.full(K, np.nan)])
+    dumped(tmp_path / "a.pkl", content)
+    with pytest.raises(InputError, match=f"NaN at member 'a', id '{IDS[4]}' .*, view 1, class 0"):
+        vf.read_predictions(files, kind=kind, views="mean-log", missing="keep")

@@ -196,13 +196,34 @@ def _read_text(stored: Stored) -> Text:
 def _read_json(stored: Stored) -> Any:
     """Read one value, or the list of those that stand one a line."""
     text = _read_text(stored).text
-    lines = text.splitlines() if stored.suffix in _JSON_LINES else []
     try:
-        if lines:
-            return [json.loads(line, parse_int=_plain_int) for line in lines if line.strip()]
-        return json.loads(text, parse_int=_plain_int)
+        if stored.suffix not in _JSON_LINES:
+            return _json(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise InputError(f"{stored.path}: damaged json: {error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{stored.path}: damaged json: {error}") from error
+    values = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            values += [_json(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{stored.path}: damaged json: line {number}: {error}") from error
+    return values
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, parse_int=_plain_int, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict, whose keys have to be different: the last would be taken for all of the same name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
 
 
 def _plain_int(digits: str) -> int:

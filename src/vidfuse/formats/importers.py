@@ -34,7 +34,7 @@ from vidfuse.formats.dump import cut_padding, join_dumps, read_dump
 from vidfuse.stack.align import Join
 from vidfuse.stack.classes import ClassMap
 from vidfuse.stack.frames import Dump, reordered
-from vidfuse.stack.inputs import Blanks
+from vidfuse.stack.inputs import Blanks, blank_rows
 from vidfuse.stack.join import average_repeats, check_alike, repeated_rows
 from vidfuse.stack.source import reduce_array
 from vidfuse.stack.stack import LogitStack
@@ -404,10 +404,10 @@ def _reduced(dump: Dump, kind: Kind, rule: str | None, name: str, path: Path) ->
                 f"{path}: videos have different numbers of views ({first_few(counts)}); "
                 f"reduce them with {option('views', 'mean-log')}"
             )
-        for row, video in enumerate(scores):
-            check_scores(video, kind, member=name, ids=None if ids is None else ids[[row] * len(video)])
-        joined = np.concatenate([reduce_array(as_float_array(v)[None], kind, rule) for v in scores])
-        return _Member(replace(dump, scores=joined), "log-likelihoods")
+        videos = [as_float_array(video)[None] for video in scores]
+        own = [None if ids is None else ids[[row]] for row in range(len(videos))]
+        reduced = [_without_views(video, kind, rule, name, id) for video, id in zip(videos, own, strict=True)]
+        return _Member(replace(dump, scores=np.concatenate(reduced)), "log-likelihoods")
     if scores.ndim == 1 and scores.dtype.kind in "iu":
         if kind != "probabilities":
             raise InputError(
@@ -418,5 +418,17 @@ def _reduced(dump: Dump, kind: Kind, rule: str | None, name: str, path: Path) ->
     array = as_float_array(scores, str(path))
     if rule is None or array.ndim != 3:
         return _Member(replace(dump, scores=array), kind)
-    check_scores(array, kind, member=name, ids=ids)
-    return _Member(replace(dump, scores=reduce_array(array, kind, rule)), "log-likelihoods")
+    return _Member(replace(dump, scores=_without_views(array, kind, rule, name, ids)), "log-likelihoods")
+
+
+def _without_views(
+    array: NDArray[np.floating[Any]], kind: Kind, rule: str, name: str, ids: NDArray[np.str_] | None
+) -> NDArray[np.float32]:
+    """Reduce scores (N, V, K) to (N, K): NaN for videos without a prediction, of which `missing` says what becomes."""
+    blank = blank_rows(array, kind) & (np.isnan(array[:, 0, 0]) | (kind != "logits"))
+    out = np.full((len(array), array.shape[-1]), np.nan, dtype=np.float32)
+    if not blank.all():
+        kept = array[~blank] if blank.any() else array
+        check_scores(kept, kind, member=name, ids=None if ids is None else ids[~blank])
+        out[~blank] = reduce_array(kept, kind, rule)
+    return out

@@ -306,10 +306,16 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
             label = label.get(key, next(iter(label.values()), None))
         if label is not None:
             labels.append(whole(label))
+    some = {"an id": len(ids), "a label": len(labels)}
     return Dump(
         stack_videos(scores, ask.size),
         np.array(labels, dtype=np.int64) if len(labels) == len(samples) else None,
         np.array([str(name) for name in ids]) if len(ids) == len(samples) else None,
+        notes=tuple(
+            f"{count} of {len(samples)} videos have {what}, and the others have none: left out"
+            for what, count in some.items()
+            if 0 < count < len(samples)
+        ),
     )
 
 

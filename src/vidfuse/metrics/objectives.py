@@ -79,7 +79,7 @@ def objective_name(objective: str | Objective) -> str:
 
 
 def evaluate(
-    objective: str | Objective, labels: NDArray[np.int64], log_proba: NDArray[np.float64], members: Sequence[str]
+    objective: str | Objective, labels: NDArray[np.int64], log_proba: NDArray[np.floating[Any]], members: Sequence[str]
 ) -> float:
     """Return the objective's value of some members' predictions; an error names the members.
 

@@ -32,7 +32,7 @@ __all__ = ["Dump", "frame_arrays", "label_indices", "read_frame", "reordered", "
 
 _WHOLE: Final = re.compile(r"^-?[0-9]{1,17}(\.0*)?$")
 _MAX_CELLS: Final = 1 << 31
-_NO_LABEL: Final = ("nan", "None", "<NA>", "NaT")  # what tables call a cell without a label
+_NO_LABEL: Final = ("", "nan", "None", "<NA>", "NaT")  # what tables call a cell without a label
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vidfuse._checks import Kind, as_float_array, check_choice, check_member_names, did_you_mean, first_few, place
 from vidfuse.errors import InputError, VidfuseWarning, option
 
-__all__ = ["Blanks", "name_arrays", "warn_if_odd", "without_blanks"]
+__all__ = ["Blanks", "blank_rows", "name_arrays", "warn_if_odd", "without_blanks"]
 
 Blanks = Literal["error", "leave-out", "keep"]
 
@@ -78,7 +78,7 @@ def without_blanks(
     check_choice("missing", missing, get_args(Blanks))
     kept = {}
     for name, array in named.items():
-        blank = _blank_rows(array, kinds[name])
+        blank = blank_rows(array, kinds[name])
         rows = np.flatnonzero(blank)
         if not rows.size:
             continue
@@ -108,7 +108,7 @@ def without_blanks(
     return kept
 
 
-def _blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.bool_]:
+def blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.bool_]:
     """Return which rows of (N, [V,] K) hold nothing.
 
     Zero logits could be meant. They count as nothing where most of many rows are others, without a single zero.
