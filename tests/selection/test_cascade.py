@@ -45,6 +45,24 @@ def test_the_stated_risk_is_exceeded_no_more_often_than_stated(risk):
     assert binomial_p_value(40 - exceeded, 40, 0.95) > 0.01  # at most 5 %, but for chance
 
 
+def test_the_share_of_the_gain_that_is_kept_runs_from_none_to_all():
+    """At 0 the cheapest certified point is taken, at 1 the cheapest that loses nothing of what members gain."""
+    stack = drawn(2000, 0)
+    fitted = {keep: vf.Cascade(PLAIN, costs=COSTS, at_most=0.03, keep=keep).fit(stack) for keep in (0, 0.5, 1)}
+    assert fitted[0].chosen_ == fitted[0].n_certified_ - 1
+    assert fitted[0].chosen_ >= fitted[0.5].chosen_ >= fitted[1].chosen_
+
+
+@pytest.mark.parametrize(("points", "chosen", "shown"), [(4, 1, [0, 1, 2, 3]), (19, 0, range(0, 19, 2)), (19, 5, None)])
+def test_a_front_shows_ten_points_and_the_chosen_one(points, chosen, shown):
+    numbers = np.linspace(1.0, 0.1, points)
+    front = vf.selection.cascade.CascadeFront(
+        numbers[:, None], numbers, numbers, 1 - numbers, np.ones(points, bool), chosen
+    )
+    expected = [*range(0, 19, 2), 5] if shown is None else shown
+    assert [row[1] for row in front.table().rows] == [numbers[point] for point in sorted(expected)]
+
+
 def test_it_costs_less_and_keeps_the_gain():
     cascade = vf.Cascade(PLAIN, costs=COSTS, at_most=0.02).fit(drawn(2000, 0))
     new = drawn(10_000, 1)
@@ -212,7 +230,8 @@ def test_a_front_is_a_table_with_the_point_in_use():
         ({"at_most": 0.0}, "at_most"),
         ({"at_most": "1 %"}, "at_most"),
         ({"confidence": 1.0}, "confidence"),
-        ({"keep": 2.0}, "keep"),
+        ({"keep": 1.01}, "keep"),
+        ({"keep": -0.01}, "keep"),
         ({"order": ["a", "b"]}, "order"),
         ({"order": "abc"}, "order"),
         ({"costs": {"a": 1.0}}, "costs"),

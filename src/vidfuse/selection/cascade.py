@@ -479,8 +479,8 @@ def _doubled(members: int, views: int) -> NDArray[np.int64]:
     """Return how many views each stage has: one while members are added, then twice as many each time, at last all.
 
     Example:
-        >>> _doubled(3, 10).tolist()
-        [1, 1, 1, 2, 4, 8, 10]
+        >>> _doubled(3, 10).tolist(), _doubled(2, 8).tolist(), _doubled(2, 1).tolist()
+        ([1, 1, 1, 2, 4, 8, 10], [1, 1, 2, 4, 8], [1, 1])
     """
     more = [1 << power for power in range(1, views.bit_length()) if 1 << power < views]
     return np.array([1] * members + more + [views] * (views > 1))

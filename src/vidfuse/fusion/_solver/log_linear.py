@@ -299,6 +299,11 @@ def _of(moments: Moments) -> NDArray[np.float64]:
 
 
 def _condition(hessian: NDArray[np.float64]) -> float:
-    """Return the smallest eigenvalue as a share of the largest."""
+    """Return the smallest eigenvalue as a share of the largest.
+
+    Example:
+        >>> round(_condition(np.diag([8.0, 2.0, 4.0])), 6)
+        0.25
+    """
     values = np.linalg.eigvalsh(hessian)
     return float(values[0] / max(values[-1], np.finfo(np.float64).tiny))
