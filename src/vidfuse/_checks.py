@@ -304,6 +304,9 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
         if not issubclass(odd, str | bytes | int | np.integer) or odd is bool:
             shown = next(value for value in values if type(value) is odd)
             raise InputError(f"{owner}: expected strings or integers, got {odd.__name__} such as {shown!r}")
+    for value in values if listed or array.dtype.kind == "O" else ():
+        if isinstance(value, str) and value.endswith("\0"):  # which NumPy takes for the end of a shorter text
+            check_name(value, f"{owner}: video", folder=False)
     text = array if array.dtype.kind == "U" else np.array([_as_text(v) for v in array.tolist()], dtype=np.str_)
     if text.dtype.itemsize == 0:
         text = text.astype("<U1")

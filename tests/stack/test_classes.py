@@ -106,6 +106,16 @@ def test_where_nothing_tells_the_order_of_the_classes_a_warning_says_so():
         vf.LogitStack.from_arrays({"a": a, "b": b}, labels=y, classes={"a": NAMES, "b": None})
 
 
+def test_caches_without_names_beside_some_with_names_are_warned_of(tmp_path):
+    y, a, b = sample(20)
+    ids = [f"v{row:02}" for row in range(20)]
+    vf.LogitStack.from_arrays({"a": a}, labels=y, ids=ids, classes=NAMES).save(tmp_path)
+    vf.load_stack(tmp_path)  # warnings are errors
+    vf.LogitStack.from_arrays({"b": b}, ids=ids).save(tmp_path)
+    with pytest.warns(VidfuseWarning, match="'b' has no class names, and others have"):
+        assert vf.load_stack(tmp_path).classes == tuple(NAMES)
+
+
 def test_columns_sorted_as_text_are_recognised():
     y, a, b = sample(600, 12)
     order = sorted(range(12), key=str)  # 0, 1, 10, 11, 2, …

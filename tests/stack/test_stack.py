@@ -316,7 +316,7 @@ def test_logits_that_are_shares_of_one_sum_are_suspected():
             vf.LogitStack.from_arrays({name: scores})
     votes = 3.0 * np.eye(5)[rng.integers(0, 5, 80)]
     odd = np.concatenate([100 * p[:79], 101 * p[79:]])
-    for scores in (votes, odd, 100 * p - 1, -100 * p, 100 * p[:40]):
+    for scores in (votes, votes + 1, odd, 100 * p - 1, -100 * p, 100 * p[:40]):
         vf.LogitStack.from_arrays({"swin": scores})  # warnings are errors
     vf.LogitStack.from_arrays({"swin": 100 * p}, kind="sum")
 
@@ -332,6 +332,7 @@ def test_logits_that_are_shares_of_one_sum_are_suspected():
         ({"ids": [float("nan"), *IDS[1:]]}, "expected strings or integers, got float such as nan"),
         ({"ids": ["v", 1.5, *IDS[2:]]}, "got float such as 1.5"),
         ({"ids": [True, *IDS[1:]]}, "got bool such as True"),
+        ({"ids": ["v\0", *IDS[1:]]}, "without .* control characters"),
         ({"ids": [b"\xff", *IDS[1:]]}, "expected text in UTF-8, got bytes that are not"),
     ],
 )

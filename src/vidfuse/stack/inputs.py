@@ -154,8 +154,9 @@ def warn_if_odd(name: str, scores: NDArray[np.floating[Any]], kind: Kind) -> Non
     def silent(block: NDArray[np.floating[Any]]) -> bool:
         return not spread(block)[0].any()
 
-    def one_class(block: NDArray[np.floating[Any]]) -> bool:
-        return bool(((block > 0).sum(axis=-1) == 1).all())
+    def two_levels(block: NDArray[np.floating[Any]]) -> bool:  # as where one class is named
+        ends = block.min(axis=-1, keepdims=True), block.max(axis=-1, keepdims=True)
+        return bool(((block == ends[0]) | (block == ends[1])).all())
 
     flat = _every_row(scores, lambda block: bool((spread(block)[0] <= _TINY).all()))
     found = ""
@@ -166,7 +167,7 @@ def warn_if_odd(name: str, scores: NDArray[np.floating[Any]], kind: Kind) -> Non
                 "on another scale? Beside others' they hardly count; pass what the network gave"
             )
     elif kind in ("logits", "log-likelihoods") and shares_of > 0 and _every_row(scores, shares):
-        if not _every_row(scores, one_class):
+        if not _every_row(scores, two_levels):
             found = (
                 f"{kind} were said, but its scores are at least 0 and have the sum {shares_of:.4g} in each of {{}} "
                 f"videos: percentages, or probabilities summed over views? Say {option('kind', 'sum')}"

@@ -22,7 +22,7 @@ from vidfuse.cache.shards import Folders, find_shards, shard_name, without_numbe
 from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning, option
 from vidfuse.stack.align import Alignment, Join, align_ids, check_layouts, merged_labels, same_ids
 from vidfuse.stack.checkpoints import Checkpoints, as_fingerprints, check_checkpoints, joined_fingerprints
-from vidfuse.stack.classes import common_classes, labels_in_order
+from vidfuse.stack.classes import common_classes, labels_in_order, warn_of_unnamed
 from vidfuse.stack.join import any_repeated, check_disjoint
 from vidfuse.stack.source import ArraySource, IndexedSource, JoinedSource, ReducedSource, Source, reduce_source
 from vidfuse.stack.stack import LogitStack, Member
@@ -122,6 +122,8 @@ def load_stack(
     alignment = _align_shards(opened, names, join)
     given = {_called(name, cache, caches): cache for name, own in caches.items() for cache in own}
     classes, orders = common_classes({called: cache.classes for called, cache in given.items()}, list(given), n_classes)
+    if classes is not None:
+        warn_of_unnamed([called for called, cache in given.items() if cache.classes is None])
     labels: Any = labels_in_order({called: cache.labels for called, cache in given.items()}, orders, list(given))
     stacked, known = [], {}
     for name, own in caches.items():
