@@ -42,6 +42,17 @@ def test_equals_are_taken_together_whatever_their_order():
     assert found.area == risk_coverage(y[[1, 0, 2, 3]], z[[1, 0, 2, 3]]).area
 
 
+@pytest.mark.parametrize("n", range(1, 6))
+@pytest.mark.parametrize("error", [0.05, 0.5, 0.9, 0.99])
+def test_few_videos_are_all_answered_or_said_to_be_too_few(n, error):
+    """All right: a share above `error` is wrong with probability (1 - error)^n at most."""
+    if (1 - error) ** n <= 0.05:
+        assert abstention(np.linspace(1, 0.5, n), np.ones(n, bool), error).n_answered == n
+    else:
+        with pytest.raises(InputError, match=f"none of them wrong, and there are {n}"):
+            abstention(np.linspace(1, 0.5, n), np.ones(n, bool), error)
+
+
 def test_bad_input():
     found = risk_coverage([0], np.log([[0.9, 0.1]]))
     assert found.covered(-0.1) == 0 and "oracle" in repr(found)

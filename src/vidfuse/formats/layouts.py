@@ -125,6 +125,8 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     else:
         dump = read_layout(value, replace(ask, id_column=None))
     n = len(dump.scores)
+    if not n:
+        raise InputError(f"expected predictions of at least one video, got none in {key!r}")
     class_key = called([name for name in content if name != key], CLASS_NAMES)
     if class_key is not None:
         used.add(class_key)

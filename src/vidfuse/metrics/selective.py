@@ -193,7 +193,7 @@ def abstention(
     def passes(answered: int, if_wrong: int | None = None) -> bool:
         """Test one threshold, as it is or if so many of its surest videos were wrong and no others."""
         if groups is None:
-            n_wrong = int(so_far[answered - 1]) if if_wrong is None else if_wrong
+            n_wrong = int(so_far[answered - 1]) if if_wrong is None else min(if_wrong, answered)
             return binomial_p_value(n_wrong, answered, error) <= 1 - level
         errors = wrong[:answered] if if_wrong is None else np.arange(answered) < if_wrong
         losses = weight[:answered] * (errors - error)  # at most 1 - error and at least -error in each group
