@@ -254,3 +254,15 @@ def test_a_say_in_one_class_is_a_say_and_so_is_a_shared_weight():
     fitted.class_weights_ = np.zeros((3, 5))
     fitted.class_weights_[0, 3] = 1.0
     assert fitted.needed_members() == ("m0", "m1")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_video_that_no_member_has_is_named_by_its_own_row(rule):
+    arrays, y = scores(n=60)
+    for z in arrays.values():
+        z[41] = np.nan
+    arrays["m0"][7] = np.nan
+    stack = LogitStack.from_arrays(arrays, labels=y, missing="keep")
+    fitted = rule(missing="renormalise").fit(stack[:41])
+    with pytest.raises(AlignmentError, match="no member with a positive weight has row 41; drop"):
+        fitted.predict(stack)

@@ -17,7 +17,7 @@ def test_the_best_single_is_the_most_accurate_then_the_surest_then_the_first():
     assert len(set(hits)) == 3
     assert best_single(stack_of(z, y)) == f"m{hits.argmax()}"
     best = z[:, hits.argmax()]
-    same_hits = {"flat": 0.01 * best, "sharp": best, "third": z[:, hits.argmin()]}
+    same_hits = {"flat": 0.3 * best, "sharp": best, "third": z[:, hits.argmin()]}
     assert best_single(vf.LogitStack.from_arrays(same_hits, labels=y)) == "sharp"
     equal = {"b": best, "a": best}
     assert best_single(vf.LogitStack.from_arrays(equal, labels=y)) == "a"

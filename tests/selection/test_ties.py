@@ -70,6 +70,7 @@ def test_hard_labels_deep_in_the_tree_of_subsets(pool, weighted, seed):
         assert table.score_of([stack.members[i] for i in chosen]) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*its scores are nearly equal")
 @pytest.mark.parametrize("seed", range(3))
 def test_members_that_hardly_have_an_opinion(seed):
     # Their log-likelihoods are rounded when they are normalised, by more than what some classes differ in.

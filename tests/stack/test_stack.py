@@ -316,7 +316,7 @@ def test_logits_that_are_shares_of_one_sum_are_suspected():
             vf.LogitStack.from_arrays({name: scores})
     votes = 3.0 * np.eye(5)[rng.integers(0, 5, 80)]
     odd = np.concatenate([100 * p[:79], 101 * p[79:]])
-    for scores in (votes, votes + 1, odd, 100 * p - 1, -100 * p, 100 * p[:40]):
+    for scores in (votes, votes + 1, odd, 100 * p - 1, -100 * p, 100 * p[:40], np.log(p) + 1e6):
         vf.LogitStack.from_arrays({"swin": scores})  # warnings are errors
     vf.LogitStack.from_arrays({"swin": 100 * p}, kind="sum")
 

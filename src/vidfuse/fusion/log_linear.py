@@ -245,6 +245,7 @@ class LogLinearPool(WeightedRule):
         stack = stack.select(self.needed_members())
         if stack.present is None:
             return self._fuse_per_class(stack, self.class_weights_)
+        self._with_a_say(stack)  # which names the row of a video that nobody has, as it stands here
         whole = stack.present.all(axis=1)
         out = np.empty((len(stack), stack.n_classes))
         if whole.any():
