@@ -10,7 +10,7 @@ from selection_cases import all_subsets, ensemble, fused, score, stack_of
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError
-from vidfuse.selection import masks
+from vidfuse.selection import masks, subsets
 from vidfuse.selection.masks import SubsetTable, count_subsets, enumerate_masks
 
 POOLS = {"log-linear": vf.LogLinearPool, "linear": vf.LinearPool}
@@ -447,3 +447,14 @@ def test_the_time_that_a_search_would_take_grows_with_what_it_reads(objective, r
     assert told(8000, 4, 50) == pytest.approx(2 * one, rel=0.1)
     assert told(4000, 5, 50) >= 2 * one
     assert told(4000, 4, 100) == pytest.approx(2 * one if grows_with_classes else one, rel=0.1)
+
+
+def test_a_search_of_just_as_many_subsets_and_seconds_as_are_allowed_runs(monkeypatch):
+    stack = stack_of(*ensemble(0, m=3))
+    for most, seconds_each, limit, allowed in ((7, 0.5, 3.5, True), (6, 0.5, 3.5, False), (7, 0.5, 3.4, False)):
+        monkeypatch.setattr(subsets, "_seconds_each", lambda problem, found=(seconds_each, most): found)
+        if allowed:
+            assert len(vf.search_subsets(stack, time_limit=limit).members) >= 1
+        else:
+            with pytest.raises(InputError, match="an exhaustive search of 7 subsets of 3 members"):
+                vf.search_subsets(stack, time_limit=limit)
