@@ -131,9 +131,9 @@ def test_row_17_float_or_one_hot_labels():
             top_k_accuracy(labels, [[1.0, 0.0], [0.0, 1.0]])
 
 
-@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("k", [0, 3, 1.5, "1", None])
 def test_k_out_of_range(k):
-    with pytest.raises(InputError, match="1 … 2"):
+    with pytest.raises(InputError, match="from 1 to 2"):
         top_k_accuracy([0], [[1.0, 0.0]], k)
 
 

@@ -55,8 +55,8 @@ def top_k_hits(labels: ArrayLike, log_proba: ArrayLike, k: int = 1) -> NDArray[n
         [True, False]
     """
     y, z = as_scores(labels, log_proba)
-    if not 1 <= k <= z.shape[1]:
-        raise InputError(f"k: expected 1 … {z.shape[1]} (the number of classes), got {k}")
+    if not isinstance(k, int | np.integer) or not 1 <= k <= z.shape[1]:
+        raise InputError(f"k: expected a whole number from 1 to {z.shape[1]} (the number of classes), got {k!r}")
     return true_ranks(y, z) < k
 
 
