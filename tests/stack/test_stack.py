@@ -289,7 +289,7 @@ def test_a_single_video_of_two_logits_may_sum_to_nearly_one():
 def test_a_member_whose_classes_are_all_alike_is_suspected(k, views):
     rng = np.random.default_rng(k)
     y = rng.integers(0, k, 80)
-    z = rng.normal(size=(80, *views, k)) + 3 * np.eye(k)[y].reshape(80, *(1 for _ in views), k)
+    z = rng.normal(size=(80, *views, k)) + (3 + np.log(k)) * np.eye(k)[y].reshape(80, *(1 for _ in views), k)
     p = softmax(z, axis=-1)
     flat = {"tiny": (1e-8 * z, "logits"), "small": (np.float32(1e-5) * z.astype(np.float32), "log-likelihoods")}
     if k > 2:  # of two classes, probabilities are as far apart as many logits are
@@ -298,7 +298,7 @@ def test_a_member_whose_classes_are_all_alike_is_suspected(k, views):
         with pytest.warns(VidfuseWarning, match=f"'{name}': its scores are nearly equal for every class in each of 80"):
             vf.LogitStack.from_arrays({name: scores}, kind=kind)
     masked = np.where(z == z.min(axis=-1, keepdims=True), -np.inf, 1e-8 * z)
-    for scores, kind in ((z, "logits"), (0.3 * z, "logits"), (p, "probabilities"), (masked, "logits")):
+    for scores, kind in ((z, "logits"), (0.03 * z, "logits"), (p, "probabilities"), (masked, "logits")):
         vf.LogitStack.from_arrays({"swin": scores}, kind=kind)  # warnings are errors
     vf.LogitStack.from_arrays({"few": 1e-8 * z[:40]})
     one_says_something = np.concatenate([1e-8 * z[:79], z[79:]])

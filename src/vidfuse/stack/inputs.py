@@ -130,49 +130,55 @@ def blank_rows(scores: NDArray[np.floating[Any]], kind: Kind) -> NDArray[np.bool
 def warn_if_odd(name: str, scores: NDArray[np.floating[Any]], kind: Kind) -> None:
     """Warn of a member whose scores (N, [V,] K) are alike in every one of many videos, as those of a model are not.
 
-    =======================  =======================================================================================
+    =======================  ====================================================================================
     flat                     all log q of a row within `_TINY`: float32 keeps few of the digits in which they differ
-    softmax applied twice    log q_k = p_k − log Σ exp p: so log q_k − mean log q ≥ −1/K in every row (K > 2)
+    softmax applied twice    log q_k = p_k − log Σ exp p. So log q_k − mean log q + 1/K is a p_k: 0 at least in every
+                             row, and near 1 in some (K > 2)
     shares                   "logits" of at least 0 with the same sum in every row: percentages, or sums over views
-    =======================  =======================================================================================
+    =======================  ====================================================================================
     """
-    k, shares_of = scores.shape[-1], float(scores[:1].sum(axis=-1, dtype=np.float64).flat[0])
+    k, total = scores.shape[-1], float(scores[:1].sum(axis=-1, dtype=np.float64).flat[0])
     if len(scores) < _MANY:
         return
 
-    def spread(block: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return by how much log-likelihoods differ in a row, and by how much the lowest is below their mean."""
+    def ends(block: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return a row's lowest and highest log q − mean log q + 1/K."""
         with np.errstate(divide="ignore", invalid="ignore"):
             values = np.log(block, dtype=np.float64) if kind in ("probabilities", "sum") else block.astype(np.float64)
-            lowest = values.min(axis=-1)
-            return values.max(axis=-1) - lowest, values.mean(axis=-1) - lowest
+            values += 1 / k - values.mean(axis=-1, keepdims=True)
+        return values.min(axis=-1), values.max(axis=-1)
+
+    def flat(block: NDArray[np.floating[Any]]) -> bool:
+        lowest, highest = ends(block)
+        return bool((highest - lowest <= _TINY).all())
+
+    def silent(block: NDArray[np.floating[Any]]) -> bool:  # as a placeholder is
+        return bool((block == block[..., :1]).all())
 
     def shares(block: NDArray[np.floating[Any]]) -> bool:
-        off = np.abs(block.sum(axis=-1, dtype=np.float64) - shares_of)
-        near = off <= 1e-2 * spread(block)[0]  # a number that is common to all classes makes sums alike, too
-        return bool(near.all()) and bool(block.min() >= 0)
-
-    def silent(block: NDArray[np.floating[Any]]) -> bool:
-        return not spread(block)[0].any()
+        if block.min() < 0:
+            return False
+        lowest, highest = ends(block)
+        off = np.abs(block.sum(axis=-1, dtype=np.float64) - total)
+        return bool((off <= 1e-2 * (highest - lowest)).all())  # and so not by an offset that is common to all classes
 
     def two_levels(block: NDArray[np.floating[Any]]) -> bool:  # as where one class is named
-        ends = block.min(axis=-1, keepdims=True), block.max(axis=-1, keepdims=True)
-        return bool(((block == ends[0]) | (block == ends[1])).all())
+        low, high = block.min(axis=-1, keepdims=True), block.max(axis=-1, keepdims=True)
+        return bool(((block == low) | (block == high)).all())
 
-    flat = _every_row(scores, lambda block: bool((spread(block)[0] <= _TINY).all()))
+    twice = k > 2 and _every_row(scores, lambda block: bool((ends(block)[0] >= -_TINY).all()))
+    twice = twice and not _every_row(scores, lambda block: bool((ends(block)[1] < 0.5).all()))
     found = ""
-    if flat or (k > 2 and _every_row(scores, lambda block: bool((spread(block)[1] <= 1 / k + _TINY).all()))):
-        if not _every_row(scores, silent):  # as a placeholder is
-            found = (
-                "its scores are nearly equal for every class in each of {} videos: softmax of probabilities, or logits "
-                "on another scale? Beside others' they hardly count; pass what the network gave"
-            )
-    elif kind in ("logits", "log-likelihoods") and shares_of > 0 and _every_row(scores, shares):
-        if not _every_row(scores, two_levels):
-            found = (
-                f"{kind} were said, but its scores are at least 0 and have the sum {shares_of:.4g} in each of {{}} "
-                f"videos: percentages, or probabilities summed over views? Say {option('kind', 'sum')}"
-            )
+    if (twice or _every_row(scores, flat)) and not _every_row(scores, silent):
+        found = (
+            "its scores are nearly equal for every class in each of {} videos: softmax of probabilities, or logits on "
+            "another scale? Beside others' they hardly count; pass what the network gave"
+        )
+    elif kind in ("logits", "log-likelihoods") and _every_row(scores, shares) and not _every_row(scores, two_levels):
+        found = (
+            f"{kind} were said, but its scores are at least 0 and have the sum {total:.4g} in each of {{}} videos: "
+            f"percentages, or probabilities summed over views? Say {option('kind', 'sum')}"
+        )
     if found:
         warnings.warn(f"member {name!r}: {found.format(len(scores))}", VidfuseWarning, stacklevel=3)
 
