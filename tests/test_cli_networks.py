@@ -602,6 +602,7 @@ def test_a_checkpoint_is_fine_tuned_with_its_clips_and_for_other_classes_with_a_
     one = ("--set", "epochs=1", "--set", "batch_size=4", "--set", "warmup_epochs=0", *CLIP)
     told = run("train", "x3d_tiny", others, *one, "--checkpoint", trained[0], "--out", tmp_path / "tuned").stderr
     assert "a new classifier of 2 classes; the rest, of the checkpoint, learns at 0.1 of its rate" in told
+    assert "weights of x3d_tiny; left aside: its classifier of 2 classes" in told
     recipe = yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())
     assert [recipe[name] for name in ("frames", "interval", "size", "body_rate")] == [4, 2, 32, 0.1]
     torch.save(networks.create("x3d_tiny", num_classes=5).state_dict(), tmp_path / "other.pt")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models.video import r2plus1d_18
 
 from vidfuse import networks
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.networks.checkpoints import unwrap
 
 
@@ -146,6 +147,59 @@ def test_replacing_the_classifier_excuses_nothing_else(weights):
 def test_a_source_layout_of_another_network_is_refused(weights):
     with pytest.raises(InputError, match="missing"):
         networks.create("r2plus1d_r18.torchvision", checkpoint={f"layer1.{k}": v for k, v in weights.items()})
+
+
+def lightning(weights):
+    """What a LightningModule keeps that holds the network, its average, a loss and a metric."""
+    average = {f"ema.module.{key}": value + 1 for key, value in weights.items() if value.is_floating_point()}
+    own = {f"model.{key}": value for key, value in weights.items()}
+    others = {"ema.n_averaged": torch.tensor(3), "loss.weight": torch.ones(4), "metric.confmat": torch.zeros(4, 4)}
+    return {"epoch": 3, "state_dict": average | own | others, "hyper_parameters": {"lr": 0.1}, "loops": {}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "aside"),
+    [
+        (
+            lightning,
+            r"^the checkpoint holds more than x3d_tiny; left aside: ema\.\* \(\d+\), loss\.weight, metric\.confmat$",
+        ),
+        (lambda w: {"state_dict": {**w, "criterion.weight": torch.ones(4)}}, r"left aside: criterion\.weight$"),
+        (
+            lambda w: {f"module.net.backbone.{k}": v for k, v in w.items()} | {"module.queue": torch.ones(2)},
+            "aside: queue$",
+        ),
+        (
+            lambda w: {f"student.{k}": v for k, v in w.items()} | {f"teacher.{k}": v + 1 for k, v in w.items()},
+            "teacher",
+        ),
+    ],
+)
+def test_a_network_is_found_in_what_a_training_script_kept(tmp_path, model, weights, kept, aside):
+    torch.save(kept(weights), tmp_path / "a.ckpt")
+    with pytest.warns(VidfuseWarning, match=aside) as told:
+        found = networks.create("x3d_tiny", checkpoint=tmp_path / "a.ckpt")
+    assert same({k: v for k, v in found.state_dict().items() if not k.endswith("num_batches_tracked")}, model)
+    assert len(told) == 1 and len(str(told[0].message)) < 120
+
+
+def test_one_block_more_or_one_weight_more_within_a_network_is_another_network(weights):
+    larger = networks.create("x3d_tiny", depths=(2, 1, 1, 1)).state_dict()
+    stray = {**weights, "hidden.bias": torch.zeros(2)}
+    for other in (larger, stray):
+        for state in (other, {f"model.{key}": value for key, value in other.items()} | {"loss.weight": torch.ones(4)}):
+            with pytest.raises(InputError, match="unexpected: "):
+                networks.create("x3d_tiny", checkpoint=state)
+
+
+def test_published_layouts_are_found_under_a_prefix_too():
+    """Oracle: torchvision's own network, whose names differ from those here."""
+    torchvision = r2plus1d_18(num_classes=7).state_dict()
+    name, kept = "r2plus1d_r18.torchvision", {f"net.{key}": value for key, value in torchvision.items()}
+    plain = networks.create(name, 7, checkpoint=torchvision).state_dict()
+    found, aside = networks.find_weights(kept | {"loss.weight": torch.ones(1)}, networks.create(name, 7))
+    assert aside == "loss.weight" and found.keys() == {k for k in torchvision if not k.endswith("num_batches_tracked")}
+    assert all(torch.equal(plain[key], value) for key, value in networks.convert_state_dict(found, name).items())
 
 
 def test_weights_that_are_no_finite_floating_point_numbers_are_refused(model, weights):

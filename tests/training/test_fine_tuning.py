@@ -145,6 +145,24 @@ def test_weights_of_another_networks_run_are_refused_by_name(tmp_path):
         start_from(tmp_path / "last.pt", "r2plus1d_tiny", 3)
 
 
+def test_what_is_taken_of_a_checkpoint_is_told_and_another_network_is_named_within_it_too(tmp_path):
+    """A script's checkpoint: the network under a prefix, its average, a loss, and a classifier of 400 classes."""
+    weights = networks.create("x3d_tiny", num_classes=400).state_dict()
+    kept = {f"model.{key}": value for key, value in weights.items()} | {"loss.weight": torch.ones(400)}
+    kept |= {f"ema.module.{key}": value for key, value in networks.create("x3d_tiny", 400).state_dict().items()}
+    torch.save({"state_dict": kept, "epoch": 3}, tmp_path / "a.ckpt")
+    start = start_from(tmp_path / "a.ckpt", "x3d_tiny", 3)
+    n = sum(not key.endswith("num_batches_tracked") for key in weights)
+    assert start.taken == (
+        f"{n} weights of x3d_tiny; left aside: its classifier of 400 classes, loss.weight, ema.* ({n})"
+    )
+    model = network_for(8, "x3d_tiny", 3, checkpoint=start.weights, replace_classifier=True)
+    assert torch.equal(model.hidden.weight, weights["hidden.weight"])
+    other = start_from(tmp_path / "a.ckpt", "tin_tiny", 3)
+    with pytest.raises(InputError, match=r"^expected weights of tin_tiny, but these are x3d_tiny's weights"):
+        network_for(8, "tin_tiny", 3, checkpoint=other.weights, replace_classifier=True)
+
+
 def test_of_networks_with_the_same_shapes_the_one_nearest_to_what_was_asked_for_is_named():
     weights = networks.create("x3d_s", num_classes=5).state_dict()  # x3d_m's and x3d_xs's have the same shapes
     with pytest.raises(InputError, match=r"expected weights of x3d_s\.pytorchvideo, but these are x3d_s's weights"):

@@ -96,7 +96,7 @@ def one_view(recipe: Any) -> Any:
 
 def begun(start: Any, recipe: Any, n_classes: int, few_clips: bool) -> list[str]:
     """Say what of a checkpoint is kept, and how it learns; and what a recipe of few clips sets."""
-    lines = []
+    lines = [] if start is None else [f"from the checkpoint: {start.taken}"]
     if start is not None and start.new_classifier:
         lines.append(
             f"a new classifier of {n_classes} classes; the rest, of the checkpoint, learns at {recipe.body_rate:g} of "

@@ -16,6 +16,7 @@ _HOME = {
     "convert_state_dict": "catalogue",
     "cost": "catalogue",
     "create": "catalogue",
+    "find_weights": "catalogue",
     "fold_batch_norm": "layers",
     "info": "catalogue",
     "load_checkpoint": "catalogue",

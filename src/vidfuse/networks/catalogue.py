@@ -18,12 +18,13 @@ import difflib
 import fnmatch
 import importlib
 import os
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from vidfuse._checks import check_choice, check_class_count
-from vidfuse.errors import InputError, MissingExtraError
+from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ __all__ = [
     "convert_state_dict",
     "cost",
     "create",
+    "find_weights",
     "import_network_module",
     "info",
     "load_checkpoint",
@@ -329,6 +331,34 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], name: str) -> dict[str,
     return converted
 
 
+def find_weights(state_dict: Mapping[str, Tensor], model: VideoNetwork) -> tuple[dict[str, Tensor], str]:
+    """Find a network's weights in what a training script kept: under a prefix, beside losses, metrics and averages.
+
+    Args:
+        state_dict: The checkpoint's keys and tensors, in the layout of the network's source or in vidfuse's.
+        model: A network that `create` built, perhaps on the device `meta`; its ``name`` says which layouts to expect.
+
+    Returns:
+        The weights as `convert_state_dict` takes them, and in a few words what else there is, such as
+        ``"loss.weight, ema.* (340)"``, or nothing. Where the network is not found, all that there is.
+
+    Raises:
+        InputError: there is no state dict in what was passed.
+
+    Example:
+        >>> model = create("x3d_tiny", num_classes=3)
+        >>> lightning = {f"model.{key}": value for key, value in model.state_dict().items()}
+        >>> found, aside = find_weights(lightning | {"loss.weight": model.classifier.bias}, model)
+        >>> found.keys() <= model.state_dict().keys(), aside
+        (True, 'loss.weight')
+    """
+    checkpoints = import_network_module("checkpoints")
+    weights: dict[str, Tensor] = checkpoints.unwrap(state_dict)
+    found = checkpoints.of_network(weights, model, lambda part: convert_state_dict(part, model.name))
+    taken = {id(value) for value in found.values()}
+    return found, checkpoints.summary_of([key for key, value in weights.items() if id(value) not in taken])
+
+
 def load_checkpoint(
     model: VideoNetwork,
     checkpoint: str | os.PathLike[str] | Mapping[str, Tensor],
@@ -344,6 +374,8 @@ def load_checkpoint(
         replace_classifier: Accept a checkpoint of another class count, and leave the classifier as it is.
         resize: Accept embeddings and relative biases of other extents, and resize them to the network's.
 
+    What a checkpoint holds beside the network's weights, as `find_weights` tells, is left aside with a warning.
+
     Raises:
         InputError: a list of the missing, unexpected and misshapen keys; nothing was loaded.
 
@@ -353,10 +385,13 @@ def load_checkpoint(
     """
     checkpoints = import_network_module("checkpoints")
     state_dict = checkpoints.read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    converted = convert_state_dict(state_dict, model.name)
+    found, aside = find_weights(state_dict, model)
+    converted = convert_state_dict(found, model.name)
     if resize:
         converted = model.resized(converted)
     checkpoints.load_strictly(model, converted, replace_classifier=replace_classifier)
+    if aside:
+        warnings.warn(f"the checkpoint holds more than {model.name}; left aside: {aside}", VidfuseWarning, stacklevel=2)
 
 
 def cost(

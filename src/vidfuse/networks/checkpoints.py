@@ -6,7 +6,8 @@ import os
 import pickle  # only for the class of its error: nothing is unpickled here
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,18 @@ from torch import Tensor, nn
 from vidfuse._checks import naming
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["CLASSIFIERS", "COUNTED", "Rules", "load_strictly", "read_checkpoint", "rename", "unwrap"]
+__all__ = [
+    "CLASSIFIERS",
+    "COUNTED",
+    "Rules",
+    "load_strictly",
+    "of_network",
+    "parts",
+    "read_checkpoint",
+    "rename",
+    "summary_of",
+    "unwrap",
+]
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 """Pairs of a regular expression and its replacement, as `re.sub` takes them."""
@@ -31,6 +43,11 @@ COUNTED: Final = ("num_batches_tracked", "relative_position_index", "n_averaged"
 # How the names begin of what depends on the number of classes.
 CLASSIFIERS: Final = ("classifier.", "auxiliary.classifier.")
 _LISTED: Final = 20
+# A network lies in what a training script keeps at most so deep: `model.ema.module.` is three.
+_DEPTH: Final = 4
+# Copies of a network that training makes beside it.
+_COPY: Final = re.compile(r"(^|[._])(ema|averaged?|avg|swa|mean|momentum|teacher|target)([._]|$)", re.IGNORECASE)
+_GROUPS_TOLD: Final = 4
 
 
 def _numpy_globals() -> list[Any]:
@@ -119,6 +136,74 @@ def unwrap(content: Any) -> dict[str, Tensor]:
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def parts(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield what of a state dict may be a network: all of it, then what stands under each prefix, the largest first.
+
+    Copies that training keeps, such as the average `ema.module.`, come last.
+
+    Example:
+        >>> kept = {"net.fc.weight": torch.zeros(2), "net.fc.bias": torch.zeros(2), "ema.net.fc.weight": torch.zeros(2)}
+        >>> [list(part) for part in parts(kept)][:2]
+        [['net.fc.weight', 'net.fc.bias', 'ema.net.fc.weight'], ['fc.weight', 'fc.bias']]
+    """
+    yield dict(weights)
+    sizes: Counter[str] = Counter()
+    for key in weights:
+        levels = key.split(".")[:-1]
+        sizes.update(".".join(levels[:depth]) + "." for depth in range(1, 1 + min(_DEPTH, len(levels))))
+    for prefix in sorted(sizes, key=lambda prefix: (_COPY.search(prefix) is not None, -sizes[prefix])):
+        yield {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def of_network(
+    weights: Mapping[str, Tensor], model: nn.Module, convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Find a network's weights in what a training script kept: under a prefix, beside losses, metrics and averages.
+
+    What is found has all of the network's own weights but the classifier. Of what stands beside them, a part is left
+    aside if nothing of it is the network's: `loss.weight` beside `blocks.0.weight`, but never one block more than there
+    should be, which makes another network.
+
+    Args:
+        weights: A state dict.
+        model: The network, perhaps on the device `meta`.
+        convert: What renames a state dict to the network's own layout.
+
+    Returns:
+        Its weights as they are published, without a prefix; all of `weights` where it is not found.
+    """
+    own = {key for key in model.state_dict() if not key.endswith(COUNTED)}
+    spared = (*CLASSIFIERS, *getattr(model, "training_only", ()))
+    body = {key for key in own if not key.startswith(spared)}
+    for part in parts(weights):
+        there = convert(part).keys() if 2 * len(part) >= len(body) else set()
+        if not body <= there:
+            continue
+        if not there <= own:
+            for group in dict.fromkeys(key.partition(".")[0] for key in part):
+                rest = {key: value for key, value in part.items() if key.partition(".")[0] != group}
+                if rest and convert(rest).keys() & own == there & own:
+                    part = rest
+        return part
+    return dict(weights)
+
+
+def summary_of(keys: Sequence[str]) -> str:
+    """Name what a checkpoint holds in a few words: by the first part of the names, with how many there are.
+
+    Example:
+        >>> summary_of(["loss.weight", "ema.module.conv.weight", "ema.module.conv.bias"])
+        'loss.weight, ema.* (2)'
+    """
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.partition(".")[0], []).append(key)
+    told = [own[0] if len(own) == 1 else f"{group}.* ({len(own)})" for group, own in groups.items()]
+    return ", ".join(told[:_GROUPS_TOLD]) + (
+        f" and {len(told) - _GROUPS_TOLD} more" if len(told) > _GROUPS_TOLD else ""
+    )
 
 
 def rename(state_dict: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from vidfuse import networks
 from vidfuse.errors import InputError
-from vidfuse.networks.checkpoints import COUNTED, read_checkpoint
+from vidfuse.networks.checkpoints import COUNTED, parts, read_checkpoint
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.video.clips import ClipSampler, ViewPlan
 from vidfuse.video.datasets import Input, Views
@@ -46,7 +46,9 @@ def network_for(frames: int, network: str, num_classes: int | None = None, **opt
         owner = _owner(options.get("checkpoint"), network)
         if owner is None:
             raise
-        raise InputError(f"expected weights of {network}, but these are {owner}'s weights; {error}") from error
+        raise InputError(
+            f"expected weights of {network}, but these are {owner}'s weights; nothing was loaded: take {owner}"
+        ) from error
 
 
 def _owner(checkpoint: Any, asked: str) -> str | None:
@@ -57,17 +59,19 @@ def _owner(checkpoint: Any, asked: str) -> str | None:
         weights = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
     except InputError:
         return None
-    total = sum(value.numel() for value in weights.values())
+    totals = {sum(value.numel() for value in part.values()) for part in parts(weights)}
     architecture = asked.partition(".")[0]
     # Some share their weights' shapes: those of another source of the network that was asked for come first.
     for name in sorted(networks.names(), key=lambda name: name.partition(".")[0] != architecture):
         # Only those of about as many parameters are built, without memory for them; classifiers differ.
-        if name == asked or not 0.5 < networks.info(name).parameters / max(1, total) < 2:
+        size = networks.info(name).parameters
+        if name == asked or not any(0.5 < size / max(1, total) < 2 for total in totals):
             continue
         try:
-            converted = networks.convert_state_dict(weights, name)
             with torch.device("meta"):
-                own = networks.create(name, 2).state_dict()
+                model = networks.create(name, 2)
+            own = model.state_dict()
+            converted = networks.convert_state_dict(networks.find_weights(weights, model)[0], name)
         except (InputError, RuntimeError, NotImplementedError):
             continue
         shapes = [{k: tuple(v.shape) for k, v in s.items() if "classifier" not in k} for s in (own, converted)]

@@ -12,6 +12,7 @@ from vidfuse import networks
 from vidfuse.errors import InputError, MissingExtraError
 
 try:
+    import torch
     from torch import Tensor
 
     from vidfuse.networks.checkpoints import CLASSIFIERS, read_checkpoint
@@ -34,11 +35,13 @@ class Start:
         new_classifier: Whether the network's classifier is a new one.
         fields: Fields of a recipe that fits: the clips that the weights were trained on (`frames`, `interval`, `size`)
             and, with a new classifier, `body_rate`, 0.1.
+        taken: What of the checkpoint is taken, and what is left aside, in words.
     """
 
     weights: dict[str, Tensor]
     new_classifier: bool
     fields: dict[str, Any]
+    taken: str = ""
 
 
 def start_from(
@@ -73,6 +76,9 @@ def start_from(
             f"train {run.network}"
         )
     weights = read_checkpoint(checkpoint) if run is None else run.weights
+    with torch.device("meta"):
+        model = networks.create(network, n_classes)
+    weights, aside = networks.find_weights(weights, model)
     kept = networks.convert_state_dict(weights, network).get("classifier.weight")
     known = None if run is None else run.classes
     same_names = known is None or classes is None or known == tuple(classes)
@@ -81,4 +87,7 @@ def start_from(
     new = kept is None or len(kept) != n_classes or not same_names
     clips: Any = facts if run is None else run.recipe
     fields: dict[str, Any] = {name: getattr(clips, name) for name in ("frames", "interval", "size")}
-    return Start(weights, new, fields | ({"body_rate": _BODY_RATE} if new else {}))
+    left = [f"its classifier of {len(kept)} classes"] if new and kept is not None else []
+    left += [aside] if aside else []
+    taken = f"{len(weights)} weights of {network}{'; left aside: ' if left else ''}{', '.join(left)}"
+    return Start(weights, new, fields | ({"body_rate": _BODY_RATE} if new else {}), taken)
