@@ -147,7 +147,7 @@ def test_a_run_goes_on_by_its_own_recipe_only(trained, videos):
     more = ("--recipe", out / "recipe.yaml", "--out", out)
     assert "2 epochs" in run("train", "x3d_tiny", videos, *CLIP, "--val", videos, *more).stdout
     error = run("train", "x3d_tiny", videos, *CLIP, *more, "--set", "augmentation.hue=0.1", status=2).stderr
-    assert "differs in augmentation; train into another folder" in error
+    assert "differs in augmentation.hue; train into another folder" in error
     assert resolved_recipe(str(out / "recipe.yaml"), ())[1] == {}
 
 
@@ -476,7 +476,7 @@ def test_the_network_that_weights_belong_to_is_named(trained, videos, tmp_path):
     told = run("extract", "slowfast_tiny", *arguments, trained[0] / "last.pt", status=2).stderr
     assert "expected weights of slowfast_tiny" in told and "these are x3d_tiny's weights" in told
     told = run("extract", "slowfast_tiny", *arguments, tmp_path / "plain.pth", "--classes", 2, status=2).stderr
-    assert "these are x3d_tiny's weights; the checkpoint does not fit slowfast_tiny" in told
+    assert "these are x3d_tiny's weights; nothing was loaded: take x3d_tiny" in told
     torch.save({"unknown": torch.zeros(3)}, tmp_path / "other.pth")
     told = run("extract", "slowfast_tiny", *arguments, tmp_path / "other.pth", status=2).stderr
     assert "weights of" not in told and "the checkpoint does not fit slowfast_tiny" in told
@@ -520,6 +520,19 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
         assert state.trained(tmp_path / "run" / f"{name}.pt").network == network
     error = run("train-together", videos, "x3d_tiny", "--out", tmp_path / "no", status=2).stderr
     assert "expected validation videos" in error
+    # It goes on as it was begun: with the same clips, augmentations, videos to score, and weights to start from.
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    for other, word in (
+        ((), "shared_time"),
+        (
+            ("--shared-time", "--set", "augmentation.flip=0"),
+            "augmentation.flip of a, augmentation.flip of r2plus1d_tiny",
+        ),
+        (("--shared-time", "--set", "lr=7"), "lr;"),
+    ):
+        refused = run(*command, "--out", tmp_path / "run", *other, status=2).stderr
+        assert f"got one that differs in {word}" in refused, refused
+    assert kept == {path: path.read_bytes() for path in kept}
     # Both start from what they have learned, with the augmentation of few clips.
     started = [
         word for name in ("a", "r2plus1d_tiny") for word in ("--checkpoint", f"{name}={tmp_path / 'run' / name}.pt")
@@ -527,6 +540,10 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
     words = [w for setting in ("epochs=1", "warmup_epochs=0", "batch_size=4", "lr=1e-9") for w in ("--set", setting)]
     again = run(*command[:8], *words, "--few-clips", *started, "--out", tmp_path / "again")
     assert "a: the checkpoint's classifier is kept" in again.stderr and "a: few clips: 1 epochs" in again.stderr
+    assert "a: from the checkpoint:" in again.stderr
+    others = [*started[:3], f"r2plus1d_tiny={tmp_path / 'again' / 'r2plus1d_tiny'}.pt"]
+    refused = run(*command[:8], *words, "--few-clips", *others, "--out", tmp_path / "again", status=2).stderr
+    assert "got one that began with others" in refused
     before, after = (state.trained(tmp_path / folder / "a.pt") for folder in ("run", "again"))
     assert (after.recipe.scenes, after.recipe.frames, after.recipe.size) == (0.8, 8, 32)
     assert torch.allclose(after.weights["classifier.weight"], before.weights["classifier.weight"], atol=1e-6)

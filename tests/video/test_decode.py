@@ -231,6 +231,30 @@ def test_a_file_without_video(tmp_path):
         probe(path)
 
 
+STILL = [("png", "rgb24"), ("mjpeg", "yuvj420p"), ("gif", "rgb8"), ("bmp", "bgr24")]
+
+
+@pytest.mark.parametrize(("codec", "pixels"), STILL)
+def test_a_still_picture_is_no_video_whatever_it_is_called(codec, pixels, tmp_path):
+    for n_frames, name in ((1, "a.mp4"), (3, "b.mov")):
+        container = "gif" if codec == "gif" else "image2pipe"
+        with av.open(str(tmp_path / name), "w", format=container) as out:
+            stream = out.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt = 32, 24, pixels
+            for number in range(n_frames):
+                frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), 40 * number, np.uint8), format="rgb24")
+                out.mux(stream.encode(frame.reformat(format=pixels)))
+            out.mux(stream.encode())
+    with pytest.raises(InputError, match=rf"expected a video, got a still picture \({codec}\) in .*a\.mp4"):
+        probe(tmp_path / "a.mp4")
+    assert probe(tmp_path / "a.mp4", pictures=True).n_frames == 1
+    assert probe(tmp_path / "b.mov").n_frames == 3  # an animation is one
+
+
+def test_one_frame_in_a_videos_container_is_a_video(tmp_path, write_video):
+    assert probe(write_video(tmp_path / "a.mp4", n_frames=1)).n_frames == 1
+
+
 def test_a_damaged_frame_is_an_error_not_a_wrong_picture(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", n_frames=40, gop=10)
     info = probe(path)

@@ -1,5 +1,6 @@
 """The lists of videos that people already have, and what is said about rows and files that do not fit."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,39 @@ def test_every_container_counts_in_a_class_folder_and_the_rest_is_counted(folder
         "notes.txt": "no video by its suffix '.txt'",
     }
     assert "8 videos, 3 skipped" in videos.summary()
+
+
+def test_links_are_followed_and_what_cannot_be_a_video_is_told(folder, tmp_path_factory):
+    """What people's folders hold: links to folders and in circles, links to nothing, pipes, names in other bytes."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "far.mp4").touch()
+    (folder / "walk").symlink_to(elsewhere)
+    (folder / "run" / "circle").symlink_to(folder)
+    (folder / "run" / "gone.mp4").symlink_to(folder / "nothing.mp4")
+    os.mkfifo(folder / "run" / "pipe.mp4")
+    latin, line = os.fsdecode(b"caf\xe9.mp4"), "two\nlines.mp4"
+    for name in (latin, line, "._a.mp4"):
+        (folder / "run" / name).touch()
+    (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    every, classes = read_folder(folder), read_class_folders(folder)
+    assert every.ids == classes.ids == ("jump/c", "jump/d", "run/a", "run/b b", "walk/far")
+    for videos in (every, classes):
+        reasons = {Path(name).name: reason for name, reason in videos.skipped}
+        assert reasons["gone.mp4"] == "a link to nothing" and reasons["pipe.mp4"] == "no file"
+        assert reasons["caf\ufffd.mp4"] == reasons[line] == "its name is not one line of text in UTF-8: rename it"
+    assert classes.classes == ("jump", "run", "walk")
+    assert guess_layout(folder) == "folders"
+    (folder / "._top.mp4").touch()  # what file managers leave is no video beside the class folders
+    assert guess_layout(folder) == "folders"
+
+
+def test_folders_of_frames_and_of_folders_say_what_to_do(tmp_path):
+    (tmp_path / "run" / "clip1").mkdir(parents=True)
+    (tmp_path / "run" / "clip1" / "0001.jpg").touch()
+    with pytest.raises(InputError, match=r"none among 1 files, 1 of them pictures: if these are frames, encode those"):
+        read_folder(tmp_path)
+    with pytest.raises(InputError, match=r"1 folders lie in them, such as .*clip1: move their videos up"):
+        read_class_folders(tmp_path)
 
 
 def test_the_layout_is_told_by_what_is_there(folder, tmp_path_factory):

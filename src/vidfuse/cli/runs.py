@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,21 @@ from typing import Any
 
 import click
 
+from vidfuse._files import replace
 from vidfuse.cli import options
 from vidfuse.cli.late import modules
 from vidfuse.errors import InputError
 
-__all__ = ["RecipeOptions", "batch_of_rank", "begun", "checkpoint_file", "one_view", "resolved_recipe", "run_of"]
+__all__ = [
+    "RecipeOptions",
+    "batch_of_rank",
+    "begun",
+    "checkpoint_file",
+    "keep_start",
+    "one_view",
+    "resolved_recipe",
+    "run_of",
+]
 
 
 @dataclass(frozen=True)
@@ -138,3 +150,20 @@ def checkpoint_file(path: Path) -> Path:
         raise InputError(f"--checkpoint: expected a checkpoint, or a run's folder with best.pt or last.pt, got {path}")
     click.echo(f"weights: {found}", err=True)
     return found
+
+
+def keep_start(out: Path, checkpoint: Path | None, name: str = "start.json") -> None:
+    """Keep the digest of the weights that a run starts from, or hold a run that goes on to those that it began with."""
+    path, now = out / name, None
+    if checkpoint is not None:
+        with checkpoint.open("rb") as file:
+            now = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if not (out / "last.pt").exists():
+        path.unlink(missing_ok=True)
+    elif now is not None and (not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != now):
+        raise InputError(
+            f"expected {out} to hold a run that began with the weights of {checkpoint}, got one that began with "
+            "others; train into another folder"
+        )
+    if now is not None:
+        replace(path, json.dumps(now) + "\n")

@@ -49,6 +49,7 @@ def split(
         found = lists.read_csv_list(videos.data, videos.root, group=column)
     else:
         found = videos.listed("train", None)
+    found = videos.labelled(found, "split")
     by = splits.groups_by_pattern(found.ids, groups) if groups is not None else None
     sides = {}
     if test_share is not None:
@@ -76,8 +77,8 @@ def _as_csv(side: Any) -> str:
     """Write a list with everything that a reader needs: ids stay as they are, whatever the list's folder."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "path", "label", "group"))
+    writer.writerow(("path", "label", "id", "group"))  # an id may begin with #, which would make a comment of its line
     for item in side:
         label = item.label if side.classes is None else side.classes[item.label]
-        writer.writerow((item.id, os.path.abspath(item.path), label, item.group))
+        writer.writerow((os.path.abspath(item.path), label, item.id, item.group))
     return text.getvalue()

@@ -12,7 +12,7 @@ import click
 from vidfuse.cli import options
 from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
-from vidfuse.cli.runs import RecipeOptions, batch_of_rank, begun, checkpoint_file, one_view, resolved_recipe
+from vidfuse.cli.runs import RecipeOptions, batch_of_rank, begun, checkpoint_file, keep_start, one_view, resolved_recipe
 from vidfuse.cli.videos import ToTrain
 from vidfuse.errors import InputError
 
@@ -58,9 +58,10 @@ def train_together(
     named = (asked.recipe_name or network for network in members.values())
     batch = min(resolved_recipe(name, asked.settings)[0].batch_size for name in named)
     found, scored, n_classes = videos.to_train()
+    files = _checkpoints(checkpoints, members)
     starts = {
         member: fine_tuning.start_from(path, members[member], n_classes, found.classes)
-        for member, path in _checkpoints(checkpoints, members).items()
+        for member, path in files.items()
     }
     recipes, augmentations = {}, {}
     for member, network in members.items():
@@ -85,15 +86,19 @@ def train_together(
                 checkpoint=start.weights if start else None,
                 replace_classifier=start is not None,
             )
-            for line in begun(start, recipes[member], n_classes, asked.few_clips):
-                progress.say(f"{member}: {line}", distributed.rank() == 0)
         batch_here = batch_of_rank(next(iter(recipes.values())), distributed.world_size())
         loader = decoding.loader(found, clips, batch_here, device, seed=seed, shuffle=True, shared_time=shared_time)
         val_loader = decoding.loader(scored, views, batch_here, device)
-        result = together.train_together(models, loader, recipes, out, val_loader=val_loader, device=device)
+        together.check_folder(out, models, recipes, loader, val_loader)
         if distributed.rank() == 0:
+            for member in members:
+                for line in begun(starts.get(member), recipes[member], n_classes, asked.few_clips):
+                    progress.say(f"{member}: {line}")
+                keep_start(out, files.get(member), f"start-{member}.json")
             options.save_config(out)
             keep_left_out(out, found, scored)
+        result = together.train_together(models, loader, recipes, out, val_loader=val_loader, device=device)
+        if distributed.rank() == 0:
             last = result.stages[-1]
             told = [f"{m} {100 * last[f'top1_{m}']:.1f} % (weight {last[f'weight_{m}']:.2f})" for m in members]
             text = (

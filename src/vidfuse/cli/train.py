@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 import vidfuse as vf
-from vidfuse._files import replace
 from vidfuse.cli import options
 from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
-from vidfuse.cli.runs import RecipeOptions, batch_of_rank, begun, checkpoint_file, one_view
+from vidfuse.cli.runs import RecipeOptions, batch_of_rank, begun, checkpoint_file, keep_start, one_view
 from vidfuse.cli.videos import ToTrain
 from vidfuse.errors import InputError
 
@@ -88,7 +85,7 @@ def train(
             for line in begun(start, recipe, n_classes, asked.few_clips):
                 progress.say(line)
             _keep_recipe(out, recipe, augmentation)
-            _keep_start(out, checkpoint)
+            keep_start(out, checkpoint)
             options.save_config(out)
             keep_left_out(out, found, *([] if scored is None else [scored]))
         result = loop.train(
@@ -137,20 +134,3 @@ def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
                 "train into another folder or remove this one"
             )
     files.write_recipe(path, recipe, augmentation)
-
-
-def _keep_start(out: Path, checkpoint: Path | None) -> None:
-    """Keep the digest of the weights that a run starts from, or hold a run that goes on to those that it began with."""
-    path, now = out / "start.json", None
-    if checkpoint is not None:
-        with checkpoint.open("rb") as file:
-            now = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if not (out / "last.pt").exists():
-        path.unlink(missing_ok=True)
-    elif now is not None and (not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != now):
-        raise InputError(
-            f"expected {out} to hold a run that began with the weights of {checkpoint}, got one that began with "
-            "others; train into another folder"
-        )
-    if now is not None:
-        replace(path, json.dumps(now) + "\n")

@@ -54,17 +54,28 @@ class Listed:
                 f"{self.data}: expected at least one video in the split {split!r}, got none; {found.summary()}"
             )
         found = of_classes(found, self.data, names)
-        if labelled_to is not None and found.labels is None:
+        return found if labelled_to is None else self.labelled(found, labelled_to)
+
+    def labelled(self, found: Any, why: str) -> Any:
+        """Return videos whose labels are needed.
+
+        Raises:
+            InputError: One has none; the message says how the videos were read.
+        """
+        if found.labels is None:
+            how = "" if self.layout else f", which was read as --layout {self._guessed()}"
             raise InputError(
-                f"expected labelled videos to {labelled_to} in {self.data}, got some without a label; put them into "
-                "one folder per class, or write a list of `path,label`"
+                f"expected labelled videos to {why} in {self.data}{how}, got some without a label; put them into one "
+                "folder per class, or write a list of `path,label`"
             )
         return found
 
     def tell(self, found: Any) -> None:
         """Say how the videos were read, and what is listed and not there."""
-        guess = import_module("vidfuse.video.layouts").guess_layout
-        _say(f"{self.data}{'' if self.layout else f' read as --layout {guess(self.data)}'}: {found.summary()}")
+        _say(f"{self.data}{'' if self.layout else f' read as --layout {self._guessed()}'}: {found.summary()}")
+
+    def _guessed(self) -> str:
+        return str(import_module("vidfuse.video.layouts").guess_layout(self.data))
 
 
 @dataclass(frozen=True)

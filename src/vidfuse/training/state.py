@@ -24,7 +24,17 @@ from vidfuse.training.progress import best_row
 from vidfuse.training.recipes import TrainRecipe
 from vidfuse.training.teacher import Teacher
 
-__all__ = ["Run", "Trained", "autocast", "average", "check_folder", "logits_of", "trained"]
+__all__ = [
+    "Run",
+    "Trained",
+    "autocast",
+    "average",
+    "check_folder",
+    "check_identity",
+    "identity_of",
+    "logits_of",
+    "trained",
+]
 
 
 class Trained(NamedTuple):
@@ -47,7 +57,7 @@ def trained(path: str | Path) -> Trained | None:
         state = _renamed(load_checkpoint(path))
         identity = json.loads(state["identity"])
         shapes, classes = dict(identity.pop("weights")), identity.pop("classes", None)
-        for other in ("network", "videos", "validation", "teacher"):
+        for other in ("network", "videos", "validation", "teacher", "clips"):
             identity.pop(other, None)
         n_classes = int(shapes["classifier.weight"][0])
         names = None if classes is None else tuple(classes)
@@ -137,14 +147,28 @@ def _data_of(loader: Any) -> dict[str, Any]:
     return {"classes": None if names is None else list(names), "videos": digest}
 
 
-def _identity(model: nn.Module, recipe: TrainRecipe, loader: Any, val_loader: Any = None) -> dict[str, Any]:
+def _clips_of(loader: Any) -> dict[str, Any]:
+    """Return how the clips of the loader's data set are drawn and augmented, by the words for it, if it tells that."""
+    dataset = getattr(loader, "dataset", None)
+    inputs = getattr(dataset, "inputs", None)
+    if not isinstance(inputs, Mapping) or not all(hasattr(source, "transform") for source in inputs.values()):
+        return {}
+    clips: dict[str, Any] = {"shared_time": bool(getattr(dataset, "shared_time", False))}
+    for name, source in inputs.items():
+        of = f" of {name}" if name else ""
+        for word, values in (("sampler", source.sampler), ("augmentation", source.transform)):
+            clips |= {f"{word}.{field}{of}": value for field, value in asdict(values).items()}
+    return {"clips": clips}
+
+
+def identity_of(model: nn.Module, recipe: TrainRecipe, loader: Any, val_loader: Any = None) -> dict[str, Any]:
     """Return what a run must have in common with the one that it goes on from."""
     shapes = [[name, list(value.shape)] for name, value in model.state_dict().items()]
     scored = _data_of(val_loader).get("videos")
     validation = {} if scored is None else {"validation": scored}
     name = getattr(model, "name", None)
     network = {"network": name} if isinstance(name, str) else {}  # networks of equal shapes may sample other frames
-    return {**asdict(recipe), **network, "weights": shapes, **_data_of(loader), **validation}
+    return {**asdict(recipe), **network, "weights": shapes, **_data_of(loader), **_clips_of(loader), **validation}
 
 
 def _teacher(recipe: TrainRecipe, loader: Any, stack: LogitStack | None) -> Teacher | None:
@@ -170,7 +194,12 @@ def _renamed(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "model": state["ema"], "stepped": state["model"]}
 
 
-def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+def check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint's state is of the run that `identity_of` tells.
+
+    Raises:
+        InputError: It is not; the message says in what it differs, and names the checkpoint's path.
+    """
     if "identity" not in state:
         raise InputError(
             f"expected {path} to be of one network's run, got one that holds {', '.join(map(str, state))}; "
@@ -178,11 +207,15 @@ def _check_identity(state: dict[str, Any], identity: dict[str, Any], path: Path)
         )
     defaults = {field.name: field.default for field in fields(TrainRecipe) if field.default is not MISSING}
     stored, own = {**defaults, **json.loads(state["identity"])}, json.loads(json.dumps(identity))  # of earlier releases
-    untold = {"network", "classes", "videos", "validation"} - (set(stored) & set(own))  # not every loader has them
+    if "clips" in stored and "clips" in own:
+        stored, own = ({**one, **one["clips"], "clips": sorted(one["clips"])} for one in (stored, own))
+    untold = {"network", "classes", "videos", "validation", "clips"} - (set(stored) & set(own))  # not all loaders tell
     if own["epochs"] > stored.get("epochs", 0) and own["epochs"] > state["epoch"]:
         untold.add("epochs")  # a run may be given more epochs, before its end and after
     if differ := [k for k in own if k not in untold and stored.get(k) != own[k]]:
-        words = {"videos": "its training videos", "validation": "its validation videos, whose best epoch it keeps"}
+        clips = own.get("clips", ())  # most follow from the recipe: they are told where nothing else is
+        differ = [k for k in differ if k not in clips] or differ
+        words = {"videos": "its training videos", "validation": "its validation videos"}
         what = ", ".join(words.get(name, name) for name in differ)
         raise InputError(
             f"expected {path} to be of this run, got one that differs in {what}; "
@@ -207,7 +240,7 @@ def check_folder(folder: Path, model: nn.Module, recipe: TrainRecipe, loader: An
     """
     path = next((folder / name for name in ("last.pt", "best.pt") if (folder / name).exists()), None)
     if path is not None:  # best.pt alone is of a run that was killed in its first epoch's end, or that was taken away
-        _check_identity(load_checkpoint(path), _identity(model, recipe, loader, val_loader), path)
+        check_identity(load_checkpoint(path), identity_of(model, recipe, loader, val_loader), path)
 
 
 class Run:
@@ -247,7 +280,7 @@ class Run:
         self.epoch = self.step = 0
         self._width: int | None = None
         self._left: tuple[int, int, int] | None = None  # last.pt as this run found or left it
-        self.identity = _identity(model, recipe, loader, val_loader)
+        self.identity = identity_of(model, recipe, loader, val_loader)
         if self.teacher is not None:
             self.identity["teacher"] = self.teacher.digest
 
@@ -332,7 +365,7 @@ class Run:
         if path.exists():
             self.restore(load_checkpoint(path), path)
         elif best.exists():
-            _check_identity(load_checkpoint(best), self.identity, best)
+            check_identity(load_checkpoint(best), self.identity, best)
 
     def check_alone(self) -> None:
         """Refuse to write into a folder that another process writes to: its epochs and this one's would mix.
@@ -358,7 +391,7 @@ class Run:
         Raises:
             InputError: It is that of another run; `path` says whose.
         """
-        _check_identity(state, self.identity, path)
+        check_identity(state, self.identity, path)
         self._left = _stamp(path)
         state = _renamed(state)
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ try:
     from vidfuse.training.logs import Events, write_csv
     from vidfuse.training.progress import accuracy_text, duration, goes_on_later, say
     from vidfuse.training.progress import bar as progress_bar
-    from vidfuse.training.state import Run, autocast
+    from vidfuse.training.state import Run, autocast, check_identity, identity_of
     from vidfuse.training.step import (
         DivergedError,
         Loader,
@@ -43,7 +43,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
-__all__ = ["TogetherResult", "train_together"]
+__all__ = ["TogetherResult", "check_folder", "train_together"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def train_together(
     """
     _check(models, recipes)
     folder, where = Path(folder), torch.device(device)
-    runs = {name: Run(model, recipes[name], folder, where, loader) for name, model in models.items()}
+    runs = {
+        name: Run(model, recipes[name], folder, where, loader, val_loader=val_loader) for name, model in models.items()
+    }
     first = next(iter(runs.values()))
     stages = _restore(runs, folder)
     first.check_ranks()
@@ -311,15 +313,35 @@ def _save(runs: Mapping[str, Run], stages: list[dict[str, float]], folder: Path)
             save_checkpoint(folder / f"{name}.pt", run.state())
 
 
+def check_folder(
+    folder: Path, models: Mapping[str, nn.Module], recipes: Mapping[str, TrainRecipe], loader: Any, val_loader: Any
+) -> None:
+    """Check that a folder has no checkpoint of another run, before anything is written there.
+
+    Raises:
+        InputError: It has one; the message says in what it differs.
+    """
+    path = folder / "last.pt"
+    if path.exists():
+        members = _members_state(path, models)["members"]
+        for name, model in models.items():
+            check_identity(members[name], identity_of(model, recipes[name], loader, val_loader), path)
+
+
+def _members_state(path: Path, members: Collection[str]) -> dict[str, Any]:
+    state = load_checkpoint(path)
+    if "members" not in state or set(state["members"]) != set(members):
+        held = list(state.get("members", ["one network alone"]))
+        raise InputError(f"expected {path} to hold {list(members)}, got {held}; train into another folder")
+    return state
+
+
 def _restore(runs: Mapping[str, Run], folder: Path) -> list[dict[str, float]]:
     """Go on from the folder's checkpoint, if it has one; return the stages so far."""
     path = folder / "last.pt"
     if not path.exists():
         return []
-    state = load_checkpoint(path)
-    if "members" not in state or set(state["members"]) != set(runs):
-        held = list(state.get("members", ["one network alone"]))
-        raise InputError(f"expected {path} to hold {list(runs)}, got {held}; train into another folder")
+    state = _members_state(path, runs)
     for name, run in runs.items():
         run.restore(state["members"][name], path)
     return list(state["stages"])

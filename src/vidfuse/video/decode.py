@@ -37,6 +37,9 @@ _ORDER_IN_PACKETS = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
 # decodes them as they were meant once it has read the build's number, which stands in the first packet alone.
 _X264_NOTE = b"x264 - core "
 _X264_STANDARD = 151
+# What FFmpeg reads pictures by, whatever the file is called; of the last two, several pictures make a video.
+_PICTURES: Final = frozenset({"image2", "gif", "apng"})
+_PICTURE_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
 # Decoding so many frames costs about as much as a seek: nearer keyframes are reached by decoding on.
 _SEEK_GAIN = 8
 
@@ -73,7 +76,7 @@ class VideoInfo:
     _goes_by_container: bool = field(default=False, repr=False, compare=False)  # torchcodec gives the same frames
 
 
-def probe(path: str | PathLike[str]) -> VideoInfo:
+def probe(path: str | PathLike[str], *, pictures: bool = False) -> VideoInfo:
     """Count the frames of a video, and find its keyframes, by reading its packets.
 
     Packets are counted where the codec puts exactly one frame into each and all have presentation times. Otherwise the
@@ -82,12 +85,13 @@ def probe(path: str | PathLike[str]) -> VideoInfo:
 
     Args:
         path: a video file.
+        pictures: take a still picture for a video of one frame.
 
     Returns:
         A `VideoInfo`.
 
     Raises:
-        InputError: the file cannot be opened, has no video stream or no frame.
+        InputError: the file cannot be opened, has no video stream or no frame, or is a still picture.
         MissingExtraError: PyAV is not installed.
 
     Examples:
@@ -112,6 +116,8 @@ def probe(path: str | PathLike[str]) -> VideoInfo:
             n_frames = len(times)
         first = bytes(packets[0]) if packets else b""
         turned = n_frames > 0 and may_be_turned(name, container, codec, first)
+        if n_frames == 1 and not pictures and (what := _still(container, stream)):
+            raise InputError(f"expected a video, got {what} in {name}; leave the file out")
     if n_frames == 0 or height == 0 or width == 0:
         raise InputError(f"expected a video with at least one frame, got {name} with none; is it complete?")
     orientation = _first_orientation(name) if turned else UPRIGHT
@@ -342,6 +348,15 @@ def _ends_early(container: Any, stream: Any, packets: list[Any]) -> bool:
         return False
     # Matroska's duration is that from time 0 on, other containers' that from the first frame on: the end is past both.
     return float(last * stream.time_base) < container.duration / 1e6 - 0.5
+
+
+def _still(container: Any, stream: Any) -> str | None:
+    """Say what the one frame of a file is, if it is no video's."""
+    if "ATTACHED_PIC" in str(stream.disposition).upper():
+        return "sound with a cover picture"
+    name, brand = container.format.name, container.metadata.get("major_brand")
+    still = name.endswith("_pipe") or name in _PICTURES or brand in _PICTURE_BRANDS
+    return f"a still picture ({stream.codec_context.name})" if still else None
 
 
 def _times_are_guessed(container: Any, stream: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 
 from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import InputError
-from vidfuse.video.lists import VideoItem, VideoList, read_class_folders, read_csv_list, read_folder
+from vidfuse.video.lists import VideoItem, VideoList, is_video, read_class_folders, read_csv_list, read_folder
 from vidfuse.video.vipriors import read_vipriors
 
 __all__ = ["LAYOUTS", "Layout", "guess_layout", "read_videos", "split_folder"]
@@ -50,7 +50,7 @@ def guess_layout(path: str | Path) -> Layout:
     folders = [folder for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     if any(split_folder(place, split) for split in _SPLITS):
         return "folders"
-    direct = any(file.suffix.lower() in VIDEO_SUFFIXES for file in place.iterdir() if file.is_file())
+    direct = any(is_video(file) for file in place.iterdir() if file.is_file())
     return "folders" if folders and not direct and any(map(_holds_videos, folders)) else "unlabelled"
 
 
@@ -109,4 +109,4 @@ def read_videos(
 
 
 def _holds_videos(folder: Path) -> bool:
-    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in folder.iterdir())
+    return any(map(is_video, folder.iterdir()))

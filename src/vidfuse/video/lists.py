@@ -21,12 +21,15 @@ from vidfuse.errors import InputError
 __all__ = [
     "VideoItem",
     "VideoList",
+    "files_below",
+    "is_video",
     "read_class_folders",
     "read_csv_list",
     "read_folder",
     "read_mmaction2",
 ]
 
+_NO_TEXT: Final = "its name is not one line of text in UTF-8: rename it"
 _PATHS: Final = ("path", "file", "filename", "file_name", "filepath", "file_path", "video_path", "video", "clip")
 _LABELS: Final = ("label", "class", "action", "label_id", "class_id", "target", "category", "class_name", "label_name")
 _IDS: Final = ("id", "videoid", "video_id")
@@ -65,7 +68,7 @@ def _read_rows(file: Path, group: str | None = None) -> list[_Row]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"expected a list of videos as text in UTF-8, got other bytes in {file}: {error}") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"expected at least one video in {file}, found none")
@@ -438,13 +441,14 @@ def read_folder(root: str | Path) -> VideoList:
     base = Path(root)
     if not base.is_dir():
         raise InputError(f"expected a folder of videos, found none at {base}")
-    files = [file for file in sorted(base.rglob("*")) if file.is_file() and not _hidden(file.relative_to(base))]
+    files = sorted(files_below(base))
+    skipped = {file: why for file in files if (why := _unusable(file))}
     items = tuple(
-        VideoItem(path_ids([file.relative_to(base).as_posix()])[0], str(file)) for file in files if _is_video(file)
+        VideoItem(path_ids([file.relative_to(base).as_posix()])[0], str(file)) for file in files if file not in skipped
     )
     if not items:
-        raise InputError(f"expected videos in {base}, found none among {len(files)} files")
-    return VideoList(items, skipped=tuple(_no_video(file) for file in files if not _is_video(file)))
+        raise InputError(f"expected videos in {base}, found none among {_counted(files)}")
+    return VideoList(items, skipped=tuple((_shown(file), why) for file, why in skipped.items()))
 
 
 def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -> VideoList:
@@ -475,21 +479,23 @@ def read_class_folders(root: str | Path, classes: Sequence[str] | None = None) -
     base = Path(root)
     if not base.is_dir():
         raise InputError(f"expected a folder of class folders, found none at {base}")
-    found = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    items, skipped = [], []
+    folders = sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = tuple(folder.name for folder in folders if _is_text(folder))
+    items, skipped = [], [(_shown(folder), _NO_TEXT) for folder in folders if not _is_text(folder)]
     for file in sorted(base.iterdir()):
-        if not file.is_dir() and _is_video(file):
-            skipped.append((str(file), "a video in no class folder"))
+        if not file.is_dir() and is_video(file):
+            skipped.append((_shown(file), "a video in no class folder"))
     for label, name in enumerate(found):
         for file in sorted(f for f in (base / name).iterdir() if not f.name.startswith(".")):
-            if file.is_dir():
-                skipped.append((str(file), "a folder inside a class folder"))
-            elif _is_video(file):
+            why = "a folder inside a class folder" if file.is_dir() else _unusable(file)
+            if why is None:
                 items.append(VideoItem(path_ids([f"{name}/{file.name}"])[0], str(file), label))
             else:
-                skipped.append(_no_video(file))
+                skipped.append((_shown(file), why))
     if not items:
-        raise InputError(f"expected videos at {base}/<class>/*, found none among {len(found)} folders")
+        inside = [name for name, why in skipped if why == "a folder inside a class folder"]
+        more = f"; {len(inside)} folders lie in them, such as {inside[0]}: move their videos up" if inside else ""
+        raise InputError(f"expected videos at {base}/<class>/*, found none among {len(found)} folders{more}")
     videos = VideoList(tuple(items), found, tuple(skipped))
     with naming(base):
         return videos if classes is None else videos.relabelled(classes)
@@ -512,16 +518,53 @@ def _under(root: Path, files: Sequence[str], ids: Sequence[str]) -> list[str]:
     return [copies.get(row, name) for row, name in enumerate(files)]
 
 
-def _is_video(file: Path) -> bool:
+def is_video(file: Path) -> bool:
+    """Say whether a file is a video by its name; hidden ones, as file managers leave them, are none."""
     return file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of the folders in it, through links too, but for hidden ones."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raised):
+        seen.add(os.path.realpath(place))
+        # A link to a folder that was walked leads in a circle, or names its videos twice.
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
-def _no_video(file: Path) -> tuple[str, str]:
-    return str(file), f"no video by its suffix {file.suffix!r}"
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _unusable(file: Path) -> str | None:
+    """Say why a file that is not hidden cannot be one of a list's videos, if it cannot."""
+    if not is_video(file):
+        return f"no video by its suffix {file.suffix!r}"
+    if not file.is_file():
+        return "a link to nothing" if file.is_symlink() else "no file"
+    return None if _is_text(file) else _NO_TEXT
+
+
+def _is_text(file: Path) -> bool:
+    """Say whether a path can stand in a list."""
+    return _shown(file) == str(file) and not set("\r\n") & set(str(file))
+
+
+def _shown(file: Path) -> str:
+    """Return a path as text that can be written; bytes that are no UTF-8 are replaced."""
+    return os.fsencode(file).decode("utf-8", "replace")
+
+
+def _counted(files: Sequence[Path]) -> str:
+    """Say how many files there are, and what to do where they are frames."""
+    pictures = sum(file.suffix.lower() in (".jpg", ".jpeg", ".png") for file in files)
+    frames = f", {pictures} of them pictures: if these are frames, encode those of each clip as a video"
+    return f"{len(files)} files{frames if pictures else ''}"
 
 
 def _labels(
@@ -546,6 +589,6 @@ def _unlisted(files: Sequence[str]) -> tuple[str, ...]:
         for folder in {Path(name).parent for name in files}
         if folder.is_dir()
         for file in folder.iterdir()
-        if _is_video(file)
+        if is_video(file)
     )
     return tuple(sorted(set(found) - set(files)))

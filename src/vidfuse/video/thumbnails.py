@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vidfuse._paths import VIDEO_SUFFIXES, path_ids
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.video.decode import _import_av, decode, probe
+from vidfuse.video.lists import files_below
 
 __all__ = ["Thumbnails", "thumbnail"]
 
@@ -50,7 +51,7 @@ class Thumbnails(Mapping[str, bytes]):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        paths = [p for p in self.folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES | _PICTURES and p.is_file()]
+        paths = [p for p in files_below(self.folder) if p.suffix.lower() in VIDEO_SUFFIXES | _PICTURES and p.is_file()]
         paths.sort(key=lambda path: (path.suffix.lower() in _PICTURES, path))  # pictures last: they take the place
         named = [path.relative_to(self.folder).as_posix() for path in paths]
         bare = [n.rpartition(".")[0] if p.suffix.lower() in _PICTURES else n for n, p in zip(named, paths, strict=True)]
@@ -87,7 +88,7 @@ def thumbnail(path: str | os.PathLike[str], short_side: int = _SHORT_SIDE) -> by
         Traceback (most recent call last):
         vidfuse.errors.InputError: expected a readable video, got missing.mp4: No such file or directory; ...
     """
-    info = probe(path)
+    info = probe(path, pictures=True)
     size = short_side if min(info.height, info.width) > short_side else None
     return _jpeg(decode(path, [info.n_frames // 2], size, info=info)[0])
 
