@@ -511,6 +511,21 @@ def test_what_is_left_of_a_video_that_ends_early_is_taken_when_asked_for(trained
     assert "1 videos written" in run(*command, "--allow-truncated", "--out", tmp_path / "yes" / "x3d").stdout
 
 
+def test_a_worker_that_the_system_ended_is_a_message(videos, tmp_path, monkeypatch):
+    """As torch says it, wherever the command is at that moment."""
+
+    def ended(self):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(VideoLoader, "__iter__", ended)
+    settings = [word for one in SMALL for word in ("--set", one)]
+    told = run("train", "x3d_tiny", videos, *CLIP, *settings, "--out", tmp_path / "run", status=2).stderr
+    assert "(pid 7) is killed" in told and "take fewer --workers" in told
+    monkeypatch.setattr(VideoLoader, "__iter__", lambda self: 1 / 0)  # what nobody foresaw keeps its trace
+    with pytest.raises(ZeroDivisionError):
+        run("train", "x3d_tiny", videos, *CLIP, *settings, "--out", tmp_path / "run")
+
+
 def test_networks_are_trained_together_by_one_command(videos, tmp_path):
     command = ("train-together", videos, "a=x3d_tiny", "r2plus1d_tiny", "--val", videos, "--workers", 0)
     command += tuple(word for setting in (*SMALL[:3], "frames=8", "size=32") for word in ("--set", setting))

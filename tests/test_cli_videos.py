@@ -47,7 +47,24 @@ def test_a_split_keeps_sources_whole_and_ids_as_they_are(clips, tmp_path):
     # The lists are lists with a header themselves: parted again by their column.
     run("split", tmp_path / "lists" / "train.csv", "--column", "group", "--out", tmp_path / "again")
     assert "expected either --groups" in run("split", clips, status=2).stderr
+    (clips.parent / "plain").mkdir()
+    (clips.parent / "plain" / "a_1.mp4").touch()
+    unlabelled = run("split", clips.parent / "plain", "--groups", "a", status=2).stderr
+    assert "plain, which was read as --layout unlabelled, got some without a label" in unlabelled
     assert "in every id, not found in 24" in run("split", clips, "--groups", "performer", status=2).stderr
+
+
+def test_one_file_in_two_lists_under_two_names_is_told(clips, tmp_path):
+    for number, file in enumerate(sorted(clips.rglob("*.mp4"))):
+        file.write_bytes(bytes([number]))  # of one size, and each its own
+    command = ("split", clips, "--groups", "/(g[0-9])_", "--share", 0.34, "--out", tmp_path / "lists")
+    assert "several lists" not in run(*command).stdout
+    train, val = (read_csv_list(tmp_path / "lists" / f"{name}.csv") for name in ("train", "val"))
+    Path(val[0].path).write_bytes(Path(train[3].path).read_bytes())
+    Path(train[1].path).write_bytes(Path(train[0].path).read_bytes())  # in one list: no harm
+    told = run(*command).stdout
+    assert f"1 files are in several lists under several names, which flatters: {train[3].id} (train) = " in told
+    assert json.loads(run(*command, "--json").stdout)["copies"] == [[train[3].id, val[0].id]]
 
 
 def test_a_split_in_three_has_each_class_in_every_list_where_its_sources_suffice(tmp_path):

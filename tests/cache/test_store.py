@@ -673,6 +673,17 @@ def test_what_waits_for_one_cache_is_published_at_the_end_though_that_for_anothe
         writer._rest()
 
 
+def test_what_a_block_could_not_write_is_said_once_and_tried_again_at_the_end(tmp_path):
+    with pytest.raises(OSError, match="No such file"), CacheWriter(tmp_path / "a") as writer:
+        writer.append(["v"], np.zeros((1, 2)))
+        (tmp_path / "a").rename(tmp_path / "b")
+    writer_module._flush_all()  # the error was that of the block
+    assert len(writer._waiting) == 1
+    (tmp_path / "b").rename(tmp_path / "a")
+    writer_module._flush_all()
+    assert open_cache(tmp_path / "a", partial=True).ids.tolist() == ["v"] and not writer._waiting
+
+
 @pytest.mark.parametrize("chunk", [1 << 12, 5000, 1 << 22])
 def test_a_part_is_checked_piece_by_piece_to_its_end(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr("vidfuse.cache.format._CHUNK", chunk)

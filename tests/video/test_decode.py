@@ -251,6 +251,28 @@ def test_a_still_picture_is_no_video_whatever_it_is_called(codec, pixels, tmp_pa
     assert probe(tmp_path / "b.mov").n_frames == 3  # an animation is one
 
 
+def test_an_empty_file_and_sound_with_a_cover_are_no_video(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(InputError, match=r"got .*a\.mp4: it is empty"):
+        probe(tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "b.mp4"), "w") as out:
+        sound, cover = out.add_stream("aac", rate=44100), out.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = (
+            32,
+            32,
+            "rgb24",
+            av.stream.Disposition.attached_pic,
+        )
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.rate = 44100
+        out.mux(sound.encode(silence))
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        out.mux(cover.encode())
+        out.mux(sound.encode())
+    with pytest.raises(InputError, match=r"expected a video, got sound with a cover picture in .*b\.mp4"):
+        probe(tmp_path / "b.mp4")
+
+
 def test_one_frame_in_a_videos_container_is_a_video(tmp_path, write_video):
     assert probe(write_video(tmp_path / "a.mp4", n_frames=1)).n_frames == 1
 

@@ -127,6 +127,7 @@ class CacheWriter:
         self._places: dict[str, tuple[_Batch, int]] = {}  # where a video waits
         self._timer: Timer | None = None
         self._conflict: CacheConflictError | None = None
+        self._left = False  # whether a `with` block has ended: its error says what could not be written
         make_folder(self.folder)
         sweep(self.folder)
         stored = read_meta(self.folder)
@@ -214,6 +215,7 @@ class CacheWriter:
             CacheConflictError: A video is stored already with other scores.
             OSError: The disk is full or fails; nothing of this call's unfinished part is visible.
         """
+        self._left = False
         with self._lock:
             self._tell()
             batch = self._checked(ids, scores, labels)
@@ -297,6 +299,7 @@ class CacheWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left = True
         if kind is None:
             self.close()
             return
@@ -471,7 +474,7 @@ def _flush_all() -> None:
             try:
                 writer.flush()
             except (OSError, CacheError, MemoryError) as error:
-                failed.append(error)
+                failed += [] if writer._left else [error]
     if failed:
         raise ExceptionGroup("predictions that waited to be written could not be", failed)
 

@@ -90,11 +90,21 @@ class _Commands(click.Group):
             raise _UserError(str(error)) from error
         except MemoryError as error:
             raise _UserError(str(error) or "out of memory") from error
+        except RuntimeError as error:  # of torch's, which has no kind of its own for them
+            if not any(sign in str(error) for sign in _SCARCITY):
+                raise
+            raise _UserError(
+                f"{str(error).strip()}\nMemory may have run out: take fewer --workers or a smaller batch. What is "
+                "written stays, and the rest follows when the command is given again"
+            ) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: click ends quietly
                 raise
             raise _UserError(str(error)) from error
 
+
+# How torch says that memory, shared memory or file handles have run out, or that the system ended a worker.
+_SCARCITY = ("DataLoader worker", "out of memory", "can't allocate memory", "shared memory", "ancdata")
 
 # What users of Python say otherwise than by an option of the same name.
 _OTHERWISE: dict[tuple[Any, ...], str] = {

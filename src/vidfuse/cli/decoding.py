@@ -64,11 +64,12 @@ class Decoding:
 def keep_left_out(out: Path, *lists: Any) -> None:
     """List every video that was left out before the work began, and why, in `<out>.left-out.csv`, if there are any."""
     logs = modules("vidfuse.training.logs")[0]
-    rows = [{"video": name, "reason": reason} for one in lists for name, reason in one.skipped]
-    rows += [{"video": name, "reason": "not in the list"} for one in lists for name in one.unlisted]
+    rows = [(name, reason) for one in lists for name, reason in one.skipped]
+    rows += [(name, "not in the list") for one in lists for name in one.unlisted]
     if rows:
         out.parent.mkdir(parents=True, exist_ok=True)
-        logs.write_csv(out.with_name(out.name + ".left-out.csv"), rows)
+        named = [{"video": name, "reason": reason} for name, reason in dict.fromkeys(rows)]  # two lists may say the same
+        logs.write_csv(out.with_name(out.name + ".left-out.csv"), named)
 
 
 def listed_failures(failures: dict[str, str]) -> str:

@@ -46,6 +46,7 @@ def shrink(data: Path, small: Path, short_side: int, gop: int, crf: int, workers
     if small.resolve().is_relative_to(data.resolve()):
         raise InputError(f"expected another folder than {data} for the small videos, and none within it, got {small}")
     found = lists.read_folder(data)
+    progress.say(f"{data}: {found.summary()}")
     _keep_settings(small / _SETTINGS, {"short_side": short_side, "gop": gop, "crf": crf})
     targets = {item.path: (small / Path(item.path).relative_to(data)).with_suffix(".mp4") for item in found}
     todo = {source: target for source, target in targets.items() if not target.exists()}
@@ -60,14 +61,18 @@ def shrink(data: Path, small: Path, short_side: int, gop: int, crf: int, workers
         }
         if pool is not None:
             parts = {source: pool.submit(part).result for source, part in parts.items()}
-        for source, part in parts.items():
+        for n_done, (source, part) in enumerate(parts.items()):
             try:
                 part()
             except InputError as error:
                 failures[source] = str(error)
+            except KeyboardInterrupt:
+                kept = "what is written stays, and the rest follows when started again"
+                progress.say(f"stopped after {n_done} videos of {len(todo)}: {kept}")
+                raise
             bar.update()
     spent = time.perf_counter() - began
-    for file in (file for file in data.rglob("*") if file.suffix.lower() in _COPIED and file.is_file()):
+    for file in (file for file in lists.files_below(data) if file.suffix.lower() in _COPIED and file.is_file()):
         target = small / file.relative_to(data)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

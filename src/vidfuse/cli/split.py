@@ -69,8 +69,17 @@ def split(
     if names:
         where = "on one side only" if test_share is None else "not in every list"
         text += f"\n{where}, for want of sources: {', '.join(names)}"
+    lists_of = {item.id: name for name, side in sides.items() for item in side}
+    same = splits.same_files([item for side in sides.values() for item in side])
+    apart = [ids for ids in same if len({lists_of[name] for name in ids}) > 1]
+    if apart:
+        shown = "; ".join(" = ".join(f"{name} ({lists_of[name]})" for name in ids) for ids in apart[:3])
+        text += (
+            f"\n{len(apart)} files are in several lists under several names, which flatters: {shown}"
+            f"{'; …' if len(apart) > 3 else ''}; leave all but one out, or give them one source"
+        )
     result = {name: {"videos": n, "groups": g, "list": out / f"{name}.csv"} for name, (n, g) in numbers.items()}
-    options.emit({**result, "one_side_only": names}, text)
+    options.emit({**result, "one_side_only": names, "copies": apart}, text)
 
 
 def _as_csv(side: Any) -> str:

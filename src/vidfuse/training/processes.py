@@ -7,16 +7,18 @@ interruption.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process, resource_tracker
 from typing import Any
 
 from tqdm import tqdm
 
-from vidfuse.errors import MissingExtraError
+from vidfuse.errors import MissingExtraError, VidfuseError
 
 try:
     import torch
@@ -43,10 +45,14 @@ def available_cores() -> int:
 def worker_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Give a pool of fresh processes that share the cores; they end with this process, even if it is killed.
 
-    What is submitted must be importable: functions of modules, or of the script that runs.
+    What is submitted must be importable: functions of modules, or of the script that runs. Ctrl-C is for this process
+    alone, which then ends the others at once.
 
     Args:
         jobs: How many at once; they start when work is submitted.
+
+    Raises:
+        VidfuseError: A process was ended from outside.
 
     Example:
         >>> with worker_processes(1) as pool:
@@ -56,14 +62,35 @@ def worker_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     before = {name: os.environ.get(name) for name in _KEEP_MEMORY}
     os.environ.update({name: value for name, value in _KEEP_MEMORY.items() if before[name] is None})
     threads = max(1, available_cores() // jobs)
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,))
+    pool = _Pool(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,))
+    others = set(active_children())
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise VidfuseError(
+            "a worker process was ended from outside, perhaps for want of memory; take fewer at once, and start again"
+        ) from error
+    except KeyboardInterrupt:
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Processes that hear nothing of Ctrl-C, which a terminal sends to all: they would each print where they were."""
+
+    def submit(self, *call: Any, **named: Any) -> Future[Any]:
+        resource_tracker.ensure_running()  # it would lift what is held back here
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*call, **named)  # which may start a process, with the signals of this one
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(threads: int) -> None:

@@ -32,6 +32,7 @@ _HOME = {
     "read_mmaction2": "lists",
     "read_videos": "layouts",
     "read_vipriors": "vipriors",
+    "same_files": "splits",
     "split_by_group": "splits",
     "thumbnail": "thumbnails",
 }

@@ -39,6 +39,7 @@ _X264_NOTE = b"x264 - core "
 _X264_STANDARD = 151
 # What FFmpeg reads pictures by, whatever the file is called; of the last two, several pictures make a video.
 _PICTURES: Final = frozenset({"image2", "gif", "apng"})
+_COVER: Final = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _PICTURE_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
 # Decoding so many frames costs about as much as a seek: nearer keyframes are reached by decoding on.
 _SEEK_GAIN = 8
@@ -304,6 +305,8 @@ def _open(name: str, *, strict: bool = False) -> Iterator[tuple[Any, Any]]:
         OSError: The system ran out of file handles or memory.
     """
     av = _import_av()
+    if os.path.isfile(name) and not os.path.getsize(name):
+        raise InputError(f"expected a readable video, got {name}: it is empty; fetch it again, or leave the file out")
     try:
         container = av.open(name)
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -352,7 +355,7 @@ def _ends_early(container: Any, stream: Any, packets: list[Any]) -> bool:
 
 def _still(container: Any, stream: Any) -> str | None:
     """Say what the one frame of a file is, if it is no video's."""
-    if "ATTACHED_PIC" in str(stream.disposition).upper():
+    if int(stream.disposition) & _COVER:
         return "sound with a cover picture"
     name, brand = container.format.name, container.metadata.get("major_brand")
     still = name.endswith("_pipe") or name in _PICTURES or brand in _PICTURE_BRANDS

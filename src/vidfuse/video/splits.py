@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import check_share
 from vidfuse.errors import InputError
-from vidfuse.video.lists import VideoList
+from vidfuse.video.lists import VideoItem, VideoList
 
-__all__ = ["groups_by_pattern", "split_by_group"]
+__all__ = ["groups_by_pattern", "same_files", "split_by_group"]
 
 _ORDERS, _MOST_GROUPS = 32, 6400  # orders that are tried, and groups that are looked at in all of them together
 
@@ -45,9 +47,42 @@ def groups_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
     if lost:
         raise InputError(
             f"expected {pattern!r} in every id, not found in {len(lost)}: {', '.join(lost[:5])}; write a pattern for "
-            "these ids, with what a video comes from in its first parenthesis"
+            "these ids, with what a video comes from in its first parenthesis: '^(.*)_' takes all before the last _"
         )
     return {name: match[min(1, compiled.groups)] for name, match in found.items() if match}
+
+
+def same_files(videos: Sequence[VideoItem]) -> list[list[str]]:
+    """Find videos whose files are the same byte by byte: on two sides of a split, what is scored was trained on.
+
+    Args:
+        videos: the videos; of those whose files have equal sizes, the bytes are read.
+
+    Returns:
+        The ids of each file that is there more than once.
+
+    Raises:
+        OSError: a file cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from vidfuse.video import VideoItem
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name, data in (("a", b"x"), ("b", b"y"), ("c", b"x")):
+        ...     _ = (folder / f"{name}.mp4").write_bytes(data)
+        >>> same_files([VideoItem(name, str(folder / f"{name}.mp4")) for name in "abc"])
+        [['a', 'c']]
+    """
+    by_size: dict[int, list[VideoItem]] = {}
+    for item in videos:
+        by_size.setdefault(os.path.getsize(item.path), []).append(item)
+    same: dict[bytes, list[str]] = {}
+    by_size.pop(0, None)  # an empty file is no video
+    for item in (item for items in by_size.values() if len(items) > 1 for item in items):
+        with open(item.path, "rb") as file:
+            same.setdefault(hashlib.file_digest(file, "sha256").digest(), []).append(item.id)
+    return [ids for ids in same.values() if len(ids) > 1]
 
 
 def split_by_group(
