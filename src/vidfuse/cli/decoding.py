@@ -68,7 +68,9 @@ def keep_left_out(out: Path, *lists: Any) -> None:
     rows += [(name, "not in the list") for one in lists for name in one.unlisted]
     if rows:
         out.parent.mkdir(parents=True, exist_ok=True)
-        named = [{"video": name, "reason": reason} for name, reason in dict.fromkeys(rows)]  # two lists may say the same
+        named = [
+            {"video": name, "reason": reason} for name, reason in dict.fromkeys(rows)
+        ]  # two lists may say the same
         logs.write_csv(out.with_name(out.name + ".left-out.csv"), named)
 
 
