@@ -1,7 +1,12 @@
 """Reading and loading checkpoints: every wrapper, all or nothing, nothing executed."""
 
+import argparse
+import functools
 import os
 import pickle
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,10 +88,39 @@ class Harmful:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_row_42_a_checkpoint_that_needs_pickled_objects(tmp_path, weights, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": weights, "meta": Harmful()}, "a.pth", _use_new_zipfile_serialization=zipped)
+    meta = {"args": argparse.Namespace(lr=1), "hook": Harmful()}
+    torch.save({"state_dict": weights, "meta": meta}, "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match=r"posix\.mkdir"):
         networks.read_checkpoint("a.pth")
     assert not (tmp_path / "executed").exists()
+
+
+class History:
+    """As MMEngine's buffer: arrays, and functions of its own by name."""
+
+    def __init__(self):
+        self.values, self.methods = np.arange(3.0), {"mean": History.mean}
+
+    def mean(self):
+        return self.values.mean()
+
+
+def test_settings_of_training_scripts_are_left_aside_and_never_built(tmp_path, model, weights, monkeypatch):
+    monkeypatch.setattr(History, "__module__", "mmengine.logging")
+    module = types.ModuleType("mmengine.logging")
+    module.History = History
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mmengine", types.ModuleType("mmengine"))
+        patch.setitem(sys.modules, "mmengine.logging", module)
+        settings = {
+            "args": argparse.Namespace(lr=0.1, folder=Path("runs")),
+            "optimizer": functools.partial(torch.optim.AdamW, lr=0.1),
+            "loss": torch.nn.CrossEntropyLoss(weight=torch.ones(2)),
+            "history": History(),
+        }
+        kept = {"state_dict": weights, "hyper_parameters": settings, "message_hub": {"history": History()}}
+        torch.save(kept, tmp_path / "a.ckpt")
+    assert same(networks.read_checkpoint(tmp_path / "a.ckpt"), model)  # where MMEngine is not installed
 
 
 def test_row_42_a_plain_pickle(tmp_path):

@@ -48,6 +48,11 @@ _DEPTH: Final = 4
 # Copies of a network that training makes beside it.
 _COPY: Final = re.compile(r"(^|[._])(ema|averaged?|avg|swa|mean|momentum|teacher|target)([._]|$)", re.IGNORECASE)
 _GROUPS_TOLD: Final = 4
+# What training scripts keep beside the weights: settings, and what their frameworks count. Nothing of it is built.
+_SETTINGS: Final = re.compile(
+    r"(argparse|pathlib|functools|enum|omegaconf|yacs|addict|ml_collections|lightning\w*|pytorch_lightning|mmengine|mmcv"
+    r"|mmaction|fvcore|iopath|timm|torch\.(nn|optim))\.|builtins\.(list|dict|set|getattr)$|typing\.Any$|__main__\."
+)
 
 
 def _numpy_globals() -> list[Any]:
@@ -57,11 +62,54 @@ def _numpy_globals() -> list[Any]:
     return [np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar, *dtypes]
 
 
+class _Aside:
+    """What stands for an object of a checkpoint's settings: it takes anything, and is and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Aside:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _unpickled(path: Path) -> Any:
+    """Return what a pickled checkpoint holds; objects of its settings are left aside, any others are refused."""
+
+    def load() -> Any:
+        with path.open("rb") as file:  # given a path, torch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+    with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about other pickle protocols: what cannot be read is an error anyway
+        aside: dict[str, Any] = {}
+        told: list[pickle.UnpicklingError] = []
+        while True:  # each refusal names one more kind
+            try:
+                with torch.serialization.safe_globals([(kind, name) for name, kind in aside.items()]):
+                    return load()
+            except pickle.UnpicklingError as error:
+                told.append(error)
+                names = {name for name in _refused(error) if _SETTINGS.match(name)} - aside.keys()
+                if not names:  # what else it refuses it names, or else the first refusal says more
+                    raise told[-1 if _refused(error) else 0] from error
+                aside |= {name: type("_Aside", (_Aside,), {}) for name in names}  # torch wants a class for each
+
+
+def _refused(error: pickle.UnpicklingError) -> list[str]:
+    """Return the objects that torch names as those that it did not build; it names those of `builtins` without that."""
+    names = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"class ([\w.]+)", str(error))
+    return [name if "." in name else f"builtins.{name}" for name in names]
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the state dict of a ``.pth``, ``.pyth``, ``.pt`` or ``.safetensors`` file, on the CPU.
 
-    Nothing but tensors, arrays and plain containers is ever unpickled. A wrapper (``state_dict``, ``model_state``,
-    ``model``, …) and a common prefix (``module.``) are taken off.
+    Nothing but tensors, arrays and plain containers is ever unpickled: objects of a training script's settings, as
+    Lightning and MMEngine keep them, are left aside, and any others are refused. A wrapper (``state_dict``,
+    ``model_state``, ``model``, …) and a common prefix (``module.``) are taken off.
 
     Args:
         path: The file. Its content, not its suffix, tells safetensors from pickle.
@@ -82,11 +130,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if _is_safetensors(path):
             return unwrap(load_file(path))
-        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # about other pickle protocols: what cannot be read is an error anyway
-            content = torch.load(file, map_location="cpu", weights_only=True)  # given a path, it goes by the suffix
+        content = _unpickled(path)
     except pickle.UnpicklingError as error:
-        refused = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"class ([\w.]+)", str(error))
+        refused = _refused(error)
         if refused:
             what = f"it needs {', '.join(dict.fromkeys(refused))}, which is neither an array nor a plain container"
         else:
