@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
 from vidfuse.cli.runs import RecipeOptions, batch_of_rank, begun, checkpoint_file, keep_start, one_view
 from vidfuse.cli.videos import ToTrain
-from vidfuse.errors import InputError
 
 __all__ = ["train"]
 
@@ -52,9 +50,9 @@ def train(
     The validation videos (`--val`, or the split of that name where DATA has splits) are scored after each epoch; the
     best epoch is kept as best.pt beside last.pt. The recipe as it was resolved is kept as recipe.yaml.
     """
-    distributed, fine_tuning, inputs, loop, progress, state, torch = modules(
-        *(f"vidfuse.training.{name}" for name in ("distributed", "fine_tuning", "data", "loop", "progress", "state")),
-        "torch",
+    training = ("distributed", "fine_tuning", "data", "loop", "progress", "recipe_files", "state")
+    distributed, fine_tuning, inputs, loop, progress, files, state, torch = modules(
+        *(f"vidfuse.training.{name}" for name in training), "torch"
     )
     vf.networks.info(network)  # a name that is none is said before videos are looked for
     found, scored, n_classes = videos.to_train()
@@ -84,7 +82,7 @@ def train(
         if distributed.rank() == 0:
             for line in begun(start, recipe, n_classes, asked.few_clips):
                 progress.say(line)
-            _keep_recipe(out, recipe, augmentation)
+            files.write_recipe(out / "recipe.yaml", recipe, augmentation)
             keep_start(out, checkpoint)
             options.save_config(out)
             keep_left_out(out, found, *([] if scored is None else [scored]))
@@ -116,21 +114,3 @@ def _taught(path: Path) -> Any:
     if path.is_dir():
         return vf.load_stack({"teacher": path}, views="mean-log")
     return vf.read_predictions({"teacher": path}, kind="probabilities", labels=None)
-
-
-def _keep_recipe(out: Path, recipe: Any, augmentation: dict[str, Any]) -> None:
-    """Keep the resolved recipe beside the run, or hold a run that goes on to the recipe that it began with."""
-    (files,) = modules("vidfuse.training.recipe_files")
-    path, now = out / "recipe.yaml", {**dataclasses.asdict(recipe), "augmentation": augmentation}
-    if path.exists() and (out / "last.pt").exists():
-        fields, own = files.read_recipe(path)
-        before = {**dataclasses.asdict(type(recipe).from_mapping(fields)), "augmentation": own}
-        differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-        if differ == ["epochs"] and now["epochs"] > before["epochs"]:
-            differ = []  # a run may be given more
-        if differ:
-            raise InputError(
-                f"expected {out} to hold a run of this recipe, got one that differs in {', '.join(differ)}; "
-                "train into another folder or remove this one"
-            )
-    files.write_recipe(path, recipe, augmentation)
