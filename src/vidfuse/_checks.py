@@ -167,8 +167,8 @@ def as_dtype(scores: NDArray[Any], dtype: np.dtype[Any], ids: NDArray[np.str_]) 
         return scores
     with np.errstate(over="ignore", under="ignore"):
         cast = scores.astype(dtype)
-    lost = np.isinf(cast) & np.isfinite(scores)
-    if lost.any():
+    large = np.isinf(cast)
+    if large.any() and (lost := large & np.isfinite(scores)).any():
         where = tuple(np.argwhere(lost)[0].tolist())
         raise InputError(
             f"expected scores within ±{np.finfo(dtype).max:g} for {dtype}, got {scores[where]:g} at id "

@@ -25,8 +25,9 @@ from vidfuse.cache import format as part_format
 from vidfuse.cache import reader, upkeep
 from vidfuse.cache import writer as writer_module
 from vidfuse.cache.format import Part, encode_part, open_part
+from vidfuse.cache.ids import pack_ids, pack_texts
 from vidfuse.cache.meta import read_meta
-from vidfuse.cache.reader import open_cache
+from vidfuse.cache.reader import checking_meanwhile, open_cache
 from vidfuse.cache.shards import find_shards
 from vidfuse.cache.upkeep import consolidate, verify
 from vidfuse.cache.writer import CacheWriter
@@ -702,3 +703,37 @@ def test_a_part_is_checked_piece_by_piece_to_its_end(tmp_path, monkeypatch, chun
         for hold in (True, False):
             with pytest.raises(CacheCorruptError, match="scores are not the bytes that were written"):
                 open_part(path, hold=hold).verify()
+
+
+def test_parts_are_checked_while_others_are_opened_and_a_bad_one_is_found_where_it_is_used(tmp_path, monkeypatch):
+    z = np.random.default_rng(0).normal(size=(3, 40, 5)).astype(np.float32)
+    ids = [f"v{row:02d}" for row in range(40)]
+    for name, scores in zip("abc", z, strict=True):
+        with CacheWriter(tmp_path / name) as writer:
+            writer.append(ids, scores)
+    bad = next((tmp_path / "b").glob("*.safetensors"))
+    content = bytearray(bad.read_bytes())
+    content[-1] ^= 1
+    bad.write_bytes(content)
+    checked = []
+    known = Part.verify
+    monkeypatch.setattr(Part, "verify", lambda part: (checked.append(part.path.parent.name), known(part))[1])
+    with checking_meanwhile() as check:
+        caches = {name: open_cache(tmp_path / name) for name in "abc"}
+        for cache in caches.values():
+            for part in check(cache):
+                part.result()
+    assert checked == ["a", "b", "c"]
+    np.testing.assert_array_equal(caches["a"].scores, z[0])
+    np.testing.assert_array_equal(caches["c"].scores, z[2])
+    assert checked == ["a", "b", "c"]
+    with pytest.raises(CacheCorruptError, match=bad.name):
+        _ = caches["b"].scores
+    with pytest.raises(CacheCorruptError, match=bad.name):
+        load_stack(tmp_path, as_read=True).log_likelihoods()
+
+
+@pytest.mark.parametrize("texts", [("a", "b"), ("a", "bc"), ("é", "x"), ("日本", "ab"), ("", "")])
+def test_ids_of_one_length_are_packed_as_others_are(texts):
+    np.testing.assert_array_equal(pack_texts(texts), pack_ids(np.array(texts, dtype=np.str_)))
+    assert pack_texts(texts) is pack_texts(texts)

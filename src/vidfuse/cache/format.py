@@ -66,7 +66,7 @@ _BLANK: Final = b'{"__metadata__":{"format":"","version":"","digest":"","index":
 _TAGS: Final[dict[np.dtype[Any], str]] = {dtype: tag for tag, dtype in DTYPES.items()}
 _FIRST_READ: Final = 1 << 15  # enough for the header, the labels and the ids of a part of the usual size
 _ADVICE: Final = "run `vidfuse verify --quarantine` and resume, which recomputes these videos only"
-_CHUNK: Final = 1 << 22
+_CHUNK: Final = 1 << 24
 _REMEDIES: Final = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "the whole system has too many files open: close some",
@@ -322,9 +322,7 @@ class Part:
             CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
         if self._check and self._identity not in _verified and not _glances.get():
-            with self._checking:  # of threads that read the same part, one checks it
-                if self._identity not in _verified:
-                    self.verify()
+            self.check()
         if self._scores is not None:
             return self._scores
         with self._reopened() as descriptor:
@@ -346,6 +344,12 @@ class Part:
         """Let the pages of a held part leave this process's memory; they are read again where they are used again."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
+
+    def check(self) -> None:
+        """Check the scores as `verify` does, unless this process has; of threads that need the same part, one does."""
+        with self._checking:
+            if self._identity not in _verified:
+                self.verify()
 
     def verify(self) -> None:
         """Check the scores against their digest now.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +20,18 @@ from vidfuse._checks import Kind, Rows, first_few
 from vidfuse.cache.format import Part, open_part
 from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
 from vidfuse.cache.meta import CacheMeta, read_meta
-from vidfuse.errors import CacheConflictError, CacheFormatError, CacheIncompleteError, InputError, option
+from vidfuse.errors import CacheConflictError, CacheError, CacheFormatError, CacheIncompleteError, InputError, option
 
-__all__ = ["PART_SUFFIX", "LogitCache", "PartsSource", "labels_of", "list_parts", "open_cache", "part_names"]
+__all__ = [
+    "PART_SUFFIX",
+    "LogitCache",
+    "PartsSource",
+    "checking_meanwhile",
+    "labels_of",
+    "list_parts",
+    "open_cache",
+    "part_names",
+]
 
 PART_SUFFIX: Final = ".safetensors"
 _MAPPED: Final = 1 << 27  # bytes of scores that stay mapped in, over all caches, while others are read
@@ -149,6 +160,31 @@ class PartsSource:
     def __reduce__(self) -> tuple[Any, ...]:
         paths = [(str(part.path), part.digest) for part in self._parts]
         return _reopen, (paths, self._physical, self._check)
+
+
+@contextmanager
+def checking_meanwhile() -> Iterator[Callable[[LogitCache], list[Future[None]]]]:
+    """Check caches' parts on another thread while more are opened: for whoever will read all of them.
+
+        this thread    open a ─ open b ─ open c ─ open d ┐
+        the other             └ check a ── check b ── check c    then it ends; d is checked at its first use
+
+    What is found wrong is raised where the part is used, not here.
+
+    Yields:
+        What to call with each cache that is open.
+    """
+    with ThreadPoolExecutor(1) as other:
+        try:
+            yield lambda cache: [other.submit(_check, part) for part in cache.parts]
+        finally:
+            other.shutdown(wait=False, cancel_futures=True)
+
+
+def _check(part: Part) -> None:
+    with suppress(CacheError, OSError):
+        part.check()
+    part.release()  # it may be long until it is used
 
 
 def _find_moved(part: Part, *, check: bool) -> NDArray[np.floating[Any]] | None:

@@ -38,7 +38,8 @@ __all__ = ["Rows", "read_by_rows", "threads_for", "write_arrays", "write_cache",
 
 Read = Callable[[slice], tuple[NDArray[Any], ...]]
 
-_THREADS: Final = 4
+_THREADS: Final = max(2, min(4, os.cpu_count() or 1))  # more than processors only push each other out of caches
+_AHEAD: Final = 4  # blocks for each thread that are computed while the disk takes what was written
 _PART: Final = 1 << 24  # bytes of scores in a part of a cache
 _GROUP: Final = 1 << 24  # bytes in a row group of a parquet file
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the date in a zip, so that equal arrays are equal bytes
@@ -64,9 +65,31 @@ class Rows:
         return next(iter(self.arrays.values()))[1][0]
 
     def blocks(self, start: int, step: int | None = None) -> Iterator[tuple[slice, tuple[NDArray[Any], ...]]]:
-        """Yield slices of rows from a row on, and the arrays' rows, in order."""
+        """Yield slices of rows from a row on, and the arrays' rows, in order.
+
+            read       ┌ 0 ┐┌ 1 ┐┌ 2 ┐┌3┐┌ 4 ┐┌ 5 ┐┌   `self.step` rows: what is computed of them fits the CPU's cache
+            yielded    └──────── step ────────┘└────   of several reads, in arrays that the next ones overwrite
+
+        Args:
+            start: The first row.
+            step: How many rows to yield at once; by default as many as are read.
+        """
         step = step or self.step
-        slices = (slice(first, min(first + step, len(self))) for first in range(start, len(self), step))
+        kept: tuple[NDArray[Any], ...] = ()
+        for some, arrays in self._read(_cut(start, len(self), step, self.step)):
+            first = some.start - (some.start - start) % step
+            last = min(first + step, len(self))
+            if (some.start, some.stop) == (first, last):
+                yield some, arrays
+                continue
+            kept = kept or tuple(np.empty((step, *shape[1:]), dtype) for dtype, shape in self.arrays.values())
+            for whole, array in zip(kept, arrays, strict=True):
+                whole[some.start - first : some.stop - first] = array
+            if some.stop == last:
+                yield slice(first, last), tuple(whole[: last - first] for whole in kept)
+
+    def _read(self, slices: Iterator[slice]) -> Iterator[tuple[slice, tuple[NDArray[Any], ...]]]:
+        """Yield slices, and what is read of them, ahead of its use where there are threads."""
         if not self.threads:
             for rows in slices:
                 yield rows, self.read(rows)
@@ -76,7 +99,7 @@ class Rows:
             try:
                 for rows in slices:
                     begun.append((rows, pool.submit(copy_context().run, self.read, rows)))
-                    if len(begun) > self.threads:
+                    if len(begun) > _AHEAD * self.threads:
                         done, arrays = begun.popleft()
                         yield done, arrays.result()
                 while begun:
@@ -87,16 +110,21 @@ class Rows:
                     arrays.cancel()
 
 
+def _cut(start: int, stop: int, step: int, most: int) -> Iterator[slice]:
+    """Cut rows into steps, and these into slices of at most so many rows."""
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        for row in range(first, last, most):
+            yield slice(row, min(row + most, last))
+
+
 def read_by_rows(scores: Any) -> bool:
     """Return whether scores are no array, but have a shape and give one for some rows: then they are read in blocks."""
     return hasattr(scores, "shape") and not hasattr(scores, "__array__") and not hasattr(scores, "detach")
 
 
 def threads_for(scores: Any) -> int:
-    """Return on how many threads blocks are read: a few if they are computed, by what says how many rows to ask for.
-
-    Also on few processors: some threads wait for the disk, or for another that checks a part which they need.
-    """
+    """Return on how many threads blocks are read: a few if they are computed, by what says how many rows to ask for."""
     return _THREADS if hasattr(scores, "rows_per_block") else 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import Kind, check_labels, check_member_names, did_you_mean, first_few, per_member
-from vidfuse.cache.reader import LogitCache, open_cache
+from vidfuse.cache.reader import LogitCache, checking_meanwhile, open_cache
 from vidfuse.cache.shards import Folders, find_shards, shard_name, without_numbers
 from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning, option
 from vidfuse.stack.align import Alignment, Join, align_ids, check_layouts, merged_labels, same_ids
@@ -100,14 +101,15 @@ def load_stack(
             f"{folder}: no cache for members {first_few(unknown)}; there are {first_few(found, 20)}"
             f"{did_you_mean(unknown[0], found)}"
         )
-    opened = [
-        {
-            name: _without_expected(open_cache(shard[name], partial=partial, verify=verify))
-            for name in names
-            if name in shard
-        }
-        for shard in shards
-    ]
+    opened: list[dict[str, LogitCache]] = []
+    with checking_meanwhile() if as_read and verify else nullcontext() as check:
+        for shard in shards:
+            opened.append({})
+            for name in (name for name in names if name in shard):
+                cache = open_cache(shard[name], partial=partial, verify=verify)
+                opened[-1][name] = _without_expected(cache)
+                if check is not None:
+                    check(cache)
     caches = {name: [shard[name] for shard in opened if name in shard] for name in names}
     _check_members(caches)
     for name, own in caches.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ from vidfuse.stack.source import (
 )
 
 __all__ = ["LogitStack", "Member"]
+
+_turns = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -514,11 +517,14 @@ class LogitStack:
         n, inner = len(self), self.shape[2:]
         step = min(n, rows_per_block or block_rows(len(self.members) * int(np.prod(inner))))
         shares = [np.broadcast_to(given, len(self.members)).tolist() for given in (scales, floors)]
+        members = list(enumerate(zip(self._members, *shares, strict=True)))
+        first = next(_turns) % len(members)  # threads that come to new parts begin with different ones, to check them
+        members = members[first:] + members[:first]
         buffer = np.empty((len(self.members), step, *inner), dtype=np.float32)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n), 1)
             filled = buffer[:, : rows.stop - rows.start]
-            for column, (member, scale, floor) in enumerate(zip(self._members, *shares, strict=True)):
+            for column, (member, scale, floor) in members:
                 scores = member.source.take(compose_rows(member.rows, rows))
                 fill_log_likelihoods(scores, member.kind, filled[column], scale, floor)
                 if self.present is not None:
