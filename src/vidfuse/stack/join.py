@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,10 @@ def any_repeated(ids: Sequence[NDArray[np.str_]]) -> bool:
         >>> any_repeated([np.array(["a", "b"]), np.array(["c"])]), any_repeated([np.array(["a"]), np.array(["a"])])
         (False, True)
     """
+    places = [own for own in ids if len(own)]
+    rise = all(last[-1] < first[0] for last, first in pairwise(places))
+    if rise and all((own[1:] > own[:-1]).all() for own in places):  # as shards that were cut from a sorted list do
+        return False
     numbers = np.concatenate([hashed_ids(own) for own in ids])
     numbers.sort()
     return bool((numbers[1:] == numbers[:-1]).any())
