@@ -40,6 +40,7 @@ VIEW_RULES: Final = ("mean-log", "mean-probability", "vote", "max")
 
 _TIE: Final = 1e-12  # of the fused scores of two classes, as logarithms
 _PIECE: Final = 1 << 16  # numbers in a piece: 256 kB of float32 and its temporary stay in the second-level cache
+_SHORT: Final = 20  # classes
 _FLOATS: Final = (np.float32, np.float64)  # what the arithmetic runs in
 
 
@@ -116,7 +117,10 @@ def log_softmax(
         for start in range(0, len(rows), step):
             source = rows[start : start + step]
             n = len(source)
-            peak = np.maximum.reduceat(source.reshape(-1), firsts[:n])  # of short rows twice as fast as max(axis=1)
+            if columns <= _SHORT:  # by class, all rows at a time: several times as fast where rows are this short
+                peak = np.maximum.reduce(np.ascontiguousarray(source.T), axis=0)
+            else:  # twice as fast as max(axis=1)
+                peak = np.maximum.reduceat(source.reshape(-1), firsts[:n])
             shifted = np.subtract(source, peak[:, None], out=direct[start : start + step])
             if scale != 1:
                 shifted *= array.dtype.type(scale)
