@@ -81,6 +81,19 @@ def test_the_bytes_are_those_of_the_whole_however_it_is_cut(tmp_path_factory, ca
     assert sorted(entry.name for entry in folder.iterdir()) == sorted([whole.name, cut.name])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_parts_are_put_together_of_blocks_on_any_number_of_threads(tmp_path, monkeypatch, threads):
+    """Blocks are read in rows of their own; where they end says nothing of where a cache's parts do."""
+    monkeypatch.setattr("vidfuse.formats.streams._THREADS", threads)
+    monkeypatch.setattr("vidfuse.formats.streams._PART", 7 * K * 4)
+    whole = written(write_predictions(P, tmp_path / "whole", **options("cache")))
+    assert sum(name.endswith(".safetensors") for name in whole) == 4
+    for block in (1, 2, 3, 7, 8, N):
+        blocks = Slices(P, block)
+        assert written(write_predictions(blocks, tmp_path / str(block), **options("cache"))) == whole
+        assert max(np.diff([*sorted(blocks.read), N])) <= block
+
+
 @pytest.mark.parametrize(("form", "top_k"), CASES)
 def test_a_broken_off_output_goes_on_from_every_row_to_the_same_bytes(tmp_path, monkeypatch, form, top_k):
     monkeypatch.setattr(_unfinished, "_BYTES", 1)  # each block is made safe
