@@ -38,7 +38,7 @@ __all__ = ["Rows", "read_by_rows", "threads_for", "write_arrays", "write_cache",
 
 Read = Callable[[slice], tuple[NDArray[Any], ...]]
 
-_THREADS: Final = max(2, min(4, os.cpu_count() or 1))  # more than processors only push each other out of caches
+_THREADS: Final = max(2, min(4, os.cpu_count() or 1))  # more would push each other's blocks out of the caches
 _AHEAD: Final = 4  # blocks for each thread that are computed while the disk takes what was written
 _PART: Final = 1 << 24  # bytes of scores in a part of a cache
 _GROUP: Final = 1 << 24  # bytes in a row group of a parquet file
