@@ -206,7 +206,7 @@ def test_a_table_of_the_best_classes(tmp_path):
         ({"top_k": 5}, "from 1 to 4, got 5"),
         ({"top_k": 0}, "from 1 to 4, got 0"),
         ({"top_k": 2, "format": "npy"}, "holds every class"),
-        ({"dtype": "int8"}, "expected one of 'float16'"),
+        ({"dtype": "int8"}, "expected one of None, 'float16'"),
         ({"dtype": "float64", "format": "cache"}, "a cache holds float32 or float16"),
         ({"dtype": "float16", "scores": 1e6 * P}, r"within ±65504 for float16, got .* at id 'v0"),
         ({"scores": np.zeros((N, 3, K))}, "got views"),

@@ -49,7 +49,7 @@ def test_an_unknown_setting_lists_the_known_ones():
 
 
 def test_a_setting_of_few_values_lists_them():
-    with pytest.raises(InputError, match=r"attention: expected one of \('divided', 'joint', 'space'\), got 'jiont'"):
+    with pytest.raises(InputError, match="attention: expected one of 'divided', 'joint', 'space', got 'jiont'"):
         networks.create("timesformer_tiny", attention="jiont")
     assert networks.create("timesformer_tiny", attention="joint").config.attention == "joint"
 

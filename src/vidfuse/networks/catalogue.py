@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from vidfuse._checks import check_choice, check_class_count
 from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
 
 if TYPE_CHECKING:
@@ -280,6 +279,8 @@ def create(
         >>> create("x3d_tiny", num_classes=5).num_features
         256
     """
+    from vidfuse._checks import check_choice, check_class_count  # NumPy, which the listing of networks needs not
+
     network, config = _resolve(name)
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(overrides) - known):
