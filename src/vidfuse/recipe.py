@@ -178,22 +178,19 @@ class Recipe:
             CacheConflictError: A member's scores come from another checkpoint than those of the fit, where both the
                 stack and the recipe know theirs.
         """
-        result: NDArray[np.float64] = self.rule.predict_log_proba(self._prepare(data, checkpoints))
-        return result
+        return self.rule.predict_log_proba(self._prepare(data, checkpoints))
 
     def predict_proba(
         self, data: LogitStack | Mapping[str, ArrayLike], *, checkpoints: Checkpoints = "same"
     ) -> NDArray[np.float64]:
         """Return the fused probabilities (N, K); arguments and errors as of `predict_log_proba`."""
-        result: NDArray[np.float64] = self.rule.predict_proba(self._prepare(data, checkpoints))
-        return result
+        return self.rule.predict_proba(self._prepare(data, checkpoints))
 
     def predict(
         self, data: LogitStack | Mapping[str, ArrayLike], *, checkpoints: Checkpoints = "same"
     ) -> NDArray[np.int64]:
         """Return the fused class (N,), of a tie the lowest; arguments and errors as of `predict_log_proba`."""
-        result: NDArray[np.int64] = self.rule.predict(self._prepare(data, checkpoints))
-        return result
+        return self.rule.predict(self._prepare(data, checkpoints))
 
     def predict_blocks(
         self,
@@ -223,10 +220,8 @@ class Recipe:
             ['a', 'b'] [[0.8, 0.2], [0.4, 0.6]]
             ['c'] [[0.5, 0.5]]
         """
-        blocks: FusedBlocks = self.rule.predict_blocks(
-            self._prepare(data, checkpoints, at_once=False), proba=proba, rows_per_block=rows_per_block
-        )
-        return blocks
+        stack = self._prepare(data, checkpoints, at_once=False)
+        return self.rule.predict_blocks(stack, proba=proba, rows_per_block=rows_per_block)
 
     def check_checkpoints(self, fingerprints: Mapping[str, Sequence[str]], what: str = "the stack") -> None:
         """Refuse other checkpoints than those of the fit, of the members that have a say.

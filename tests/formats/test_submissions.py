@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 
 import vidfuse as vf
@@ -71,6 +72,13 @@ def test_without_a_sample_classes_are_written_by_name_or_index(tmp_path):
         rows = list(csv.reader(path.read_text().splitlines()))
         assert rows[0] == ["id", "label"]
         assert [row[1] for row in rows[1:]] == [str(k) if classes is None else classes[k] for k in Z.argmax(axis=1)]
+
+
+def test_tensors_of_bfloat16_are_scores_as_others_are(tmp_path):
+    z = torch.tensor(Z).bfloat16()
+    path = vf.write_submission(z, IDS, tmp_path / "out.csv", "csv")
+    rows = list(csv.reader(path.read_text().splitlines()))
+    assert [row[1] for row in rows[1:]] == [str(int(k)) for k in z.argmax(dim=1)]
 
 
 def test_videos_that_are_not_asked_for_are_left_out_aloud(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import check_classes, did_you_mean, first_few
+from vidfuse._checks import as_array, check_classes, did_you_mean, first_few
 from vidfuse._files import replace
 from vidfuse._paths import path_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
@@ -357,8 +357,6 @@ def read_submission(path: str | Path, n_classes: int = 400) -> Submission:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"expected a submission, found no file at {file}")
-    # A line is empty (skipped), has an id alone or one that came before (noted, does not count), or counts: then each
-    # of its first five words is a class, or is noted and stands for a wrong one, 0.
     classes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
     notes: list[str] = []
@@ -507,9 +505,7 @@ def score_submission(
 
 
 def _as_array(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values)
+    array = as_array(values, "log_proba")
     if array.dtype.kind not in "fiu":
         raise InputError(f"expected real numbers, got dtype {array.dtype}")
     return array.astype(np.float64)

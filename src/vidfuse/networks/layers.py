@@ -91,6 +91,25 @@ class Backbone(nn.Module):
             )
         self.grad_checkpointing = enable
 
+    def walk_frames(
+        self, network: Any, clips: Tensor, blocks: Callable[[Any], Iterable[Callable[[Tensor], Tensor]]]
+    ) -> Generator[Tensor, Tensor, Tensor]:
+        """Walk through a ResNet of timm's, which sees frames as images: maps ``(N, C, T, H / s, W / s)``, s = 4 … 32.
+
+        Args:
+            network: The ResNet.
+            clips: ``(N, 3, T, H, W)``.
+            blocks: What to run of each of its stages.
+        """
+        frames = clips.shape[2]
+        x = rearrange(clips, "n c t h w -> (n t) c h w").contiguous(memory_format=torch.channels_last)
+        x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+            x = self.run_blocks(blocks(stage), x)
+            stage_map = yield rearrange(x, "(n t) c h w -> n c t h w", t=frames)
+            x = rearrange(stage_map, "n c t h w -> (n t) c h w")
+        return rearrange(x, "(n t) c h w -> n c t h w", t=frames)
+
     def run_blocks(self, blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         """Apply blocks in turn, checkpointing each one's activations if that is switched on."""
         for block in blocks:

@@ -80,13 +80,7 @@ class TIN(VideoNetwork):
             raise InputError(
                 f"{self.name} expects clips (N, 3, T, H, W) of exactly {segments} frames, got {tuple(clips.shape)}"
             )
-        x = rearrange(clips, "n c t h w -> (n t) c h w").contiguous(memory_format=torch.channels_last)
-        x = self.frames.maxpool(self.frames.act1(self.frames.bn1(self.frames.conv1(x))))
-        for stage in (self.frames.layer1, self.frames.layer2, self.frames.layer3, self.frames.layer4):
-            x = self.run_blocks(stage.children(), x)
-            stage_map = yield rearrange(x, "(n t) c h w -> n c t h w", t=segments)
-            x = rearrange(stage_map, "n c t h w -> (n t) c h w")
-        return rearrange(x, "(n t) c h w -> n c t h w", t=segments)
+        return (yield from self.walk_frames(self.frames, clips, nn.Module.children))
 
 
 def interlace(x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

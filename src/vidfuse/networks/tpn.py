@@ -317,14 +317,10 @@ class _ShiftedStages(Backbone):
 
     def walk_stages(self, clips: Tensor) -> Generator[Tensor, Tensor, Tensor]:
         """Yield four maps ``(N, C, T, H / s, W / s)``, s = 4, 8, 16, 32."""
-        network, frames = self.network, clips.shape[2]
-        x = rearrange(clips, "n c t h w -> (n t) c h w").contiguous(memory_format=torch.channels_last)
-        x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
-        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
-            x = self.run_blocks((partial(_run_shifted, block, frames=frames) for block in stage), x)
-            stage_map = yield rearrange(x, "(n t) c h w -> n c t h w", t=frames)
-            x = rearrange(stage_map, "n c t h w -> (n t) c h w")
-        return rearrange(x, "(n t) c h w -> n c t h w", t=frames)
+        run = partial(_run_shifted, frames=clips.shape[2])
+        return (
+            yield from self.walk_frames(self.network, clips, lambda stage: (partial(run, block) for block in stage))
+        )
 
 
 def _run_shifted(block: resnet.Bottleneck, x: Tensor, frames: int) -> Tensor:
