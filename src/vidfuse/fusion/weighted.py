@@ -262,10 +262,4 @@ def _by_score(rule: str, videos: FitVideos, power: float, floor: Floor) -> Refit
         evidence = true_log_likelihoods(stack, videos.labels, videos.floors)
     else:
         evidence = member_hits(stack, videos.labels)
-    return partial(_rescore, rule, evidence, stack.n_classes, power)
-
-
-def _rescore(
-    rule: str, evidence: NDArray[Any], n_classes: int, power: float, omega: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return score_weights(rule, evidence, omega, n_classes, power)
+    return partial(score_weights, rule, evidence, n_classes=stack.n_classes, power=power)

@@ -206,10 +206,10 @@ def inverse_nll_weights(nll: ArrayLike) -> NDArray[np.float64]:
 def score_weights(
     rule: str, evidence: NDArray[Any], omega: NDArray[np.float64], n_classes: int, power: float = 1.0
 ) -> NDArray[np.float64]:
-    """Return the weights of one of the rules in `SCORE_WEIGHTS`.
+    """Return the weights of one of the rules in `SCORE_WEIGHTS` that go by a score.
 
     Args:
-        rule: "uniform", "accuracy", "log-odds" or "inverse-nll".
+        rule: "accuracy", "log-odds" or "inverse-nll".
         evidence: each member's hits (N, M), or for "inverse-nll" its log-likelihoods of the true class.
         omega: the videos' weights (N,), which sum to 1.
         n_classes: K.
@@ -227,7 +227,4 @@ def score_weights(
     if rule == "log-odds":
         n = 1.0 / float(omega @ omega)
         return log_odds_weights(n * (omega @ evidence), n, n_classes)
-    if rule == "inverse-nll":
-        counted = omega > 0  # a bootstrap leaves videos out: 0 × -inf is no number
-        return inverse_nll_weights(-(omega[counted] @ evidence[counted]))
-    return np.full(evidence.shape[1], 1.0 / evidence.shape[1])
+    return inverse_nll_weights(-(omega @ evidence))
