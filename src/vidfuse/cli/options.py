@@ -16,6 +16,11 @@ from vidfuse import __version__
 from vidfuse._files import replace
 
 __all__ = [
+    "COUNT",
+    "FILE",
+    "FOUND",
+    "PATH",
+    "SHARE",
     "as_json",
     "asked",
     "asks",
@@ -54,6 +59,7 @@ groups = click.option(
 )
 as_json = click.option(
     "--json",
+    "as_json",
     is_flag=True,
     expose_value=False,
     callback=lambda context, _, value: context.meta.update({_JSON: value}),

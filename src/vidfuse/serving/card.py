@@ -57,7 +57,7 @@ def model_card(
         ['| x3d | 0.5000 | logits | not stated | unknown | MIT |']
     """
     names = list(recipe.members)
-    told = _Told(per_member(sources, names, "sources", ()), per_member(licences, names, "licences", ()))
+    told = per_member(sources, names, "sources", ()), per_member(licences, names, "licences", ())
     classes = "" if recipe.classes is None else f"\n\nClasses, in order: {_few(recipe.classes)}."
     views = "" if recipe.views is None else f" Views of a video are reduced first: {_views(recipe.views)}."
     return "\n".join(
@@ -67,7 +67,7 @@ def model_card(
             f"`{_bare(recipe.rule)}` fuses the predictions of {_and(names)} into the probabilities of "
             f"{recipe.n_classes} classes.{views}{classes}",
             "",
-            *_members(recipe, told),
+            *_members(recipe, *told),
             "",
             *_choices(recipe),
             "",
@@ -138,28 +138,7 @@ def renew_card(recipe: Recipe, path: str | os.PathLike[str], of: str | os.PathLi
     return replace(card_path(path), "\n".join(lines))
 
 
-class _Told:
-    """What was told of the members beside what the recipe knows."""
-
-    def __init__(self, sources: Mapping[str, Any], licences: Mapping[str, str | None]) -> None:
-        self._sources, self._licences = sources, licences
-
-    def source(self, member: str) -> str:
-        """Return where a member's scores came from: the names of files and folders, never a path from the root."""
-        given = self._sources[member]
-        listed = [] if given is None else [given] if isinstance(given, str | os.PathLike) else list(given)
-        return ", ".join("/".join(Path(one).parts[-2:]).removeprefix("/") for one in listed) or "not stated"
-
-    def licence(self, member: str) -> str:
-        """Return the licence of a member's weights, as far as it is known."""
-        given = self._licences[member]
-        if given is not None:
-            return given
-        published = catalogue.info(member).licence if member in catalogue.names() else "none"
-        return "not stated" + (f" (published weights: {published})" if published != "none" else "")
-
-
-def _members(recipe: Recipe, told: _Told) -> list[str]:
+def _members(recipe: Recipe, sources: Mapping[str, Any], licences: Mapping[str, str | None]) -> list[str]:
     weights = np.asarray(getattr(recipe.rule, "weights_", ()))
     order = [str(name) for name in recipe.rule.members_]
     shares = dict(zip(order, weights.tolist(), strict=True)) if weights.shape == (len(order),) else {}
@@ -173,9 +152,9 @@ def _members(recipe: Recipe, told: _Told) -> list[str]:
                 name,
                 share if name in needed else f"{share} (not needed)",
                 str(recipe.kinds.get(name, "logits")),
-                told.source(name),
+                _source(sources[name]),
                 ", ".join(f"`{one}`" for one in prints) or "unknown",
-                told.licence(name),
+                _licence(name, licences[name]),
             )
         )
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
@@ -183,6 +162,20 @@ def _members(recipe: Recipe, told: _Told) -> list[str]:
     notes = ["", "A checkpoint is a digest of the network's class name and weights, behind a name if it was given one."]
     notes[1] += " A member with several was predicted by models of several folds." if several else ""
     return ["## Members", "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:], *notes]
+
+
+def _source(given: Any) -> str:
+    """Return where a member's scores came from: the names of files and folders, never a path from the root."""
+    listed = [] if given is None else [given] if isinstance(given, str | os.PathLike) else list(given)
+    return ", ".join("/".join(Path(one).parts[-2:]).removeprefix("/") for one in listed) or "not stated"
+
+
+def _licence(member: str, given: str | None) -> str:
+    """Return the licence of a member's weights, as far as it is known."""
+    if given is not None:
+        return given
+    published = catalogue.info(member).licence if member in catalogue.names() else "none"
+    return "not stated" + (f" (published weights: {published})" if published != "none" else "")
 
 
 def _choices(recipe: Recipe) -> list[str]:
