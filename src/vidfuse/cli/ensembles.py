@@ -122,14 +122,9 @@ def _unfitted(
         made.set_params(missing=missing)
     if rule == "greedy":
         made.set_params(objective=objective or "nll")
-    named = options.named_values(weights, "MEMBER=NUMBER")
-    if isinstance(named, dict):
-        try:
-            made.set_params(weights={name: float(number) for name, number in named.items()})
-        except ValueError as error:
-            raise click.BadParameter(f"expected MEMBER=NUMBER, got {named}") from error
-    elif named:
-        made.set_params(weights=named)
+    if weights:
+        name = weights[0] if len(weights) == 1 and "=" not in weights[0] else None
+        made.set_params(weights=name or _numbers(weights, "--weights"))
     return made
 
 
