@@ -82,11 +82,6 @@ class Findings:
         names = class_names(self.scored)
         return names if self.scored.classes is not None else tuple(f"class {name}" for name in names)
 
-    @property
-    def single_name(self) -> str:
-        """The best single member."""
-        return self.board.best_single
-
     @cached_property
     def hits(self) -> NDArray[np.bool_]:
         """Where the fusion is right."""
@@ -103,7 +98,7 @@ class Findings:
 
     def pair(self) -> dict[str, NDArray[Any]]:
         """Return the log-likelihoods (N, K) of the best single member, and of the fusion."""
-        return {self.single_name: self.single, "fusion": self.fused}
+        return {self.board.best_single: self.single, "fusion": self.fused}
 
 
 def sections_of(found: Findings) -> list[Section]:
@@ -144,7 +139,7 @@ def _leaderboard(found: Findings) -> Section:
     drawing = drawings.dot_plot(marks, title="Top-1 accuracy of members and fusion rules", reference=reference)
     caption = (
         "Top-1 accuracy with 95 % intervals (Wilson). Grey: members. "
-        f"Dashed: the best single member ({found.single_name}), chosen on {found.board.chosen_on}."
+        f"Dashed: the best single member ({found.board.best_single}), chosen on {found.board.chosen_on}."
     )
     return Section("Leaderboard", figure(drawing, caption) + scrolled(found.board.table()))
 
@@ -313,7 +308,7 @@ def _classes(found: Findings) -> Section | None:
         shifts = shifts[: _MOST_CLASSES // 2] + shifts[-(_MOST_CLASSES // 2) :]
     better = sum(shift.after > shift.before for shift in shifts)
     worse = sum(shift.after < shift.before for shift in shifts)
-    drawing = drawings.shift_plot(shifts, title="Accuracy by class", before=found.single_name, after="fusion")
+    drawing = drawings.shift_plot(shifts, title="Accuracy by class", before=found.board.best_single, after="fusion")
     half = len(shifts) // 2
     shown = (
         ""
@@ -321,8 +316,8 @@ def _classes(found: Findings) -> Section | None:
         else f" Of {total} classes, the {half} that gain most and the {half} that gain least."
     )
     text = (
-        f"From the best single member ({found.single_name}, open) to the fusion (filled); at the right the fusion's "
-        f"accuracy and the points gained.{shown}"
+        f"From the best single member ({found.board.best_single}, open) to the fusion (filled); at the right the "
+        f"fusion's accuracy and the points gained.{shown}"
     )
     return Section("Classes", figure(drawing, f"{better} of the classes shown gain, {worse} lose."), text)
 
