@@ -11,6 +11,7 @@ from selection_cases import ensemble, stack_of
 import vidfuse as vf
 from vidfuse.errors import InputError
 from vidfuse.evaluation.trial import Protocol, open_trial, shared_videos
+from vidfuse.fusion._solver import shared
 from vidfuse.report import combination_table
 
 IDS = [f"v{i}" for i in range(120)]
@@ -210,3 +211,21 @@ def test_a_trial_of_some_members_keeps_the_videos_that_they_have():
         assert one.scored.ids[few].tolist() == [name for name in partial.ids[rest] if name in IDS[:70]]
     copies = trial.fit(vf.LogLinearPool(weights="accuracy", missing="renormalise"))
     np.testing.assert_allclose(one.predict(copies), one.scored.log_likelihoods()[:, 0], atol=1e-6)
+
+
+def test_fits_of_one_trial_calibrate_a_member_once_and_are_those_that_each_would_be_alone(monkeypatch):
+    searched = []
+    monkeypatch.setattr(shared, "_scale", lambda one, *rest, _of=shared._scale: searched.append(one) or _of(one, *rest))
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    arrays = {name: rng.normal(size=(90, 3)) + 2 * np.eye(3)[y] for name in "abc"}
+    stack = vf.LogitStack.from_arrays(arrays, labels=y, ids=[f"v{i}" for i in range(90)])
+    trial, pool = open_trial(stack, folds=2), vf.LogLinearPool()
+    found = {members: trial.of(members).fit(pool) for members in ("abc", "ab", "bc", "ac")}
+    assert len(searched) == 2 * 3  # in each fold each member
+    for members, copies in found.items():
+        for copy, (rows, _) in zip(copies, trial.splits, strict=True):
+            alone = vf.LogLinearPool().fit(stack.select(list(members))[rows])
+            np.testing.assert_array_equal(copy.scale_, alone.scale_)
+            np.testing.assert_array_equal(copy.weights_, alone.weights_)
+    assert len(searched) == 2 * 3 + 2 * (3 + 2 + 2 + 2)  # alone, nothing is shared

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vidfuse.evaluation.scores import require_labels
 from vidfuse.evaluation.sources import warn_if_clips
+from vidfuse.fusion._solver.shared import Scales, sharing
 from vidfuse.fusion.crossfit import Splits, fit_copies, predict_by_copies, split_folds
 from vidfuse.fusion.views import reduce_views
 from vidfuse.stack.checkpoints import refuse_others
@@ -113,6 +114,7 @@ class Trial:
     labels: NDArray[np.int64] = field(repr=False)
     splits: Splits = field(repr=False)
     protocol: Protocol
+    _scales: Scales = field(default_factory=dict, repr=False, compare=False)
     _copies: dict[Any, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _derived: dict[Any, Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -121,7 +123,8 @@ class Trial:
         labels = require_labels(self.fit_stack, "a fit")
         key = _key(rule)
         if key not in self._copies:
-            self._copies[key] = fit_copies(rule, self.fit_stack, labels, self.splits)
+            with sharing(self._scales):
+                self._copies[key] = fit_copies(rule, self.fit_stack, labels, self.splits)
         return self._copies[key]
 
     def predict(self, copies: Sequence[Any]) -> NDArray[np.float64]:

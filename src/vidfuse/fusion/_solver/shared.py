@@ -5,6 +5,10 @@ The unit in which a member's scores enter a fit is its own temperature, so that 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +23,20 @@ from vidfuse.stack.stack import LogitStack
 
 __all__ = [
     "FitVideos",
+    "Scales",
     "SharedFit",
     "fit_shared",
     "member_scales",
     "shared_penalty",
+    "sharing",
     "smoothed_share",
     "smoothing_penalty",
 ]
+
+Scales = dict[tuple[Any, ...], tuple[LogitStack, float]]
+"""What single members' scales were, by what they follow from."""
+
+_shared: ContextVar[Scales | None] = ContextVar("_shared", default=None)
 
 
 def smoothed_share(omega: NDArray[np.float64]) -> float:
@@ -63,23 +74,57 @@ def member_scales(
         >>> bool(np.isclose(10 * large, small))
         True
     """
-    smoothing = smoothed_share(omega)
+    shared = _shared.get()
     scales = np.ones(len(stack.members))
     for column, name in enumerate(stack.members):
         one = stack.select([name])
-        margins = _margins(one, labels)
-        used = np.flatnonzero(~np.isneginf(margins))  # a probability of 0 at the true class: no scale mends it
-        known = np.isfinite(margins)  # not those where every other class has probability 0
-        spread = float(omega[known] @ np.abs(margins[known]))
-        if not spread > 0:
-            continue  # a member that says the same of every class
-        weight = omega[used] / omega[used].sum()
-        slope = smoothing * float(omega[known] @ margins[known]) / float(omega[used].sum()) / spread
-        pull = Penalty(np.zeros((1, 1)), np.array([-slope]))
-        rows = slice(None) if len(used) == len(one) else used  # a slice copies nothing, in each pass
-        with Passes(one[rows], labels[rows], weight, np.zeros(1), n_jobs, np.array([1.0 / spread])) as passes:
-            scales[column] = fit_log_linear(passes, pull).beta[0] / spread
+        if shared is None:
+            scales[column] = _scale(one, labels, omega, n_jobs)
+            continue
+        key = _key(one, labels, omega)
+        if key not in shared:
+            shared[key] = one, _scale(one, labels, omega, n_jobs)  # the stack is kept, so that its key stays its own
+        scales[column] = shared[key][1]
     return scales
+
+
+@contextmanager
+def sharing(scales: Scales) -> Iterator[None]:
+    """Let the fits within share the members' scales: one is not searched again on the same scores, labels and weights.
+
+    Args:
+        scales: Those that are known; what is found is added. It is for scores that do not change meanwhile.
+    """
+    before = _shared.set(scales)
+    try:
+        yield
+    finally:
+        _shared.reset(before)
+
+
+def _key(one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> tuple[Any, ...]:
+    """Return what a member's scale follows from: where its scores are, what they are, and a digest of the rest."""
+    member = one.sources()[0]
+    digest = hashlib.sha256()
+    for array in (np.arange(member.source.shape[0])[member.rows], labels, omega):
+        digest.update(np.ascontiguousarray(array).data)
+    return id(member.source), member.kind, digest.digest()
+
+
+def _scale(one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], n_jobs: int | None) -> float:
+    """Return a single member's scale; 1 where it says the same of every class."""
+    margins = _margins(one, labels)
+    used = np.flatnonzero(~np.isneginf(margins))  # a probability of 0 at the true class: no scale mends it
+    known = np.isfinite(margins)  # not those where every other class has probability 0
+    spread = float(omega[known] @ np.abs(margins[known]))
+    if not spread > 0:
+        return 1.0
+    weight = omega[used] / omega[used].sum()
+    slope = smoothed_share(omega) * float(omega[known] @ margins[known]) / float(omega[used].sum()) / spread
+    pull = Penalty(np.zeros((1, 1)), np.array([-slope]))
+    rows = slice(None) if len(used) == len(one) else used  # a slice copies nothing, in each pass
+    with Passes(one[rows], labels[rows], weight, np.zeros(1), n_jobs, np.array([1.0 / spread])) as passes:
+        return float(fit_log_linear(passes, pull).beta[0] / spread)
 
 
 def smoothing_penalty(
