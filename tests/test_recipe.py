@@ -441,7 +441,7 @@ def test_a_field_that_was_changed_is_refused_and_without_the_digest_refused_or_h
         (("kinds",), {"a": "logits"}, "kinds: expected one for each of"),
         (("views", "b"), "median", "views: expected .*got 'median'"),
         (("views",), 3, "views: expected .*got 3"),
-        (("order",), "yes", "order: expected 'checked by id' or 'unchecked', got 'yes'"),
+        (("order",), "yes", "order: expected one of 'checked by id', 'unchecked', got 'yes'"),
         (("fitted_on", "videos"), 0, "fitted_on: videos: expected a number of at least 1, got 0"),
         (("fitted_on", "videos"), 79, "fitted_on: ids: expected those of 79 videos, got 80"),
         (("fitted_on", "best_single"), "d", "best_single: expected one of .*got 'd'"),
