@@ -215,7 +215,8 @@ def test_a_trial_of_some_members_keeps_the_videos_that_they_have():
 
 def test_fits_of_one_trial_calibrate_a_member_once_and_are_those_that_each_would_be_alone(monkeypatch):
     searched = []
-    monkeypatch.setattr(shared, "_scale", lambda one, *rest, _of=shared._scale: searched.append(one) or _of(one, *rest))
+    search = shared.member_scales
+    monkeypatch.setattr(shared, "member_scales", lambda x, *rest: searched.extend(x.members) or search(x, *rest))
     rng = np.random.default_rng(0)
     y = np.arange(90) % 3
     arrays = {name: rng.normal(size=(90, 3)) + 2 * np.eye(3)[y] for name in "abc"}

@@ -74,17 +74,22 @@ def member_scales(
         >>> bool(np.isclose(10 * large, small))
         True
     """
-    shared = _shared.get()
+    smoothing = smoothed_share(omega)
     scales = np.ones(len(stack.members))
     for column, name in enumerate(stack.members):
         one = stack.select([name])
-        if shared is None:
-            scales[column] = _scale(one, labels, omega, n_jobs)
-            continue
-        key = _key(one, labels, omega)
-        if key not in shared:
-            shared[key] = one, _scale(one, labels, omega, n_jobs)  # the stack is kept, so that its key stays its own
-        scales[column] = shared[key][1]
+        margins = _margins(one, labels)
+        used = np.flatnonzero(~np.isneginf(margins))  # a probability of 0 at the true class: no scale mends it
+        known = np.isfinite(margins)  # not those where every other class has probability 0
+        spread = float(omega[known] @ np.abs(margins[known]))
+        if not spread > 0:
+            continue  # a member that says the same of every class
+        weight = omega[used] / omega[used].sum()
+        slope = smoothing * float(omega[known] @ margins[known]) / float(omega[used].sum()) / spread
+        pull = Penalty(np.zeros((1, 1)), np.array([-slope]))
+        rows = slice(None) if len(used) == len(one) else used  # a slice copies nothing, in each pass
+        with Passes(one[rows], labels[rows], weight, np.zeros(1), n_jobs, np.array([1.0 / spread])) as passes:
+            scales[column] = fit_log_linear(passes, pull).beta[0] / spread
     return scales
 
 
@@ -102,29 +107,14 @@ def sharing(scales: Scales) -> Iterator[None]:
         _shared.reset(before)
 
 
-def _key(one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64]) -> tuple[Any, ...]:
-    """Return what a member's scale follows from: where its scores are, what they are, and a digest of the rest."""
-    member = one.sources()[0]
-    digest = hashlib.sha256()
-    for array in (np.arange(member.source.shape[0])[member.rows], labels, omega):
-        digest.update(np.ascontiguousarray(array).data)
-    return id(member.source), member.kind, digest.digest()
-
-
-def _scale(one: LogitStack, labels: NDArray[np.int64], omega: NDArray[np.float64], n_jobs: int | None) -> float:
-    """Return a single member's scale; 1 where it says the same of every class."""
-    margins = _margins(one, labels)
-    used = np.flatnonzero(~np.isneginf(margins))  # a probability of 0 at the true class: no scale mends it
-    known = np.isfinite(margins)  # not those where every other class has probability 0
-    spread = float(omega[known] @ np.abs(margins[known]))
-    if not spread > 0:
-        return 1.0
-    weight = omega[used] / omega[used].sum()
-    slope = smoothed_share(omega) * float(omega[known] @ margins[known]) / float(omega[used].sum()) / spread
-    pull = Penalty(np.zeros((1, 1)), np.array([-slope]))
-    rows = slice(None) if len(used) == len(one) else used  # a slice copies nothing, in each pass
-    with Passes(one[rows], labels[rows], weight, np.zeros(1), n_jobs, np.array([1.0 / spread])) as passes:
-        return float(fit_log_linear(passes, pull).beta[0] / spread)
+def _keys(videos: FitVideos) -> dict[str, tuple[Any, ...]]:
+    """Return what each member's scale follows from: where its scores are, what they are, and a digest of the rest."""
+    rest, keys = hashlib.sha256(videos.labels.tobytes() + videos.omega.tobytes()), {}
+    for member in videos.stack.sources():
+        digest = rest.copy()
+        digest.update(np.arange(member.source.shape[0])[member.rows].tobytes())
+        keys[member.name] = id(member.source), member.kind, digest.digest()
+    return keys
 
 
 def smoothing_penalty(
@@ -208,8 +198,16 @@ class FitVideos:
         )
 
     def calibrated(self) -> FitVideos:
-        """Return the videos with each member in units of its own calibration."""
-        return replace(self, scales=member_scales(self.stack, self.labels, self.omega, self.n_jobs))
+        """Return the videos with each member in units of its own calibration; those that are known by `sharing`."""
+        shared = _shared.get()
+        if shared is None:
+            return replace(self, scales=member_scales(self.stack, self.labels, self.omega, self.n_jobs))
+        keys = _keys(self)
+        if new := [name for name, key in keys.items() if key not in shared]:
+            few = self.stack.select(new)
+            for name, scale in zip(new, member_scales(few, self.labels, self.omega, self.n_jobs), strict=True):
+                shared[keys[name]] = few, scale  # the stack is kept, so that its key stays its own
+        return replace(self, scales=np.array([shared[key][1] for key in keys.values()]))
 
     def passes(self) -> Passes:
         """Return passes over the videos."""
