@@ -111,7 +111,7 @@ def _few_views(trial: Trial, how: str, v: int, n_views: int) -> Trial:
     chosen[np.round((np.arange(v) + 0.5) * n_views / v - 0.5).astype(int)] = True
     fit_stack = _some_views(trial.fit_stack, how, chosen)
     scored = fit_stack if trial.scored is trial.fit_stack else _some_views(trial.scored, how, chosen)
-    return replace(trial, fit_stack=fit_stack, scored=scored)
+    return replace(trial, fit_stack=fit_stack, scored=scored, _scales={})  # these scores are used once
 
 
 def _some_views(stack: LogitStack, how: str, chosen: NDArray[np.bool_]) -> LogitStack:

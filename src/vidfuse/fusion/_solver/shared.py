@@ -19,6 +19,7 @@ from vidfuse.fusion._solver.log_linear import LogLinearFit, Penalty, fit_log_lin
 from vidfuse.fusion._solver.passes import Passes
 from vidfuse.fusion.floors import floored_blocks
 from vidfuse.fusion.weights import accuracy_weights, member_hits
+from vidfuse.stack.source import Source
 from vidfuse.stack.stack import LogitStack
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "smoothing_penalty",
 ]
 
-Scales = dict[tuple[Any, ...], tuple[LogitStack, float]]
+Scales = dict[tuple[Any, ...], tuple[Source, float]]
 """What single members' scales were, by what they follow from."""
 
 _shared: ContextVar[Scales | None] = ContextVar("_shared", default=None)
@@ -204,9 +205,10 @@ class FitVideos:
             return replace(self, scales=member_scales(self.stack, self.labels, self.omega, self.n_jobs))
         keys = _keys(self)
         if new := [name for name, key in keys.items() if key not in shared]:
-            few = self.stack.select(new)
-            for name, scale in zip(new, member_scales(few, self.labels, self.omega, self.n_jobs), strict=True):
-                shared[keys[name]] = few, scale  # the stack is kept, so that its key stays its own
+            found = member_scales(self.stack.select(new), self.labels, self.omega, self.n_jobs)
+            sources = {member.name: member.source for member in self.stack.sources()}
+            for name, scale in zip(new, found, strict=True):
+                shared[keys[name]] = sources[name], scale  # the source is kept, so that its `id` stays its own
         return replace(self, scales=np.array([shared[key][1] for key in keys.values()]))
 
     def passes(self) -> Passes:
