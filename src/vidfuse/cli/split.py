@@ -73,7 +73,8 @@ def split(
     same = splits.same_files([item for side in sides.values() for item in side])
     apart = [ids for ids in same if len({lists_of[name] for name in ids}) > 1]
     if apart:
-        shown = "; ".join(" = ".join(f"{name} ({lists_of[name]})" for name in ids) for ids in apart[:3])
+        one_of_each = ({lists_of[name]: name for name in reversed(ids)} for ids in apart[:3])
+        shown = "; ".join(" = ".join(f"{name} ({where})" for where, name in one.items()) for one in one_of_each)
         text += (
             f"\n{len(apart)} files are in several lists under several names, which flatters: {shown}"
             f"{'; …' if len(apart) > 3 else ''}; leave all but one out, or give them one source"

@@ -66,7 +66,7 @@ class Listed:
             how = "" if self.layout else f", which was read as --layout {self._guessed()}"
             raise InputError(
                 f"expected labelled videos to {why} in {self.data}{how}, got some without a label; put them into one "
-                "folder per class, or write a list of `path,label`"
+                "folder per class (which --layout folders reads), or write a list of `path,label`"
             )
         return found
 
@@ -103,6 +103,9 @@ class ToTrain(Listed):
                 "or pass a file of all names"
             )
         found = of_classes(found, self.data, None, n_classes)
+        if n_classes < 2:
+            alone = f", {found.classes[0]}" if found.classes else ""
+            raise InputError(f"{self.data}: expected videos of at least two classes, got those of one{alone}")
         val = self._val()
         if val is None:
             self.tell(found)
