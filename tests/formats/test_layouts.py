@@ -676,6 +676,21 @@ def test_lists_whose_first_line_may_be_a_header(text, ids, labels, tmp_path):
     assert found.labels is None if labels is None else found.labels.tolist() == labels, found
 
 
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        ({"video": "b"}, "expected a label for each video, got none for 1: 'b'"),
+        ({"video": "b", "label": None}, "expected a label for each video, got none for 1: 'b'"),
+        ({"label": 1}, "expected 'video' in each of 3 videos, got none in row 1"),
+    ],
+)
+def test_a_dict_of_a_list_of_videos_that_lacks_what_others_have_is_named(lacking, message, tmp_path):
+    rows = [{"video": "a", "label": 0}, lacking, {"video": "c", "label": 2}]
+    (tmp_path / "val.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=message):
+        read_annotations(tmp_path / "val.json")
+
+
 def test_a_video_without_a_label_is_named(tmp_path):
     (tmp_path / "val.csv").write_text("id,label\na,1\nb,\n")
     with pytest.raises(InputError, match="expected a label for each video, got none for 1: 'b'"):

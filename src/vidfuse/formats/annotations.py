@@ -247,9 +247,13 @@ def _is_dicts(content: Any) -> bool:
 
 
 def _read_dicts(rows: Sequence[Mapping[Any, Any]]) -> _Listed:
-    keys = [key for key in rows[0] if isinstance(key, str) and all(key in row for row in rows)]
+    keys = list(dict.fromkeys(key for row in rows for key in row if isinstance(key, str)))
     name, label = called(keys, ID_NAMES), called(keys, LABEL_NAMES)
-    return _from_columns({key: [row[key] for row in rows] for key in (name, label) if key is not None})
+    nameless = [at for at, row in enumerate(rows) if name is not None and row.get(name) is None]
+    if nameless:
+        raise InputError(f"expected {name!r} in each of {len(rows)} videos, got none in row {nameless[0]}")
+    given = {key: [row.get(key) for row in rows] for key in (name, label) if key is not None}
+    return _from_columns({key: ["" if value is None else value for value in values] for key, values in given.items()})
 
 
 def _is_by_id(content: Any) -> bool:
