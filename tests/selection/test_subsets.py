@@ -458,3 +458,18 @@ def test_a_search_of_just_as_many_subsets_and_seconds_as_are_allowed_runs(monkey
         else:
             with pytest.raises(InputError, match="an exhaustive search of 7 subsets of 3 members"):
                 vf.search_subsets(stack, time_limit=limit)
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
+def test_refitted_rules_are_scored_by_the_weights_of_videos(objective):
+    z, y = ensemble(3, m=2)
+    stack, weight = stack_of(z, y), np.random.default_rng(0).integers(0, 4, len(y)).astype(float)
+    table = vf.search_subsets(stack, objective, vf.StackedPool(), sample_weight=weight).table
+    for chosen in (["m0"], ["m1"], ["m0", "m1"]):
+        part = stack.select(chosen)
+        log_p = vf.StackedPool().fit(part, sample_weight=weight).predict_log_proba(part)
+        hits, true = log_p.argmax(axis=1) == y, log_p[np.arange(len(y)), y]
+        by_class = [np.average(hits[y == k], weights=weight[y == k]) for k in np.unique(y[weight > 0])]
+        expected = {"accuracy": np.average(hits, weights=weight), "nll": -np.average(true, weights=weight)}
+        expected["mean-class-accuracy"] = np.mean(by_class)
+        assert table.score_of(chosen) == pytest.approx(expected[objective])
