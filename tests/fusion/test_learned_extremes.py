@@ -220,3 +220,17 @@ def test_the_bound_by_convexity_is_one():
             excess = 0.5 * beta @ whole @ beta - linear @ beta - best.fun
             assert excess <= penalty.bound(beta, whole @ beta - linear) + 1e-10
     assert penalty.bound(best.x, whole @ best.x - linear) < 1e-4
+
+
+@pytest.mark.parametrize("rule", [LinearPool, LogLinearPool])
+def test_a_video_of_weight_zero_counts_for_nothing_even_where_it_is_impossible(rule):
+    z, y = members(2, 1.0, n=120)
+    weight = np.ones(120)
+    weight[::4] = 0.0
+    z[0, :, y[0]] = -np.inf  # no member gives its true class a chance
+    kept = np.flatnonzero(weight)
+    found, expected = rule(floor=0.0).fit(z, y, weight), rule(floor=0.0).fit(z[kept], y[kept])
+    np.testing.assert_allclose(found.weights_, expected.weights_, atol=1e-6)
+    log_true = z[np.arange(120), :, y]
+    whole, part = fit_linear(log_true, weight), fit_linear(log_true[kept], weight[kept])
+    assert whole.weights.tolist() == part.weights.tolist() and whole.gap == part.gap <= 1e-7
