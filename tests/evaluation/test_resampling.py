@@ -135,3 +135,18 @@ def test_bad_input():
         Draw(y, n_resamples=0)
     with pytest.raises(InputError, match="objective"):
         Draw(y, "f1")
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ("accuracy", "Wilson"),
+        ("mean-class-accuracy", "Wilson, variance within classes"),
+        ("nll", "bootstrap-t, 40 resamples, losses of at most"),
+        (vf.metrics.brier, "BCa, 40 resamples"),
+    ],
+)
+def test_an_interval_says_how_it_was_computed(objective, method):
+    y, repeated = rounds()
+    found = Draw(y, objective, 0.9, n_resamples=40).interval(repeated)
+    assert found.method == method or (objective == "nll" and found.method.startswith(method))
