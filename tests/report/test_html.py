@@ -16,6 +16,8 @@ import pytest
 import vidfuse as vf
 import vidfuse.report
 from vidfuse._tables import points
+from vidfuse.cache.reader import PartsSource
+from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.worth import member_worth
 from vidfuse.fusion.rule import Rule
@@ -431,3 +433,23 @@ def test_a_page_from_a_sample_says_so_and_keeps_groups_whole(tmp_path):
         sampled(uneven, 10)
     with pytest.raises(InputError, match="sample: expected a number of videos of at least 1, got 0"):
         vf.write_report(stack, tmp_path / "p.html", sample=0)
+
+
+def test_a_sample_is_read_from_the_files_once_and_holds_what_they_hold(tmp_path, monkeypatch):
+    """Also where a member lacks videos, and with views."""
+    rng = np.random.default_rng(4)
+    ids = [f"v{row:02d}" for row in range(60)]
+    for name, rows in (("a", range(60)), ("b", range(0, 60, 2))):
+        scores = rng.normal(size=(len(rows), 2, 3)).astype(np.float32)
+        with CacheWriter(tmp_path / "caches" / name) as writer:
+            writer.append([ids[row] for row in rows], scores, [0] * len(rows))
+    stack = vf.load_stack(tmp_path / "caches", views=None, join="outer")
+    few = sampled(stack, 20)
+    at = [ids.index(one) for one in few.ids]
+    expected, present = stack.log_likelihoods(at), stack.present[at]
+    reads = []
+    take = PartsSource.take
+    monkeypatch.setattr(PartsSource, "take", lambda source, rows: reads.append(rows) or take(source, rows))
+    assert np.array_equal(few.log_likelihoods(), expected)
+    assert np.array_equal(few.present, present) and 0 < present[:, 1].sum() < 20
+    assert few.labels.tolist() == [0] * 20 and not reads

@@ -34,6 +34,7 @@ from vidfuse.report.pictures import Pictures
 from vidfuse.report.sections import Findings, sections_of
 from vidfuse.report.tables import checked_rules, judged, own_rules
 from vidfuse.selection.contribution import diversity
+from vidfuse.stack.source import ArraySource
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["check_page", "findings_of", "write_findings", "write_report"]
@@ -151,7 +152,7 @@ def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -
         return stack
     rng = np.random.default_rng(random_state)
     if stack.groups is None:
-        return stack[np.sort(rng.choice(len(stack), most, replace=False))]
+        return _held(stack[np.sort(rng.choice(len(stack), most, replace=False))])
     _, owner, sizes = np.unique(stack.groups, return_inverse=True, return_counts=True)
     order = rng.permutation(len(sizes))
     taken = order[np.cumsum(sizes[order]) <= most]
@@ -159,7 +160,17 @@ def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -
         taken = order[sizes[order] <= most][:1]
     if not len(taken):
         raise InputError(f"sample: expected room for a group, of at least {sizes.min():,} videos, got {most:,}")
-    return stack[np.flatnonzero(np.isin(owner, taken))]
+    return _held(stack[np.flatnonzero(np.isin(owner, taken))])
+
+
+def _held(stack: LogitStack) -> LogitStack:
+    """Return a stack with its scores in memory: a page reads them hundreds of times."""
+    n, present = len(stack), stack.present
+    members = []
+    for column, member in enumerate(stack.sources()):
+        rows = slice(0, n, 1) if present is None else np.where(present[:, column], np.arange(n), -1)
+        members.append(dataclasses.replace(member, source=ArraySource(stack.scores(member.name)), rows=rows))
+    return stack.changed(members)
 
 
 def check_page(path: str | os.PathLike[str]) -> None:
