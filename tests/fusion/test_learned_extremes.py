@@ -9,8 +9,10 @@ from scipy.special import logsumexp
 
 from vidfuse import LinearPool, LogLinearPool
 from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.fusion._solver import linear
 from vidfuse.fusion._solver.linear import fit_linear
 from vidfuse.fusion._solver.log_linear import shrinkage_penalty
+from vidfuse.fusion._solver.qp import solve_qp
 
 
 def members(seed, scale, n=300, k=6, skills=(0.5, 1.0, 1.5, 2.0)):
@@ -234,3 +236,14 @@ def test_a_video_of_weight_zero_counts_for_nothing_even_where_it_is_impossible(r
     log_true = z[np.arange(120), :, y]
     whole, part = fit_linear(log_true, weight), fit_linear(log_true[kept], weight[kept])
     assert whole.weights.tolist() == part.weights.tolist() and whole.gap == part.gap <= 1e-7
+
+
+def test_a_thousand_members_of_a_linear_pool_enter_the_fit_a_few_at_a_time(monkeypatch):
+    """Their quadratic program would take a minute; most get no weight, and the gap is over all of them."""
+    rng, sizes = np.random.default_rng(0), []
+    log_p = np.log(rng.uniform(0.05, 1.0, size=(300, 1000)) ** rng.uniform(0.5, 3.0, size=1000))
+    monkeypatch.setattr(linear, "solve_qp", lambda h, *others: sizes.append(len(h)) or solve_qp(h, *others))
+    fit = fit_linear(log_p)
+    assert max(sizes) < 150 and fit.gap < 1e-7
+    p = np.exp(log_p)
+    assert (p / (p @ fit.weights)[:, None]).mean(axis=0).max() < 1 + 1e-7

