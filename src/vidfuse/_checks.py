@@ -10,7 +10,7 @@ import difflib
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from vidfuse.errors import InputError, VidfuseWarning, option
 
 __all__ = [
     "KINDS",
+    "UNORDERED",
     "Kind",
     "Rows",
     "as_array",
@@ -49,6 +50,7 @@ __all__ = [
 Kind = Literal["logits", "log-likelihoods", "probabilities", "sum"]
 Rows = slice | NDArray[np.int64]  # rows of an array; a slice always has explicit bounds and step 1
 KINDS: Final[tuple[Kind, ...]] = ("logits", "log-likelihoods", "probabilities", "sum")
+UNORDERED: Final = (set, frozenset)  # a dictionary's keys are a Set too, and in order
 
 _BLOCK_NUMBERS: Final = 1 << 19  # how many numbers a check looks at once, so that its memory stays bounded
 _EXACT, _ROUNDED = 1e-3, 5e-3  # how far sums of probabilities are off 1 by arithmetic, and by rounding
@@ -119,7 +121,7 @@ def as_array(values: Any, what: str = "the array") -> NDArray[Any]:
     Raises:
         InputError: The values are ragged or masked, or in no order.
     """
-    if isinstance(values, Set):
+    if isinstance(values, UNORDERED):
         raise InputError(f"{what}: expected a sequence, got a {type(values).__name__}, which has no order")
     if hasattr(values, "detach"):
         tensor = values.detach().cpu()
@@ -293,7 +295,7 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
         InputError: A wrong number, a duplicate (with its positions), an empty or unsafe id.
     """
     owner = "ids" if member is None else f"member {member!r}: ids"
-    listed = not (isinstance(ids, np.ndarray | Set) or hasattr(ids, "__array__"))
+    listed = not (isinstance(ids, (np.ndarray, *UNORDERED)) or hasattr(ids, "__array__"))
     given = [_as_text(v) if isinstance(v, bytes) else v for v in ids] if listed else ids
     array = as_array(given, owner)
     if array.ndim != 1:
@@ -431,7 +433,7 @@ def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str
     """Return class names as a tuple of K unique strings, or None where none were given."""
     if classes is None:
         return None
-    given = list(as_array(classes, "classes") if isinstance(classes, Set) else classes)
+    given = list(as_array(classes, "classes") if isinstance(classes, UNORDERED) else classes)
     unnamed = [k for k, name in enumerate(given) if name is None or name != name]
     if unnamed:
         raise InputError(f"classes: expected a name for each class, got none for class {first_few(unnamed)}")

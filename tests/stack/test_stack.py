@@ -346,8 +346,11 @@ def test_ids_may_be_texts_whole_numbers_and_bytes_of_any_container():
         [np.int64(3), "a", b"b", np.str_("c")],
         np.array(["3", "a", "b", "c"], dtype=object),
         (3, "a", "b", "c"),
+        {3: 0, "a": 0, "b": 0, "c": 0}.keys(),
     ):
         assert vf.LogitStack.from_arrays({"swin": SWIN[:4]}, ids=ids).ids.tolist() == ["3", "a", "b", "c"]
+    by_name = dict.fromkeys("abcdef").keys()
+    assert vf.LogitStack.from_arrays({"swin": SWIN}, classes=by_name).classes == tuple("abcdef")
 
 
 @pytest.mark.parametrize(("other", "how"), [("{} ", "in spaces around them"), ("V{}", "in upper and lower case")])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import Rows, as_array, check_choice, check_ids, check_labels, first_few, place
+from vidfuse._checks import UNORDERED, Rows, as_array, check_choice, check_ids, check_labels, first_few, place
 from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import AlignmentError, InputError, option
 
@@ -316,7 +316,9 @@ def member_ids(ids: Any, names: Sequence[str], counts: Mapping[str, int]) -> dic
         if lacking:
             raise InputError(f"ids: expected ids of every member or of none, got none for {first_few(lacking)}")
         return {name: check_ids(ids[name], counts[name], name) for name in names}
-    listed: Iterable[Any] = as_array(ids, "ids") if isinstance(ids, Set) or hasattr(ids, "__array__") else list(ids)
+    listed: Iterable[Any] = (
+        as_array(ids, "ids") if isinstance(ids, UNORDERED) or hasattr(ids, "__array__") else list(ids)
+    )
     n = len(list(listed))
     odd = [name for name in names if counts[name] != n]
     if odd:
