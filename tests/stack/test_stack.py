@@ -305,6 +305,14 @@ def test_a_member_whose_classes_are_all_alike_is_suspected(k, views):
     vf.LogitStack.from_arrays({"swin": one_says_something})
 
 
+def test_small_logits_of_three_classes_and_smoothed_names_of_many_are_no_softmax_of_probabilities():
+    rng = np.random.default_rng(0)
+    vf.LogitStack.from_arrays({"small": 0.1 * rng.normal(size=(200, 3))})  # warnings are errors
+    named = np.full((50, 20_000), 0.1 / 20_000)
+    named[:, 7] += 0.9
+    vf.LogitStack.from_arrays({"named": named}, kind="probabilities")
+
+
 def test_logits_that_are_shares_of_one_sum_are_suspected():
     rng = np.random.default_rng(0)
     p = softmax(rng.normal(size=(80, 5)), axis=1)

@@ -19,6 +19,7 @@ Blanks = Literal["error", "leave-out", "keep"]
 _BLOCK_NUMBERS: Final = 1 << 19
 _MANY: Final = 50  # videos from which on a row of zero logits, or hardly any difference of classes, is no accident
 _TINY: Final = 1e-3  # a difference of log-likelihoods of which float32 keeps four digits, beside log K
+_SURE: Final = 0.75  # above 2/K of K > 2, the most that logits come to which stray from their mean by 1/K, both ways
 _PROBES: Final = 256
 
 
@@ -132,8 +133,8 @@ def warn_if_odd(name: str, scores: NDArray[np.floating[Any]], kind: Kind) -> Non
 
     =======================  ====================================================================================
     flat                     all log q of a row within `_TINY`: float32 keeps few of the digits in which they differ
-    softmax applied twice    log q_k = p_k − log Σ exp p. So log q_k − mean log q + 1/K is a p_k: 0 at least in every
-                             row, and near 1 in some (K > 2)
+    softmax applied twice    log q_k = p_k − log Σ exp p. So log q_k − mean log q + 1/K is a p_k: within 0 … 1 in every
+                             row, and above `_SURE` in some (K > 2)
     shares                   "logits" of at least 0 with the same sum in every row: percentages, or sums over views
     =======================  ====================================================================================
     """
@@ -166,8 +167,12 @@ def warn_if_odd(name: str, scores: NDArray[np.floating[Any]], kind: Kind) -> Non
         low, high = block.min(axis=-1, keepdims=True), block.max(axis=-1, keepdims=True)
         return bool(((block == low) | (block == high)).all())
 
-    twice = k > 2 and _every_row(scores, lambda block: bool((ends(block)[0] >= -_TINY).all()))
-    twice = twice and not _every_row(scores, lambda block: bool((ends(block)[1] < 0.5).all()))
+    def shares_of_one(block: NDArray[np.floating[Any]]) -> bool:
+        lowest, highest = ends(block)
+        return bool((lowest >= -_TINY).all() and (highest <= 1 + _TINY).all())
+
+    twice = k > 2 and _every_row(scores, shares_of_one)
+    twice = twice and not _every_row(scores, lambda block: bool((ends(block)[1] < _SURE).all()))
     found = ""
     if (twice or _every_row(scores, flat)) and not _every_row(scores, silent):
         found = (
