@@ -19,10 +19,11 @@ from vidfuse._tables import points
 from vidfuse.cache.reader import PartsSource
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.evaluation.trial import open_trial
 from vidfuse.evaluation.worth import member_worth
 from vidfuse.fusion.rule import Rule
 from vidfuse.report.drawings import DARK_FROM
-from vidfuse.report.html import findings_of, sampled
+from vidfuse.report.html import findings_of, held, sampled
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
 VOID = {"meta", "img"}
@@ -444,7 +445,7 @@ def test_a_sample_is_read_from_the_files_once_and_holds_what_they_hold(tmp_path,
         with CacheWriter(tmp_path / "caches" / name) as writer:
             writer.append([ids[row] for row in rows], scores, [0] * len(rows))
     stack = vf.load_stack(tmp_path / "caches", views=None, join="outer")
-    few = sampled(stack, 20)
+    few = held(open_trial(sampled(stack, 20), folds=2)).scored
     at = [ids.index(one) for one in few.ids]
     expected, present = stack.log_likelihoods(at), stack.present[at]
     reads = []
@@ -453,3 +454,9 @@ def test_a_sample_is_read_from_the_files_once_and_holds_what_they_hold(tmp_path,
     assert np.array_equal(few.log_likelihoods(), expected)
     assert np.array_equal(few.present, present) and 0 < present[:, 1].sum() < 20
     assert few.labels.tolist() == [0] * 20 and not reads
+
+
+def test_a_sample_of_scores_without_ids_that_were_fitted_on_is_called_in_sample():
+    stack = make_stack(200, ids=None)
+    found = findings_of(stack, stack[:150], sample=100, curves=False)
+    assert found.trial.protocol.name == "partly in-sample" and 0 < found.trial.protocol.n_shared < 100

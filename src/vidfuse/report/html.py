@@ -152,7 +152,7 @@ def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -
         return stack
     rng = np.random.default_rng(random_state)
     if stack.groups is None:
-        return _held(stack[np.sort(rng.choice(len(stack), most, replace=False))])
+        return stack[np.sort(rng.choice(len(stack), most, replace=False))]
     _, owner, sizes = np.unique(stack.groups, return_inverse=True, return_counts=True)
     order = rng.permutation(len(sizes))
     taken = order[np.cumsum(sizes[order]) <= most]
@@ -160,11 +160,17 @@ def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -
         taken = order[sizes[order] <= most][:1]
     if not len(taken):
         raise InputError(f"sample: expected room for a group, of at least {sizes.min():,} videos, got {most:,}")
-    return _held(stack[np.flatnonzero(np.isin(owner, taken))])
+    return stack[np.flatnonzero(np.isin(owner, taken))]
+
+
+def held(trial: Trial) -> Trial:
+    """Return a trial with its scores in memory: a page reads them hundreds of times."""
+    fit_stack = _held(trial.fit_stack)
+    scored = fit_stack if trial.scored is trial.fit_stack else _held(trial.scored)
+    return dataclasses.replace(trial, fit_stack=fit_stack, scored=scored)
 
 
 def _held(stack: LogitStack) -> LogitStack:
-    """Return a stack with its scores in memory: a page reads them hundreds of times."""
     n, present = len(stack), stack.present
     members = []
     for column, member in enumerate(stack.sources()):
@@ -212,6 +218,8 @@ def findings_of(
     drawn_from = tuple(len(one) for one in (stack, test) if one is not None)
     stack, test = sampled(stack, sample, random_state), None if test is None else sampled(test, sample, random_state)
     with_views = open_trial(stack, test, folds=folds, random_state=random_state, what="a report")
+    if drawn_from != tuple(len(one) for one in (stack, test) if one is not None):
+        with_views = held(with_views)  # only now: without ids, the sources tell which videos are in both stacks
     trial = with_views.reduced(views)
     rules = checked_rules(rules, trial)
     board, fused = judged(trial, rules, objective, random_state=random_state)
