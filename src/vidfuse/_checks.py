@@ -296,7 +296,7 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
     """
     owner = "ids" if member is None else f"member {member!r}: ids"
     listed = not (isinstance(ids, (np.ndarray, *UNORDERED)) or hasattr(ids, "__array__"))
-    given = [_as_text(v) if isinstance(v, bytes) else v for v in ids] if listed else ids
+    given = [_plain(v) for v in ids] if listed else ids
     array = as_array(given, owner)
     if array.ndim != 1:
         raise InputError(f"{owner}: expected a sequence of {'N' if n is None else n} ids, got shape {array.shape}")
@@ -326,6 +326,12 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
                 f"({same.size} repeated in all); drop or rename the duplicates"
             )
     return text
+
+
+def _plain(value: Any) -> Any:
+    """Return one id of a list: a number or text of NumPy's or torch's as Python's, and bytes as text."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return _as_text(value) if isinstance(value, bytes) else value
 
 
 def _as_text(value: object) -> str:
@@ -434,7 +440,7 @@ def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str
     if classes is None:
         return None
     given = list(as_array(classes, "classes") if isinstance(classes, UNORDERED) else classes)
-    unnamed = [k for k, name in enumerate(given) if name is None or name != name]
+    unnamed = [k for k, name in enumerate(given) if name is None or type(name).__name__ == "NAType" or name != name]
     if unnamed:
         raise InputError(f"classes: expected a name for each class, got none for class {first_few(unnamed)}")
     names = tuple(map(_as_text, given))

@@ -6,6 +6,7 @@ import pickle
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -337,6 +338,7 @@ def test_logits_that_are_shares_of_one_sum_are_suspected():
         ({"labels": set(range(40))}, "labels: expected a sequence, got a set"),
         ({"classes": set("abcdef")}, "classes: expected a sequence, got a set"),
         ({"classes": ["a", None, "c", "d", float("nan"), "f"]}, "a name for each class, got none for class 1, 4"),
+        ({"classes": ["a", pd.NA, "c", "d", "e", "f"]}, "a name for each class, got none for class 1"),
         ({"ids": [float("nan"), *IDS[1:]]}, "expected strings or integers, got float such as nan"),
         ({"ids": ["v", 1.5, *IDS[2:]]}, "got float such as 1.5"),
         ({"ids": [True, *IDS[1:]]}, "got bool such as True"),
@@ -355,6 +357,7 @@ def test_ids_may_be_texts_whole_numbers_and_bytes_of_any_container():
         np.array(["3", "a", "b", "c"], dtype=object),
         (3, "a", "b", "c"),
         {3: 0, "a": 0, "b": 0, "c": 0}.keys(),
+        [np.array(3), np.array("a"), np.array(b"b"), "c"],
     ):
         assert vf.LogitStack.from_arrays({"swin": SWIN[:4]}, ids=ids).ids.tolist() == ["3", "a", "b", "c"]
     by_name = dict.fromkeys("abcdef").keys()
