@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.fusion._solver.passes import Shared
+from vidfuse.fusion._solver.passes import Workers
 from vidfuse.fusion._solver.shared import FitVideos
 from vidfuse.fusion.floors import floored_blocks
 from vidfuse.likelihood import block_rows
@@ -64,7 +64,7 @@ class Deviations:
     gap: float
 
 
-class ClassVideos(Shared):
+class ClassVideos(Workers):
     """The videos of a fit, laid out by class; use it as a context.
 
     Blocks are kept where they are few, and computed anew in every pass where they are many.

@@ -34,7 +34,7 @@ from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import compose_rows, fill_log_likelihoods
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["FEW", "Moments", "Passes", "Shared", "block_gradients", "block_moments"]
+__all__ = ["FEW", "Moments", "Passes", "Workers", "block_gradients", "block_moments"]
 
 _PIECE: Final = 1 << 14  # numbers of a row that one matrix product sums: all members' pieces fit the CPU cache
 FEW: Final = 16  # members up to which matrix-vector products are faster than one matrix product
@@ -240,7 +240,7 @@ class _Part:
         self.vetoes = met
 
 
-class Shared:
+class Workers:
     """What has a pass's tasks done by several workers, from `with` to its end; outside of it, one after another.
 
     Args:
@@ -274,7 +274,7 @@ class Shared:
         self._over = map
 
 
-class Passes(Shared):
+class Passes(Workers):
     """Repeated passes over one stack, on joblib's workers; use it as a context.
 
     Args:
