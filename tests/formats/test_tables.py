@@ -304,6 +304,14 @@ def test_frames_and_parquet_are_held_to_the_same_rules(make, tmp_path):
         read_frame(make({**columns, "id": np.arange(N) + 0.0}))
 
 
+def test_a_column_of_vectors_is_no_score_and_harms_none():
+    table = pl.DataFrame({"id": IDS, **{f"p{k}": Z[:, k] for k in range(K)}, "embedding": Z})
+    assert table["embedding"].to_numpy().shape == (N, K)
+    assert_read(read_frame(table, columns="p*"))
+    with pytest.raises(InputError, match="columns 'embedding' beside"):
+        read_frame(table)
+
+
 def test_a_frame_whose_columns_are_called_by_numbers():
     table = pd.DataFrame(Z)
     table["video"] = IDS
@@ -319,6 +327,7 @@ LISTS = {name: frame(label=LABELS)[name].tolist() for name in ("id", "label", *C
         (pd.concat([frame(label=LABELS), frame()[["p1"]]], axis=1), "unique column names, got 'p1' twice"),
         (frame(label=LABELS).rename(columns={"p1": 7, "p2": "7"}), "unique column names, got '7' twice"),
         ({**LISTS, "p3": LISTS["p3"][:-1]}, "'p3': expected 30 values, as in other columns, got 29"),
+        ({**LISTS, "p3": 0.5}, "'p3': expected a value for each video, got one alone"),
         ({**LISTS, "p3": Z[:, :2]}, r"'p3': expected one column of values, got shape \(30, 2\)"),
         (pl.from_pandas(frame(label=LABELS)).lazy(), r"got polars' LazyFrame, which is not read yet; call collect\(\)"),
         (frame(label=[None, *map(float, LABELS[1:])]), "one for each video, got 'nan' in row 0 .1 such rows."),

@@ -77,10 +77,8 @@ class Table:
         """Return a column as it is."""
         column = self.frame[self.keys[name]]
         found = as_array(column.to_numpy() if hasattr(column, "to_numpy") else column, f"column {name!r}")
-        if found.ndim != 1:
-            raise InputError(
-                f"column {name!r}: expected one column of values, got shape {found.shape}: several of a name?"
-            )
+        if not found.ndim:
+            raise InputError(f"column {name!r}: expected a value for each video, got one alone")
         self._n = len(found) if self._n is None else self._n
         if len(found) != self._n:
             raise InputError(f"column {name!r}: expected {self._n} values, as in other columns, got {len(found)}")
@@ -117,6 +115,8 @@ class Table:
     def floats(self, name: str) -> NDArray[np.floating[Any]]:
         """Return a column of scores, or refuse it."""
         found = self.numbers(name)
+        if found is not None and found.ndim > 1:
+            raise InputError(f"column {name!r}: expected one column of values, got shape {found.shape}")
         return found if found is not None and found.dtype.kind == "f" else floats_of(self.values(name), name, self.text)
 
     def is_whole(self, name: str) -> bool:
