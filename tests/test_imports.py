@@ -20,7 +20,7 @@ ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 HEAVY = ("numpy", "scipy", "sklearn", "torch", "torchvision", "timm", "av", "pandas")
 OPTIONAL = ("torch", "torchvision", "timm", "av", "einops", "yaml", "pandas", "polars", "matplotlib")
 ROOMS = (  # from the ground up; a module imports from its own room and from floors below
-    ("_lazy", "errors"),
+    ("_lazy", "_rules", "errors"),
     ("_checks", "_files", "_paths", "_threads", "_yaml"),
     ("_tables", "_unfinished", "likelihood"),
     ("cache", "metrics"),

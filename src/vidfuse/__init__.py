@@ -7,26 +7,16 @@ needs no numpy, scipy, scikit-learn, torch or timm.
 from __future__ import annotations
 
 from vidfuse._lazy import lazy_face
+from vidfuse._rules import RULES
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("errors", "metrics", "networks", "serving", "training", "video")
 _HOME = {
-    "BordaCount": "vidfuse.fusion.votes",
-    "Calibrated": "vidfuse.fusion.calibration",
-    "Cascade": "vidfuse.selection.cascade",
-    "DynamicPool": "vidfuse.fusion.dynamic",
+    **RULES,
     "Ensemble": "vidfuse.serving.ensemble",
-    "GreedyPool": "vidfuse.selection.greedy",
-    "LinearPool": "vidfuse.fusion.linear",
-    "LogLinearPool": "vidfuse.fusion.log_linear",
     "LogitStack": "vidfuse.stack.stack",
-    "MajorityVote": "vidfuse.fusion.votes",
     "Recipe": "vidfuse.recipe",
-    "StackedPool": "vidfuse.fusion.stacking",
-    "SubsetPool": "vidfuse.selection.subsets",
-    "TemperatureScaling": "vidfuse.fusion.calibration",
-    "VectorScaling": "vidfuse.fusion.calibration",
     "compare": "vidfuse.evaluation.honest",
     "coordinate_search": "vidfuse.selection.coordinate",
     "early_exit": "vidfuse.serving.early",

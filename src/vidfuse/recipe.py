@@ -1,6 +1,6 @@
 """A fitted ensemble as a file: JSON that people can read, and one safetensors file where arrays are large.
 
-Nothing in a recipe is code: no pickle, and only the rules that `RULES` lists are built from one. Every number
+Nothing in a recipe is code: no pickle, and only the rules that `vidfuse._rules` lists are built from one. Every number
 is written so that it is read back bit by bit. Every 1.x release reads the recipes of every 1.x release.
 """
 
@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as with_other
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from sklearn.base import clone
 from vidfuse import __version__
 from vidfuse._checks import check_choice, check_kind, check_member_names, first_few, per_member
 from vidfuse._files import make_folder, publish, replace
+from vidfuse._rules import RULES
 from vidfuse.cache.layout import unique_keys
 from vidfuse.errors import AlignmentError, CacheCorruptError, CacheFormatError, InputError, option
 from vidfuse.fusion.blocks import FusedBlocks
@@ -40,25 +40,7 @@ from vidfuse.selection.problem import best_single
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints, refuse_others, shortened
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["RULES", "Recipe", "arrays_beside", "hashed_ids", "load_recipe"]
-
-RULES = MappingProxyType(
-    {
-        "BordaCount": "vidfuse.fusion.votes",
-        "Calibrated": "vidfuse.fusion.calibration",
-        "Cascade": "vidfuse.selection.cascade",
-        "DynamicPool": "vidfuse.fusion.dynamic",
-        "GreedyPool": "vidfuse.selection.greedy",
-        "LinearPool": "vidfuse.fusion.linear",
-        "LogLinearPool": "vidfuse.fusion.log_linear",
-        "MajorityVote": "vidfuse.fusion.votes",
-        "StackedPool": "vidfuse.fusion.stacking",
-        "SubsetPool": "vidfuse.selection.subsets",
-        "TemperatureScaling": "vidfuse.fusion.calibration",
-        "VectorScaling": "vidfuse.fusion.calibration",
-    }
-)
-"""Class name → module of each rule and calibrator that a recipe can hold: a new rule is a new file and a line here."""
+__all__ = ["Recipe", "arrays_beside", "hashed_ids", "load_recipe"]
 
 _FORMAT = "vidfuse-recipe"
 _VERSION = 1

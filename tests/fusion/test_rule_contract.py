@@ -20,6 +20,7 @@ from sklearn.utils import get_tags
 
 import vidfuse.fusion
 import vidfuse.selection
+from vidfuse._rules import RULES
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.fusion.calibration import Calibrated
 from vidfuse.fusion.linear import LinearPool
@@ -27,7 +28,6 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.votes import MajorityVote
-from vidfuse.recipe import RULES
 from vidfuse.stack.stack import LogitStack
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 from sklearn.base import clone
 
+from vidfuse._rules import RULES
 from vidfuse.fusion.calibration import Calibrated, TemperatureScaling, VectorScaling
 from vidfuse.fusion.dynamic import DynamicPool
 from vidfuse.fusion.linear import LinearPool
@@ -14,7 +15,6 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.fusion.stacking import StackedPool
 from vidfuse.fusion.votes import BordaCount, MajorityVote
-from vidfuse.recipe import RULES
 from vidfuse.selection.cascade import Cascade
 from vidfuse.selection.greedy import GreedyPool
 from vidfuse.selection.subsets import SubsetPool
