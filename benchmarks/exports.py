@@ -31,6 +31,7 @@ import vidfuse as vf
 from vidfuse.networks.fused import FusedConfig, FusedNetwork
 from vidfuse.serving import Ensemble, Fusion, export
 from vidfuse.serving.ensemble import scores_of
+from vidfuse.serving.rules import FORMS
 
 RESULTS = Path(__file__).parent / "results" / "exports.json"
 PARTS = ("matrix", "presets", "fused")
@@ -122,9 +123,7 @@ def matrix() -> dict[str, Any]:
         spread(models[name], clips[name][:, 0])
     for i, (title, rule) in enumerate(RULES.items()):
         recipes[title] = fitted(rule, NETWORKS, CLASSES, views=REDUCTIONS[i % len(REDUCTIONS)])
-    assert {type(recipe.rule).__name__ for recipe in recipes.values()} == {
-        name for name in vf.recipe.RULES if "Scaling" not in name
-    }
+    assert {type(recipe.rule).__name__ for recipe in recipes.values()} == {kind.__name__ for kind in FORMS}
     with torch.no_grad():
         scores = {name: scores_of(model, clips[name]).numpy() for name, model in models.items()}
     arrays = {name: value.numpy() for name, value in clips.items()}

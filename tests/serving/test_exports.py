@@ -26,6 +26,7 @@ from vidfuse.cli import main
 from vidfuse.errors import AlignmentError, CacheFormatError, InputError, MissingExtraError, VidfuseError
 from vidfuse.fusion.rule import Rule
 from vidfuse.serving import Ensemble, Fusion, exports, load_export, triton
+from vidfuse.serving.rules import FORMS
 
 LOGITS, LABELS = members(120, classes=6)
 LOGITS = {name: z.astype(np.float32) for name, z in LOGITS.items()}
@@ -42,6 +43,7 @@ RULES = {
     "vote": vf.MajorityVote("accuracy", missing="renormalise"),
     "log-linear": vf.LogLinearPool(missing="renormalise"),
     "vetoed": vf.LinearPool("uniform", floor=0.0),
+    **{case: rule for case, rule in CASES.items() if case == type(rule).__name__ and type(rule) in FORMS},
 }
 
 
@@ -69,9 +71,7 @@ class All(nn.Module):
 
 def test_every_rule_is_a_graph_that_onnxruntime_runs():
     recipes = [fitted(rule) for rule in RULES.values()]
-    assert {type(recipe.rule).__name__ for recipe in recipes} == {
-        name for name in vf.recipe.RULES if "Scaling" not in name
-    }
+    assert {type(recipe.rule).__name__ for recipe in recipes} == {kind.__name__ for kind in FORMS}
     example = {name: torch.from_numpy(z[:2].copy()) for name, z in LOGITS.items()}
     free = ({name: {0: torch.export.Dim("videos", min=1)} for name in example},)
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """Every rule in torch: what a fitted rule does, as a graph that passes gradients on and can be exported.
 
-One function a rule, and a line in `_FORMS` at the end. Each follows the rule's own `_fuse` step by step, in the same
+One function a rule, and a line in `FORMS` at the end. Each follows the rule's own `_fuse` step by step, in the same
 precision (log-likelihoods and floors in float32, sums in float64), so that classes tie here where they tie there. What
 decides the shape of a graph (which members have a say, whether weights differ by class) is read from the fitted rule
 when the graph is made; nothing depends on the scores but through tensors.
@@ -35,7 +35,7 @@ from vidfuse.selection.cascade import Cascade
 from vidfuse.selection.greedy import GreedyPool
 from vidfuse.selection.subsets import SubsetPool
 
-__all__ = ["NoGraphError", "Said", "listen", "log_proba"]
+__all__ = ["FORMS", "NoGraphError", "Said", "listen", "log_proba"]
 
 _TIE: Final = 1e-12  # as in `vidfuse.likelihood`: sums that differ by no more are equal
 _TINY: Final = float(np.finfo(np.float64).tiny)
@@ -85,7 +85,7 @@ def log_proba(rule: Any, members: Members) -> Tensor:
             f"{type(rule).__name__} takes scores (N, K) of each member, got views (N, V, K) and a recipe that does not "
             "say how to reduce them; fit it with views="
         )
-    form = _FORMS.get(type(rule))
+    form = FORMS.get(type(rule))
     if form is not None:
         return form(rule, {name: members[name] for name in rule.members_ if name in members})
     whole = all(said.present is None for said in members.values())
@@ -193,10 +193,7 @@ def _seen(rule: Cascade, stage: int, members: Members) -> Members:
     views = int(rule.views_[stage])
     if any(one.log_p.ndim != 3 for one in own.values()):
         raise InputError(f"this cascade takes {rule.needed_views()} views of each member, (N, V, K); got (N, K)")
-    return {
-        name: Said(_reduced(_floored(one.log_p[:, :views], DEFAULT_FLOOR if one.rounded else 0.0), rule.views), False)
-        for name, one in own.items()
-    }
+    return {name: Said(_reduced(_heard(one)[:, :views], rule.views)) for name, one in own.items()}
 
 
 def _subset(rule: SubsetPool, members: Members) -> Tensor:
@@ -278,7 +275,7 @@ def _calibrated(rule: Calibrated, members: Members) -> Tensor:
 
 
 def _calibrated_member(calibrator: Any, said: Said) -> Said:
-    log_p = _transformed(calibrator, _floored(said.log_p, DEFAULT_FLOOR if said.rounded else 0.0)).float()
+    log_p = _transformed(calibrator, _heard(said)).float()
     if said.present is not None:
         log_p = torch.where(said.present[:, None], log_p, -math.log(log_p.shape[1]))
     return Said(log_p, False, said.present)
@@ -376,6 +373,11 @@ def _block(form: WeightedSum | WeightedVote, names: Sequence[str], members: Memb
     return torch.stack(block, 1)
 
 
+def _heard(said: Said) -> Tensor:
+    """Return what a member says (N, [V,] K) with the floor "auto", which only rounded probabilities get."""
+    return _floored(said.log_p, DEFAULT_FLOOR if said.rounded else 0.0)
+
+
 def _constant(array: NDArray[Any], like: Tensor) -> Tensor:
     return torch.as_tensor(array, device=like.device)
 
@@ -421,7 +423,7 @@ def _joined(total: Tensor) -> Tensor:
 
 
 _Form = Callable[[Any, Members], Tensor]
-_FORMS: Final[Mapping[type, _Form]] = MappingProxyType(
+FORMS: Final[Mapping[type, _Form]] = MappingProxyType(
     {
         BordaCount: partial(_vote, ballots=_ranks),
         Calibrated: _calibrated,
