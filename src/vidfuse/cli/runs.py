@@ -74,7 +74,10 @@ def resolved_recipe(
         presets = {**TABLE_I, **TINY}
         key = name if name in presets else name.split("_")[0].split(".")[0]
         if key not in presets:
-            raise InputError(f"expected a recipe of {', '.join(presets)}, or a YAML file, got {name!r}")
+            raise InputError(
+                f"expected a recipe of {', '.join(presets)}, or a YAML file, got {name!r}; --recipe takes that "
+                "of another network"
+            )
         base = presets[key]
     for field, text in options.pairs(settings, "NAME=VALUE").items():
         section, dot, own = field.partition("augmentation.")
