@@ -43,8 +43,8 @@ RULES = {
     "vote": vf.MajorityVote("accuracy", missing="renormalise"),
     "log-linear": vf.LogLinearPool(missing="renormalise"),
     "vetoed": vf.LinearPool("uniform", floor=0.0),
-    **{case: rule for case, rule in CASES.items() if case == type(rule).__name__ and type(rule) in FORMS},
 }
+RULES |= {case: rule for case, rule in CASES.items() if type(rule) in FORMS.keys() - set(map(type, RULES.values()))}
 
 
 def fitted(rule, views=None, kind="logits", classes=None, names="abc"):
