@@ -248,6 +248,32 @@ def test_answers_that_lack_classes_say_how_to_get_them(content, message, tmp_pat
         read_dump(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("top_k", [5, None])
+def test_answers_beside_a_video_s_own_scores_are_notes(top_k, tmp_path):
+    rows = [{"id": IDS[row], "scores": P[row].tolist(), "shown": answers(row, top_k=top_k)} for row in range(N)]
+    for content in (rows, {row["id"]: row for row in rows}):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        dump = read_dump(tmp_path / "x.json")
+        assert dump.ids.tolist() == IDS and dump.classes is None
+        np.testing.assert_array_equal(dump.scores, P)
+
+
+@pytest.mark.parametrize("without", [0, 3])
+def test_a_label_beside_some_answers_is_left_out_and_said(without, tmp_path):
+    rows = [{"id": IDS[row], "said": answers(row), "label": NAMES[LABELS[row]]} for row in range(N)]
+    del rows[without]["label"]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    with pytest.warns(VidfuseWarning, match="only some videos have 'label': left out"):
+        dump = read_dump(tmp_path / "x.json")
+    assert dump.labels is None and dump.ids.tolist() == IDS
+
+
+def test_lines_that_each_name_a_video_by_its_key_are_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({i: z.tolist()}) for i, z in zip(IDS, Z, strict=True)))
+    with pytest.raises(InputError, match=r"videos have their scores under other names each, .*: ids"):
+        read_dump(tmp_path / "x.jsonl")
+
+
 def test_views_by_id_and_in_an_npy_file(tmp_path):
     views = np.stack([Z, Z + 1], axis=1)
     content = dict(zip(IDS, views, strict=True))
@@ -721,6 +747,11 @@ def test_json_lines_are_read_whatever_the_file_is_called(name, tmp_path):
     (tmp_path / name).write_text("\n".join(lines)[:-3])
     with pytest.raises(InputError, match=f"damaged json: line {N}: "):
         read_dump(tmp_path / name)
+
+
+def test_one_value_over_several_lines_is_read_whatever_the_file_is_called(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps(dict(zip(IDS, Z.tolist(), strict=True)), indent=1))
+    assert read_dump(tmp_path / "x.jsonl").ids.tolist() == IDS
 
 
 def test_labels_and_ids_that_only_some_videos_have_are_left_out_and_said(tmp_path):

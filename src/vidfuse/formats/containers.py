@@ -194,10 +194,10 @@ def _read_text(stored: Stored) -> Text:
 
 
 def _read_json(stored: Stored) -> Any:
-    """Read one value, or the list of those that stand one a line."""
+    """Read one value, also one that goes over several lines, or the list of those that stand one a line."""
     text = _read_text(stored).text
     try:
-        if stored.suffix not in _JSON_LINES:
+        if stored.suffix not in _JSON_LINES or "\n" in text.strip():
             return _json(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":

@@ -256,7 +256,16 @@ def _is_answered(content: Any) -> bool:
     videos = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(videos, list) or not videos:
         return False
-    return is_answers(videos) or all(map(is_answers, videos)) or None not in map(answers_in, videos)
+    return is_answers(videos) or all(map(is_answers, videos)) or all(map(_is_answered_sample, videos))
+
+
+def _is_answered_sample(video: Any) -> bool:
+    """Whether a video's dict holds a pipeline's answers, and no scores by a usual name, beside which they are notes."""
+    key = answers_in(video)
+    if key is None:
+        return False
+    scores = _score_of({name: value for name, value in video.items() if name != key})
+    return not (isinstance(scores, dict) or is_video(scores))
 
 
 def _read_answered(content: Any, ask: Ask) -> Dump:
@@ -264,9 +273,15 @@ def _read_answered(content: Any, ask: Ask) -> Dump:
     key = answers_in(videos[0])
     dump = read_answers(videos if key is None else [video[answers_in(video)] for video in videos], ask.classes)
     if key is not None:
-        besides = {name: [video.get(name) for video in videos] for name in videos[0] if name != key}
+        keys = dict.fromkeys(name for video in videos for name, value in video.items() if not is_answers(value))
+        besides = {name: [video.get(name) for video in videos] for name in keys}
+        some = [name for name, values in besides.items() if any(value is None for value in values)]
+        named = {name: values for name, values in besides.items() if name not in some}
         names = {} if dump.classes is None else {"classes": list(dump.classes)}
-        dump = _read_named({**besides, **names, "scores": dump.scores}, ask)
+        dump = _read_named({**named, **names, "scores": dump.scores}, ask)
+        lost = [name for name in some if any(value is not None for value in besides[name])]
+        if lost:
+            dump = replace(dump, notes=(*dump.notes, f"only some videos have {first_few(lost)}: left out"))
     return replace(dump, ids=_keys(content)) if isinstance(content, dict) else dump
 
 
@@ -285,7 +300,7 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
     Scores are an array, or {head: array}, of which the only one or the one called `head` is taken; so where they stand
     beside each other, as EPIC's verb_output and noun_output. Labels and ids count where every dict has one.
     """
-    scores, labels = [], []
+    scores, labels, keys = [], [], dict[str, None]()
     names = [str(key) for key in samples[0]]
     id_key = _id_key(dict.fromkeys(names), ask)
     ids = [sample[id_key] for sample in samples if id_key is not None and isinstance(sample.get(id_key), str | int)]
@@ -301,6 +316,7 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
                 raise InputError(f"row {row} has the scores {first_few(heads)}; say which with {option('head')}")
             key = next(iter(heads)) if ask.head is None else _head(list(heads), ask.head)
             found = heads[key]
+            keys[key] = None
         scores.append(found)
         label_key = _label_key({str(name): None for name in sample}, key)
         label = None if label_key is None else sample.get(label_key)
@@ -308,6 +324,10 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
             label = label.get(key, next(iter(label.values()), None))
         if label is not None:
             labels.append(whole(label))
+    if len(keys) > 1 and ask.head is None:
+        raise InputError(
+            f"videos have their scores under other names each, {first_few(keys)}: ids? Save {{id: scores}}"
+        )
     some = {"an id": len(ids), "a label": len(labels)}
     return Dump(
         stack_videos(scores, ask.size),
