@@ -144,6 +144,17 @@ def test_every_container_counts_in_a_class_folder_and_the_rest_is_counted(folder
     assert "8 videos, 3 skipped" in videos.summary()
 
 
+def test_a_folder_that_several_links_lead_to_is_walked_once_by_its_own_name(folder, tmp_path_factory):
+    own = read_folder(folder).ids
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "x.mp4").write_bytes(b"x")
+    (folder / "a").symlink_to(folder / "run")  # before it, and beside it
+    (folder / "run" / "b").symlink_to(folder / "run")
+    for name in ("e1", "e2"):
+        (folder / name).symlink_to(elsewhere)
+    assert sorted(read_folder(folder).ids) == sorted([*own, "e1/x"])
+
+
 def test_links_are_followed_and_what_cannot_be_a_video_is_told(folder, tmp_path_factory):
     """What people's folders hold: links to folders and in circles, links to nothing, pipes, names in other bytes."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")

@@ -525,16 +525,27 @@ def is_video(file: Path) -> bool:
 
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder and of the folders in it, through links too, but for hidden ones."""
-    seen = set()
+    base, seen = Path(os.path.realpath(folder)), set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_raised):
-        seen.add(os.path.realpath(place))
-        # A link to a folder that was walked leads in a circle, or names its videos twice.
+        real = os.path.realpath(place)
+        if real in seen:  # a second link to the same folder, or a circle
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [
-            name
-            for name in sorted(folders)
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+            name for name in sorted(folders) if not name.startswith(".") and not _walked_anyway(Path(place, name), base)
         ]
         yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _walked_anyway(folder: Path, base: Path) -> bool:
+    """Say whether a link leads to a folder below `base` that is walked by its own name."""
+    real = Path(os.path.realpath(folder))
+    return (
+        folder.is_symlink()
+        and real.is_relative_to(base)
+        and not any(part.startswith(".") for part in real.relative_to(base).parts)
+    )
 
 
 def _raised(error: OSError) -> None:
