@@ -123,6 +123,14 @@ def test_settings_of_training_scripts_are_left_aside_and_never_built(tmp_path, m
     assert same(networks.read_checkpoint(tmp_path / "a.ckpt"), model)  # where MMEngine is not installed
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_that_was_saved_whole_is_refused_by_its_name(tmp_path, wrapped):
+    network = torch.nn.Linear(2, 2)
+    torch.save({"model": network, "epoch": 1} if wrapped else network, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"expected a state dict.*torch\.nn\.modules\.linear\.Linear"):
+        networks.read_checkpoint(tmp_path / "a.pt")
+
+
 def test_row_42_a_plain_pickle(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": {"conv1": np.zeros(3)}}))
     with pytest.raises(InputError, match=r"a\.pkl"):

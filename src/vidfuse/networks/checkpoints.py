@@ -95,7 +95,7 @@ def _unpickled(path: Path) -> Any:
                 names = {name for name in _refused(error) if _SETTINGS.match(name)} - aside.keys()
                 if not names:  # what else it refuses it names, or else the first refusal says more
                     raise told[-1 if _refused(error) else 0] from error
-                aside |= {name: type("_Aside", (_Aside,), {}) for name in names}  # torch wants a class for each
+                aside |= {name: type(name, (_Aside,), {}) for name in names}  # torch wants a class for each
 
 
 def _refused(error: pickle.UnpicklingError) -> list[str]:
@@ -170,7 +170,10 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             if not any(isinstance(value, Tensor) for value in content.values()):
-                seen = [str(key) for key in content]
+                seen = [
+                    f"{key} ({type(value).__name__})" if isinstance(value, _Aside) else str(key)
+                    for key, value in content.items()
+                ]
             break
         content = content[inner]
     if not isinstance(content, Mapping) or seen or not content:
