@@ -559,6 +559,13 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
     others = [*started[:3], f"r2plus1d_tiny={tmp_path / 'again' / 'r2plus1d_tiny'}.pt"]
     refused = run(*command[:8], *words, "--few-clips", *others, "--out", tmp_path / "again", status=2).stderr
     assert "got one that began with others" in refused
+    # A folder of a release that kept no digests goes on; one that began without weights is given none later.
+    (tmp_path / "again" / "start-r2plus1d_tiny.json").unlink()
+    run(*command[:8], *words, "--few-clips", *others, "--out", tmp_path / "again")
+    for name in ("a", "r2plus1d_tiny"):
+        assert json.loads((tmp_path / "run" / f"start-{name}.json").read_text()) == {"sha256": None}
+    refused = run(*command, "--shared-time", *started, "--out", tmp_path / "run", status=2).stderr
+    assert "got one that began with others" in refused
     before, after = (state.trained(tmp_path / folder / "a.pt") for folder in ("run", "again"))
     assert (after.recipe.scenes, after.recipe.frames, after.recipe.size) == (0.8, 8, 32)
     assert torch.allclose(after.weights["classifier.weight"], before.weights["classifier.weight"], atol=1e-6)

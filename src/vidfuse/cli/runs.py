@@ -155,18 +155,24 @@ def checkpoint_file(path: Path) -> Path:
     return found
 
 
-def keep_start(out: Path, checkpoint: Path | None, name: str = "start.json") -> None:
-    """Keep the digest of the weights that a run starts from, or hold a run that goes on to those that it began with."""
-    path, now = out / name, None
+def keep_start(out: Path, checkpoint: Path | None, member: str | None = None) -> None:
+    """Keep the digest of the weights that a run, or a member of one, starts from; without any, that there are none.
+
+    Raises:
+        InputError: A run that goes on is given other weights than it began with.
+    """
+    path, digest = out / ("start.json" if member is None else f"start-{member}.json"), None
     if checkpoint is not None:
         with checkpoint.open("rb") as file:
-            now = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if not (out / "last.pt").exists():
-        path.unlink(missing_ok=True)
-    elif now is not None and (not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != now):
-        raise InputError(
-            f"expected {out} to hold a run that began with the weights of {checkpoint}, got one that began with "
-            "others; train into another folder"
-        )
-    if now is not None:
-        replace(path, json.dumps(now) + "\n")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if (out / "last.pt").exists():
+        told = path.is_file()
+        before = json.loads(path.read_text(encoding="utf-8"))["sha256"] if told else None
+        # Before there was such a file, one network began without weights, and of members it was not kept.
+        if digest is not None and before != digest and (told or member is None):
+            raise InputError(
+                f"expected {out} to hold a run that began with the weights of {checkpoint}, got one that began with "
+                "others; train into another folder"
+            )
+    else:
+        replace(path, json.dumps({"sha256": digest}) + "\n")

@@ -94,7 +94,7 @@ def train_together(
             for member in members:
                 for line in begun(starts.get(member), recipes[member], n_classes, asked.few_clips):
                     progress.say(f"{member}: {line}")
-                keep_start(out, files.get(member), f"start-{member}.json")
+                keep_start(out, files.get(member), member)
             options.save_config(out)
             keep_left_out(out, found, scored)
         result = together.train_together(models, loader, recipes, out, val_loader=val_loader, device=device)
