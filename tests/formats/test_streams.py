@@ -280,6 +280,17 @@ def test_a_pipe_is_written_to(tmp_path):
     assert found[0] == write_predictions(P, tmp_path / "file.csv", ids=IDS).read_text()
 
 
+@pytest.mark.parametrize("name", ["file.csv", "file.npy", "cache"])
+def test_blocks_of_another_shape_than_was_asked_for_are_refused(tmp_path, name):
+    class Short(Slices):
+        def __getitem__(self, rows):
+            return self.values[rows][:1]  # which NumPy would repeat for all rows
+
+    with pytest.raises(InputError, match=r"scores: expected \(\d+, \d+\) for slice"):
+        write_predictions(Short(P, 3), tmp_path / name, ids=IDS, kind="probabilities", dtype="float32")
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize("layout", ["vipriors", "csv", "sample"])
 def test_submissions_go_on_too(tmp_path, monkeypatch, layout):
     monkeypatch.setattr(_unfinished, "_BYTES", 1)

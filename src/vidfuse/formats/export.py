@@ -216,7 +216,9 @@ class _Predictions:
         names = check_ids([str(row) for row in range(shape[0])] if ids is None else ids, shape[0])
 
         def read(rows: slice) -> tuple[NDArray[Any], ...]:
-            block = as_float_array(array[rows], "scores")
+            block, expected = as_float_array(array[rows], "scores"), (rows.stop - rows.start, *shape[1:])
+            if block.shape != expected:
+                raise InputError(f"scores: expected {expected} for {rows}, got {block.shape}")
             if top_k is None:
                 return (as_dtype(block, stored, names[rows]),)
             best = np.argsort(-block, axis=1, kind="stable")[:, :top_k]
