@@ -94,7 +94,7 @@ def test_import_reads_what_other_tools_dump(tmp_path):
     np.testing.assert_array_equal(loaded.scores("x3d"), stack.scores("x3d"))
     config = json.loads((tmp_path / "caches.config.json").read_text())
     assert config["command"] == "import"
-    assert config["options"]["kind"] == ["logits"]
+    assert config["options"]["kind"] == ["logits"] and config["options"]["as_json"] is True
 
 
 def test_import_needs_the_kind_and_names(tmp_path):

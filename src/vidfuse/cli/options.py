@@ -209,7 +209,8 @@ def _finite(value: Any) -> Any:
 def save_config(out: Path) -> Path:
     """Write the command and every option as they were resolved to `<out>.config.json`, and return that path."""
     context, path = click.get_current_context(), out.with_name(out.name + ".config.json")
-    config = {"vidfuse": __version__, "command": context.command.name, "options": dict(context.params)}
+    as_json = {"as_json": context.meta[_JSON]} if _JSON in context.meta else {}
+    config = {"vidfuse": __version__, "command": context.command.name, "options": {**context.params, **as_json}}
     return replace(path, json.dumps(config, indent=2, default=_plain) + "\n")
 
 
