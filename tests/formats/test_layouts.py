@@ -735,6 +735,12 @@ def test_a_key_that_stands_twice_in_json_is_refused(tmp_path):
         read_dump(tmp_path / "x.json")
 
 
+def test_a_name_of_the_id_that_only_some_videos_have_stands_back(tmp_path):
+    rows = [{"video": "x/a.mp4", "id": "7", "label": 1}, {"video": "x/b.mp4", "label": 0}]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    assert read_annotations(tmp_path / "x.json").ids.tolist() == ["x/a", "x/b"]
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json"])
 def test_json_lines_are_read_whatever_the_file_is_called(name, tmp_path):
     lines = [

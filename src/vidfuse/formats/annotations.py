@@ -248,7 +248,8 @@ def _is_dicts(content: Any) -> bool:
 
 def _read_dicts(rows: Sequence[Mapping[Any, Any]]) -> _Listed:
     keys = list(dict.fromkeys(key for row in rows for key in row if isinstance(key, str)))
-    name, label = called(keys, ID_NAMES), called(keys, LABEL_NAMES)
+    everywhere = [key for key in keys if all(key in row for row in rows)]
+    name, label = (called(everywhere, names) or called(keys, names) for names in (ID_NAMES, LABEL_NAMES))
     nameless = [at for at, row in enumerate(rows) if name is not None and row.get(name) is None]
     if nameless:
         raise InputError(f"expected {name!r} in each of {len(rows)} videos, got none in row {nameless[0]}")
