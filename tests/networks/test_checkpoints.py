@@ -123,6 +123,14 @@ def test_settings_of_training_scripts_are_left_aside_and_never_built(tmp_path, m
     assert same(networks.read_checkpoint(tmp_path / "a.ckpt"), model)  # where MMEngine is not installed
 
 
+def test_two_networks_are_never_mixed_by_names_that_become_one():
+    one = {"backbone.conv1_s.conv.weight": torch.zeros(2), "conv1_s.conv.weight": torch.zeros(2)}
+    assert list(networks.convert_state_dict(one, "x3d_m.mmaction2")) == ["stem_space.weight"]
+    two = one | {"conv1_s.conv.weight": torch.ones(2)}
+    with pytest.raises(InputError, match=r"two for stem_space\.weight: backbone\.conv1_s.* and conv1_s"):
+        networks.convert_state_dict(two, "x3d_m.mmaction2")
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_network_that_was_saved_whole_is_refused_by_its_name(tmp_path, wrapped):
     network = torch.nn.Linear(2, 2)

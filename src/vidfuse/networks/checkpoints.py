@@ -258,15 +258,23 @@ def summary_of(keys: Sequence[str]) -> str:
 def rename(state_dict: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     """Apply every rule, in order, to every key.
 
+    Raises:
+        InputError: Two keys that hold other numbers become one: they are of two networks.
+
     Example:
         >>> rename({"head.projection.weight": torch.zeros(1)}, [(r"^head[.]projection", "classifier")])
         {'classifier.weight': tensor([0.])}
     """
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     renamed: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
+    first: dict[str, str] = {}
+    for name, value in state_dict.items():
+        key = name
         for pattern, replacement in compiled:
             key = pattern.sub(replacement, key)
+        if key in renamed and not value.is_meta and not torch.equal(renamed[key], value):
+            raise InputError(f"expected the weights of one network, got two for {key}: {first[key]} and {name}")
+        first.setdefault(key, name)
         renamed[key] = value
     return renamed
 
