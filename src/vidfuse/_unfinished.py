@@ -28,12 +28,23 @@ from vidfuse._checks import first_few
 from vidfuse._files import TEMPORARY, fsync_folder, make_folder, replace
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["Unfinished"]
+__all__ = ["PARTIAL", "Unfinished", "is_unfinished"]
 
-_SUFFIX: Final = ".partial"
+PARTIAL: Final = ".partial"
 _OURS: Final = frozenset({"lock", "state.json", "output", "rows"})
 _BYTES: Final = 1 << 26  # written between two states that are flushed to disk
 _SECONDS: Final = 5.0
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether a folder is what a writer has under way, or what a killed one left.
+
+    Example:
+        >>> with Unfinished(Path(tempfile.mkdtemp(), "a.txt"), job=None) as work:
+        ...     is_unfinished(work.path.parent), is_unfinished(work.path.parent.parent)
+        (True, False)
+    """
+    return folder.name.endswith(PARTIAL) and (folder / "lock").exists()
 
 
 class Unfinished:
@@ -85,7 +96,7 @@ class Unfinished:
             if self._through:  # beside a pipe or a device nothing can be kept
                 self._folder, self._job = Path(tempfile.mkdtemp()), None
             else:
-                self._folder = self._target.with_name(self._target.name + _SUFFIX)
+                self._folder = self._target.with_name(self._target.name + PARTIAL)
                 make_folder(self._target.parent)
             self._lock = self._locked()
         except OSError as error:

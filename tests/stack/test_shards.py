@@ -242,7 +242,7 @@ def test_a_folder_is_what_it_holds(shards, tmp_path_factory):
     write(begun / "shard0", slice(0, 15))
     (begun / "shard1").mkdir()
     (begun / "notes").mkdir()
-    with pytest.raises(InputError, match="'shard1' holds no cache, while 'shard0' do"):
+    with pytest.raises(InputError, match="'shard1' holds no cache, while 'shard0' does"):
         load_stack(begun)
     (begun / "shard1").rmdir()
     assert len(load_stack(begun)) == 15
@@ -255,3 +255,51 @@ def test_a_folder_is_what_it_holds(shards, tmp_path_factory):
 def test_digits_that_are_no_numbers_are_texts():
     """A superscript is a digit, and no number."""
     assert sorted(["m10", "m²3", "m2", "1²2", "1²10"], key=by_number) == ["1²2", "1²10", "m2", "m10", "m²3"]
+
+
+def test_a_pattern_means_folders_and_not_the_files_beside_them(shards):
+    """A prediction into a folder writes its configuration beside it, and a pattern for the one matches the other."""
+    (shards / "shard0.config.json").write_text("{}")
+    assert load_stack(f"{shards}/shard*").ids.tolist() == IDS.tolist()
+    assert load_stack({"swin": f"{shards}/shard*/swin*"}).ids.tolist() == IDS.tolist()
+
+
+@pytest.mark.parametrize("kept", ["a link to nowhere", "a prediction under way"])
+def test_a_shard_that_is_not_there_yet_is_not_left_out(tmp_path, kept):
+    """Read without it, its videos would be missing and nobody would say so."""
+    write(tmp_path / "shards" / "shard0", slice(0, 15))
+    write(tmp_path / "fused", slice(0, 15), ["swin"])
+    (tmp_path / "fused" / "swin").rename(tmp_path / "fused" / "shard0")
+    for parent in ("shards", "fused"):
+        absent = tmp_path / parent / ("shard1" if kept == "a link to nowhere" else "shard1.partial")
+        if kept == "a link to nowhere":
+            absent.symlink_to(tmp_path / "not mounted")
+        else:
+            (absent / "output").mkdir(parents=True)
+            (absent / "lock").touch()
+        source = {"shards": tmp_path / "shards", "fused": {"fused": tmp_path / "fused"}}[parent]
+        with pytest.raises(InputError, match=f"'{absent.name}' holds no cache, while 'shard0' does"):
+            load_stack(source)
+        absent.unlink() if absent.is_symlink() else (absent / "lock").unlink()
+        if absent.exists():
+            (absent / "output").rmdir()
+            absent.rmdir()
+        assert len(load_stack(source)) == 15
+
+
+def test_an_output_under_way_among_members_is_no_member(tmp_path):
+    """So that a prediction into the folder it reads can go on after a kill."""
+    write(tmp_path, slice(0, 15))
+    write(tmp_path / "fused.partial", slice(0, 15), ["swin"])
+    (tmp_path / "fused.partial" / "lock").touch()
+    assert load_stack(tmp_path).members == ("swin", "x3d")
+
+
+def test_a_shard_that_is_given_twice_is_refused(shards):
+    for source in ([shards, f"{shards}/shard5"], {"swin": [shards / "shard0/swin"] * 2}):
+        with pytest.raises(InputError, match=r"each (shard|file) once, got .*(5|swin)'? twice"):
+            load_stack(source)
+    (shards / "again").symlink_to(shards / "shard5")
+    with pytest.raises(InputError, match=r"shard5/swin and .*again/swin, which are the same folder"):
+        load_stack([shards / "shard5", shards / "again"])
+    assert len(load_stack({"a": shards / "shard0/swin", "b": shards / "shard0/swin"})) == 15

@@ -14,12 +14,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
 from vidfuse._checks import did_you_mean, first_few
+from vidfuse._unfinished import PARTIAL, is_unfinished
 from vidfuse.cache.meta import META_NAME
 from vidfuse.errors import InputError
 
@@ -47,7 +48,8 @@ def find_shards(source: Folders | Mapping[str, Folders]) -> list[dict[str, Path]
         source: A folder, a pattern, several of them, or {member: its caches}, one or several in the same way.
 
     Raises:
-        InputError: No cache is found, or what a folder holds can be understood in two ways.
+        InputError: No cache is found, a shard is not finished or given twice, or what a folder holds can be understood
+            in two ways.
 
     Example:
         >>> import tempfile
@@ -60,13 +62,28 @@ def find_shards(source: Folders | Mapping[str, Folders]) -> list[dict[str, Path]
         >>> [list(shard) for shard in find_shards({"mine": [root / "shard10/swin"]})]
         [['mine']]
     """
-    if not isinstance(source, Mapping):
-        return [shard for folder in find_files(source) for shard in _shards_in(folder)]
-    listed = {
-        member: [cache for path in find_files(own) for cache in _caches_in(path)] for member, own in source.items()
-    }
-    rows = zip_longest(*listed.values())
-    return [{member: path for member, path in zip(listed, row, strict=True) if path is not None} for row in rows]
+    if isinstance(source, Mapping):
+        listed = {
+            member: [cache for path in find_files(own, folders=True) for cache in _caches_in(path)]
+            for member, own in source.items()
+        }
+        rows = zip_longest(*listed.values())
+        shards = [{member: path for member, path in zip(listed, row, strict=True) if path is not None} for row in rows]
+    else:
+        shards = [shard for folder in find_files(source, folders=True) for shard in _shards_in(folder)]
+    _refuse_twice(shards)
+    return shards
+
+
+def _refuse_twice(shards: Sequence[Mapping[str, Path]]) -> None:
+    """Refuse a member's cache that is meant twice: under one name, or under two that lead to the same folder."""
+    seen: dict[tuple[str, str], Path] = {}
+    for shard in shards:
+        for member, path in shard.items():
+            known = seen.setdefault((member, os.path.realpath(path)), path)
+            if known is not path:
+                both = f"{path} twice" if str(known) == str(path) else f"{known} and {path}, which are the same folder"
+                raise InputError(f"expected each shard once, got {both}; leave one of them out")
 
 
 def shard_name(shard: Mapping[str, Path]) -> str:
@@ -83,7 +100,33 @@ def shard_name(shard: Mapping[str, Path]) -> str:
 def _caches_in(path: Path) -> list[Path]:
     """Return one member's caches: the folder itself, or those that it holds."""
     inside = [] if _is_cache(path) else [entry for entry in sub_folders(path) if _is_cache(entry)]
+    if inside:
+        _refuse_without_cache(path, [entry.name for entry in inside])
     return inside or [path]
+
+
+def _refuse_without_cache(root: Path, shards: Collection[str]) -> None:
+    """Refuse what is called as the shards in a folder are and holds no cache: left out, its videos would be missed.
+
+        shard0  shard1    shards
+        shard2            an empty folder, or a link that leads nowhere
+        shard3.partial    a prediction that is not finished
+
+    Raises:
+        InputError: There is such.
+    """
+    alike = {without_numbers(name) for name in shards}
+    absent = []
+    for name in sorted(os.listdir(root), key=by_number):
+        shard, path = name.removesuffix(PARTIAL), root / name
+        if shard not in shards and without_numbers(shard) in alike and (path.is_dir() or not path.exists()):
+            absent.append(name)
+    if absent:
+        raise InputError(
+            f"{root}: {first_few(absent)} holds no cache, while {first_few(shards, 2)} "
+            f"{'do' if len(shards) > 1 else 'does'}; finish the shard, remove its folder, or name the shards that are "
+            "meant"
+        )
 
 
 def _shards_in(root: Path) -> list[dict[str, Path]]:
@@ -115,12 +158,7 @@ def _shards_in(root: Path) -> list[dict[str, Path]]:
             f"{root}: holds folders of caches that are not numbered as shards are ({first_few(shards)}): name the one "
             "that is meant; or, if they are shards of one set, name each of them or give a pattern"
         )
-    empty = [entry.name for entry in others if entry.name not in shards and without_numbers(entry.name) in numbered]
-    if empty:
-        raise InputError(
-            f"{root}: {first_few(empty)} holds no cache, while {first_few(shards, 2)} do; finish the shard, remove its "
-            "folder, or name the shards that are meant"
-        )
+    _refuse_without_cache(root, shards)
     return list(shards.values())
 
 
@@ -129,16 +167,23 @@ def _is_cache(folder: Path) -> bool:
 
 
 def sub_folders(root: Path) -> list[Path]:
-    """Return the sub-folders, those with numbers in their names in the order of these; none of no folder."""
+    """Return the sub-folders, those with numbers in their names in the order of these; none of no folder.
+
+    What a writer has under way is not among them.
+    """
     if not root.is_dir():
         return []
     with os.scandir(root) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    return [root / name for name in sorted(names, key=by_number)]
+    return [path for name in sorted(names, key=by_number) if not is_unfinished(path := root / name)]
 
 
-def find_files(given: Folders) -> list[Path]:
+def find_files(given: Folders, *, folders: bool = False) -> list[Path]:
     """Return the files or folders that are meant: one, a list, or what a pattern matches, by the numbers in the names.
+
+    Args:
+        given: Their names, or patterns.
+        folders: Folders are meant, and files beside them that a pattern matches are left out.
 
     Raises:
         InputError: A pattern matches nothing, or a file is listed twice.
@@ -161,9 +206,12 @@ def find_files(given: Folders) -> list[Path]:
             found.append(path)
             continue
         matches = sorted(glob.glob(str(name)), key=by_number)
+        if folders:
+            matches = [match for match in matches if not os.path.isfile(match)]
         if not matches:
             near = did_you_mean(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
-            raise InputError(f"{name}: expected files, and none matches this pattern{near}")
+            what = "folders" if folders else "files"
+            raise InputError(f"{name}: expected {what}, and none matches this pattern{near}")
         found += map(Path, matches)
     twice = sorted({str(path) for path in found if found.count(path) > 1})
     if twice:

@@ -91,7 +91,7 @@ class VerifyReport:
 def _cache_folders(source: Folders) -> list[Path]:
     """Return every cache in a folder, or in its sub-folders, or in theirs; also one that has lost its description."""
     found: list[Path] = []
-    for root in find_files(source):
+    for root in find_files(source, folders=True):
         inside = _caches_within(root, depth=2)
         if not inside:
             raise InputError(f"{root}: expected a logit cache, a folder of them, or shards of these; found none")
