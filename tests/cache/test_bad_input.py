@@ -20,7 +20,7 @@ import vidfuse as vf
 from vidfuse._checks import check_same_labels, check_weights
 from vidfuse.cache.format import open_part
 from vidfuse.cache.reader import open_cache
-from vidfuse.cache.upkeep import verify
+from vidfuse.cache.upkeep import consolidate, verify
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import (
     AlignmentError,
@@ -642,3 +642,28 @@ def test_a_pickled_stack_of_a_changed_cache_is_refused(tmp_path):
     next((tmp_path / "swin").glob("part-*")).unlink()
     with pytest.raises(CacheConflictError, match=r"the part is gone.*load the stack again"):
         pickle.loads(sent)
+
+
+@pytest.mark.parametrize("quarantine", [False, True])
+def test_a_prediction_under_way_is_no_damaged_cache(tmp_path, quarantine):
+    """Its parts are left alone, or what goes on from them would lack their videos."""
+    with CacheWriter(tmp_path / "shard0" / "swin") as writer:
+        writer.append(["a"], np.zeros((1, 2)))
+    begun = tmp_path / "shard1.partial"
+    (begun / "output").mkdir(parents=True)
+    (begun / "lock").touch()
+    (begun / "output" / "part-0.safetensors").write_bytes(b"half")
+    report = verify(tmp_path, quarantine=quarantine)
+    (problem,) = report.problems
+    assert len(report.caches) == 1 and problem.path == begun and problem.moved_to is None
+    assert "not finished; give the command that writes it again" in problem.message
+    assert [entry.name for entry in (begun / "output").iterdir()] == ["part-0.safetensors"]
+    assert [len(cache) for cache in consolidate(tmp_path)] == [1]
+
+
+def test_a_description_that_is_gone_or_empty_says_what_to_do(tmp_path):
+    with CacheWriter(tmp_path) as writer:
+        writer.append(["a"], np.zeros((1, 2)))
+    for damage in (lambda meta: meta.write_text(""), lambda meta: meta.unlink()):
+        damage(tmp_path / "meta.json")
+        assert "restore it, or remove the folder and write the cache again" in verify(tmp_path).problems[0].message

@@ -148,7 +148,10 @@ def decode_meta(text: bytes, path: Path) -> CacheMeta:
         marker, version, digest = content.pop("format"), content.pop("version"), content.pop("digest")
         found = _digest({"format": marker, "version": version, **content}, as_signed)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheFormatError(f"{path}: not the description of a logit cache: {error}") from error
+        raise CacheFormatError(
+            f"{path}: not the description of a logit cache: {error}; restore it, or remove the folder and write the "
+            "cache again"
+        ) from error
     if marker != _FORMAT:
         raise CacheFormatError(f"{path}: expected format {_FORMAT!r}, got {marker!r}")
     if not isinstance(version, int) or version > _VERSION:

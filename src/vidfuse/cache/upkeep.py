@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few
 from vidfuse._files import fsync_folder, make_folder, publish, sweep
+from vidfuse._unfinished import PARTIAL, is_unfinished
 from vidfuse.cache.format import Part, encode_stream, open_part, refusal
 from vidfuse.cache.ids import join_packed, packed_keys, repeated_keys
 from vidfuse.cache.meta import META_NAME, read_meta
@@ -35,6 +36,7 @@ QUARANTINE: Final = "quarantine"
 BATCH_BYTES: Final = 1 << 30
 _BLOCK: Final = 1 << 22  # bytes of scores that are in memory while parts are joined
 _OURS: Final = ("part-", "joined-")  # beside other files, such as a recipe's arrays, where a description was lost
+_NO_META: Final = "{} is missing; restore it, or remove the folder and write the cache again"
 _DAMAGE: Final = (CacheCorruptError, CacheFormatError)  # what a file's own bytes show; anything else ends the check
 
 
@@ -100,11 +102,20 @@ def _cache_folders(source: Folders) -> list[Path]:
 
 
 def _caches_within(folder: Path, depth: int) -> list[Path]:
-    if not folder.is_dir():
+    if not folder.is_dir() or is_unfinished(folder):
         return []
     if (folder / META_NAME).exists() or any(name.startswith(_OURS) for name in part_names(folder)):
         return [folder]
     return [] if not depth else [path for sub in sub_folders(folder) for path in _caches_within(sub, depth - 1)]
+
+
+def _under_way(source: Folders) -> Iterator[Problem]:
+    """Yield the caches that somebody is writing whole beside the others, or that a killed prediction left."""
+    for root in find_files(source, folders=True):
+        for path in sorted([*root.glob(f"*{PARTIAL}"), *root.glob(f"*/*{PARTIAL}")]):
+            if is_unfinished(path) and (path / "output").is_dir():
+                message = f"{path}: a cache that is not finished; give the command that writes it again, or remove it"
+                yield Problem(path, "CacheIncompleteError", message)
 
 
 def verify(folder: Folders, quarantine: bool = False) -> VerifyReport:
@@ -135,6 +146,7 @@ def verify(folder: Folders, quarantine: bool = False) -> VerifyReport:
             counts += found_here
             problems.extend(found)
             damaged.extend(problem.path for problem in found if problem.path not in (cache, cache / META_NAME))
+        problems.extend(_under_way(folder))
         moved = _set_aside(damaged) if quarantine else {}
     except OSError as error:
         raise refusal(error, Path(str(folder)), "this is no damage, and no part was moved: ") from error
@@ -156,7 +168,7 @@ def _check(cache: Path) -> tuple[NDArray[np.int64], list[Problem]]:
     gone: list[tuple[Part, CacheConflictError]] = []
     try:
         if read_meta(cache) is None:
-            problems.append(Problem(cache / META_NAME, "CacheFormatError", f"{cache / META_NAME} is missing"))
+            problems.append(Problem(cache / META_NAME, "CacheFormatError", _NO_META.format(cache / META_NAME)))
     except _DAMAGE as error:
         problems.append(Problem(cache / META_NAME, type(error).__name__, str(error)))
     while listed := [path for path in list_parts(cache) if path not in seen]:  # again, as parts may be joined meanwhile
