@@ -148,17 +148,16 @@ class Unfinished:
         found: Any = None
         with suppress(OSError, ValueError):
             found = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
-        known = isinstance(found, dict) and found.keys() == {"job", "state"}
-        if known and self._job is not None and found["job"] == self._job and self.beside(self._needs).exists():
+        known = isinstance(found, dict) and found.keys() == {"job", "state", "extent"} and self._job is not None
+        if known and found["job"] != self._job:
+            what = "holds what was begun with another recipe, other predictions or other options"
+        elif known and _extent(self.beside(self._needs)) < found["extent"]:
+            what = "no longer holds all that was written there"
+        elif known:
             self.state, self._kept = found["state"], True
             return
-        if known and self._job is not None and found["job"] != self._job:
-            warnings.warn(
-                f"{self._folder} holds what was begun with another recipe, other predictions or other options; "
-                "beginning anew",
-                VidfuseWarning,
-                stacklevel=4,
-            )
+        if known:
+            warnings.warn(f"{self._folder} {what}; beginning anew", VidfuseWarning, stacklevel=4)
         for entry in self._folder.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -194,7 +193,8 @@ class Unfinished:
         if stream is not None:
             stream.flush()
             os.fdatasync(stream.fileno())
-        replace(self._folder / "state.json", json.dumps({"job": self._job, "state": state}))
+        content = {"job": self._job, "state": state, "extent": _extent(self.beside(self._needs))}
+        replace(self._folder / "state.json", json.dumps(content))
         self._kept, self._mark, self._when = True, at, time.monotonic()
 
     def publish(self) -> None:
@@ -222,3 +222,13 @@ class Unfinished:
     def _is_mine(self, name: Any) -> bool:
         """Whether an error is of what is written here, not of something that is read."""
         return name is None or self._folder in Path(os.fsdecode(name)).parents
+
+
+def _extent(path: Path) -> int:
+    """Return how much is there: a file's bytes, or a folder's files; less than nothing where neither is."""
+    try:
+        if path.is_dir():
+            return sum(not name.startswith(TEMPORARY) for name in os.listdir(path))
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1

@@ -137,6 +137,24 @@ def test_other_predictions_or_options_begin_anew_and_say_so(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("form", SUFFIXES)
+def test_what_was_written_and_is_gone_again_is_not_gone_on_from(tmp_path, monkeypatch, form):
+    """A file that somebody cut, a part that somebody moved: going on would leave a hole that no reader sees."""
+    monkeypatch.setattr(_unfinished, "_BYTES", 1)
+    monkeypatch.setattr("vidfuse.formats.streams._PART", 2 * K * 4)
+    path, whole = tmp_path / f"out{SUFFIXES[form]}", tmp_path / "whole" / f"out{SUFFIXES[form]}"
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(Slices(P, 2, 20), path, **options(form), resume="one recipe")
+    kept = path.with_name(f"{path.name}.partial") / ("rows" if form == "parquet" else "output")
+    if form == "cache":
+        next(kept.glob("part-*")).unlink()
+    else:
+        os.truncate(kept, 40)
+    with pytest.warns(VidfuseWarning, match="no longer holds all that was written there; beginning anew"):
+        write_predictions(Slices(P, 2), path, **options(form), resume="one recipe")
+    assert written(path) == written(write_predictions(P, whole, **options(form)))
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
 def test_a_full_disk_leaves_no_file_and_is_gone_on_after(tmp_path, monkeypatch, form):
     """The system refuses bytes beyond a size, as a full disk does beyond its own."""
     monkeypatch.setattr(_unfinished, "_BYTES", 1)
