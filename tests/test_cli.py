@@ -494,3 +494,22 @@ def test_shards_are_read_as_one_set_by_every_command(tmp_path, caches):
     assert [problem["path"] for problem in found["problems"]] == [str(part)] and found["parts"] == 3 * len(
         stack.members
     ) - 1
+
+
+def test_errors_of_caches_name_no_option_that_caches_refuse(tmp_path, caches, recipe):
+    """What is said to help has to be taken: --annotations and the like say how other files are read."""
+    given = {"s0": (0, "abcdef"), "s1": (6, "abcdeX"), "again": (0, "abcdef")}
+    for name, (first, classes) in given.items():
+        ids = [f"v{first + row}" for row in range(6)]
+        scores = dict.fromkeys(vf.load_recipe(recipe).members, 2 * np.eye(6))
+        vf.LogitStack.from_arrays(scores, ids=ids, classes=list(classes)).save(tmp_path / name)
+    for command, sources, advice in (
+        ("evaluate", ["s0"], "give them with `vidfuse import --annotations`"),
+        ("report", ["s0"], "give them with `vidfuse import --annotations`"),
+        ("fit", ["s0"], "give them with `vidfuse import --annotations`"),
+        ("predict", ["s0", "s1"], "with `vidfuse import --class-map`"),
+        ("predict", ["s0", "again"], "leave one of these out, or write it again without them"),
+    ):
+        words = [recipe] if command in ("evaluate", "predict") else []
+        error = run(command, *words, *(tmp_path / source for source in sources), status=2).stderr
+        assert advice in error, (command, error)

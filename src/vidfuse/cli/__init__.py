@@ -122,7 +122,8 @@ def _words_of(ctx: click.Context) -> Callable[..., str]:
     option("views", "mean-log")          --views mean-log
     option("kind", {"swin": "logits"})   --kind swin=logits
     option("head")                       --head              in a command that has it
-                                         `vidfuse import --head`   in one that has not
+                                         `vidfuse import --head`   in one that has not, or was given caches: --head is
+                                                            of the files that `import` makes caches of
     """
 
     def words(name: str, *value: Any) -> str:
@@ -137,11 +138,21 @@ def _words_of(ctx: click.Context) -> Callable[..., str]:
             return "`vidfuse fit --missing renormalise`"  # of the rule, which the recipe holds
         for command in _commands_from(ctx):
             if any(switch in parameter.opts for parameter in command.params):
-                here = command.name == ctx.invoked_subcommand
-                return said if here else f"`vidfuse {command.name} {said}`"
+                if command.name == ctx.invoked_subcommand:
+                    return f"`vidfuse import {said}`" if _refused(switch) else said
+                return f"`vidfuse {command.name} {said}`"
         return f"{python_words(name, *value)} in Python"
 
     return words
+
+
+def _refused(switch: str) -> bool:
+    """Whether the command that is running was given caches, and the option says how other files are read."""
+    from vidfuse.cli.reading import OF_DUMPS, are_caches
+
+    running = click.get_current_context(silent=True)
+    source = None if running is None else running.params.get("source")
+    return isinstance(source, tuple) and are_caches(source) and switch[2:].replace("-", "_") in OF_DUMPS
 
 
 def _commands_from(ctx: click.Context) -> Iterator[click.Command]:

@@ -18,11 +18,11 @@ from vidfuse.cli import options
 from vidfuse.cli.late import load_late
 from vidfuse.errors import InputError, VidfuseWarning
 
-__all__ = ["GroupedReading", "Reading", "reads", "takes_recipe"]
+__all__ = ["OF_DUMPS", "GroupedReading", "Reading", "are_caches", "reads", "takes_recipe"]
 
 takes_recipe = click.argument("recipe", type=options.FILE)
 
-_OF_DUMPS = ("kind", "annotations", "no_labels", "head", "columns", "id_column", "classes", "class_map", "repeats")
+OF_DUMPS = ("kind", "annotations", "no_labels", "head", "columns", "id_column", "classes", "class_map", "repeats")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Reading:
             known: All members of the fit, by default `members`: dumps of the others may be given, and are not read.
             as_read: Reduce the views of caches block by block, for one pass.
         """
-        if all("=" not in word or os.path.exists(word) for word in self.source):
+        if are_caches(self.source):
             stack = self._caches(self.source, views, members, as_read)
         else:
             given = options.pairs(self.source, "MEMBER=FILE, or folders of caches")
@@ -143,7 +143,7 @@ class Reading:
         return loaded, self.open(loaded.views or "mean-log", list(loaded.members), as_read=as_read)
 
     def _caches(self, folders: tuple[str, ...], views: Any, members: Any, as_read: bool) -> Any:
-        given = [name for name in _OF_DUMPS if getattr(self, name)]
+        given = [name for name in OF_DUMPS if getattr(self, name)]
         for folder in map(Path, folders):
             if folder.is_file():
                 raise InputError(
@@ -213,6 +213,16 @@ class GroupedReading(Reading):
     ) -> Any:
         """Open predictions as a stack, with what each video comes from."""
         return options.grouped(super().open(views, members, known=known, as_read=as_read), self.groups)
+
+
+def are_caches(source: Sequence[str]) -> bool:
+    """Return whether a command was given folders of caches, not MEMBER=FILE.
+
+    Example:
+        >>> are_caches(("caches/val",)), are_caches(("swin=swin.npz",))
+        (True, False)
+    """
+    return all("=" not in word or os.path.exists(word) for word in source)
 
 
 def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

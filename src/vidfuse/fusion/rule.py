@@ -460,8 +460,8 @@ def _labels(rule: Rule, stack: LogitStack, y: ArrayLike | None) -> NDArray[np.in
         return labels
     if labels is None:
         raise InputError(
-            f"{type(rule).__name__} learns from labels, and the stack it was given to fit on has none; pass y, or "
-            "labels when building the stack (of the validation split, not the test split)"
+            f"{type(rule).__name__} learns from labels, and the stack it was given to fit on has none; give them with "
+            f"{option('labels')}, of the validation split, not the test split"
         )
     if len(labels) > 1 and (labels == labels[0]).all():
         _warn(f"every label of the fit is class {labels[0]}; the fit goes on, but it can tell little about the others")

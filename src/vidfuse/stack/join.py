@@ -17,11 +17,12 @@ from vidfuse.stack.source import reduce_array
 __all__ = ["any_repeated", "average_repeats", "check_alike", "check_disjoint", "joined_ids", "repeated_rows"]
 
 
-def check_disjoint(ids: Mapping[str, NDArray[np.str_]]) -> None:
+def check_disjoint(ids: Mapping[str, NDArray[np.str_]], *, shards: bool = False) -> None:
     """Refuse ids that stand in two places.
 
     Args:
         ids: The ids in each place, by what an error calls it.
+        shards: The places are caches, which are not averaged.
 
     Raises:
         InputError: An id stands in two; they and the ids are named.
@@ -38,12 +39,12 @@ def check_disjoint(ids: Mapping[str, NDArray[np.str_]]) -> None:
         for second in places[number + 1 :]:
             both = np.intersect1d(ids[first], ids[second])
             if len(both):
-                many = f"{len(both)} videos stand" if len(both) > 1 else "1 video stands"
-                raise InputError(
-                    f"{many} both in {first} and in {second}: {first_few(both.tolist())}; drop "
-                    f"{'them' if len(both) > 1 else 'it'} from one, or average the predictions of several models with "
-                    f"{option('repeats', 'mean-probability')}"
-                )
+                many, them = (f"{len(both)} videos stand", "them") if len(both) > 1 else ("1 video stands", "it")
+                advice = f"drop {them} from one, or average the predictions of several models with "
+                advice += option("repeats", "mean-probability")
+                if shards:
+                    advice = f"leave one of these out, or write it again without {them}"
+                raise InputError(f"{many} both in {first} and in {second}: {first_few(both.tolist())}; {advice}")
 
 
 def any_repeated(ids: Sequence[NDArray[np.str_]]) -> bool:

@@ -260,7 +260,7 @@ def _align_shards(shards: Sequence[Mapping[str, LogitCache]], names: Sequence[st
     if not alike or any_repeated(bases):
         pieces = {name: {str(s[name].folder): s[name].ids for s in shards if name in s} for name in names}
         for own in pieces.values():
-            check_disjoint(own)
+            check_disjoint(own, shards=True)
         return align_ids({name: np.concatenate(list(own.values())) for name, own in pieces.items()}, counts, join)
     ids, sizes = np.concatenate(bases), list(map(len, bases))
     present = np.array([[name in shard for name in names] for shard in shards])
