@@ -303,3 +303,10 @@ def test_a_shard_that_is_given_twice_is_refused(shards):
     with pytest.raises(InputError, match=r"shard5/swin and .*again/swin, which are the same folder"):
         load_stack([shards / "shard5", shards / "again"])
     assert len(load_stack({"a": shards / "shard0/swin", "b": shards / "shard0/swin"})) == 15
+
+
+def test_a_stack_travels_to_workers_that_start_in_another_folder(shards, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(shards)
+    sent = pickle.dumps(load_stack(["shard0", "shard5"])[3:20])
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    np.testing.assert_array_equal(pickle.loads(sent).scores("swin"), Z["swin"][3:20])

@@ -158,7 +158,7 @@ class PartsSource:
             yield self._physical.tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        paths = [(str(part.path), part.digest) for part in self._parts]
+        paths = [(os.path.abspath(part.path), part.digest) for part in self._parts]  # workers may start elsewhere
         return _reopen, (paths, self._physical, self._check)
 
 
@@ -205,7 +205,10 @@ def _reopen(paths: list[tuple[str, str]], physical: NDArray[np.int64] | None, ch
         try:
             part = open_part(Path(path), check=check)
         except FileNotFoundError as error:
-            raise CacheConflictError(f"{path}: the part is gone, joined or set aside; load the stack again") from error
+            raise CacheConflictError(
+                f"{path}: the part is gone, joined or set aside, or this machine does not see it; load the stack again "
+                "from a folder that all workers see"
+            ) from error
         if part.digest != digest:
             raise CacheConflictError(f"{path}: expected the part with digest {digest}, found {part.digest}; load again")
         parts.append(part)
