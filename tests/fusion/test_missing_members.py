@@ -266,3 +266,14 @@ def test_a_video_that_no_member_has_is_named_by_its_own_row(rule):
     fitted = rule(missing="renormalise").fit(stack[:41])
     with pytest.raises(AlignmentError, match="no member with a positive weight has row 41; drop"):
         fitted.predict(stack)
+
+
+@pytest.mark.parametrize("rule", [MajorityVote, BordaCount])
+def test_a_video_gets_the_same_votes_whether_or_not_a_member_that_lacks_it_has_others(rule):
+    arrays, y = scores(n=40)
+    present = np.ones((40, 3), dtype=bool)
+    present[:20, 2] = False
+    whole, some = stack_of(arrays, y, np.ones((40, 3), dtype=bool)), stack_of(arrays, y, present)
+    vote = rule(weights={"m0": 0.5, "m1": 0.3, "m2": 0.2}, missing="renormalise").fit(whole)
+    alone = vote.predict_proba(some.select(["m0", "m1"])[np.arange(20)])
+    assert np.allclose(vote.predict_proba(some)[:20], alone, rtol=1e-12, atol=0)

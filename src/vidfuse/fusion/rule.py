@@ -81,6 +81,11 @@ class WeightedVote:
     weights: NDArray[np.float64]
     floors: NDArray[np.float64]
 
+    @property
+    def one_vote(self) -> float:
+        """The weight that is one vote: the mean of those above 0, whichever members a stack has."""
+        return float(self.weights[self.weights > 0].mean())
+
 
 class Rule(ClassifierMixin, BaseEstimator, ABC):
     """A way to fuse members, as a scikit-learn classifier whose features are the members' predictions.

@@ -46,7 +46,7 @@ class _Vote(WeightedRule):
 
     def _count(self, stack: LogitStack, ballots: Ballots) -> NDArray[np.float64]:
         stack, weights, floors = self._with_a_say(stack)
-        weights = weights / weights.mean()  # equal weights are one vote each
+        weights = weights / self.weighted_vote().one_vote
         out = np.empty((len(stack), stack.n_classes))
         for rows, block in floored_blocks(stack, floors):
             here = np.tile(weights, (len(block), 1)) if stack.present is None else stack.present[rows] * weights

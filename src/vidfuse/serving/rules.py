@@ -215,7 +215,7 @@ def _vote(rule: MajorityVote | BordaCount, members: Members, ballots: Callable[[
     if log_p.ndim == 4:
         views = _log_linear_pool(log_p, _shares(weights, names, members))
         return _counted(_one_hot(views).sum(1), _mean_log(views))
-    here = _constant(weights / weights.mean(), log_p)[:, None]  # (M, 1) or (N, M, 1); equal weights are one vote each
+    here = _constant(weights / form.one_vote, log_p)[:, None]  # (M, 1) or (N, M, 1)
     here = here if present is None else here * present.double()[..., None]
     return _counted((here * ballots(log_p)).sum(1), _mean_log(log_p, present))
 
