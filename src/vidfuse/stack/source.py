@@ -5,6 +5,7 @@ Views are reduced while a member is loaded, so that (N, K) numbers stay in memor
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ def _map_array(path: str, dtype: str, offset: int, shape: tuple[int, ...], order
 
 
 @dataclass(frozen=True)
-class DerivedSource:
+class DerivedSource(ABC):
     """Scores that follow from another source's whenever they are read; a kind of them writes `take`.
 
     Attributes:
@@ -126,9 +127,9 @@ class DerivedSource:
         """float32, in which log-likelihoods are computed."""
         return np.dtype(np.float32)
 
+    @abstractmethod
     def take(self, rows: Rows) -> NDArray[np.floating[Any]]:
         """Scores of these rows."""
-        raise NotImplementedError
 
     def pieces(self, rows: Rows) -> list[NDArray[np.floating[Any]]]:
         """The same in one piece."""
