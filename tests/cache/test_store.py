@@ -11,6 +11,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -24,10 +26,10 @@ from vidfuse._files import publish
 from vidfuse.cache import format as part_format
 from vidfuse.cache import reader, upkeep
 from vidfuse.cache import writer as writer_module
-from vidfuse.cache.format import Part, encode_part, open_part
+from vidfuse.cache.format import Part, encode_part, glancing, open_part
 from vidfuse.cache.ids import pack_ids, pack_texts
 from vidfuse.cache.meta import read_meta
-from vidfuse.cache.reader import checking_meanwhile, open_cache
+from vidfuse.cache.reader import checking_ahead, open_cache
 from vidfuse.cache.shards import find_shards
 from vidfuse.cache.upkeep import consolidate, verify
 from vidfuse.cache.writer import CacheWriter
@@ -561,17 +563,24 @@ def test_a_description_that_json_cannot_write_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("layout", [{"indent": 1}, {"indent": 1, "ensure_ascii": False}, {"indent": 4}, {}])
-def test_a_description_that_another_program_laid_out_is_read(tmp_path, layout):
-    ids = ["é, 1", 'a "b"', "]\u2028"]
+@pytest.mark.parametrize(
+    "ids", [["é, 1", 'a "b"', "]\u2028"], ["a", "bc"], ["x"], ["a\\", "b"], ["a, b", 'x",  "y'], ["]", "[", "日"]]
+)
+def test_a_description_that_another_program_laid_out_is_read(tmp_path, ids, layout):
+    told = {"expected_ids": ["q"], "x": '"expected_ids": '}
     for member in ("swin", "x3d"):
-        with Immediate(tmp_path / member, expected_ids=ids) as writer:
-            writer.append(ids, np.zeros((3, 2), dtype=np.float32))
+        with Immediate(
+            tmp_path / member, expected_ids=ids, fingerprint=told, view_plan=[1], classes=['"expected_ids": ', "k"]
+        ) as writer:
+            writer.append(ids, np.zeros((len(ids), 2), dtype=np.float32))
         path = tmp_path / member / "meta.json"
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), **layout), encoding="utf-8")
         assert read_meta(tmp_path / member).expected_ids == tuple(ids)
+        path.write_text(path.read_text(encoding="utf-8").replace('",\n  "', '", "'), encoding="utf-8")  # two on a line
+        assert open_cache(tmp_path / member).meta.expected_ids == tuple(ids)
     with Immediate(tmp_path / "more", expected_ids=[*ids, "c"]) as writer:
         writer.append(["c"], np.zeros((1, 2), dtype=np.float32))
-    assert [len(read_meta(tmp_path / name).expected_ids) for name in ("more", "swin")] == [4, 3]
+    assert [len(read_meta(tmp_path / name).expected_ids) for name in ("more", "swin")] == [len(ids) + 1, len(ids)]
 
 
 def test_every_flipped_bit_of_the_description_is_noticed(tmp_path):
@@ -705,7 +714,7 @@ def test_a_part_is_checked_piece_by_piece_to_its_end(tmp_path, monkeypatch, chun
                 open_part(path, hold=hold).verify()
 
 
-def test_parts_are_checked_while_others_are_opened_and_a_bad_one_is_found_where_it_is_used(tmp_path, monkeypatch):
+def test_parts_are_checked_ahead_of_their_use_and_a_bad_one_is_found_where_it_is_used(tmp_path, monkeypatch):
     z = np.random.default_rng(0).normal(size=(3, 40, 5)).astype(np.float32)
     ids = [f"v{row:02d}" for row in range(40)]
     for name, scores in zip("abc", z, strict=True):
@@ -718,11 +727,10 @@ def test_parts_are_checked_while_others_are_opened_and_a_bad_one_is_found_where_
     checked = []
     known = Part.verify
     monkeypatch.setattr(Part, "verify", lambda part: (checked.append(part.path.parent.name), known(part))[1])
-    with checking_meanwhile() as check:
+    with checking_ahead():
         caches = {name: open_cache(tmp_path / name) for name in "abc"}
-        for cache in caches.values():
-            for part in check(cache):
-                part.result()
+        while len(checked) < 3:
+            time.sleep(0.01)
     assert checked == ["a", "b", "c"]
     np.testing.assert_array_equal(caches["a"].scores, z[0])
     np.testing.assert_array_equal(caches["c"].scores, z[2])
@@ -731,6 +739,51 @@ def test_parts_are_checked_while_others_are_opened_and_a_bad_one_is_found_where_
         _ = caches["b"].scores
     with pytest.raises(CacheCorruptError, match=bad.name):
         load_stack(tmp_path, as_read=True).log_likelihoods()
+
+
+def test_who_checks_ahead_waits_where_nothing_is_used_and_ends_with_the_context(tmp_path, monkeypatch):
+    for name in "abcd":
+        with CacheWriter(tmp_path / name) as writer:
+            writer.append(["v"], np.zeros((1, 5), np.float32))
+    checked = []
+    known = Part.verify
+    monkeypatch.setattr(Part, "verify", lambda part: (checked.append(part.path.parent.name), known(part))[1])
+    monkeypatch.setattr(reader, "_AHEAD", 0)
+    with checking_ahead():
+        caches = {name: open_cache(tmp_path / name) for name in "abcd"}
+        for name, meanwhile in zip("abc", (["a"], ["a", "b"], ["a", "b", "c"]), strict=True):
+            while len(checked) < len(meanwhile):
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert checked == meanwhile
+            with glancing():
+                _ = caches[name].source.take(slice(0, 1, 1))
+            time.sleep(0.05)
+            assert checked == meanwhile
+            _ = caches[name].source.take(slice(0, 1, 1))
+        while len(checked) < 4:
+            time.sleep(0.01)
+    assert [thread.name for thread in threading.enumerate() if thread.name == "checking ahead"] == []
+
+
+def test_members_of_a_stack_hold_their_ids_and_labels_once(tmp_path):
+    ids, z = [f"v{row}" for row in range(6)], np.zeros((6, 3), np.float32)
+    for name, labels in (("a", [0, 1, 2, 0, 1, 2]), ("b", [0, 1, 2, 0, 1, 2]), ("c", None)):
+        for shard in range(2):
+            with CacheWriter(tmp_path / f"shard{shard}" / name, part_bytes=1, expected_ids=ids[shard::2]) as writer:
+                for row in range(shard, 6, 2):
+                    writer.append([ids[row]], z[:1], None if labels is None else [labels[row]])
+    caches = [open_cache(tmp_path / "shard1" / name) for name in "abc"]
+    first = caches[0].lean(None)
+    second, third = (cache.lean(first) for cache in caches[1:])
+    assert second.packed_ids is third.packed_ids is first.packed_ids and second.labels is first.labels
+    assert third.labels is None and [cache.meta.expected_ids for cache in (first, second)] == [None, None]
+    for lean, cache in zip((first, second, third), caches, strict=True):
+        assert lean.ids.tolist() == cache.ids.tolist() == ids[1::2]
+        assert [part.ids.tolist() for part in lean.parts] == [[name] for name in ids[1::2]]
+        assert all(np.shares_memory(part.packed_ids, first.packed_ids) for part in lean.parts if cache.source.in_order)
+    stack = load_stack(tmp_path)
+    assert stack.ids.tolist() == [*ids[::2], *ids[1::2]] and stack.labels.tolist() == [0, 2, 1, 1, 0, 2]
 
 
 @pytest.mark.parametrize("texts", [("a", "b"), ("a", "bc"), ("é", "x"), ("日本", "ab"), ("", "")])

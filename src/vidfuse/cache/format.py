@@ -247,10 +247,11 @@ class Part:
         digest: The digest that covers the whole file.
         packed_ids: The videos' ids as they are stored, uint8 (N, W).
         labels: int64 (N,), or None.
+        used: Whether the scores were asked for, for more than a glance.
     """
 
     def __init__(self, path: Path, *, check: bool = True, hold: bool = True) -> None:
-        self.path, self._check, self._checking = path, check, Lock()
+        self.path, self.used, self._check, self._checking = path, False, check, Lock()
         with _opened(path) as (descriptor, status):
             size = status.st_size
             start = os.pread(descriptor, min(size, _FIRST_READ), 0)
@@ -321,8 +322,10 @@ class Part:
             CacheCorruptError: The bytes are not those that were written.
             CacheConflictError: The part is not held, and its file was removed or replaced meanwhile.
         """
-        if self._check and self._identity not in _verified and not _glances.get():
-            self.check()
+        if not _glances.get():
+            self.used = True
+            if self._check and self._identity not in _verified:
+                self.check()
         if self._scores is not None:
             return self._scores
         with self._reopened() as descriptor:

@@ -10,7 +10,7 @@ them, and take a quarter of the bytes of NumPy's texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ __all__ = [
     "pack_ids",
     "pack_texts",
     "packed_keys",
-    "shared_ids",
     "unpack_ids",
 ]
 
@@ -75,6 +74,8 @@ def packed_keys(packed: NDArray[np.uint8]) -> NDArray[np.bytes_]:
 
 def join_packed(pieces: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Put stored ids one after the other, padded to the greatest width."""
+    if len(pieces) == 1:
+        return pieces[0]
     width = max(piece.shape[1] for piece in pieces)
     padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]))) if p.shape[1] < width else p for p in pieces]
     return np.concatenate(padded)
@@ -82,21 +83,22 @@ def join_packed(pieces: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def repeated_keys(pieces: Sequence[NDArray[np.uint8]]) -> bool:
     """Whether an id stands twice in these stored ids."""
-    keys = packed_keys(join_packed(pieces)) if pieces else np.zeros(0, dtype="S1")
-    keys.sort()
+    keys = np.sort(packed_keys(join_packed(pieces))) if pieces else np.zeros(0, dtype="S1")
     return bool((keys[1:] == keys[:-1]).any())
 
 
-def hashed_ids(ids: NDArray[np.str_]) -> NDArray[np.uint64]:
+def hashed_ids(ids: NDArray[np.str_] | NDArray[np.bytes_]) -> NDArray[np.uint64]:
     """Return a number for each id (N,), whatever the array's width: equal for equal ids, and hardly ever for others.
 
-    It takes 8 bytes an id, and is sorted ten times faster than texts: to find whether ids are repeated at all.
+    It takes 8 bytes an id, and is sorted ten times faster than texts: to find whether ids are repeated at all. A text's
+    number and that of its bytes may differ.
 
     Example:
         >>> bool(hashed_ids(np.array(["a", "b"]))[0] == hashed_ids(np.array(["a", "long"]))[0])
         True
     """
-    codes = np.ascontiguousarray(ids).view(np.uint32).reshape(len(ids), -1)
+    code = np.dtype(np.uint32 if ids.dtype.kind == "U" else np.uint8)
+    codes: NDArray[Any] = np.ascontiguousarray(ids).view(code).reshape(len(ids), -1)
     numbers = np.zeros(len(ids), dtype=np.uint64)
     for place in range(codes.shape[1]):  # a sum of code × odd number, modulo 2⁶⁴; the NULs behind an id add nothing
         factor = (0x9E3779B97F4A7C15 * (2 * place + 1) ^ (0xD1B54A32D192ED03 << (place % 8))) & 0xFFFFFFFFFFFFFFFF | 1
@@ -119,15 +121,3 @@ def pack_texts(texts: tuple[str, ...]) -> NDArray[np.uint8]:
 
 
 _last: tuple[tuple[str, ...], NDArray[np.uint8]] = (), np.zeros((0, 8), dtype=np.uint8)
-
-
-def shared_ids(packed: NDArray[np.uint8]) -> NDArray[np.str_]:
-    """Return `unpack_ids`, read-only; for the same ids as last time the same array, as a stack's members share ids."""
-    return _unpacked(packed.tobytes(), packed.shape[1])
-
-
-@lru_cache(maxsize=1)
-def _unpacked(content: bytes, width: int) -> NDArray[np.str_]:
-    ids = unpack_ids(np.frombuffer(content, np.uint8).reshape(-1, width))
-    ids.flags.writeable = False
-    return ids

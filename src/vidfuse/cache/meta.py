@@ -70,15 +70,21 @@ def encode_meta(meta: CacheMeta) -> bytes:
 
 def _digest(content: dict[str, Any], expected_ids: bytes | None = None) -> str:
     """Return the digest of the content as JSON with sorted keys; `expected_ids` is that field's JSON, if at hand."""
-    state = hashlib.sha256()
-    separator = b"{"
-    for key in sorted(content):
-        known = expected_ids if key == "expected_ids" else None
-        state.update(separator + json.dumps(key, ensure_ascii=False).encode() + b": ")
-        state.update(known or json.dumps(content[key], sort_keys=True, ensure_ascii=False).encode())
-        separator = b", "
-    state.update(b"}")
+    if expected_ids is None:
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps({**content, "expected_ids": None}, sort_keys=True, ensure_ascii=False).encode()
+    head, name, tail = text.partition(b'"expected_ids": ')  # within a string, quotes would follow a backslash
+    state = _digested(head + name, expected_ids).copy()
+    state.update(tail.removeprefix(b"null"))
     return state.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _digested(head: bytes, expected_ids: bytes) -> Any:
+    """Return the state of a digest after these; the last one is kept, as a stack's members begin alike."""
+    state = hashlib.sha256(head)
+    state.update(expected_ids)
+    return state
 
 
 # A stack's members expect the same videos, and differ in the rest of what they say about themselves. The list of ids,
@@ -100,8 +106,11 @@ _last = b""  # the list that was cut out last
 @lru_cache(maxsize=1)
 def _parse_ids(text: bytes) -> tuple[tuple[str, ...], bytes]:
     """Return the ids in a JSON list as `encode_meta` lays it out, and as the digest has it; the last result is kept."""
-    joined = text.removeprefix(b"[\n  ").removesuffix(b"\n ]").replace(b",\n  ", b", ")  # no text has a line break
-    return tuple(json.loads(text)), b"[" + joined + b"]"
+    if text.startswith(b'[\n  "') and text.endswith(b'"\n ]') and b"\\" not in text:
+        separator, names = '", "', text[5:-4].decode().split('",\n  "')  # no text has a line break
+        if text.count(b'"') == 2 * len(names):  # in a third of the time
+            return tuple(names), f'["{separator.join(names)}"]'.encode()
+    return tuple(json.loads(text)), text[:1] + text[4:-3].replace(b",\n  ", b", ") + text[-1:]
 
 
 def _cut_ids(text: bytes) -> tuple[bytes, bytes | None]:

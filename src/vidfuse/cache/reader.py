@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Final
 from weakref import ref
 
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import Kind, Rows, first_few
 from vidfuse.cache.format import Part, open_part
-from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, shared_ids
+from vidfuse.cache.ids import join_packed, pack_texts, packed_keys, unpack_ids
 from vidfuse.cache.meta import CacheMeta, read_meta
 from vidfuse.errors import CacheConflictError, CacheError, CacheFormatError, CacheIncompleteError, InputError, option
 
@@ -26,7 +29,7 @@ __all__ = [
     "PART_SUFFIX",
     "LogitCache",
     "PartsSource",
-    "checking_meanwhile",
+    "checking_ahead",
     "labels_of",
     "list_parts",
     "open_cache",
@@ -35,7 +38,10 @@ __all__ = [
 
 PART_SUFFIX: Final = ".safetensors"
 _MAPPED: Final = 1 << 27  # bytes of scores that stay mapped in, over all caches, while others are read
+_AHEAD: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4  # bytes that are checked and not yet used
+_PAUSE: Final = 0.01  # seconds until who checks ahead looks again whether there is something to do
 
+_checked_ahead: ContextVar[list[Part] | None] = ContextVar("checked_ahead", default=None)
 
 _mapped: dict[int, tuple[ref[Part], int]] = {}  # by the part's address: the part, and its bytes; the oldest first
 
@@ -76,6 +82,11 @@ class PartsSource:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the stored scores."""
         return self._parts[0].dtype
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the rows are those of the parts, one after the other."""
+        return self._physical is None
 
     def places(self) -> NDArray[np.int64]:
         """Where the cache's order puts each row of the parts; behind all for one that it does not read, a repeat."""
@@ -163,28 +174,43 @@ class PartsSource:
 
 
 @contextmanager
-def checking_meanwhile() -> Iterator[Callable[[LogitCache], list[Future[None]]]]:
-    """Check caches' parts on another thread while more are opened: for whoever will read all of them.
+def checking_ahead() -> Iterator[None]:
+    """Check the parts of the caches that are opened in this context on another thread, before they are used.
 
-        this thread    open a ─ open b ─ open c ─ open d ┐
-        the other             └ check a ── check b ── check c    then it ends; d is checked at its first use
+    It is for whoever reads all of them, in their order. What is found wrong is raised where the part is used, not here.
 
-    What is found wrong is raised where the part is used, not here.
+        this thread    open a ─ open b ─ open c ─ open d ─ use a ─ use b ─ use c ─ use d
+        the other             └ check a ── check b ── check c ─╌╌╌─ check d
 
-    Yields:
-        What to call with each cache that is open.
+    It waits where what it checked and nobody used yet would soon not fit into the system's cache of files any more.
     """
-    with ThreadPoolExecutor(1) as other:
-        try:
-            yield lambda cache: [other.submit(_check, part) for part in cache.parts]
-        finally:
-            other.shutdown(wait=False, cancel_futures=True)
+    parts, ended = list[Part](), Event()
 
+    def run() -> None:
+        unused, size = deque[Part](), 0
+        for number in count():
+            while (number == len(parts) or size > _AHEAD) and not ended.wait(_PAUSE):
+                while unused and unused[0].used:
+                    size -= unused.popleft().size
+            if ended.is_set():
+                return
+            part = parts[number]
+            with suppress(CacheError, OSError):
+                part.check()
+            if not part.used:
+                part.release()
+            unused.append(part)
+            size += part.size
 
-def _check(part: Part) -> None:
-    with suppress(CacheError, OSError):
-        part.check()
-    part.release()  # it may be long until it is used
+    outer = _checked_ahead.set(parts)
+    thread = Thread(target=run, name="checking ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        _checked_ahead.reset(outer)
+        ended.set()
+        thread.join()
 
 
 def _find_moved(part: Part, *, check: bool) -> NDArray[np.floating[Any]] | None:
@@ -222,7 +248,8 @@ class LogitCache:
     Attributes:
         folder: Where it is.
         meta: What all its parts have in common.
-        ids: The videos' ids, in the order of the expected ids, or sorted where those are not known.
+        packed_ids: The videos' ids as they are stored, uint8 (N, W), in the order of the expected ids, or sorted where
+            those are not known.
         labels: True classes (N,), int64, -1 where one is not known; None where none is.
         source: The scores, read by row.
         parts: Its parts.
@@ -230,13 +257,18 @@ class LogitCache:
 
     folder: Path
     meta: CacheMeta
-    ids: NDArray[np.str_]
+    packed_ids: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     source: PartsSource
     parts: tuple[Part, ...]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.packed_ids)
+
+    @cached_property
+    def ids(self) -> NDArray[np.str_]:
+        """The videos' ids (N,)."""
+        return unpack_ids(self.packed_ids)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -252,6 +284,36 @@ class LogitCache:
     def scores(self) -> NDArray[np.floating[Any]]:
         """All scores (N, [V,] K) in the order of `ids`; mapped without a copy where they lie in one part."""
         return self.source.take(slice(0, len(self), 1))
+
+    def lean(self, other: LogitCache | None) -> LogitCache:
+        """Return the cache as a member of a stack, where what it says of each video would take more than its scores.
+
+        It says no longer which videos it expects. Ids and labels that are another's, too, are held once:
+
+            slowfast   part │ ids     swin   part │ ids            slowfast   part │ ids
+                                      ╰────────────────   becomes           ╭─────╯
+                                                           swin   part ─────╯
+
+        Args:
+            other: Another member's cache of these videos, it seems; None for the first.
+        """
+        ids, labels = self.packed_ids, self.labels
+        if other is not None and np.array_equal(ids, other.packed_ids):
+            ids = other.packed_ids
+            if labels is not None and other.labels is not None and np.array_equal(labels, other.labels):
+                labels = other.labels
+        if self.source.in_order:
+            starts = np.cumsum([0, *map(len, self.parts)]).tolist()
+            for part, start, stop in zip(self.parts, starts, starts[1:], strict=False):
+                part.packed_ids = ids[start:stop]
+                part.labels = None if part.labels is None or labels is None else labels[start:stop]
+        self.release()
+        return replace(self, meta=replace(self.meta, expected_ids=None), packed_ids=ids, labels=labels)
+
+    def release(self) -> None:
+        """Let what was read of the parts leave this process's memory; it is read again where it is used again."""
+        for part in self.parts:
+            part.release()
 
     @property
     def missing(self) -> list[str]:
@@ -317,26 +379,28 @@ def _opened(path: Path, meta: CacheMeta, parts: list[Part], partial: bool, verif
     parts.sort(key=lambda part: part.packed_ids[0].tobytes())
     packed = join_packed([part.packed_ids for part in parts])
     physical = _order(packed, parts, meta, path)
-    ids = shared_ids(packed if physical is None else packed[physical])
-    if expected is not None and len(ids) < len(expected) and not partial:
-        lacking = first_few(sorted(set(expected) - set(ids.tolist())))
+    packed = packed if physical is None else packed[physical]
+    if expected is not None and len(packed) < len(expected) and not partial:
+        lacking = first_few(sorted(set(expected) - set(unpack_ids(packed).tolist())))
         raise CacheIncompleteError(
-            f"{path}: {_of(len(ids), expected)} videos are there; missing: {lacking}; resume the extraction, or read "
-            f"what is there with {option('partial', True)}"
+            f"{path}: {_of(len(packed), expected)} videos are there; missing: {lacking}; resume the extraction, or "
+            f"read what is there with {option('partial', True)}"
         )
     labels = labels_of(parts)
     if labels is not None and physical is not None:
         labels = labels[physical]
     source = PartsSource(parts, physical, check=verify)
-    for part in parts:
-        part.release()  # ids and labels, which were read
-    return LogitCache(path, meta, ids, labels, source, tuple(parts))
+    cache = LogitCache(path, meta, packed, labels, source, tuple(parts))
+    cache.release()  # ids and labels, which were read
+    if verify and (ahead := _checked_ahead.get()) is not None:
+        ahead += parts
+    return cache
 
 
 def labels_of(parts: Sequence[Part]) -> NDArray[np.int64] | None:
     """The labels of parts one after another, -1 where one is not known; None where none is."""
-    if all(part.labels is None for part in parts):
-        return None
+    if len(parts) == 1 or all(part.labels is None for part in parts):
+        return parts[0].labels
     return np.concatenate([np.full(len(part), -1) if part.labels is None else part.labels for part in parts])
 
 

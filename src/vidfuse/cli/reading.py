@@ -138,7 +138,11 @@ class Reading:
         return stack
 
     def with_recipe(self, recipe: Path, *, as_read: bool = False) -> tuple[Any, Any]:
-        """Load a recipe, and the members that it names; `as_read` as in `open`."""
+        """Load a recipe, and the members that it names; `as_read` as in `open`, and parts are checked ahead of use."""
+        if as_read:
+            from vidfuse.cache.reader import checking_ahead
+
+            click.get_current_context().with_resource(checking_ahead())
         loaded = vf.load_recipe(recipe)
         return loaded, self.open(loaded.views or "mean-log", list(loaded.members), as_read=as_read)
 

@@ -290,11 +290,12 @@ def merged_labels(
         [2, 0, -1]
     """
     merged = np.full(alignment.n, -1, dtype=np.int64)
+    last: Any = None
     for name in names:
-        own = labels.get(name)
-        if own is None:
+        own, rows = labels.get(name), alignment.rows[name]
+        if own is None or (own is last and isinstance(rows, slice)):
             continue
-        rows = alignment.rows[name]
+        last = own if isinstance(rows, slice) else None
         aligned = own[rows] if isinstance(rows, slice) else np.where(rows >= 0, own[rows], -1)
         clash = np.flatnonzero((merged >= 0) & (aligned >= 0) & (merged != aligned))
         if clash.size:

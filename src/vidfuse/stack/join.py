@@ -47,8 +47,8 @@ def check_disjoint(ids: Mapping[str, NDArray[np.str_]], *, shards: bool = False)
                 raise InputError(f"{many} both in {first} and in {second}: {first_few(both.tolist())}; {advice}")
 
 
-def any_repeated(ids: Sequence[NDArray[np.str_]]) -> bool:
-    """Whether an id may stand in two of these places: a few bytes an id, and no text is compared.
+def any_repeated(ids: Sequence[NDArray[Any]]) -> bool:
+    """Whether an id may stand in two of these places, as texts or as bytes: a few bytes an id, and hardly by chance.
 
     Example:
         >>> any_repeated([np.array(["a", "b"]), np.array(["c"])]), any_repeated([np.array(["a"]), np.array(["a"])])

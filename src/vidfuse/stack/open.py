@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import Kind, check_labels, check_member_names, did_you_mean, first_few, per_member
-from vidfuse.cache.reader import LogitCache, checking_meanwhile, open_cache
+from vidfuse.cache.ids import join_packed, packed_keys, unpack_ids
+from vidfuse.cache.reader import LogitCache, open_cache
 from vidfuse.cache.shards import Folders, find_shards, shard_name, without_numbers
 from vidfuse.errors import AlignmentError, CacheConflictError, InputError, VidfuseWarning, option
-from vidfuse.stack.align import Alignment, Join, align_ids, check_layouts, merged_labels, same_ids
+from vidfuse.stack.align import Alignment, Join, align_ids, check_layouts, merged_labels
 from vidfuse.stack.checkpoints import Checkpoints, as_fingerprints, check_checkpoints, joined_fingerprints
 from vidfuse.stack.classes import common_classes, labels_in_order, warn_of_unnamed
 from vidfuse.stack.join import any_repeated, check_disjoint
@@ -102,14 +101,11 @@ def load_stack(
             f"{did_you_mean(unknown[0], found)}"
         )
     opened: list[dict[str, LogitCache]] = []
-    with checking_meanwhile() if as_read and verify else nullcontext() as check:
-        for shard in shards:
-            opened.append({})
-            for name in (name for name in names if name in shard):
-                cache = open_cache(shard[name], partial=partial, verify=verify)
-                opened[-1][name] = _without_expected(cache)
-                if check is not None:
-                    check(cache)
+    for shard in shards:
+        opened.append({})
+        for name in (name for name in names if name in shard):
+            first = next(iter(opened[-1].values()), None)
+            opened[-1][name] = open_cache(shard[name], partial=partial, verify=verify).lean(first)
     caches = {name: [shard[name] for shard in opened if name in shard] for name in names}
     _check_members(caches)
     for name, own in caches.items():
@@ -127,7 +123,7 @@ def load_stack(
     if classes is not None:
         warn_of_unnamed([called for called, cache in given.items() if cache.classes is None])
     labels: Any = labels_in_order({called: cache.labels for called, cache in given.items()}, orders, list(given))
-    stacked, known = [], {}
+    stacked, known, joined = [], {}, dict[tuple[int, ...], Any]()
     for name, own in caches.items():
         parts, kind = [], own[0].kind
         for cache in own:
@@ -137,9 +133,15 @@ def load_stack(
         prints = {str(cache.folder): as_fingerprints(cache.meta.fingerprint) for cache in own}
         made_by = () if checkpoints == "any" else joined_fingerprints(name, prints, folds=True)  # see _check_same_model
         stacked.append(Member(name, _joined_source(parts), alignment.rows[name], kind, made_by))
-        of_all = _joined_labels([labels[_called(name, cache, caches)] for cache in own], list(map(len, own)))
-        known[name] = None if of_all is None else check_labels(of_all, counts[name], n_classes, some=True)
+        of_each, sizes = [labels[_called(name, cache, caches)] for cache in own], list(map(len, own))
+        key = (*map(id, of_each), *sizes)
+        if key not in joined:  # members that share their labels share all that comes of them
+            of_all = _joined_labels(of_each, sizes)
+            joined[key] = None if of_all is None else check_labels(of_all, counts[name], n_classes, some=True)
+        known[name] = joined[key]
     merged = merged_labels(known, alignment, names)
+    for cache in given.values():
+        cache.release()  # ids and labels, which were read
     some = merged is not None and (merged < 0).any()
     if labelled and merged is None:
         raise InputError(f"{option('labelled', True)}: no video of {folder} has a label")
@@ -161,11 +163,6 @@ def load_stack(
         stacklevel=2,
     )
     return stack
-
-
-def _without_expected(cache: LogitCache) -> LogitCache:
-    """Return a cache that no longer says what it expects: a text for each video, which takes more than its scores."""
-    return replace(cache, meta=replace(cache.meta, expected_ids=None))
 
 
 def _read(cache: LogitCache, rule: str | None, as_read: bool) -> tuple[Source, Kind]:
@@ -224,8 +221,7 @@ def _check_members(caches: Mapping[str, Sequence[LogitCache]]) -> None:
     names = list(caches)
     if len(names) < 2 or len({without_numbers(name) for name in names}) > 1:
         return
-    ids = {name: [cache.ids for cache in own] for name, own in caches.items()}
-    if same_ids(ids[names[0]][0], ids[names[1]][0]) or any_repeated([one for own in ids.values() for one in own]):
+    if any_repeated([packed_keys(cache.packed_ids) for own in caches.values() for cache in own]):
         return
     first = caches[names[0]][0].folder
     raise InputError(
@@ -250,19 +246,15 @@ def _align_shards(shards: Sequence[Mapping[str, LogitCache]], names: Sequence[st
         AlignmentError: The members' videos differ.
     """
     counts = {name: sum(len(shard[name]) for shard in shards if name in shard) for name in names}
-    if len(shards) == 1:
-        return align_ids({name: shards[0][name].ids for name in names}, counts, join)
     shards = [shard for shard in shards if shard]
-    bases = [next(iter(shard.values())).ids for shard in shards]
-    alike = all(
-        same_ids(cache.ids, base) for base, shard in zip(bases, shards, strict=True) for cache in shard.values()
-    )
-    if not alike or any_repeated(bases):
+    bases = [next(iter(shard.values())).packed_ids for shard in shards]
+    alike = all(cache.packed_ids is base for base, shard in zip(bases, shards, strict=True) for cache in shard.values())
+    if not alike or any_repeated([packed_keys(base) for base in bases]):
         pieces = {name: {str(s[name].folder): s[name].ids for s in shards if name in s} for name in names}
         for own in pieces.values():
             check_disjoint(own, shards=True)
         return align_ids({name: np.concatenate(list(own.values())) for name, own in pieces.items()}, counts, join)
-    ids, sizes = np.concatenate(bases), list(map(len, bases))
+    ids, sizes = unpack_ids(join_packed(bases)), list(map(len, bases))
     present = np.array([[name in shard for name in names] for shard in shards])
     if present.all():
         return Alignment(len(ids), ids, {name: slice(0, len(ids), 1) for name in names})
