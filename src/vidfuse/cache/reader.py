@@ -38,7 +38,7 @@ __all__ = [
 
 PART_SUFFIX: Final = ".safetensors"
 _MAPPED: Final = 1 << 27  # bytes of scores that stay mapped in, over all caches, while others are read
-_AHEAD: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4  # bytes that are checked and not yet used
+_AHEAD: Final = 1 << 31  # bytes of scores that are checked and not yet used: the system still has them in memory
 _PAUSE: Final = 0.01  # seconds until who checks ahead looks again whether there is something to do
 
 _checked_ahead: ContextVar[list[Part] | None] = ContextVar("checked_ahead", default=None)
@@ -182,7 +182,7 @@ def checking_ahead() -> Iterator[None]:
         this thread    open a ─ open b ─ open c ─ open d ─ use a ─ use b ─ use c ─ use d
         the other             └ check a ── check b ── check c ─╌╌╌─ check d
 
-    It waits where what it checked and nobody used yet would soon not fit into the system's cache of files any more.
+    It waits where so much is checked and not yet used that the system may not keep it in memory until then.
     """
     parts, ended = list[Part](), Event()
 
