@@ -120,8 +120,26 @@ def test_info_describes_an_unfinished_cache(tmp_path):
         writer.append(["a"], np.zeros((1, 4), dtype=np.float32))
     assert "1 of 3 videos" in run("info", tmp_path / "val").stdout
     result = json.loads(run("info", tmp_path / "val", "--json").stdout)
-    assert result["caches"] == {"swin": {"videos": 1, "missing": 2, "fingerprints": ["unknown"]}}
+    assert result["caches"] == {"swin": {"videos": 1, "missing": 2, "parts": 1, "fingerprints": ["unknown"]}}
     assert "1 of 3" in result["problem"]
+
+
+def test_info_sums_many_shards_and_lists_those_that_are_not_finished(tmp_path):
+    for shard in range(7):
+        ids = [f"v{shard}{row}" for row in range(3)]
+        for member in ("swin", "x3d"):
+            cache = tmp_path / f"shard{shard}" / member
+            with CacheWriter(cache, expected_ids=ids, fingerprint={"name": member}) as writer:
+                some = 2 if (shard, member) == (4, "x3d") else 3
+                writer.append(ids[:some], np.zeros((some, 2), dtype=np.float32))
+    lines = run("info", tmp_path).stdout.splitlines()
+    assert lines[0].startswith("LogitCache(") and "shard4/x3d': 2 of 3 videos" in lines[0]
+    assert lines[1:3] == [
+        'swin: 21 videos in 7 shards, 7 parts, 0 missing; checkpoint: {"name": "swin"}',
+        'x3d: 20 videos in 7 shards, 7 parts, 1 missing; checkpoint: {"name": "x3d"}',
+    ]
+    told = json.loads(run("info", tmp_path, "--json").stdout)["caches"]
+    assert [told[member]["missing"] for member in ("swin", "x3d")] == [0, 1]
 
 
 def test_verify_ends_with_status_1_where_a_part_is_damaged(caches):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -15,6 +15,8 @@ from vidfuse.cli.reading import Reading, reads
 from vidfuse.errors import VidfuseError
 
 __all__ = ["consolidate", "import_", "info", "verify"]
+
+_FEW_SHARDS: Final = 5  # whose caches `info` lists one by one
 
 
 @click.command("import")
@@ -56,16 +58,29 @@ def info(source: tuple[str, ...]) -> None:
     from vidfuse.stack.checkpoints import as_fingerprints, shortened
 
     found: dict[str, dict[str, Any]] = {}
-    lines = []
-    for shard in find_shards(source):
+    listed: dict[str, list[str]] = {}  # each member's caches; of many shards those that are not finished
+    shards = find_shards(source)
+    for shard in shards:
         for member, folder in shard.items():
             cache = open_cache(folder, partial=True, verify=False)
-            prints = as_fingerprints(cache.meta.fingerprint)
-            lines.append(f"{cache!r}; checkpoint: {' + '.join(map(shortened, prints)) or 'unknown'}")
-            counts = found.setdefault(member, {"videos": 0, "missing": 0, "fingerprints": []})
+            expected, prints = cache.meta.expected_ids, as_fingerprints(cache.meta.fingerprint)
+            missing = 0 if expected is None else len(expected) - len(cache)
+            counts = found.setdefault(member, {"videos": 0, "missing": 0, "parts": 0, "fingerprints": []})
             counts["videos"] += len(cache)
-            counts["missing"] += len(cache.missing)
+            counts["missing"] += missing
+            counts["parts"] += len(cache.parts)
             counts["fingerprints"] = sorted({*counts["fingerprints"], *(prints or ["unknown"])})
+            if missing or len(shards) <= _FEW_SHARDS:
+                told = " + ".join(map(shortened, prints)) or "unknown"
+                listed.setdefault(member, []).append(f"{cache!r}; checkpoint: {told}")
+    lines = [line for own in listed.values() for line in own]
+    if len(shards) > _FEW_SHARDS:
+        lines += [
+            f"{member}: {counts['videos']} videos in {sum(member in shard for shard in shards)} shards, "
+            f"{counts['parts']} parts, {counts['missing']} missing; checkpoint: "
+            f"{' + '.join(map(shortened, counts['fingerprints']))}"
+            for member, counts in found.items()
+        ]
     text = "\n".join(lines)
     try:
         stack = vf.load_stack(source, views=None)
