@@ -140,6 +140,7 @@ class Reading:
     def with_recipe(self, recipe: Path, *, as_read: bool = False) -> tuple[Any, Any]:
         """Load a recipe, and the members that it names; `as_read` as in `open`, and parts are checked ahead of use."""
         if as_read:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # blocks are fused on threads; BLAS' own would spin
             from vidfuse.cache.reader import checking_ahead
 
             click.get_current_context().with_resource(checking_ahead())
