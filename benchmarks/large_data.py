@@ -157,6 +157,11 @@ def step_predict(folder: Path, options: argparse.Namespace) -> dict[str, object]
     return found
 
 
+def step_evaluate(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Score the recipe beside its members on all videos."""
+    return measured(vidfuse("evaluate", folder / "ensemble.json", folder), files=options.files)
+
+
 def step_report(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Write the page on all members and rules, cross-fitted, from a sample of the videos, which the page states."""
     command = vidfuse("report", folder, "--out", folder / "report.html", "--sample", str(options.sample))
@@ -204,6 +209,7 @@ STEPS: dict[str, Callable[[Path, argparse.Namespace], dict[str, object]]] = {
     "fit": step_fit,
     "parts": step_parts,
     "predict": step_predict,
+    "evaluate": step_evaluate,
     "report": step_report,
     "mend": step_mend,
 }
@@ -232,6 +238,7 @@ def main() -> None:
     figures: dict[str, object] = json.loads(options.out.read_text()) if options.out.exists() else {}
     settings = {name: getattr(options, name) for name in ("videos", "classes", "shards", "processes", "files")}
     key = "default" if options.files is None else f"ulimit -n {options.files}"
+    key += "" if options.videos == parser.get_default("videos") else f", {options.videos:,} videos"
     figures[key] = {**dict(figures.get(key, {})), "members": len(MEMBERS), **settings}
     try:
         for name in options.steps:

@@ -80,6 +80,14 @@ def test_row_63_a_recipe_counts_the_videos_of_its_fit(tmp_path, n):
     np.testing.assert_array_equal(again.fitted_on["ids"], recipe.fitted_on["ids"])
 
 
+def test_ids_are_hashed_some_at_once(monkeypatch):
+    names = [f"v{i}" for i in range(10)]
+    known = hashed_ids(names)
+    monkeypatch.setattr(recipes, "_AT_ONCE", 3)
+    np.testing.assert_array_equal(hashed_ids(names), known)
+    np.testing.assert_array_equal(hashed_ids(np.array(names)), known)
+
+
 def test_hashes_of_ids_do_not_collide():
     names = [f"v_Run_g{i // 1000:03}_c{i % 1000:03}" for i in range(100_000)]
     assert len(np.unique(hashed_ids(names))) == len(names)

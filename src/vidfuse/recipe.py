@@ -46,6 +46,7 @@ _FORMAT = "vidfuse-recipe"
 _VERSION = 1
 _ORDERS = ("checked by id", "unchecked")
 _LARGE = 256  # an array with more elements goes to the safetensors file
+_AT_ONCE = 1 << 16  # ids that are hashed at once
 _MOST_IDS = 10_000  # hashed ids that the JSON holds, in 80 kB; more go to the safetensors file
 _LISTS = re.compile(r"\[(\n[^\[\]{}]*\n\s*)\]")  # the innermost lists, which are written on one line
 _FITTED = re.compile(r"[a-zA-Z]\w*_")
@@ -592,8 +593,12 @@ def hashed_ids(ids: Sequence[str] | NDArray[np.str_] | None) -> NDArray[np.uint6
     """
     if ids is None:
         return None
-    digests = b"".join(hashlib.blake2b(str(name).encode(), digest_size=6).digest() + b"\0\0" for name in ids)
-    return np.sort(np.frombuffer(digests, dtype="<u8").astype(np.uint64))
+    found = np.zeros((len(ids), 8), dtype=np.uint8)
+    for start in range(0, len(ids), _AT_ONCE):
+        names = map(str, ids[start : start + _AT_ONCE])
+        six = b"".join([hashlib.blake2b(name.encode(), digest_size=6).digest() for name in names])
+        found[start : start + _AT_ONCE, :6] = np.frombuffer(six, np.uint8).reshape(-1, 6)
+    return np.sort(found.view("<u8")[:, 0].astype(np.uint64))
 
 
 def _packed(ids: NDArray[np.uint64] | None, arrays: dict[str, NDArray[Any]]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,46 @@ def test_rows_and_gains_are_by_the_objective(objective):
                 assert found.interval.n_groups == 50
     assert board.objective in ("accuracy", "mean-class-accuracy", "nll", "brier")
     assert board.headline() and str(board.table())
+
+
+def test_a_named_objective_that_is_no_mean_over_videos_is_judged_as_its_function_is():
+    rng = np.random.default_rng(1)
+    y = np.where(rng.random(300) < 0.9, 0, rng.integers(1, 4, 300))
+    z = {name: rng.normal(size=(300, 4)) + np.eye(4)[y] + [2, 0, 0, 0] for name in "ab"}
+    stack = vf.LogitStack.from_arrays(z, labels=y, ids=[f"v{i}" for i in range(300)], kind="logits")
+    boards = [
+        vf.leaderboard(stack, rules={"average": vf.LogLinearPool("uniform")}, objective=objective, n_resamples=200)
+        for objective in ("macro-f1", vf.metrics.macro_f1)
+    ]
+    assert str(boards[0]) == str(boards[1])
+    assert all(entry.interval.low <= entry.value <= entry.interval.high for entry in boards[0].entries)
+    average = boards[0].entry("average")
+    assert average.gain.difference == pytest.approx(average.value - boards[0].entry(boards[0].best_single).value)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_blocks_are_scored_as_arrays_are(objective):
+    stack = make_stack(seed=3)
+    pool = vf.LogLinearPool().fit(stack)
+    options = {"objective": objective, "n_resamples": 50}
+    whole = board_of(stack, {"pool": pool.predict_log_proba(stack)}, HELD_OUT, **options)
+    blocks = board_of(stack, {"pool": pool.predict_blocks(stack, rows_per_block=7)}, HELD_OUT, **options)
+    for own, other in zip(whole.entries, blocks.entries, strict=True):
+        assert own.value == other.value and own.interval == other.interval and own.gain == other.gain
+        np.testing.assert_array_equal(own.score.hits, other.score.hits)
+
+
+def test_a_board_holds_a_few_numbers_of_each_video():
+    stack = make_stack(n=12_000, k=400)
+    pool = vf.LogLinearPool("uniform").fit(stack)
+    blocks = pool.predict_blocks(stack, rows_per_block=500)
+    tracemalloc.start()
+    try:
+        board_of(stack, {"pool": blocks}, HELD_OUT)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.7 * 12_000 * 400 * 4  # one member's log-likelihoods
 
 
 def test_the_plain_average_need_not_be_a_row():

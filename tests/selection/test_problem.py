@@ -33,6 +33,15 @@ def test_the_objective_decides():
     assert best_single(stack, lambda labels, p: vf.metrics.nll(labels, p)) != best_single(stack, "nll")
 
 
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "macro-f1", "nll"])
+def test_the_best_single_of_many_videos_is_that_of_its_metric(objective):
+    z, y = ensemble(5, n=3000, m=4, k=30, signal=2.0)
+    stack = stack_of(z, y)
+    metric, sign = vf.metrics.resolve_objective(objective), -1 if objective == "nll" else 1
+    values = [sign * metric(y, stack.select([name]).log_likelihoods()[:, 0]) for name in stack.members]
+    assert best_single(stack, objective) == stack.members[int(np.argmax(values))]
+
+
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
 def test_a_member_of_three_easy_videos_is_not_the_best(objective):
     z, y = ensemble(2, n=60, m=2, signal=2.0)

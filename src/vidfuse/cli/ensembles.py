@@ -256,7 +256,7 @@ def evaluate(recipe: Path, reading: GroupedReading, objective: str) -> None:
     )
     best = loaded.fitted_on.get("best_single")
     front = loaded.rule.front(stack) if isinstance(loaded.rule, vf.Cascade) else None
-    known = {"recipe": loaded.predict_log_proba(stack)}
+    known = {"recipe": loaded.predict_blocks(stack)}
     board = Leaderboard.of(board_of(stack, known, protocol, best=best, objective=objective))
     if front is None:
         options.emit(board.to_dict(), str(board))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,12 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse._tables import Cell, Column, Table, Tabular, writers
 from vidfuse.errors import InputError
 from vidfuse.evaluation.resampling import Draw
-from vidfuse.evaluation.scores import Score, log_proba_of, require_labels, score
+from vidfuse.evaluation.scores import Score, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial
+from vidfuse.fusion.blocks import FusedBlocks
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.metrics import Interval, PairedDifference
-from vidfuse.metrics.objectives import Objective, higher_is_better, objective_name, resolve_objective
+from vidfuse.metrics.objectives import Objective, higher_is_better, objective_name
+from vidfuse.metrics.outcomes import OF_OUTCOMES, Outcomes, of_outcomes_or_callable
 from vidfuse.selection.problem import best_single
 from vidfuse.stack.stack import LogitStack
 
@@ -235,11 +238,11 @@ def plain_average(
 
 def board_of(
     stack: LogitStack,
-    predictions: Mapping[str, ArrayLike],
+    predictions: Mapping[str, ArrayLike | FusedBlocks],
     protocol: Protocol,
     *,
     best: str | None = None,
-    average: tuple[str, ArrayLike] | None = None,
+    average: tuple[str, ArrayLike | FusedBlocks] | None = None,
     objective: str | Objective = "accuracy",
     confidence: float = 0.95,
     n_resamples: int = 2000,
@@ -249,7 +252,8 @@ def board_of(
 
     Args:
         stack: Labelled stack (N, M, K); its groups are those of every interval and test.
-        predictions: Name → log-likelihoods (N, K), the headline rule first.
+        predictions: Name → log-likelihoods (N, K), or blocks of them as `predict_blocks` gives, the headline rule
+            first. But for a callable, blocks are scored one after the other, and so are the members: memory holds one.
         protocol: How the predictions came about.
         best: The best single member; by default the best one on `stack`, which favours it.
         average: The plain average's name and log-likelihoods (N, K); by default it is computed.
@@ -261,41 +265,43 @@ def board_of(
     Raises:
         InputError: labels are missing, or there is no prediction.
     """
-    # 1. Collect everybody's log-likelihoods (`given`) and the videos that they have (`present`): members, then rules.
+    # 1. Collect what everybody's score needs (`given`: outcomes, or a callable's log-likelihoods), and the videos that
+    #    they have (`present`): members, then rules.
     # 2. Draw intervals and gains, all those on the same videos at once, so that resamples and flips are shared: who
     #    lacks no video, then each pattern of videos that members lack.
     # 3. Make a row of each, and rank them.
-    labels = require_labels(stack, "a leaderboard")
+    labels, objective = require_labels(stack, "a leaderboard"), of_outcomes_or_callable(objective)
     if not predictions:
         raise InputError("predictions: expected at least one, got none")
     groups = None if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1]
     if average is None:
         pool = LogLinearPool(weights="uniform", missing="renormalise")
-        average = AVERAGE, pool.fit(stack).predict_log_proba(stack)
+        average = AVERAGE, pool.fit(stack).predict_blocks(stack)
     on_fit = best is not None and not protocol.folds
     if protocol.name == "in-sample" and protocol.n_fit == protocol.n_scored:
         on_fit = False
     hindsight = best_single(stack, objective)
     best = hindsight if best is None else best
     everyone = np.ones(len(stack), np.bool_)
-    given: dict[str, NDArray[np.floating]] = {}
+    given: dict[str, Any] = {}
     present: dict[str, NDArray[np.bool_]] = {}
     for column, name in enumerate(stack.members):
-        given[name] = log_proba_of(stack, name)
+        one = stack.select([name])
+        given[name] = _given(labels, ((rows, block[:, 0]) for rows, block in one.iter_blocks()), objective)
         present[name] = everyone if stack.present is None else stack.present[:, column]
     for name, log_proba in predictions.items():
-        given[name], present[name] = np.asarray(log_proba), everyone
+        given[name], present[name] = _given(labels, log_proba, objective), everyone
     scores = {
         name: score(name, labels, given[name], present[name], confidence, groups) for name in given
     }  # fmt: skip
-    given.setdefault(average[0], np.asarray(average[1]))
-    present.setdefault(average[0], everyone)
+    if average[0] not in given:
+        given[average[0]], present[average[0]] = _given(labels, average[1], objective), everyone
 
     def draw(rows: NDArray[np.bool_]) -> Draw:
         own = None if groups is None else groups[rows]
         return Draw(labels[rows], objective, confidence, n_resamples, random_state, own)
 
-    def on(rows: NDArray[np.bool_], names: Sequence[str]) -> dict[str, list[NDArray[np.floating]]]:
+    def on(rows: NDArray[np.bool_], names: Sequence[str]) -> dict[str, list[Any]]:
         return {name: [given[name] if rows.all() else given[name][rows]] for name in names}
 
     intervals: dict[str, Interval] = {}
@@ -312,7 +318,8 @@ def board_of(
         same = [(a, b) for a, b in dict.fromkeys(pairs) if np.array_equal(present[a] & present[b], rows)]
         found = draw(rows).differences(on(rows, sorted({name for pair in same for name in pair})), same)
         gains |= dict(zip(same, found, strict=True))
-    metric, sign = resolve_objective(objective), 1.0 if higher_is_better(objective) else -1.0
+    value_of: Any = OF_OUTCOMES[objective] if isinstance(objective, str) else objective
+    sign = 1.0 if higher_is_better(objective) else -1.0
     entries = []
     for name, own in scores.items():
         rows = present[name]
@@ -320,7 +327,7 @@ def board_of(
             Entry(
                 score=own,
                 fused=name in predictions,
-                value=float(metric(labels[rows], given[name][rows])),
+                value=float(value_of(labels[rows], given[name][rows])),
                 interval=intervals[name],
                 gain=gains.get((name, best)),
                 gain_over_average=gains.get((name, average[0])),
@@ -346,6 +353,18 @@ def board_of(
         how_scored=protocol,
         instead=None if protocol.flatters else _instead(entries, headline, hindsight, gains[headline, hindsight]),
     )
+
+
+def _given(
+    labels: NDArray[np.int64],
+    predicted: ArrayLike | FusedBlocks | Iterable[tuple[slice, NDArray[Any]]],
+    objective: str | Objective,
+) -> Any:
+    """Return what the score of a prediction needs: its outcomes, or for a callable its log-likelihoods (N, K)."""
+    blocks = predicted if isinstance(predicted, FusedBlocks | Iterator) else [(slice(None), np.asarray(predicted))]
+    if callable(objective):
+        return np.concatenate([block.copy() for _, block in blocks])
+    return Outcomes.of_blocks(labels, blocks)
 
 
 def _patterns(masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:

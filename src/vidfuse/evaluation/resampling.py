@@ -25,6 +25,7 @@ from vidfuse.metrics.intervals import (
     share_bounds,
 )
 from vidfuse.metrics.objectives import Objective, evaluate, resolve_objective
+from vidfuse.metrics.outcomes import Outcomes, of_outcomes_or_callable
 from vidfuse.metrics.significance import PairedDifference, mean_p_values, share_p_values
 
 __all__ = ["LARGEST_LOSS", "Draw", "Repeated"]
@@ -34,8 +35,8 @@ LARGEST_LOSS = -math.log(1e-6)
 
 _LEFT_OUT = 100  # blocks of groups that are left out in turn, for the acceleration of a callable's interval
 
-Repeated = Sequence[NDArray[np.floating]]
-"""The log-likelihoods (N, K) of each repeat of a cross-fit; one array where there are no repeats."""
+Repeated = Sequence[Any]
+"""The log-likelihoods (N, K) of each repeat of a cross-fit, one array without repeats; or `Outcomes`, of names."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Draw:
 
     Attributes:
         labels: True classes (N,).
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`; the name of
+            any other objective becomes one.
         confidence: The intervals' nominal coverage.
         n_resamples: Bootstrap resamples of losses and of callables; also the swaps of a callable's test.
         random_state: Seed; the same one draws the same videos for every prediction.
@@ -64,7 +66,7 @@ class Draw:
 
     def __post_init__(self) -> None:
         check_share("confidence", self.confidence)
-        resolve_objective(self.objective)
+        object.__setattr__(self, "objective", of_outcomes_or_callable(self.objective))
         if self.n_resamples < 1:
             raise InputError(f"n_resamples: expected at least 1, got {self.n_resamples}")
 
@@ -146,11 +148,18 @@ class Draw:
         values = np.empty((len(self.labels), len(predictions)))
         for column, repeated in enumerate(predictions.values()):
             if self.objective == "nll":
-                true = [np.take_along_axis(p, self.labels[:, None], axis=1)[:, 0] for p in repeated]
-                values[:, column] = np.mean([np.minimum(-t.astype(np.float64), LARGEST_LOSS) for t in true], axis=0)
+                values[:, column] = np.mean([np.minimum(self._losses(p), LARGEST_LOSS) for p in repeated], axis=0)
             else:
-                values[:, column] = np.mean([p.argmax(axis=1) == self.labels for p in repeated], axis=0)
+                values[:, column] = np.mean([self._hits(p) for p in repeated], axis=0)
         return values
+
+    def _losses(self, predicted: Any) -> NDArray[np.float64]:
+        if isinstance(predicted, Outcomes):
+            return predicted.loss
+        return -np.take_along_axis(predicted, self.labels[:, None], axis=1)[:, 0].astype(np.float64)
+
+    def _hits(self, predicted: Any) -> NDArray[np.bool_]:
+        return predicted.rank < 1 if isinstance(predicted, Outcomes) else predicted.argmax(axis=1) == self.labels
 
     def _score(self, rows: NDArray[np.int64] | slice, repeated: Repeated) -> float:
         metric = resolve_objective(self.objective)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse.errors import InputError, option
 from vidfuse.fusion.rule import Missing
 from vidfuse.metrics import Interval, share_interval
-from vidfuse.metrics._inputs import as_log_proba
-from vidfuse.metrics.accuracy import class_shares, true_ranks
+from vidfuse.metrics.accuracy import class_shares
+from vidfuse.metrics.outcomes import Outcomes
 from vidfuse.metrics.probabilistic import binned
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Outcomes", "Score", "class_names", "log_proba_of", "missing_of", "require_labels", "score"]
+__all__ = ["Score", "class_names", "log_proba_of", "missing_of", "require_labels", "score"]
 
 
 @dataclass(frozen=True)
@@ -51,45 +50,6 @@ class Score:
     ece: float
     hits: NDArray[np.bool_]
     present: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What a prediction says of each video, as far as its score goes: three numbers instead of one for each class.
-
-    Attributes:
-        rank: How many classes stand before the true one (N,).
-        loss: Negative log-likelihood of the true class (N,), in nats.
-        confidence: Probability of the most likely class (N,).
-        n_classes: K.
-    """
-
-    rank: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-    n_classes: int
-
-    def __getitem__(self, rows: Any) -> Outcomes:
-        return Outcomes(self.rank[rows], self.loss[rows], self.confidence[rows], self.n_classes)
-
-    @staticmethod
-    def of(labels: NDArray[np.int64], log_proba: NDArray[Any]) -> Outcomes:
-        """Return the outcomes of log-likelihoods (N, K) against labels (N,).
-
-        Raises:
-            InputError: a row is not normalised.
-        """
-        y, z = as_log_proba(labels, np.asarray(log_proba, dtype=np.float64))
-        loss = 0.0 - np.take_along_axis(z, y[:, None], axis=1)[:, 0].astype(np.float64)
-        return Outcomes(true_ranks(y, z), loss, np.exp(z.max(axis=1).astype(np.float64)), z.shape[1])
-
-    @staticmethod
-    def joined(parts: Sequence[Outcomes]) -> Outcomes:
-        """Return the outcomes of consecutive videos as one."""
-        rank, loss, confidence = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "loss", "confidence")
-        )
-        return Outcomes(rank, loss, confidence, parts[0].n_classes)
 
 
 def score(

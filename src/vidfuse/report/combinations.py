@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vidfuse._tables import Cell, Column, Estimate, Table, Tabular, percent
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.evaluation.scores import Outcomes, Score, missing_of, require_labels, score
+from vidfuse.evaluation.scores import Score, missing_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
 from vidfuse.fusion.agreement import without_agreement_warnings
 from vidfuse.fusion.floors import floored_blocks, member_floors
@@ -20,6 +20,7 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.votes import MajorityVote, vote_of_views
 from vidfuse.fusion.weights import member_hits
 from vidfuse.likelihood import block_rows, growing_sums, log_linear_pool
+from vidfuse.metrics.outcomes import Outcomes
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Combination", "Combinations", "combination_table", "combinations_of", "growing"]

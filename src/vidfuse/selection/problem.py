@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,8 @@ from vidfuse.metrics.objectives import (
     higher_is_better,
     labels_of,
     objective_name,
-    resolve_objective,
 )
-from vidfuse.metrics.probabilistic import nll
+from vidfuse.metrics.outcomes import OF_OUTCOMES, Outcomes, of_outcomes_or_callable
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Problem", "best_single", "pose", "restricted", "video_weights"]
@@ -128,9 +127,7 @@ def pose(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where=f"the stack to {task}")
-    higher_is_better(objective)
-    if objective == "macro-f1":  # no sum over videos: it is searched as any callable is
-        objective = resolve_objective(objective)
+    objective = of_outcomes_or_callable(objective)
     rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
     check_layout(rule, stack)
     weight = check_sample_weight(sample_weight, len(stack))
@@ -205,14 +202,26 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
     """
     if stack.labels is None:
         raise InputError("the best single member needs labels, and the stack has none; build it with labels=")
+    objective = of_outcomes_or_callable(objective)
     sign = 1.0 if higher_is_better(objective) else -1.0
     ranked = []
     for column, name in enumerate(stack.members):
-        log_proba = stack.select([name]).log_likelihoods()[:, 0]
-        if stack.present is not None:
-            # Uniform there: any other class is put before the true one.
-            lacking = np.flatnonzero(~stack.present[:, column])
-            log_proba[lacking, stack.labels[lacking]] -= 1e-4
-        value = sign * evaluate(objective, stack.labels, log_proba, [name])
-        ranked.append((-value, nll(stack.labels, log_proba), name))
+        found = Outcomes.of_blocks(stack.labels, _blocks_of(stack, column))
+        if isinstance(objective, str):
+            value = OF_OUTCOMES[objective](stack.labels, found)
+        else:
+            whole = np.concatenate([block.copy() for _, block in _blocks_of(stack, column)])
+            value = evaluate(objective, stack.labels, whole, [name])
+        ranked.append((-sign * value, float(found.loss.mean()), name))
     return min(ranked)[2]
+
+
+def _blocks_of(stack: LogitStack, column: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield rows and a member's log-likelihoods of them (n, K), wrong where it lacks the video."""
+    for rows, block in stack.select([stack.members[column]]).iter_blocks():
+        log_p: NDArray[Any] = block[:, 0]
+        if stack.present is not None and stack.labels is not None:
+            # Uniform there: any other class is put before the true one.
+            lacking = np.flatnonzero(~stack.present[rows, column])
+            log_p[lacking, stack.labels[rows][lacking]] -= 1e-4
+        yield rows, log_p
