@@ -20,7 +20,7 @@ from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
 from vidfuse.metrics import Interval, PairedDifference
 from vidfuse.metrics.objectives import Objective, higher_is_better, objective_name
-from vidfuse.metrics.outcomes import OF_OUTCOMES, Outcomes, of_outcomes_or_callable
+from vidfuse.metrics.outcomes import OF_OUTCOMES, Outcomes
 from vidfuse.selection.problem import best_single
 from vidfuse.stack.stack import LogitStack
 
@@ -270,7 +270,7 @@ def board_of(
     # 2. Draw intervals and gains, all those on the same videos at once, so that resamples and flips are shared: who
     #    lacks no video, then each pattern of videos that members lack.
     # 3. Make a row of each, and rank them.
-    labels, objective = require_labels(stack, "a leaderboard"), of_outcomes_or_callable(objective)
+    labels = require_labels(stack, "a leaderboard")
     if not predictions:
         raise InputError("predictions: expected at least one, got none")
     groups = None if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1]

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._checks import check_share
 from vidfuse.errors import InputError
+from vidfuse.metrics.accuracy import f1_of_classes
 from vidfuse.metrics.design import Design, design_of
 from vidfuse.metrics.intervals import (
     Interval,
@@ -25,7 +26,7 @@ from vidfuse.metrics.intervals import (
     share_bounds,
 )
 from vidfuse.metrics.objectives import Objective, evaluate, resolve_objective
-from vidfuse.metrics.outcomes import Outcomes, of_outcomes_or_callable
+from vidfuse.metrics.outcomes import Outcomes
 from vidfuse.metrics.significance import PairedDifference, mean_p_values, share_p_values
 
 __all__ = ["LARGEST_LOSS", "Draw", "Repeated"]
@@ -39,18 +40,21 @@ Repeated = Sequence[Any]
 """The log-likelihoods (N, K) of each repeat of a cross-fit, one array without repeats; or `Outcomes`, of names."""
 
 
+def _f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    return f1_of_classes(labels, predicted[:, 0])
+
+
 @dataclass(frozen=True)
 class Draw:
     """Intervals and differences of an objective on the same videos.
 
     Shares get Wilson's interval, mean class accuracies the same with variances within classes, losses the bootstrap-t,
-    callables BCa; differences of shares Agresti and Min's interval, of losses Student's. P-values are McNemar's exact
-    ones, or those of sign flips of groups.
+    macro-F1 and callables BCa; differences of shares Agresti and Min's interval, of losses Student's. P-values are
+    McNemar's exact ones, or those of sign flips of groups.
 
     Attributes:
         labels: True classes (N,).
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`; the name of
-            any other objective becomes one.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         confidence: The intervals' nominal coverage.
         n_resamples: Bootstrap resamples of losses and of callables; also the swaps of a callable's test.
         random_state: Seed; the same one draws the same videos for every prediction.
@@ -66,7 +70,7 @@ class Draw:
 
     def __post_init__(self) -> None:
         check_share("confidence", self.confidence)
-        object.__setattr__(self, "objective", of_outcomes_or_callable(self.objective))
+        resolve_objective(self.objective)
         if self.n_resamples < 1:
             raise InputError(f"n_resamples: expected at least 1, got {self.n_resamples}")
 
@@ -91,7 +95,7 @@ class Draw:
 
     def intervals(self, predictions: Mapping[str, Repeated]) -> dict[str, Interval]:
         """Return the interval of each prediction's mean score; all share the resamples."""
-        if callable(self.objective):
+        if self._metric is not None:
             return {
                 name: self._bca(drawn[0], drawn[1:], left_out)
                 for name, (drawn, left_out) in self._redrawn(predictions).items()
@@ -116,8 +120,8 @@ class Draw:
         """Return how much better the first prediction of each pair of names is; all share resamples and flips."""
         if not pairs:
             return []
-        if callable(self.objective):
-            return self._callable_differences(predictions, pairs)
+        if self._metric is not None:
+            return self._metric_differences(predictions, pairs)
         names = list(predictions)
         values = self._values(predictions)
         first, second = ([names.index(pair[side]) for pair in pairs] for side in (0, 1))
@@ -161,16 +165,34 @@ class Draw:
     def _hits(self, predicted: Any) -> NDArray[np.bool_]:
         return predicted.rank < 1 if isinstance(predicted, Outcomes) else predicted.argmax(axis=1) == self.labels
 
+    @property
+    def _metric(self) -> Objective | None:
+        """What is computed anew of each resample; None where the objective is a mean over videos."""
+        if self.objective == "macro-f1":
+            return _f1
+        return self.objective if callable(self.objective) else None
+
+    def _seen(self, predictions: Mapping[str, Repeated]) -> Mapping[str, Repeated]:
+        """Return what the metric sees of the predictions: of macro-F1 the most likely class (N, 1)."""
+        if self.objective != "macro-f1":
+            return predictions
+        return {
+            name: [(p.predicted if isinstance(p, Outcomes) else p.argmax(axis=1))[:, None] for p in repeated]
+            for name, repeated in predictions.items()
+        }
+
     def _score(self, rows: NDArray[np.int64] | slice, repeated: Repeated) -> float:
-        metric = resolve_objective(self.objective)
+        metric: Any = self._metric
         return float(np.mean([metric(self.labels[rows], p[rows]) for p in repeated]))
 
     def _redrawn(
         self, predictions: Mapping[str, Repeated]
     ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Return a callable on all videos and each resample (1 + B,), and without each block, by prediction."""
+        """Return the metric on all videos and each resample (1 + B,), and without each block, by prediction."""
+        metric: Any = self._metric
+        predictions = self._seen(predictions)
         drawn = {
-            name: [float(np.mean([evaluate(self.objective, self.labels, p, [name]) for p in repeated]))]
+            name: [float(np.mean([evaluate(metric, self.labels, p, [name]) for p in repeated]))]
             for name, repeated in predictions.items()
         }
         left_out: dict[str, list[float]] = {name: [] for name in predictions}
@@ -197,11 +219,11 @@ class Draw:
         low, high = metric_bounds(value, drawn, left_out, self.confidence)
         return interval_of(low, high, self.design, self.confidence, f"BCa, {len(drawn):,} resamples")
 
-    def _callable_differences(
+    def _metric_differences(
         self, predictions: Mapping[str, Repeated], pairs: Sequence[tuple[str, str]]
     ) -> list[PairedDifference]:
-        """Return differences of a callable: BCa intervals, and tests that swap the two predictions group by group."""
-        redrawn = self._redrawn(predictions)
+        """Return differences of a metric that is no mean: BCa intervals, and tests that swap predictions by group."""
+        redrawn, predictions = self._redrawn(predictions), self._seen(predictions)
         found = []
         for first, second in pairs:
             drawn = redrawn[first][0] - redrawn[second][0]

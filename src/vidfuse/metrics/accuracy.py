@@ -13,6 +13,7 @@ from vidfuse.metrics._inputs import as_labels, as_scores
 __all__ = [
     "class_accuracies",
     "class_shares",
+    "f1_of_classes",
     "macro_f1",
     "mean_class_accuracy",
     "top_k_accuracy",
@@ -160,8 +161,17 @@ def macro_f1(labels: ArrayLike, log_proba: ArrayLike) -> float:
         0.7778
     """
     y, z = as_scores(labels, log_proba)
-    predicted = z.argmax(axis=1)
-    size = z.shape[1]
+    return f1_of_classes(y, z.argmax(axis=1))
+
+
+def f1_of_classes(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """Return `macro_f1` of true and predicted classes (N,).
+
+    Example:
+        >>> round(f1_of_classes(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])), 4)
+        0.7778
+    """
+    size = int(max(y.max(), predicted.max())) + 1
     hits = np.bincount(y[predicted == y], minlength=size)
     either = np.bincount(y, minlength=size) + np.bincount(predicted, minlength=size)  # 2 TP + FP + FN
     return float(np.mean(2 * hits[either > 0] / either[either > 0]))

@@ -1,4 +1,4 @@
-"""What a score needs to know of a prediction: three numbers of each video, instead of one for each class."""
+"""What a score needs to know of a prediction: a few numbers of each video, instead of one for each class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.metrics._inputs import as_log_proba
-from vidfuse.metrics.accuracy import class_shares, true_ranks
-from vidfuse.metrics.objectives import Objective, resolve_objective
+from vidfuse.metrics.accuracy import class_shares, f1_of_classes, true_ranks
 
-__all__ = ["OF_OUTCOMES", "Outcomes", "of_outcomes_or_callable"]
+__all__ = ["OF_OUTCOMES", "Outcomes"]
 
 
 @dataclass(frozen=True)
@@ -22,19 +21,21 @@ class Outcomes:
     """What a prediction says of each video, as far as its score goes.
 
     Attributes:
+        predicted: The most likely class (N,), of equally likely ones the lowest.
         rank: How many classes stand before the true one (N,).
         loss: Negative log-likelihood of the true class (N,), in nats.
         confidence: Probability of the most likely class (N,).
         n_classes: K.
     """
 
+    predicted: NDArray[np.int64]
     rank: NDArray[np.int64]
     loss: NDArray[np.float64]
     confidence: NDArray[np.float64]
     n_classes: int
 
     def __getitem__(self, rows: Any) -> Outcomes:
-        return Outcomes(self.rank[rows], self.loss[rows], self.confidence[rows], self.n_classes)
+        return Outcomes(self.predicted[rows], self.rank[rows], self.loss[rows], self.confidence[rows], self.n_classes)
 
     @staticmethod
     def of(labels: NDArray[np.int64], log_proba: ArrayLike) -> Outcomes:
@@ -49,7 +50,8 @@ class Outcomes:
         """
         y, z = as_log_proba(labels, np.asarray(log_proba, dtype=np.float64))
         loss = (0.0 - np.take_along_axis(z, y[:, None], axis=1)[:, 0]).astype(np.float64, copy=False)
-        return Outcomes(true_ranks(y, z), loss, np.exp(z.max(axis=1), dtype=np.float64), z.shape[1])
+        confidence = np.exp(z.max(axis=1), dtype=np.float64)
+        return Outcomes(z.argmax(axis=1), true_ranks(y, z), loss, confidence, z.shape[1])
 
     @staticmethod
     def of_blocks(labels: NDArray[np.int64], blocks: Iterable[tuple[slice, NDArray[Any]]]) -> Outcomes:
@@ -69,10 +71,11 @@ class Outcomes:
     @staticmethod
     def joined(parts: Sequence[Outcomes]) -> Outcomes:
         """Return the outcomes of consecutive videos as one."""
-        rank, loss, confidence = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "loss", "confidence")
+        predicted, rank, loss, confidence = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("predicted", "rank", "loss", "confidence")
         )
-        return Outcomes(rank, loss, confidence, parts[0].n_classes)
+        return Outcomes(predicted, rank, loss, confidence, parts[0].n_classes)
 
 
 def _mean_class_accuracy(labels: NDArray[np.int64], found: Outcomes) -> float:
@@ -83,21 +86,8 @@ OF_OUTCOMES: Mapping[str, Callable[[NDArray[np.int64], Outcomes], float]] = Mapp
     {
         "accuracy": lambda labels, found: float((found.rank < 1).mean()),
         "mean-class-accuracy": _mean_class_accuracy,
+        "macro-f1": lambda labels, found: f1_of_classes(labels, found.predicted),
         "nll": lambda labels, found: float(found.loss.mean()),
     }
 )
-"""The objectives whose value, of labels (N,) and outcomes, needs no more than these."""
-
-
-def of_outcomes_or_callable(objective: str | Objective) -> str | Objective:
-    """Return the name of an objective that outcomes are enough for, and any other as a function.
-
-    Raises:
-        InputError: On an unknown name.
-
-    Example:
-        >>> of_outcomes_or_callable("nll"), of_outcomes_or_callable("macro-f1").__name__
-        ('nll', 'macro_f1')
-    """
-    named = isinstance(objective, str) and objective in OF_OUTCOMES
-    return objective if named else resolve_objective(objective)
+"""The named objectives as functions of labels (N,) and outcomes: what `vidfuse.metrics.objectives` has of arrays."""

@@ -28,8 +28,9 @@ from vidfuse.metrics.objectives import (
     higher_is_better,
     labels_of,
     objective_name,
+    resolve_objective,
 )
-from vidfuse.metrics.outcomes import OF_OUTCOMES, Outcomes, of_outcomes_or_callable
+from vidfuse.metrics.outcomes import OF_OUTCOMES, Outcomes
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Problem", "best_single", "pose", "restricted", "video_weights"]
@@ -127,7 +128,9 @@ def pose(
     """
     stack = as_stack(stack)
     y = labels_of(stack, labels, where=f"the stack to {task}")
-    objective = of_outcomes_or_callable(objective)
+    higher_is_better(objective)
+    if objective == "macro-f1":  # no sum over videos: it is searched as any callable is
+        objective = resolve_objective(objective)
     rule = check_rule(LogLinearPool(weights="accuracy") if rule is None else rule)
     check_layout(rule, stack)
     weight = check_sample_weight(sample_weight, len(stack))
@@ -202,7 +205,6 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
     """
     if stack.labels is None:
         raise InputError("the best single member needs labels, and the stack has none; build it with labels=")
-    objective = of_outcomes_or_callable(objective)
     sign = 1.0 if higher_is_better(objective) else -1.0
     ranked = []
     for column, name in enumerate(stack.members):
