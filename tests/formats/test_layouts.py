@@ -17,6 +17,7 @@ import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
 from vidfuse.formats.annotations import read_annotations
 from vidfuse.formats.dump import read_dump
+from vidfuse.formats.export import write_predictions
 
 torch = pytest.importorskip("torch")
 
@@ -399,7 +400,7 @@ def test_arrays_that_are_not_understood_are_named(tmp_path):
     with pytest.warns(VidfuseWarning, match=r"x\.npz: not understood, and left out: 'features' \(an array \(40, 3\)"):
         read_dump(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", scores=Z, clips_of=np.array(IDS))
-    with pytest.raises(InputError, match=r"'clips_of' holds one name for each row.*id_column=\"clips_of\""):
+    with pytest.raises(InputError, match=r"'clips_of' holds one name or number for each row.*id_column=\"clips_of\""):
         read_dump(tmp_path / "x.npz")
     assert read_dump(tmp_path / "x.npz", id_column="clips_of").ids.tolist() == IDS
     with pytest.warns(VidfuseWarning, match="clips_of"):
@@ -765,9 +766,8 @@ def test_labels_and_ids_that_only_some_videos_have_are_left_out_and_said(tmp_pat
         {"pred_score": z} | ({"gt_label": int(y)} if n else {}) for n, (z, y) in enumerate(zip(Z, LABELS, strict=True))
     ]
     rows[3]["video_id"] = rows[0]["video_id"] = "v"
-    with pytest.warns(VidfuseWarning, match="39 of 40 videos have a label, and the others have none: left out"):
-        with pytest.warns(VidfuseWarning, match="2 of 40 videos have an id"):
-            dump = read_dump(dumped(tmp_path / "x.pkl", rows))
+    with pytest.warns(VidfuseWarning, match="only some videos have 'video_id', 'gt_label': left out"):
+        dump = read_dump(dumped(tmp_path / "x.pkl", rows))
     assert dump.labels is None and dump.ids is None
 
 
@@ -794,3 +794,66 @@ def test_a_video_without_a_prediction_is_missing_whether_or_not_views_are_reduce
     dumped(tmp_path / "a.pkl", content)
     with pytest.raises(InputError, match=f"NaN at member 'a', id '{IDS[4]}' .*, view 1, class 0"):
         vf.read_predictions(files, kind=kind, views="mean-log", missing="keep")
+
+
+SHUFFLED = np.random.default_rng(1).permutation(N).tolist()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {str(n): {"video_id": IDS[row], "scores": Z[row]} for n, row in enumerate(SHUFFLED)},
+        {n: (IDS[row], Z[row], int(LABELS[row])) for n, row in enumerate(SHUFFLED)},
+        {n: {"video_id": IDS[row], "result": answers(row)} for n, row in enumerate(SHUFFLED)},
+        [{"video_id": IDS[row].encode(), "scores": Z[row]} for row in SHUFFLED],
+    ],
+)
+def test_videos_own_ids_win_over_keys_that_count_the_rows(rows, tmp_path):
+    dump = read_dump(dumped(tmp_path / "x.pkl", rows))
+    assert dump.ids.tolist() == [IDS[row] for row in SHUFFLED]
+    named = {"video_id": IDS[0], "scores": Z[0]}
+    by_key = {"a": named, "b": named | {"video_id": "c"}}
+    assert read_dump(dumped(tmp_path / "x.pkl", by_key)).ids.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_number_before_scores_that_have_an_id_moves_no_row_and_is_said(keyed, tmp_path):
+    rows = {IDS[row]: (row, Z[row]) for row in SHUFFLED} if keyed else [(IDS[row], row, Z[row]) for row in SHUFFLED]
+    with pytest.warns(VidfuseWarning, match="a number before the scores, beside an id, is left out"):
+        dump = read_dump(dumped(tmp_path / "x.pkl", rows))
+    assert dump.ids.tolist() == [IDS[row] for row in SHUFFLED]
+    np.testing.assert_array_equal(dump.scores, Z[SHUFFLED])
+
+
+@pytest.mark.parametrize("key", ["mp4", "idx"])
+@pytest.mark.parametrize("as_dicts", [True, False])
+def test_ids_and_positions_under_a_name_that_nobody_knows_are_asked_for(key, as_dicts, tmp_path):
+    values = [IDS[row] if key == "mp4" else row for row in SHUFFLED]
+    rows = [{key: value, "scores": Z[row]} for value, row in zip(values, SHUFFLED, strict=True)]
+    content = rows if as_dicts else {key: np.array(values), "scores": Z[SHUFFLED]}
+    with pytest.raises(InputError, match=f"'{key}' holds one name or number for each row.*id_column=\"{key}\""):
+        read_dump(dumped(tmp_path / "x.pkl", content))
+    assert read_dump(tmp_path / "x.pkl", id_column=key).ids.tolist() == [str(value) for value in values]
+    with pytest.warns(VidfuseWarning, match="not understood, and left out"):
+        assert read_dump(dumped(tmp_path / "x.pkl", {key: np.arange(N), "scores": Z})).ids is None
+
+
+def test_what_dicts_of_videos_hold_besides_is_read_or_named(tmp_path):
+    rows = [{"id": i, "scores": z, "gt_label": NAMES[y], "img": [0]} for i, z, y in zip(IDS, Z, LABELS, strict=True)]
+    with pytest.warns(VidfuseWarning, match="not understood, and left out: 'img'"):
+        dump = read_dump(dumped(tmp_path / "x.pkl", rows), classes=NAMES)
+    assert dump.labels.tolist() == LABELS.tolist()
+    for odd in (0.5, [IDS[0]]):
+        with pytest.raises(InputError, match="expected a list of names in 'id'"):
+            read_dump(dumped(tmp_path / "x.pkl", [row | {"id": odd, "img": None} for row in rows]), classes=NAMES)
+
+
+def test_ids_that_scores_stand_under_are_not_replaced_by_a_list_beside_them(tmp_path):
+    content = {"ids": IDS, "scores": {IDS[row]: Z[row] for row in SHUFFLED}}
+    assert read_dump(dumped(tmp_path / "x.pkl", content)).ids.tolist() == [IDS[row] for row in SHUFFLED]
+
+
+def test_the_highest_scores_alone_are_no_scores(tmp_path):
+    write_predictions(P, tmp_path / "top.npz", ids=IDS, top_k=2)
+    with pytest.raises(InputError, match="'top' says of which classes the 2 highest scores are"):
+        read_dump(tmp_path / "top.npz")

@@ -119,19 +119,31 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     content = {name: value for name, value in content.items() if value is not None}  # nothing was known of these
     key = _score_key(content, ask)
     value = content[key]
-    used = {key}
     if isinstance(value, np.ndarray) and not is_cells(value):
         dump = Dump(value)
     else:
         dump = read_layout(value, replace(ask, id_column=None))
-    n = len(dump.scores)
-    if not n:
+    if not len(dump.scores):
         raise InputError(f"expected predictions of at least one video, got none in {key!r}")
-    class_key = called([name for name in content if name != key], CLASS_NAMES)
+    return _with_columns(dump, content, {key}, key, ask)
+
+
+def _with_columns(dump: Dump, content: Mapping[str, Any], used: set[str], key: str, ask: Ask) -> Dump:
+    """Add the labels, ids and class names that stand beside scores, by their keys; note or refuse what is left.
+
+    Args:
+        dump: The scores, and what came with them.
+        content: What stands beside them, and perhaps they themselves.
+        used: The keys of the scores.
+        key: What the scores are called.
+        ask: What the caller said.
+    """
+    n = len(dump.scores)
+    class_key = called([name for name in content if name not in used], CLASS_NAMES)
     if class_key is not None:
         used.add(class_key)
         dump = replace(dump, classes=tuple(_some_names(content[class_key], class_key)))
-    label_key = _label_key(content, key)
+    label_key = _label_key([name for name in content if name not in used], key)
     if label_key is not None:
         used.add(label_key)
         given = content[label_key]
@@ -145,11 +157,12 @@ def _read_named(content: Mapping[str, Any], ask: Ask) -> Dump:
     id_key = _id_key(content, ask)
     if id_key is not None:
         used.add(id_key)
-        dump = replace(dump, ids=np.array(_some_names(content[id_key], id_key), dtype=np.str_))
+        if dump.ids is None or ask.id_column is not None:  # ids that scores stand under are theirs, in any order
+            dump = replace(dump, ids=np.array(_some_names(content[id_key], id_key), dtype=np.str_))
     kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
     if ask.head is not None:  # what belongs to the other heads is known, and not wanted
         used |= {name for name, other in content.items() if is_matrix(other) or name.endswith(_HEAD_LABELS)}
-    notes = _rest(content, used, n, dump.ids is None and ask.id_column is None)
+    notes = _rest(content, used, dump, dump.ids is None and ask.id_column is None)
     return replace(dump, kind=kind[0] if kind else None, notes=(*dump.notes, *notes))
 
 
@@ -174,11 +187,10 @@ def _head(keys: Sequence[str], head: str) -> str:
     return found
 
 
-def _label_key(content: Mapping[str, Any], key: str) -> str | None:
+def _label_key(names: Sequence[str], key: str) -> str | None:
     """The labels' key: that of the head whose scores `key` holds, or one with a usual name."""
     start = next((key.removesuffix(end) for end in reversed(_HEAD_ENDINGS) if key.endswith(end)), key)
-    own = next((start + end for end in _HEAD_LABELS if start + end in content), None)
-    return own or called([name for name in content if name != key], LABEL_NAMES)
+    return next((start + end for end in _HEAD_LABELS if start + end in names), None) or called(names, LABEL_NAMES)
 
 
 def _id_key(content: Mapping[str, Any], ask: Ask) -> str | None:
@@ -201,17 +213,40 @@ def _some_names(value: Any, key: str) -> list[str]:
     return names
 
 
-def _rest(content: Mapping[str, Any], used: set[str], n: int, without_ids: bool) -> list[str]:
-    """Refuse texts that can only be the ids nobody recognised; note everything else that is left out."""
+def _rest(content: Mapping[str, Any], used: set[str], dump: Dump, without_ids: bool) -> list[str]:
+    """Refuse what can only be the ids nobody recognised, or the best classes; note everything else that is left out."""
     rest = [k for k in content if k not in used and k.lower() not in NOTE_NAMES and k.lower() not in SCORE_NAMES]
-    ids = [key for key in rest if (names := as_names(content[key])) and len(names) == n == len(set(names)) and n > 1]
+    n = len(dump.scores)
+    ids = [key for key in rest if _could_be_ids(content[key], n)]
     if ids and without_ids:
         raise InputError(
-            f"{first_few(ids)} holds one name for each row: the ids? Say {option('id_column', ids[0])}, or "
+            f"{first_few(ids)} holds one name or number for each row: the ids? Say {option('id_column', ids[0])}, or "
             f"{option('id_column', NO_IDS)} if they are not"
+        )
+    best = next((key for key in rest if _holds_best(content[key], dump.scores)), None)
+    if best is not None:
+        raise InputError(
+            f"{best!r} says of which classes the {dump.scores[0].size} highest scores are: the others are not there, "
+            "and needed; write the scores of every class"
         )
     what = ", ".join(f"{key!r} ({describe(content[key])})" for key in rest[:5])
     return [f"not understood, and left out: {what}{', …' if len(rest) > 5 else ''}"] if rest else []
+
+
+def _could_be_ids(value: Any, n: int) -> bool:
+    """Whether these are N different texts, or N different whole numbers that do not just count the rows."""
+    names = as_names(value)
+    if names is None and (numbers := as_labels(value)) is not None and not np.array_equal(numbers, np.arange(n)):
+        names = [str(number) for number in numbers.tolist()]
+    return names is not None and len(names) == n == len(set(names)) and n > 1
+
+
+def _holds_best(value: Any, scores: Any) -> bool:
+    """Whether these are the classes of scores that descend in each row, as the highest of many do."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.shape != np.shape(scores):
+        return False
+    distinct = (np.diff(np.sort(value, axis=-1), axis=-1) > 0).all()
+    return value.ndim == 2 and bool(distinct and (np.diff(scores, axis=-1) <= 0).all())
 
 
 def _is_by_id(content: Any) -> bool:
@@ -243,8 +278,15 @@ def _is_sample(value: Any) -> bool:
 
 def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
     rows = list(content.values())
-    read = _read_dicts if isinstance(rows[0], dict) else _read_rows
-    return replace(read(rows, ask), ids=_keys(content))
+    dump = _read_dicts(rows, ask) if isinstance(rows[0], dict) else _read_rows(rows, ask, keyed=True)
+    return _keyed(dump, content, ask)
+
+
+def _keyed(dump: Dump, content: Mapping[Any, Any], ask: Ask) -> Dump:
+    """Take the keys as ids, unless they only count the rows and each video has an id of its own, or that is asked."""
+    keys = _keys(content)
+    own = dump.ids is not None and (ask.id_column is not None or keys.tolist() == list(map(str, range(len(keys)))))
+    return dump if own else replace(dump, ids=keys)
 
 
 def _is_labels_by_id(content: Any) -> bool:
@@ -273,16 +315,19 @@ def _read_answered(content: Any, ask: Ask) -> Dump:
     key = answers_in(videos[0])
     dump = read_answers(videos if key is None else [video[answers_in(video)] for video in videos], ask.classes)
     if key is not None:
-        keys = dict.fromkeys(name for video in videos for name, value in video.items() if not is_answers(value))
-        besides = {name: [video.get(name) for video in videos] for name in keys}
-        some = [name for name, values in besides.items() if any(value is None for value in values)]
-        named = {name: values for name, values in besides.items() if name not in some}
-        names = {} if dump.classes is None else {"classes": list(dump.classes)}
-        dump = _read_named({**named, **names, "scores": dump.scores}, ask)
-        lost = [name for name in some if any(value is not None for value in besides[name])]
-        if lost:
-            dump = replace(dump, notes=(*dump.notes, f"only some videos have {first_few(lost)}: left out"))
-    return replace(dump, ids=_keys(content)) if isinstance(content, dict) else dump
+        dump = _with_columns(*_beside(dump, videos), set(), key, ask)
+    return _keyed(dump, content, ask) if isinstance(content, dict) else dump
+
+
+def _beside(dump: Dump, samples: Sequence[Mapping[Any, Any]]) -> tuple[Dump, dict[str, list[Any]]]:
+    """Return what every video has beside its scores, by name, and the dump with a note of what only some have."""
+    keys = dict.fromkeys(name for sample in samples for name, value in sample.items() if not is_answers(value))
+    besides = {str(name): [sample.get(name) for sample in samples] for name in keys}
+    lacking = {name: sum(value is None for value in values) for name, values in besides.items()}
+    some = [name for name, count in lacking.items() if 0 < count < len(samples)]
+    if some:
+        dump = replace(dump, notes=(*dump.notes, f"only some videos have {first_few(some)}: left out"))
+    return dump, {name: values for name, values in besides.items() if not lacking[name]}
 
 
 def _is_dicts(content: Any) -> bool:
@@ -298,12 +343,9 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
     """Collect a video's scores, label and id from each dict.
 
     Scores are an array, or {head: array}, of which the only one or the one called `head` is taken; so where they stand
-    beside each other, as EPIC's verb_output and noun_output. Labels and ids count where every dict has one.
+    beside each other, as EPIC's verb_output and noun_output. What every dict has beside them is read by its name.
     """
-    scores, labels, keys = [], [], dict[str, None]()
-    names = [str(key) for key in samples[0]]
-    id_key = _id_key(dict.fromkeys(names), ask)
-    ids = [sample[id_key] for sample in samples if id_key is not None and isinstance(sample.get(id_key), str | int)]
+    scores, besides, keys = [], [], dict[str, None]()
     for row, sample in enumerate(samples):
         found, key = _score_of(sample), ""
         heads = found if isinstance(found, dict) else None
@@ -318,27 +360,19 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
             found = heads[key]
             keys[key] = None
         scores.append(found)
-        label_key = _label_key({str(name): None for name in sample}, key)
-        label = None if label_key is None else sample.get(label_key)
-        if isinstance(label, dict):
-            label = label.get(key, next(iter(label.values()), None))
-        if label is not None:
-            labels.append(whole(label))
+        of_head = {name: _of_head(value, key) for name, value in sample.items()}
+        besides.append({name: value for name, value in of_head.items() if value is not found})
     if len(keys) > 1 and ask.head is None:
         raise InputError(
             f"videos have their scores under other names each, {first_few(keys)}: ids? Save {{id: scores}}"
         )
-    some = {"an id": len(ids), "a label": len(labels)}
-    return Dump(
-        stack_videos(scores, ask.size),
-        np.array(labels, dtype=np.int64) if len(labels) == len(samples) else None,
-        np.array([str(name) for name in ids]) if len(ids) == len(samples) else None,
-        notes=tuple(
-            f"{count} of {len(samples)} videos have {what}, and the others have none: left out"
-            for what, count in some.items()
-            if 0 < count < len(samples)
-        ),
-    )
+    dump, columns = _beside(Dump(stack_videos(scores, ask.size)), besides)
+    return _with_columns(dump, columns, set(), next(iter(keys), ""), ask)
+
+
+def _of_head(value: Any, head: str) -> Any:
+    """Return what a video has of one head, where it has something of each, or something for all."""
+    return value.get(head, next(iter(value.values()), None)) if isinstance(value, dict) and head else value
 
 
 def _parts(content: Any) -> dict[str, Any] | None:
@@ -371,14 +405,15 @@ def _read_parts(content: Sequence[Any], ask: Ask) -> Dump:
     )
 
 
-def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask) -> Dump:
+def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, *, keyed: bool = False) -> Dump:
     """Rows of two or three cells: before the scores stands the name or the position, after them the label.
 
-    A text is the id wherever it stands. Positions 0 … N − 1 in any order put the rows in that order.
+    A text is the id wherever it stands. Positions 0 … N − 1 in any order put the rows in that order, unless they have
+    ids, or are `keyed` by them.
     """
     at = next(place for place, cell in enumerate(rows[0]) if is_video(cell))
     before, after = [row[:at] for row in rows], [row[at + 1 :] for row in rows]
-    scores = stack_videos((row[at] for row in rows), ask.size)
+    scores = stack_videos([row[at] for row in rows], ask.size)
     ids = [next((cell for cell in row if isinstance(cell, str)), None) for row in rows]
     labels = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in after]
     positions = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in before]
@@ -389,14 +424,17 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask) -> Dump:
         np.array(labels, dtype=np.int64)[:, 0] if labels[0] else None,
         np.array(ids) if None not in ids else None,
     )
-    if dump.ids is None and all(len(found) == 1 for found in positions):
-        numbers = np.array(positions)[:, 0]
-        if sorted(numbers.tolist()) == list(range(len(numbers))):
-            order = np.argsort(numbers)
-            sorted_scores = scores[order] if isinstance(scores, np.ndarray) else [scores[row] for row in order]
-            return Dump(sorted_scores, None if dump.labels is None else dump.labels[order])
-        return replace(dump, ids=np.array([str(number) for number in numbers.tolist()]))
-    return dump
+    if not all(len(found) == 1 for found in positions):
+        return dump
+    numbers = np.array(positions)[:, 0]
+    if keyed or dump.ids is not None:
+        note = "a number before the scores, beside an id, is left out; a label stands after the scores"
+        return replace(dump, notes=(note,))
+    if sorted(numbers.tolist()) == list(range(len(numbers))):
+        order = np.argsort(numbers)
+        sorted_scores = scores[order] if isinstance(scores, np.ndarray) else [scores[row] for row in order]
+        return Dump(sorted_scores, None if dump.labels is None else dump.labels[order])
+    return replace(dump, ids=np.array([str(number) for number in numbers.tolist()]))
 
 
 def _read_cells(cells: NDArray[Any], ask: Ask) -> Dump:

@@ -58,19 +58,19 @@ def label_values(value: Any, n: int, classes: Sequence[str] | None = None) -> ND
     names = as_names(value)
     if names is not None:
         return label_indices(names, classes)
-    array = np.array(value) if isinstance(value, list) and is_numbers(value) else value
-    if isinstance(array, np.ndarray) and array.dtype == object:
-        return np.array([whole(cell) for cell in array.reshape(-1).tolist()], dtype=np.int64)
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+    cells = value.reshape(-1).tolist() if isinstance(value, np.ndarray) and value.dtype == object else value
+    if isinstance(cells, list):
+        return np.array([whole(cell) for cell in cells], dtype=np.int64)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         raise InputError(f"expected one label for each video, got {describe(value)}")
-    if array.dtype.kind == "f" and array.size == len(np.atleast_1d(array)) and (array == np.floor(array)).all():
-        return array.reshape(-1).astype(np.int64)
-    if array.shape[:1] != (n,) or array.size != n:
+    if value.dtype.kind == "f" and value.size == len(np.atleast_1d(value)) and (value == np.floor(value)).all():
+        return value.reshape(-1).astype(np.int64)
+    if value.shape[:1] != (n,) or value.size != n:
         raise InputError(
-            f"expected one label for each of {n} videos, got shape {array.shape}; vidfuse fuses single-label "
+            f"expected one label for each of {n} videos, got shape {value.shape}; vidfuse fuses single-label "
             "classification only"
         )
-    raise InputError(f"expected integer labels, got dtype {array.dtype}")
+    raise InputError(f"expected integer labels, got dtype {value.dtype}")
 
 
 def whole(value: Any) -> int:
