@@ -857,3 +857,45 @@ def test_the_highest_scores_alone_are_no_scores(tmp_path):
     write_predictions(P, tmp_path / "top.npz", ids=IDS, top_k=2)
     with pytest.raises(InputError, match="'top' says of which classes the 2 highest scores are"):
         read_dump(tmp_path / "top.npz")
+
+
+FIELDS = ["{i};{n} it", "{i}\t{n} it", "{i}|{n} it", "{i},{n} it", "{i},30,{y}", "{i},1,30,{y}", "{i}.avi|{y}"]
+
+
+@pytest.mark.parametrize("line", FIELDS)
+def test_lists_of_two_fields_or_of_frames_by_any_separator(line, tmp_path):
+    lines = [line.format(i=i, n=NAMES[y], y=y) for i, y in zip(IDS, LABELS, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    listed = read_annotations(tmp_path / "list.csv", [f"{name} it" for name in NAMES])
+    assert listed.ids.tolist() == IDS and listed.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("line", ["{row},{i},{y}", "{row},{i}.mp4,{y}", "{i}.mp4,0.5,10.5,{y}", "{i},run,{y}"])
+def test_lists_of_fields_that_nobody_named_are_refused(line, tmp_path):
+    lines = [line.format(i=i, y=y, row=row) for row, (i, y) in enumerate(zip(IDS, LABELS, strict=True))]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"expected a path and a label on each line, got [34] fields.*columns' names"):
+        read_annotations(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("end", [",3", " 3", ""])
+def test_paths_may_have_commas(end, tmp_path):
+    (tmp_path / "list.csv").write_text("".join(f"my, own, videos/{i}.mp4{end}\n" for i in IDS))
+    assert read_annotations(tmp_path / "list.csv").ids.tolist() == [f"my, own, videos/{i}" for i in IDS]
+
+
+def test_epics_list_names_its_videos_by_narration_and_a_label_of_each_head(tmp_path):
+    rows = [f"{i},P01,P01_0{row % 3},open door,{y},{y + 1}" for row, (i, y) in enumerate(zip(IDS, LABELS, strict=True))]
+    head = "narration_id,participant_id,video_id,narration,verb_class,noun_class"
+    (tmp_path / "epic.csv").write_text("\n".join([head, *rows]))
+    listed = read_annotations(tmp_path / "epic.csv", head="noun")
+    assert listed.ids.tolist() == IDS and listed.labels.tolist() == (LABELS + 1).tolist()
+    content = {"verb_output": Z, "noun_output": Z, "narration_id": IDS[::-1]}
+    stack = read(dumped(tmp_path / "x.pkl", content), head="verb", annotations=tmp_path / "epic.csv")
+    assert stack.labels.tolist() == LABELS[::-1].tolist()
+
+
+def test_labels_that_a_list_of_dicts_calls_otherwise_are_named(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps([{"id": i, "template": "Opening [it]"} for i in IDS]))
+    with pytest.warns(VidfuseWarning, match="no labels: columns 'template' are none of label"):
+        assert read_annotations(tmp_path / "list.json").labels is None

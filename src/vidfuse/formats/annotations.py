@@ -16,7 +16,8 @@ from vidfuse._checks import check_ids, first_few, naming
 from vidfuse._paths import VIDEO_SUFFIXES, IdRule, name_ids
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
-from vidfuse.formats.tables import read_parquet_columns, split_rows
+from vidfuse.formats.layouts import label_key
+from vidfuse.formats.tables import read_parquet_columns, separator_of, split_rows
 from vidfuse.formats.values import as_labels, as_names, describe
 from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, id_name
 from vidfuse.stack.frames import label_indices, sorted_classes
@@ -57,6 +58,7 @@ def read_annotations(
     classes: Sequence[str] | str | None = None,
     *,
     ids: IdRule = "path",
+    head: str | None = None,
 ) -> Annotations:
     r"""Read a list of videos: which id, and which label, belongs to each row of a dump.
 
@@ -69,6 +71,7 @@ def read_annotations(
         source: The file, or the ids themselves.
         classes: Class names, for lists whose labels are names; "sorted" numbers these in the order of their names.
         ids: How names become ids: "path", "stem" or "exact"; see `vidfuse._paths.name_ids`.
+        head: Whose labels to take where a table has several: "verb" finds a column verb_class.
 
     Raises:
         InputError: No rows, a label that is not a class, a duplicate or unsafe id, or a layout that is not known.
@@ -87,9 +90,9 @@ def read_annotations(
         content = read_content(open_stored(path))
         listed: _Listed | None
         if isinstance(content, Text):
-            listed = _from_text(content.text)
+            listed = _from_text(content.text, head)
         elif isinstance(content, Parquet):
-            listed = _from_columns(read_parquet_columns(content.stream))
+            listed = _from_columns(read_parquet_columns(content.stream), head)
         else:
             listed = next((read(content) for fits, read, _ in _LAYOUTS if fits(content)), None)
         if listed is None:
@@ -108,12 +111,13 @@ def read_annotations(
         return Annotations(found, labels, None if names is None else tuple(names))
 
 
-def _from_text(text: str) -> _Listed:
+def _from_text(text: str, head: str | None) -> _Listed:
     """A table with a header, or lines that end in a label, or names alone."""
     stripped = ["" if line.lstrip().startswith("#") else line.strip() for line in text.splitlines()]
     lines = [line for line in stripped if line]
     if not lines:
         raise InputError("expected a list of videos, got no rows")
+    separator = separator_of("\n".join(stripped))
     rows, numbers = split_rows("\n".join(stripped))
     header = rows[0]
     named = called(header, (*ID_NAMES, *LABEL_NAMES)) is not None and not any(map(_is_label, header))
@@ -124,31 +128,47 @@ def _from_text(text: str) -> _Listed:
         for number, row in zip(numbers, rows, strict=True):
             if len(row) != width:
                 raise InputError(f"line {number}: expected {width} fields as in the header, got {len(row)}")
-        return _from_columns({name: [row[at] for row in rows[1:]] for at, name in enumerate(header)})
-    counted = _with_counts(lines)
+        return _from_columns({name: [row[at] for row in rows[1:]] for at, name in enumerate(header)}, head)
+    counted = _with_counts(lines if separator is None else rows)
     if counted is not None:
         return counted
+    if separator is not None:
+        _check_two_fields(rows, separator)
     names: list[str] = []
     labels: list[str] = []
     for line in lines:
-        cut = max(line.rfind(separator) for separator in (",", " ", "\t", ";"))
+        cut = max(line.rfind(mark) for mark in (",", " ", "\t", ";", "|"))
         if cut < 0 or not _is_label(line[cut + 1 :]):
             names, labels = [], []
             break
-        names.append(line[:cut].rstrip(",; \t").strip('"'))
+        names.append(line[:cut].rstrip(",; \t|").strip('"'))
         labels.append(line[cut + 1 :])
     if names:
         _check_single_labels(names)
         return _Listed(names, labels)
-    if all(len(row) == 2 for row in rows):  # a label by its name, which may have blanks after what is surely a video
-        videos = all(_is_video_file(row[0]) for row in rows)
-        if videos or not any(" " in cell for row in rows for cell in row):
+    if all(len(row) == 2 for row in rows):  # a label by its name, which may have blanks after what is surely the id
+        ids, classes = {row[0] for row in rows}, {row[1] for row in rows}
+        sure = separator not in (None, ",") or len(classes) < len(rows) == len(ids)
+        if sure or all(_is_video_file(row[0]) for row in rows) or not any(" " in cell for row in rows for cell in row):
             return _Listed([row[0] for row in rows], [row[1] for row in rows])
     if all(_is_label(line) for line in lines):
         raise InputError(
             f"expected a list of videos, got {len(lines)} numbers alone; ids or labels? Give both, as `id,label`"
         )
     return _Listed(lines)
+
+
+def _check_two_fields(rows: Sequence[Sequence[str]], separator: str) -> None:
+    """Refuse lines of three fields or more, unless they are one path with commas and a label: "a, b/run.mp4,3"."""
+    if len({len(row) for row in rows}) > 1 or len(rows[0]) < 3:
+        return
+    for row in rows:
+        ends = (row[-2], row[-1], row[-1].rpartition(" ")[0])  # a path's last piece, without a label
+        if any(map(_is_label, row[:-2])) or not any(map(_is_video_file, ends)):
+            raise InputError(
+                f"expected a path and a label on each line, got {len(row)} fields: {separator.join(row)[:60]!r}; begin "
+                "the list with a line of the columns' names, such as id,label"
+            )
 
 
 def _check_single_labels(names: Sequence[str]) -> None:
@@ -167,13 +187,13 @@ def _is_video_file(name: str) -> bool:
     return PurePath(name.strip()).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _with_counts(lines: Sequence[str]) -> _Listed | None:
-    """Folders of frames: ``folder n_frames label``, or ``folder first n_frames label``.
+def _with_counts(lines: Sequence[str | Sequence[str]]) -> _Listed | None:
+    """Folders of frames: ``folder n_frames label``, or ``folder first n_frames label``; lines, or their fields.
 
     "clip 1 0", "clip 2 1" are two clips: only names that are there once without the numbers are folders.
     """
     for counts in (2, 1):
-        split = [line.rsplit(None, counts + 1) for line in lines]
+        split = [line.rsplit(None, counts + 1) if isinstance(line, str) else line for line in lines]
         if all(len(parts) == counts + 2 and all(part.isdecimal() for part in parts[1:]) for parts in split):
             folders = [parts[0] for parts in split]
             if len(set(folders)) == len(folders):
@@ -186,9 +206,9 @@ def _is_label(text: str) -> bool:
     return whole.isascii() and whole.isdigit() and not zeros.strip("0")
 
 
-def _from_columns(columns: Mapping[str, Any]) -> _Listed:
-    name = id_name(list(columns), lambda column: _counts_rows(columns[column]))
-    label = called([column for column in columns if column != name], LABEL_NAMES)
+def _from_columns(columns: Mapping[str, Any], head: str | None = None) -> _Listed:
+    name = id_name(list(columns), lambda column: _is_no_id(columns[column]))
+    label = label_key([column for column in columns if column != name], head or "")
     if name is None and label is None:
         raise InputError(
             f"expected a column with the videos' ids, called {', '.join(ID_NAMES[:6])} …; got {first_few(columns)}"
@@ -204,9 +224,10 @@ def _from_columns(columns: Mapping[str, Any]) -> _Listed:
     )
 
 
-def _counts_rows(column: Any) -> bool:
-    """Whether a column only counts the rows, from 0."""
-    return all(str(value) == str(row) for row, value in enumerate(_listed(column)))
+def _is_no_id(column: Any) -> bool:
+    """Whether a column only counts the rows, from 0, or says of what several videos are parts, as EPIC's video_id."""
+    texts = list(map(str, column.tolist() if isinstance(column, np.ndarray) else column))
+    return texts == list(map(str, range(len(texts)))) or 2 * len(set(texts)) <= len(texts)
 
 
 def _listed(column: Any) -> list[Any]:
@@ -253,7 +274,8 @@ def _read_dicts(rows: Sequence[Mapping[Any, Any]]) -> _Listed:
     nameless = [at for at, row in enumerate(rows) if name is not None and row.get(name) is None]
     if nameless:
         raise InputError(f"expected {name!r} in each of {len(rows)} videos, got none in row {nameless[0]}")
-    given = {key: [row.get(key) for row in rows] for key in (name, label) if key is not None}
+    named = dict.fromkeys(key for key in (*everywhere, name, label) if key is not None)
+    given = {key: [row.get(key) for row in rows] for key in named}
     return _from_columns({key: ["" if value is None else value for value in values] for key, values in given.items()})
 
 

@@ -186,7 +186,7 @@ def _read_member(
     listed = None
     if asked.annotations is not None:
         own = None if asked.mapped else member.dump.classes
-        listed = read_annotations(asked.annotations, own or classes, ids=ids)
+        listed = read_annotations(asked.annotations, own or classes, ids=ids, head=asked.head)
         listed = replace(listed, classes=None) if asked.mapped else listed
     if len(parts) > 1 or repeats is not None:
         reduced = {where: _reduced(p.dump, p.kind, asked.views, name, Path(where)) for where, p in parts.items()}

@@ -31,7 +31,7 @@ from vidfuse.formats.values import (
 from vidfuse.stack.columns import CLASS_NAMES, ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
 from vidfuse.stack.frames import Dump, sorted_classes
 
-__all__ = ["LAYOUTS", "Ask", "Layout", "read_layout"]
+__all__ = ["LAYOUTS", "Ask", "Layout", "label_key", "read_layout"]
 
 SCORE_NAMES: Final = (
     *("scores", "logits", "preds", "pred_scores", "probabilities", "pred_score", "score", "probs", "prob", "logit"),
@@ -143,10 +143,10 @@ def _with_columns(dump: Dump, content: Mapping[str, Any], used: set[str], key: s
     if class_key is not None:
         used.add(class_key)
         dump = replace(dump, classes=tuple(_some_names(content[class_key], class_key)))
-    label_key = _label_key([name for name in content if name not in used], key)
-    if label_key is not None:
-        used.add(label_key)
-        given = content[label_key]
+    labels_key = label_key([name for name in content if name not in used], key)
+    if labels_key is not None:
+        used.add(labels_key)
+        given = content[labels_key]
         if isinstance(given, dict) and dump.ids is not None:
             given = [given.get(name) for name in dump.ids.tolist()]
         names = dump.classes or sorted_classes(ask.classes, as_names(given))
@@ -187,8 +187,13 @@ def _head(keys: Sequence[str], head: str) -> str:
     return found
 
 
-def _label_key(names: Sequence[str], key: str) -> str | None:
-    """The labels' key: that of the head whose scores `key` holds, or one with a usual name."""
+def label_key(names: Sequence[str], key: str) -> str | None:
+    """Return the labels' name among others: that of the head whose scores `key` holds, or a usual one.
+
+    Example:
+        >>> label_key(["label", "verb_class"], "verb_output"), label_key(["label", "verb_class"], "scores")
+        ('verb_class', 'label')
+    """
     start = next((key.removesuffix(end) for end in reversed(_HEAD_ENDINGS) if key.endswith(end)), key)
     return next((start + end for end in _HEAD_LABELS if start + end in names), None) or called(names, LABEL_NAMES)
 

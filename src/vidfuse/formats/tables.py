@@ -22,13 +22,33 @@ from vidfuse.errors import InputError, MissingExtraError, option
 from vidfuse.stack.columns import ID_NAMES, NO_IDS
 from vidfuse.stack.frames import Dump, read_frame
 
-__all__ = ["is_rank_text", "rank_files", "read_csv", "read_parquet", "read_parquet_columns", "read_ranks", "split_rows"]
+__all__ = [
+    "is_rank_text",
+    "rank_files",
+    "read_csv",
+    "read_parquet",
+    "read_parquet_columns",
+    "read_ranks",
+    "separator_of",
+    "split_rows",
+]
 
-_SEPARATORS: Final = ("\t", ",", ";")
+_SEPARATORS: Final = ("\t", ",", ";", "|")
+
+
+def separator_of(text: str) -> str | None:
+    r"""Return what separates the cells of a table: the first of tab, comma, semicolon and bar that its first line has.
+
+    Example:
+        >>> separator_of("id;p0\na;0,5\n"), separator_of("a.mp4 3\n")
+        (';', None)
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return next((mark for mark in _SEPARATORS if mark in first), None)
 
 
 def split_rows(text: str) -> tuple[list[list[str]], list[int]]:
-    """Split a text into rows of cells, by tabs, commas, semicolons or blanks, whichever its first line has first.
+    """Split a text into rows of cells, by what `separator_of` finds or else by blanks.
 
     Returns:
         The rows that are not empty, without the spaces around a cell, and the line on which each begins.
@@ -36,8 +56,7 @@ def split_rows(text: str) -> tuple[list[list[str]], list[int]]:
     Raises:
         InputError: Quotes that do not close, or a cell of more than 131,072 characters.
     """
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = next((mark for mark in _SEPARATORS if mark in first), None)
+    separator = separator_of(text)
     rows: list[list[str]] = []
     lines: list[int] = []
     if separator is None:
