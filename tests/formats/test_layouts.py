@@ -186,7 +186,7 @@ def test_scores_by_id(name, tmp_path):
     assert ("label" in name or name == "dicts") == (dump.labels is not None)
 
 
-NAMES = [f"c{(5 * k) % K}" for k in range(K)]
+NAMES = ["abcdefghijkl"[(5 * k) % K] + "ing" for k in range(K)]
 BY_NAME = np.argsort(NAMES)
 
 

@@ -338,3 +338,40 @@ LISTS = {name: frame(label=LABELS)[name].tolist() for name in ("id", "label", *C
 def test_frames_that_are_no_table_of_scores_and_labels_are_refused(table, message):
     with pytest.raises(InputError, match=message):
         read_frame(table, id="id", label="label", classes=["walk", "run", *COLUMNS[2:]])
+
+
+@pytest.mark.parametrize("column", ["p[{}]", "{}_logit", "{}.0", "fold2_p{}", "c{}"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_numbers_in_names_give_the_order_wherever_they_stand(column, start):
+    names = [column.format(k + start) for k in range(K)]
+    order = sorted(range(K), key=lambda k: names[k])
+    wide = read_frame({"id": IDS} | {names[k]: Z[:, k] for k in order})
+    long = {"id": np.repeat(IDS, K), "class": np.tile([names[k] for k in order], N), "score": Z[:, order].ravel()}
+    for dump in (wide, read_frame(long)):
+        np.testing.assert_array_equal(dump.scores, Z)
+    assert wide.classes is None
+
+
+def test_long_tables_may_count_classes_from_one_or_be_given_numbers_as_names():
+    table = {"id": np.repeat(IDS, K), "class": np.tile(np.arange(1, K + 1), N), "score": Z.ravel()}
+    dump = read_frame(table)
+    np.testing.assert_array_equal(dump.scores, Z)
+    assert dump.classes is None
+    turned = tuple(map(str, range(K, 0, -1)))
+    dump = read_frame(table, classes=turned)
+    np.testing.assert_array_equal(dump.scores, Z[:, ::-1])
+    assert dump.classes == turned
+
+
+@pytest.mark.parametrize("classes", [["run", "jump"], [3, 4]])
+def test_a_table_of_the_highest_classes_alone_is_refused(classes):
+    table = {"id": IDS, "class1": [classes[0]] * N, "p1": Z[:, 0], "class2": [classes[1]] * N, "p2": Z[:, 1]}
+    with pytest.raises(InputError, match="columns 'class1', 'class2' say which classes the highest scores are of"):
+        read_frame(table)
+
+
+def test_a_pattern_leaves_out_no_column_that_pandas_renamed():
+    table = {"id": IDS} | {f"p.{k}" if k else "p": Z[:, k] for k in range(K)}
+    with pytest.raises(InputError, match=r"'p\*' matches 'p' and 'p\.1', 'p\.2' and 9 more, as pandas calls"):
+        read_frame(table, columns="p*")
+    np.testing.assert_array_equal(read_frame(table, columns=list(table)[1:]).scores, Z)

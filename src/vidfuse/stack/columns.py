@@ -55,7 +55,7 @@ NO_IDS: Final = "none"  # id_column= where a file has no ids, whatever its colum
 VOTE_NAMES: Final = ("pred", "prediction", "pred_label", "pred_class", "y_pred", "predicted")
 _SCORES: Final = ("score", "prob", "probability", "logit", "value")
 _INDEX: Final = re.compile(r"^(|index|unnamed: \d+|__index_level_\d+__)$")
-_NUMBERED: Final = re.compile(r"^(.*?)(\d+)$")
+_NUMBERED: Final = re.compile(r"^(.*?)([0-9]{1,9})(\.0|[^0-9]*)$")
 
 
 class Table:
@@ -240,8 +240,13 @@ def score_columns(
     runs = _numbered_sets(rest)
     advice = f"say which columns are scores by their names, or by a pattern: {option('columns', 'p*')}"
     if len(runs) > 1:
-        patterns = [f"{start}*" for start in runs]
-        raise InputError(f"expected one set of numbered columns, got {first_few(patterns)}; {advice}")
+        classes = [run for run in runs.values() if not any(map(table.is_fractions, run))]
+        if len(runs) == 2 and len(classes) == 1 and len({len(run) for run in runs.values()}) == 1:
+            raise InputError(
+                f"columns {first_few(classes[0], 2)} say which classes the highest scores are of: the others are not "
+                "there, and needed; write the scores of every class"
+            )
+        raise InputError(f"expected one set of numbered columns, got {first_few(runs)}; {advice}")
     chosen = next(iter(runs.values())) if runs else rest
     # Notes are left out by their name, beside numbered columns, or if what they hold cannot be scores.
     fractions = any(not table.is_whole(name) and table.numbers(name) is not None for name in chosen)
@@ -271,11 +276,10 @@ def score_columns(
             f"expected at least two columns of scores, got {first_few(chosen) or 'none'}; the table has "
             f"{first_few(table.names)}"
         )
-    ordered = _by_number(chosen) if runs else chosen
-    if ordered != [name for name in rest if name in chosen]:
-        before = first_few([name for name in rest if name in chosen], 4)
-        said.append(f"columns {before} are taken in the order of their numbers")
-    return ordered, not runs, said
+    stood = [name for name in rest if name in chosen]
+    if chosen != stood:
+        said.append(f"columns {first_few(stood, 4)} are taken in the order of their numbers")
+    return chosen, not runs, said
 
 
 def _cannot_be_scores(table: Table, name: str, fractions: bool) -> bool:
@@ -299,8 +303,13 @@ def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[li
         matched = [name for name in names if fnmatch.fnmatchcase(name, given)]
         runs = _numbered_sets(matched)  # of p0, p1 and pred, "p*" means the numbered ones
         if len(runs) > 1:
-            raise InputError(f"columns: {given!r} matches several numbered sets, {first_few([f'{s}*' for s in runs])}")
+            raise InputError(f"columns: {given!r} matches several numbered sets, {first_few(runs)}")
         chosen = next(iter(runs.values()), matched)
+        if renamed := [name for name in matched if f"{name}.*" in runs]:
+            raise InputError(
+                f"columns: {given!r} matches {renamed[0]!r} and {first_few(chosen, 2)}, as pandas calls columns of one "
+                "name; name all of them in class order"
+            )
     else:
         chosen = list(given)
     unknown = [name for name in chosen if name not in names]
@@ -313,37 +322,31 @@ def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[li
 
 
 def _numbered_sets(names: Sequence[str]) -> dict[str, list[str]]:
-    """Sets of at least two columns like p0, p1, …: numbers without a gap after a common beginning, in order.
+    """Sets of at least two columns like p0, p1, …, by a pattern: numbers without a gap in names else alike, in order.
 
     Example:
-        >>> _numbered_sets(["p0", "p10", "fold", *(f"p{k}" for k in range(1, 10))])["p"][-2:]
-        ['p9', 'p10']
+        >>> _numbered_sets(["p[0]", "p[10]", "fold", *(f"p[{k}]" for k in range(1, 10))])["p[*]"][-2:]
+        ['p[9]', 'p[10]']
     """
-    by_start: dict[str, list[str]] = {}
+    sets: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         if match := _NUMBERED.match(name):
-            by_start.setdefault(match[1], []).append(name)
-    ordered = {start: _by_number(found) for start, found in by_start.items() if len(found) > 1}
-    return {start: found for start, found in ordered.items() if is_numbered(found)}
-
-
-def _by_number(names: list[str]) -> list[str]:
-    """Columns in the order of the numbers that they end in, if all begin alike; else as they are."""
-    found = [_NUMBERED.match(name) for name in names]
-    if not all(match is not None and len(match[2]) < 10 for match in found):
-        return names
-    numbers = {name: int(match[2]) for name, match in zip(names, found, strict=True) if match}
-    return sorted(names, key=numbers.__getitem__) if len({match[1] for match in found if match}) == 1 else names
+            sets.setdefault(f"{match[1]}*{match[3]}", []).append((int(match[2]), name))
+    ordered = {pattern: [name for _, name in sorted(found)] for pattern, found in sets.items() if len(found) > 1}
+    return {pattern: found for pattern, found in ordered.items() if is_numbered(found)}
 
 
 def is_numbered(columns: Sequence[str]) -> bool:
-    """Whether columns are called like p0, p1 …: numbers in steps of one after a common beginning."""
-    found = [_NUMBERED.match(name) for name in columns]
-    if not all(match is not None and len(match[2]) < 10 for match in found):
-        return False
-    starts = {match[1] for match in found if match}
-    numbers = [int(match[2]) for match in found if match]
-    return len(starts) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    """Whether columns are called like p0, p1 …: numbers in steps of one in names that are else alike.
+
+    Example:
+        >>> is_numbered(["0_logit", "1_logit"]), is_numbered(["0.0", "1.0"]), is_numbered(["p0", "p2"])
+        (True, True, False)
+    """
+    found = [match for name in columns if (match := _NUMBERED.match(name))]
+    numbers = [int(match[2]) for match in found]
+    alike = len(found) == len(columns) and len({(match[1], match[3]) for match in found}) == 1
+    return alike and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def floats_of(values: NDArray[Any], name: str, text: bool) -> NDArray[np.floating[Any]]:

@@ -22,7 +22,9 @@ from vidfuse.stack.columns import (
     called,
     floats_of,
     id_column,
+    in_numbered_order,
     is_index,
+    is_numbered,
     label_column,
     long_columns,
     score_columns,
@@ -161,16 +163,23 @@ def _votes(
 def _long(
     ids: NDArray[np.str_], names: NDArray[Any], scores: NDArray[Any], classes: Sequence[str] | str | None, text: bool
 ) -> Dump:
-    """Turn one row a number into one row a video; videos stand in the order of their first rows."""
-    known = sorted_classes("sorted" if classes is None else classes, names.tolist())
-    columns = label_indices(names.tolist(), known)
-    found = None if known is None else tuple(known)
+    """Turn one row a number into one row a video; videos stand in the order of their first rows.
+
+    Without `classes`, these stand in the order of their names, or of their numbers where they are c0, c1, …, c10.
+    """
+    texts = [str(name) for name in names.tolist()]
+    known = sorted_classes("sorted" if classes is None else classes, texts)
+    if classes is None:
+        numbered = in_numbered_order(sorted(set(texts)))
+        known = numbered if is_numbered(numbered) else known
+    columns = label_indices(texts, known)
+    found = None if known is None or (classes is None and all(map(_WHOLE.match, known))) else tuple(known)
     unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     rows = rank[inverse]
-    n, k = len(unique), len(found) if found else int(columns.max()) + 1
+    n, k = len(unique), len(known) if known else int(columns.max()) + 1
     if columns.min() < 0 or n * k > min(_MAX_CELLS, 64 * len(ids) + 1024):
         raise InputError(f"expected one row for each of {n} videos and {k} classes, got {len(ids)} rows")
     values = np.full((n, k), np.nan)
