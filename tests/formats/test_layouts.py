@@ -9,6 +9,7 @@ import re
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 from scipy.special import log_softmax, softmax
@@ -899,3 +900,81 @@ def test_labels_that_a_list_of_dicts_calls_otherwise_are_named(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps([{"id": i, "template": "Opening [it]"} for i in IDS]))
     with pytest.warns(VidfuseWarning, match="no labels: columns 'template' are none of label"):
         assert read_annotations(tmp_path / "list.json").labels is None
+
+
+def in_pandas_json(folder, orient, wide):
+    more = {f"p{k}": P[:, k] for k in range(K)} if wide else {"probs": list(P)}
+    pd.DataFrame({"id": IDS, "label": LABELS} | more).to_json(folder / "x.json", orient=orient, double_precision=15)
+    return folder / "x.json"
+
+
+@pytest.mark.parametrize(
+    ("orient", "wide"), [("records", True), ("records", False), ("index", False), ("columns", False)]
+)
+def test_pandas_json_keeps_its_ids(orient, wide, tmp_path):
+    dump = read_dump(in_pandas_json(tmp_path, orient, wide))
+    assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
+    np.testing.assert_allclose(dump.scores, P, rtol=1e-12)
+
+
+def test_pandas_json_by_columns_of_numbers_is_refused_as_it_could_be_either_way(tmp_path):
+    with pytest.raises(InputError, match="expected predictions, got a dict of 14"):
+        read_dump(in_pandas_json(tmp_path, "columns", True))
+
+
+def test_a_table_as_dicts_takes_the_options_of_tables(tmp_path):
+    rows = [
+        {"file": i, "fold": 1.5, **dict(zip("abcdefghijkl", z, strict=True))}
+        for i, z in zip(IDS, Z.tolist(), strict=True)
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="columns 'fold' among columns called by their classes"):
+        read_dump(tmp_path / "x.jsonl")
+    np.testing.assert_array_equal(read_dump(tmp_path / "x.jsonl", columns=list("abcdefghijkl")).scores, Z)
+
+
+def test_a_parquet_column_of_lists_is_scores(tmp_path):
+    pd.DataFrame({"video": IDS, "logits": list(Z), "label": LABELS}).to_parquet(tmp_path / "x.parquet")
+    dump = read_dump(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(dump.scores, Z)
+    assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.txt", "x.json"])
+def test_texts_in_utf_16_and_json_called_text_are_read(name, tmp_path):
+    table = (
+        "id,"
+        + ",".join(f"p{k}" for k in range(K))
+        + "".join(f"\n{i}," + ",".join(map(str, z)) for i, z in zip(IDS, Z.tolist(), strict=True))
+    )
+    text = table if name == "x.csv" else json.dumps({i: z.tolist() for i, z in zip(IDS, Z, strict=True)})
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        dump = read_dump(tmp_path / name)
+        np.testing.assert_array_equal(dump.scores, Z)
+        assert dump.ids.tolist() == IDS
+
+
+def test_whole_numbers_of_some_videos_are_scores(tmp_path):
+    content = {
+        i: [int(v) if row == 3 else v for v in z.tolist()] for row, (i, z) in enumerate(zip(IDS, Z, strict=True))
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(read_dump(tmp_path / "x.json").scores[3], np.trunc(Z[3]))
+    np.save(tmp_path / "x.npy", np.trunc(Z).astype(int))
+    with pytest.raises(InputError, match="expected floating-point scores, got dtype int64"):
+        read_dump(tmp_path / "x.npy")
+
+
+def test_batches_are_no_videos(tmp_path):
+    with pytest.raises(InputError, match="a list of 6 arrays of 7 rows, and of 5 in the last: batches"):
+        read_dump(dumped(tmp_path / "x.pkl", [Z[start : start + 7] for start in range(0, N, 7)]))
+    batches = [{"scores": Z[start : start + 7], "label": LABELS[start : start + 7]} for start in range(0, N, 7)]
+    with pytest.raises(InputError, match=r"got 7; .*if these are batches, save their videos one by one"):
+        read_dump(dumped(tmp_path / "x.pkl", batches))
+
+
+def test_one_line_of_scores_by_id_says_what_to_call_the_file(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({i: z.tolist() for i, z in zip(IDS, Z, strict=True)}))
+    with pytest.raises(InputError, match=r"call the file \.json if these are videos"):
+        read_dump(tmp_path / "x.jsonl")

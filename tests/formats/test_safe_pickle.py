@@ -439,3 +439,16 @@ def test_a_tensor_cannot_reach_beyond_its_storage(where):
 def test_a_truncated_pickle_is_refused(cut):
     with pytest.raises(InputError, match=r"damaged pickle|expected a pickle"):
         loads(pickle.dumps(VALUES["sample"])[:cut])
+
+
+@pytest.mark.parametrize("as_pickle", [True, False])
+def test_a_tensor_that_is_a_negative_view_is_refused(as_pickle, tmp_path):
+    tensor = torch.complex(torch.zeros(3), torch.ones(3)).conj().imag
+    torch.save(tensor, tmp_path / "x.pt", _use_new_zipfile_serialization=not as_pickle)
+    with pytest.raises(InputError, match="a tensor that is a negative or conjugate view"):
+        read_dump(tmp_path / "x.pt")
+
+
+def test_keys_of_other_types_are_refused_and_no_damage():
+    with pytest.raises(InputError, match="it needs a dict's key of type tuple"):
+        loads(pickle.dumps({("a", 0): 1.0}))

@@ -39,6 +39,8 @@ _TENSORS: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64
 _TENSORS.update({"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"})
 _PICKLES: Final = (".pkl", ".pickle", ".p", ".pk", ".pt", ".pth", ".bin", ".npy", ".npz")
 _JSON_LINES: Final = (".jsonl", ".ndjson")
+_JSON_START: Final = re.compile(rb'(\{\s*"|\[\s*[\[{])')
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 _TEXTS: Final = (".csv", ".tsv", ".txt", ".lst", ".list", ".dat", ".log")
 
 
@@ -155,6 +157,8 @@ def _check_repeats(content: Any, stored: Stored) -> None:
 def _is_text(stored: Stored) -> bool:
     if stored.suffix in _TEXTS:
         return not stored.start.startswith(b"\x80")
+    if stored.start.startswith(_UTF_16):
+        return True
     return stored.suffix not in _PICKLES and b"\0" not in stored.start and not _is_old_pickle(stored)
 
 
@@ -164,8 +168,11 @@ def _is_old_pickle(stored: Stored) -> bool:
 
 
 def _is_json(stored: Stored) -> bool:
-    begins = stored.start.lstrip()[:1] in (b"{", b"[")
-    return stored.suffix in (".json", *_JSON_LINES) or (begins and stored.suffix not in _TEXTS and _is_text(stored))
+    start = stored.start.replace(b"\0", b"") if stored.start.startswith(_UTF_16) else stored.start
+    start = start.lstrip(b"\xef\xbb\xbf\xff\xfe\r\n\t ")
+    if stored.suffix in (".json", *_JSON_LINES) or _JSON_START.match(start):
+        return True
+    return stored.suffix not in _TEXTS and start[:1] in (b"{", b"[") and _is_text(stored)
 
 
 def _is_pickle(stored: Stored) -> bool:
@@ -182,15 +189,20 @@ def _is_safetensors(stored: Stored) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Return what a text file holds, as UTF-8 with or without a byte order mark, compressed or not."""
+    """Return what a text file holds, as UTF-8, or UTF-16 with its byte order mark, compressed or not."""
     return _read_text(open_stored(path)).text
 
 
 def _read_text(stored: Stored) -> Text:
     try:
-        return Text(stored.read().decode("utf-8-sig"))
+        text = stored.read().decode("utf-16" if stored.start.startswith(_UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{stored.path}: expected a text file in UTF-8, got bytes that are not: {error}") from error
+        raise InputError(
+            f"{stored.path}: expected a text file in UTF-8, got bytes that are not: {error}; save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise InputError(f"{stored.path}: expected a text file, got zero bytes: UTF-16? Save it as UTF-8")
+    return Text(text)
 
 
 def _read_json(stored: Stored) -> Any:

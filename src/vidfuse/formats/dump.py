@@ -22,10 +22,10 @@ from vidfuse._paths import IdRule, name_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import Ask, read_layout
-from vidfuse.formats.tables import is_rank_text, rank_files, read_csv, read_parquet, read_ranks
+from vidfuse.formats.tables import is_rank_text, rank_files, read_csv, read_parquet_columns, read_ranks
 from vidfuse.stack.classes import warn_of_unnamed
 from vidfuse.stack.columns import NO_IDS
-from vidfuse.stack.frames import Dump, reordered
+from vidfuse.stack.frames import Dump, read_frame, reordered
 from vidfuse.stack.join import joined_ids
 
 __all__ = ["cut_padding", "join_dumps", "read_dump"]
@@ -80,16 +80,24 @@ def read_dump(
                     dump = read_ranks([(file, content.text)])
                 elif isinstance(content, Text):
                     dump = read_csv(content.text, classes=classes, columns=columns, id_column=id_column)
-                elif isinstance(content, Parquet):
-                    dump = read_parquet(content.stream, classes=classes, columns=columns, id=id_column)
                 else:
-                    dump = read_layout(content, Ask(stored.size, head, id_column, classes))
+                    table = read_parquet_columns(content.stream) if isinstance(content, Parquet) else None
+                    if table is None or any(map(_has_vectors, table.values())):
+                        ask = Ask(stored.size, head, id_column, classes, columns)
+                        dump = read_layout(content if table is None else table, ask)
+                    else:
+                        dump = read_frame(table, classes=classes, columns=columns, id=id_column)
             dump = _checked(dump, to_ids if id_column != NO_IDS else None, classes, repeated)
     except MemoryError as error:
         raise InputError(f"{file}: it asks for more memory than there is") from error
     for note in dump.notes:
         warnings.warn(f"{file}: {note}", VidfuseWarning, stacklevel=2)
     return dump
+
+
+def _has_vectors(column: NDArray[Any]) -> bool:
+    """Whether a column of a table has a list in each cell, as the scores of a data set by Hugging Face do."""
+    return column.dtype == object and len(column) > 0 and isinstance(column[0], np.ndarray)
 
 
 def _read_folder(folder: Path) -> Dump:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import first_few
+from vidfuse._checks import as_float_array, first_few
 from vidfuse.errors import InputError, option
 from vidfuse.formats.pipelines import answers_in, is_answers, read_answers
 from vidfuse.formats.values import (
@@ -22,6 +22,7 @@ from vidfuse.formats.values import (
     describe,
     is_cells,
     is_matrix,
+    is_numbers,
     is_row,
     is_video,
     label_values,
@@ -29,7 +30,7 @@ from vidfuse.formats.values import (
     whole,
 )
 from vidfuse.stack.columns import CLASS_NAMES, ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
-from vidfuse.stack.frames import Dump, sorted_classes
+from vidfuse.stack.frames import Dump, read_frame, sorted_classes
 
 __all__ = ["LAYOUTS", "Ask", "Layout", "label_key", "read_layout"]
 
@@ -51,12 +52,14 @@ class Ask:
         head: Which scores to take where there are several, by name.
         id_column: The key of the ids, or "none".
         classes: Class names, for labels that are names, or "sorted".
+        columns: Which keys of flat dicts are scores, as of a table's columns.
     """
 
     size: int
     head: str | None = None
     id_column: str | None = None
     classes: Sequence[str] | str | None = None
+    columns: Sequence[str] | str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def read_layout(content: Any, ask: Ask) -> Dump:
             raise InputError(
                 f"expected predictions, got a list of videos, without scores; pass it with {option('annotations')}"
             )
+        if isinstance(content, np.ndarray) and content.ndim > 1:
+            as_float_array(content, "predictions")
         raise InputError(
             f"expected predictions, got {describe(content)}; known are: {'; '.join(known.name for known in LAYOUTS)}"
         )
@@ -146,24 +151,34 @@ def _with_columns(dump: Dump, content: Mapping[str, Any], used: set[str], key: s
     labels_key = label_key([name for name in content if name not in used], key)
     if labels_key is not None:
         used.add(labels_key)
-        given = content[labels_key]
-        if isinstance(given, dict) and dump.ids is not None:
-            given = [given.get(name) for name in dump.ids.tolist()]
-        names = dump.classes or sorted_classes(ask.classes, as_names(given))
-        labels = label_values(given, n, names)
+        given = _by_id(content[labels_key], dump)
+        classes = dump.classes or sorted_classes(ask.classes, as_names(given))
+        labels = label_values(given, n, classes)
         # TSN's rows carry their own labels; those beside them may be a placeholder of another length.
         dump = replace(dump, labels=labels if dump.labels is None or len(labels) == n else dump.labels)
-        dump = replace(dump, classes=None if names is None else tuple(names))
+        dump = replace(dump, classes=None if classes is None else tuple(classes))
     id_key = _id_key(content, ask)
     if id_key is not None:
         used.add(id_key)
-        if dump.ids is None or ask.id_column is not None:  # ids that scores stand under are theirs, in any order
-            dump = replace(dump, ids=np.array(_some_names(content[id_key], id_key), dtype=np.str_))
+        if _counts(dump.ids) or ask.id_column is not None:  # ids that scores stand under are theirs, in any order
+            names = _some_names(_by_id(content[id_key], dump), id_key)
+            dump = replace(dump, ids=np.array(names, dtype=np.str_))
     kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
     if ask.head is not None:  # what belongs to the other heads is known, and not wanted
         used |= {name for name, other in content.items() if is_matrix(other) or name.endswith(_HEAD_LABELS)}
     notes = _rest(content, used, dump, dump.ids is None and ask.id_column is None)
     return replace(dump, kind=kind[0] if kind else None, notes=(*dump.notes, *notes))
+
+
+def _by_id(value: Any, dump: Dump) -> Any:
+    """Return a list in the rows' order of what is given by id."""
+    by_id = isinstance(value, dict) and dump.ids is not None
+    return [value.get(name) for name in dump.ids.tolist()] if by_id else value  # type: ignore[union-attr]
+
+
+def _counts(ids: NDArray[np.str_] | None) -> bool:
+    """Whether ids only count the rows, as pandas' index does, or there are none."""
+    return ids is None or ids.tolist() == list(map(str, range(len(ids))))
 
 
 def _score_key(content: Mapping[str, Any], ask: Ask) -> str:
@@ -257,7 +272,10 @@ def _holds_best(value: Any, scores: Any) -> bool:
 def _is_by_id(content: Any) -> bool:
     if not isinstance(content, dict) or not content or called([str(key) for key in content], SCORE_NAMES):
         return False
-    return all(is_video(value) for value in content.values())
+    videos = list(content.values())
+    if all(map(is_numbers, videos)):  # some may be whole, as other languages write 1 for 1.0
+        return len({len(video) for video in videos}) == 1 and any(map(is_video, videos))
+    return all(map(is_video, videos))
 
 
 def _read_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
@@ -290,7 +308,7 @@ def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
 def _keyed(dump: Dump, content: Mapping[Any, Any], ask: Ask) -> Dump:
     """Take the keys as ids, unless they only count the rows and each video has an id of its own, or that is asked."""
     keys = _keys(content)
-    own = dump.ids is not None and (ask.id_column is not None or keys.tolist() == list(map(str, range(len(keys)))))
+    own = dump.ids is not None and (ask.id_column is not None or _counts(keys))
     return dump if own else replace(dump, ids=keys)
 
 
@@ -339,6 +357,19 @@ def _is_dicts(content: Any) -> bool:
     return isinstance(content, list) and bool(content) and all(isinstance(item, dict) for item in content)
 
 
+def _is_flat(content: Any) -> bool:
+    """Whether this is a table, row by row: dicts of texts and numbers."""
+    return _is_dicts(content) and all(
+        isinstance(value, str | int | float | None) for row in content for value in row.values()
+    )
+
+
+def _read_flat(rows: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    table = {str(key): [row.get(key) for row in rows] for key in keys}
+    return read_frame(table, id=ask.id_column, columns=ask.columns, classes=ask.classes)
+
+
 def _score_of(sample: Mapping[Any, Any]) -> Any:
     names = {str(key).lower(): key for key in sample}
     return next((sample[names[name]] for name in ("pred_score", *SCORE_NAMES) if name in names), None)
@@ -360,7 +391,10 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
             if not heads:
                 raise InputError(f"row {row}: expected a dict with pred_score, got {first_few(sample)}")
             if ask.head is None and len(heads) > 1:
-                raise InputError(f"row {row} has the scores {first_few(heads)}; say which with {option('head')}")
+                videos = ", or call the file .json if these are videos" if len(samples) == 1 else ""
+                raise InputError(
+                    f"row {row} has the scores {first_few(heads)}; say which with {option('head')}{videos}"
+                )
             key = next(iter(heads)) if ask.head is None else _head(list(heads), ask.head)
             found = heads[key]
             keys[key] = None
@@ -459,6 +493,12 @@ def _joined(row: list[Any]) -> Any:
 
 def _read_list(videos: list[Any], ask: Ask) -> Dump:
     dump = Dump(stack_videos(videos, ask.size))
+    *full, last = map(len, videos)
+    if isinstance(dump.scores, list) and len(full) > 1 and len(set(full)) == 1 and last < full[0]:
+        raise InputError(
+            f"a list of {len(videos)} arrays of {full[0]} rows, and of {last} in the last: batches? Save them as one "
+            "array (N, K)"
+        )
     if min(map(len, videos)) > len(videos) and (isinstance(dump.scores, list) or dump.scores.ndim == 3):
         raise InputError(
             f"a list of {len(videos)} arrays, the first of {len(videos[0])} rows: heads, or videos with so many views? "
@@ -482,6 +522,7 @@ LAYOUTS: Final = (
     Layout("an array (N, K) or (N, V, K)", lambda c: isinstance(c, np.ndarray) and c.dtype.kind == "f" and c.ndim > 1,
            lambda c, ask: Dump(c)),
     Layout("an array of objects, one for each video", is_cells, _read_cells),
+    Layout("a table as a list of dicts", _is_flat, _read_flat),
     Layout("MMAction2's list of dicts", _is_dicts, _read_dicts),
     Layout("PySlowFast's [scores, labels], or [ids, scores, labels]", lambda c: _parts(c) is not None, _read_parts),
     Layout("a list of [scores, label]", lambda c: isinstance(c, list) and bool(c) and all(map(is_row, c)), _read_rows),

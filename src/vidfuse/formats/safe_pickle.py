@@ -276,7 +276,7 @@ class _Dict(dict[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not (isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and abs(key) < 1 << 60)):
-            raise ValueError(f"a dict's key of type {type(key).__name__}")
+            raise _RefusedError(f"a dict's key of type {type(key).__name__}")
         super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
@@ -454,7 +454,9 @@ def _load_several(data: bytes, at: int, count: int) -> tuple[list[Any], int]:
     return [inner.load() for _ in range(count)], at
 
 
-def _tensor(account: _Account, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Array:
+def _tensor(account: _Account, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Array:
+    if more[2:] and more[2]:  # after requires_grad and hooks: that its numbers are others' with another sign
+        raise _RefusedError("a tensor that is a negative or conjugate view")
     count = _count(size)
     if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > _MAX_AXES:
         raise ValueError("an impossible tensor")

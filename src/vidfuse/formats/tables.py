@@ -26,7 +26,6 @@ __all__ = [
     "is_rank_text",
     "rank_files",
     "read_csv",
-    "read_parquet",
     "read_parquet_columns",
     "read_ranks",
     "separator_of",
@@ -221,16 +220,6 @@ def _is_number(cell: str) -> bool:
 
 def _repeated(names: Sequence[str]) -> list[str]:
     return [name for name in names if names.count(name) > 1]
-
-
-def read_parquet(stream: IO[bytes], **options: Any) -> Dump:
-    """Read a parquet file with the columns of a wide or long table; needs pyarrow.
-
-    Args:
-        stream: The open file.
-        **options: As of `vidfuse.stack.frames.read_frame`.
-    """
-    return read_frame(read_parquet_columns(stream), **options)
 
 
 def read_parquet_columns(stream: IO[bytes]) -> dict[str, NDArray[Any]]:

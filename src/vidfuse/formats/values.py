@@ -81,7 +81,8 @@ def whole(value: Any) -> int:
         raise InputError(f"expected one label for each video, got {describe(value)}")
     if array.size != 1:
         raise InputError(
-            f"expected one label for each video, got {array.size}; vidfuse fuses single-label classification only"
+            f"expected one label for each video, got {array.size}; vidfuse fuses single-label classification only (if "
+            "these are batches, save their videos one by one)"
         )
     number = array.reshape(-1)[0]
     if array.dtype.kind not in "iuf" or not float(number).is_integer():
