@@ -174,8 +174,8 @@ def test_join_keeps_the_videos_that_all_members_have(folder):
 def test_a_coarse_member_and_named_classes(folder):
     fine = np.load("swin.npy")
     np.save("coarse.npy", np.stack([fine[:, :3].sum(axis=1), fine[:, 3:].sum(axis=1)], axis=1))
-    Path("map.csv").write_text("".join(f"{k // 3},c{k}\n" for k in range(K)))
-    Path("classes.txt").write_text("".join(f"c{k}\n" for k in range(K)))
+    Path("map.csv").write_text("\ufeff" + "\n".join(f"{k // 3};c{k}\n" for k in range(K)), encoding="utf-8")
+    Path("classes.txt").write_text("".join(f"{k + 1} c{k}\n" for k in reversed(range(K))))
     options = ("--kind", "probabilities", "--annotations", "val.csv", "--class-map", "coarse=map.csv")
     options += ("--classes", "classes.txt", "--json")
     result = json.loads(run("fit", "swin=swin.npy", "coarse=coarse.npy", *options).stdout)
@@ -190,6 +190,19 @@ def test_a_coarse_member_and_named_classes(folder):
     [
         (["reprot"], "Did you mean 'report'"),
         (["fit", *DUMPS, "--knid", "logits"], "'--kind'"),
+        (["fit", *DUMPS, "--out", ""], "'--out': expected the name of a file or folder to write, got ''"),
+        (["predict", "ensemble.json", *DUMPS, "--out", "-"], "expected the name of a file or folder to write, got '-'"),
+        (["fit", *DUMPS, "--class-map", "map.csv"], "expected --class-map MEMBER=FILE, got 'map.csv'"),
+        (["fit", *DUMPS, "--head", "verb", "--head", "x"], "expected --head MEMBER=HEAD, got 'verb'"),
+        (
+            ["fit", *DUMPS, "--views", "mean"],
+            "views: expected one of 'mean-log', 'mean-probability', 'vote', 'max', got",
+        ),
+        (["fit", *DUMPS, "--repeats", "mean"], "repeats: expected one of 'mean-log'"),
+        (
+            ["fit", "swin=swin.npy", "--kind", "logits", "--annotations", "lists"],
+            "lists: expected a file, found a folder",
+        ),
         (["fit", *DUMPS, "--weights", "swn=1", "--weights", "x3d=1"], "'swn'"),
         (["submit", "ensemble.json", "swin=swin.npy", "--kind", "probabilities"], "x3d is missing"),
         (["fit", "swin=swn.npy", "--kind", "logits"], "expected a file"),
@@ -205,7 +218,8 @@ def test_a_coarse_member_and_named_classes(folder):
     ],
 )
 def test_every_dead_end_says_how_to_go_on(arguments, message, folder):
-    run("fit", *DUMPS)
+    run("fit", *DUMPS, "--no-check")
+    Path("lists").mkdir()
     assert message in " ".join(run(*arguments, status=2).stderr.split())
 
 

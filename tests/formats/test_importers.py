@@ -450,7 +450,7 @@ def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
 
 
 def test_a_missing_file_is_said(tmp_path):
-    with pytest.raises(InputError, match="expected a file of predictions, found none"):
+    with pytest.raises(InputError, match="expected a file, found none"):
         vf.read_predictions({"x": tmp_path / "nowhere.pkl"}, kind="logits")
 
 

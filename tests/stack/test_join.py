@@ -217,3 +217,11 @@ def test_ids_that_look_the_same_are_said_to_differ_in_form(ids, how):
         vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": other, "b": first})
     with pytest.raises(AlignmentError, match="lacks 2"):
         vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": ["00012", "b"], "b": ["12", "c"]})
+
+
+def test_ids_that_have_nothing_in_common_are_not_to_be_joined():
+    z = np.zeros((3, 2))
+    with pytest.raises(AlignmentError, match="no two members have a video in common: compare how their ids are made"):
+        vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": ["x", "y", "z"], "b": ["v_x", "v_y", "v_z"]})
+    with pytest.raises(AlignmentError, match="they differ only in zeros before a number, such as '1' and '001'"):
+        vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": ["0", "1", "12"], "b": ["001", "000", "012"]})

@@ -306,7 +306,7 @@ def select(
 @click.option("--title", default="Fusion report", help="The page's title.")
 @click.option(
     "--figures",
-    type=options.PATH,
+    type=options.OUT,
     help="A folder for figures as svg, pdf and png, a paper's column wide; needs the extra report.",
 )
 @click.option(

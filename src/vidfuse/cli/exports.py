@@ -20,7 +20,7 @@ __all__ = ["export"]
 @click.argument("recipe", type=options.FILE)
 @click.option(
     "--out",
-    type=options.PATH,
+    type=options.OUT,
     help="The file to write, .onnx or .pt2.  [default: the recipe's name with .onnx, unless --triton is given]",
 )
 @click.option(

@@ -19,6 +19,7 @@ __all__ = [
     "COUNT",
     "FILE",
     "FOUND",
+    "OUT",
     "PATH",
     "SHARE",
     "as_json",
@@ -36,9 +37,24 @@ __all__ = [
     "views",
 ]
 
+
+class _Output(click.Path):
+    """What is written: a file or folder with a name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value) in ("", "-"):
+            self.fail(
+                f"expected the name of a file or folder to write, got {str(value)!r}: nothing goes to a pipe",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 _JSON = "vidfuse.json"  # of a context: whether `emit` prints JSON
 
 PATH = click.Path(path_type=Path)
+OUT = _Output(path_type=Path)
 FOUND = click.Path(exists=True, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -69,7 +85,7 @@ as_json = click.option(
 
 def out(default: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--out`, a path with this default."""
-    return click.option("--out", type=PATH, default=default, help=text)
+    return click.option("--out", type=OUT, default=default, help=text)
 
 
 def asked(option: str | Callable[..., Any], *names: str, **settings: Any) -> Any:

@@ -212,7 +212,7 @@ def _what(recipe: Path, stack: Any) -> str:
     help="With epic: the levels of supervision (pretraining, training labels, training data) that the models had.",
 )
 @click.option(
-    "--out", type=options.PATH, help="The file to write.  [default: submission.txt, or .csv, or .zip, by the format]"
+    "--out", type=options.OUT, help="The file to write.  [default: submission.txt, or .csv, or .zip, by the format]"
 )
 def submit(
     recipe: Path,

@@ -71,8 +71,8 @@ class Reading:
     classes: str | None = options.asked(
         "--classes",
         metavar="FILE|NAME,NAME,...|sorted",
-        help="The classes' names in order: a file with one a line, or the names themselves; 'sorted' sorts those that "
-        "are found.",
+        help="The classes' names in order: a file with one a line (also with its number) or json, or the names "
+        "themselves; 'sorted' sorts those that are found.",
     )
     class_map: tuple[str, ...] = options.asked(
         "--class-map",
@@ -178,8 +178,8 @@ class Reading:
     def _dumps(self, files: Mapping[str, str], left_out: Collection[str], views: Any) -> Any:
         """Read one file, or several, for each member; options of the members that are left out count for nothing."""
 
-        def named(values: tuple[str, ...], what: str) -> Any:
-            found = options.named_values(values, what)
+        def named(option: str, what: str) -> Any:
+            found = options.named_values(getattr(self, option), f"--{option.replace('_', '-')} MEMBER={what}")
             return _without(found, left_out) if isinstance(found, dict) else found
 
         if self.partial:
@@ -191,15 +191,15 @@ class Reading:
                 raise click.UsageError(f"--{name} is for caches; a dump's files are MEMBER=FILE,FILE,...")
         return vf.read_predictions(
             {name: _files(text) for name, text in files.items()},
-            kind=named(self.kind, "MEMBER=KIND"),
-            annotations=named(self.annotations, "MEMBER=FILE"),
+            kind=named("kind", "KIND"),
+            annotations=named("annotations", "FILE"),
             views=views,
             labels=None if self.no_labels else "dump",
             classes=None if self.classes is None else _names(self.classes),
             class_map=_without(_class_maps(self.class_map), left_out) or None,
-            head=named(self.head, "MEMBER=HEAD"),
-            columns=_columns(named(self.columns, "MEMBER=PATTERN")),
-            id_column=named(self.id_column, "MEMBER=NAME"),
+            head=named("head", "HEAD"),
+            columns=_columns(named("columns", "PATTERN")),
+            id_column=named("id_column", "NAME"),
             ids=self.ids,
             repeats=self.repeats,
             join=self.join,
@@ -331,7 +331,7 @@ def _columns(named: Any) -> Any:
 
 
 def _names(text: str) -> list[str] | str:
-    """Return class names: the lines of a file, or the words between commas; "sorted" as it is.
+    """Return class names: those in a file, or the words between commas; "sorted" as it is.
 
     Example:
         >>> _names("walk,run"), _names("sorted")
@@ -339,10 +339,10 @@ def _names(text: str) -> list[str] | str:
     """
     if text == "sorted":
         return text
-    from vidfuse.formats.containers import read_text
+    from vidfuse.formats.class_lists import read_classes
 
     if os.path.isfile(text):  # also where the names are longer than a path can be
-        return [line.strip() for line in read_text(Path(text)).splitlines() if line.strip()]
+        return read_classes(text)
     if "," not in text:
         raise click.BadParameter(f"--classes: expected a file of names, one a line, or NAME,NAME,...; got {text!r}")
     return [name.strip() for name in text.split(",")]
@@ -350,18 +350,17 @@ def _names(text: str) -> list[str] | str:
 
 def _class_maps(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
     """Read {member: {its class: classes}} from `MEMBER=FILE` options; a class may stand in several lines."""
-    import csv
-
     from vidfuse.formats.containers import read_text
+    from vidfuse.formats.tables import split_rows
 
     maps: dict[str, dict[str, list[str]]] = {}
-    for member, name in options.pairs(values, "MEMBER=FILE").items():
+    for member, name in options.pairs(values, "--class-map MEMBER=FILE").items():
         path = Path(name)
         if not path.is_file():
             raise click.BadParameter(f"--class-map: found no file at {path}")
         own = maps.setdefault(member, {})
-        for number, row in enumerate(csv.reader(read_text(path).splitlines()), start=1):
+        for row, number in zip(*split_rows(read_text(path)), strict=True):
             if len(row) != 2:
                 raise InputError(f"{path}: line {number}: expected `member's class,class`, got {','.join(row)!r}")
-            own.setdefault(row[0].strip(), []).append(row[1].strip())
+            own.setdefault(row[0], []).append(row[1])
     return maps

@@ -19,7 +19,7 @@ __all__ = ["record", "refresh", "watch"]
 @reads(GroupedReading)
 @click.option("--cross-fit", is_flag=True, help="The videos are those of the fit, where there are no ids that tell.")
 @click.option("--held-out", is_flag=True, help="None of the videos is of the fit, where there are no ids that tell.")
-@click.option("--out", type=options.PATH, help="The recipe to write.  [default: RECIPE itself]")
+@click.option("--out", type=options.OUT, help="The recipe to write.  [default: RECIPE itself]")
 @options.as_json
 def record(
     recipe: Path,

@@ -10,6 +10,7 @@ from vidfuse._lazy import lazy_face
 _HOME = {
     "check_submission": "submissions",
     "read_annotations": "annotations",
+    "read_classes": "class_lists",
     "read_dump": "dump",
     "read_predictions": "importers",
     "read_submission": "submissions",

@@ -92,7 +92,7 @@ def open_stored(path: Path) -> Stored:
         InputError: No such file, or an empty one, or one that unpacks to far too much.
     """
     if not path.is_file():
-        raise InputError(f"{path}: expected a file of predictions, found none")
+        raise InputError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'none'}")
     with path.open("rb") as stream:
         start = stream.read(512)
     stored = Stored(path, path.suffix.lower(), start, path.stat().st_size)

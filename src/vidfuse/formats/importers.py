@@ -16,6 +16,7 @@ from vidfuse._checks import (
     KINDS,
     Kind,
     as_float_array,
+    check_choice,
     check_kind,
     check_member_names,
     check_scores,
@@ -31,6 +32,7 @@ from vidfuse.cache.shards import find_files
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.annotations import Annotations, read_annotations
 from vidfuse.formats.dump import cut_padding, join_dumps, read_dump
+from vidfuse.likelihood import VIEW_RULES
 from vidfuse.stack.align import Join
 from vidfuse.stack.classes import ClassMap
 from vidfuse.stack.frames import Dump, reordered
@@ -130,6 +132,9 @@ def read_predictions(
             "id_column": id_column,
         }.items()
     }  # fmt: skip
+    for what, rules in {"views": options["views"].values(), "repeats": [repeats]}.items():
+        for rule in filter(None, rules):
+            check_choice(what, rule, VIEW_RULES)
     members: dict[str, _Member] = {}
     mapped = [name for name, mapping in per_member(class_map, names, "class_map", needed=()).items() if mapping]
     for name in names:

@@ -183,18 +183,19 @@ def _different_ids(
     union = np.unique(np.concatenate([ids[name] for name in names]))
     lacking = {name: union[~np.isin(union, ids[name])] for name in names}
     shown = "; ".join(f"{name!r} lacks {len(gone)}: {first_few(gone)}" for name, gone in lacking.items() if len(gone))
-    return AlignmentError(
-        f"members have different videos ({_listed(counts)}): {shown}; "
-        f"{option('join', 'inner')} keeps the common videos, {option('join', 'outer')} keeps all"
-    )
+    advice = f"{option('join', 'inner')} keeps the common videos, {option('join', 'outer')} keeps all"
+    if len(union) == sum(counts.values()):
+        advice = "no two members have a video in common: compare how their ids are made"
+    return AlignmentError(f"members have different videos ({_listed(counts)}): {shown}; {advice}")
 
 
 def _alike(ids: Mapping[str, NDArray[np.str_]], names: Sequence[str]) -> str | None:
-    """Say how ids differ that look the same: in their Unicode form, spaces, case, suffix or folders; None otherwise."""
+    """Say how ids differ that look the same: in Unicode form, spaces, case, zeros, suffix or folders; else None."""
     forms: tuple[tuple[str, Callable[[str], str]], ...] = (
         ("in their Unicode form", lambda text: unicodedata.normalize("NFC", text)),
         ("in spaces around them", str.strip),
         ("in upper and lower case", str.casefold),
+        ("in zeros before a number", lambda text: text.lstrip("0") or "0"),
         ("in the suffix of a file", lambda text: unicodedata.normalize("NFC", _without_suffix(text))),
         ("in folders or the suffix of a file", lambda text: _without_suffix(text).rsplit("/", 1)[-1]),
     )
