@@ -220,7 +220,7 @@ def test_a_run_goes_on_with_its_own_videos_only(trained, videos, tmp_path):
 
 def test_a_file_of_class_names_orders_folders_too(videos, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("light\nnone\ndark\n")
+    names.write_text("2 dark\n0 light\n1 none\n")
     settings = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32", *CLIP)
     out = tmp_path / "run"
     run("train", "x3d_tiny", videos, *settings, "--classes", names, "--out", out)

@@ -18,7 +18,7 @@ from vidfuse.errors import InputError
 __all__ = ["Listed", "ToTrain", "class_count", "class_names", "classes", "of_classes"]
 
 classes = click.option(
-    "--classes", metavar="N|FILE", help="How many classes a list has, or a file of their names, one per line."
+    "--classes", metavar="N|FILE", help="How many classes a list has, or a file of their names in order."
 )
 
 
@@ -154,9 +154,11 @@ def class_names(given: str | None) -> tuple[int | None, tuple[str, ...] | None]:
     """Return how many classes `--classes` says there are, and their names if it is a file of them."""
     if given is None or given.isdecimal():
         return (None if given is None else int(given)), None
+    from vidfuse.formats.class_lists import read_classes
+
     if not Path(given).is_file():
         raise InputError(f"--classes: expected a number, or a file with one class name per line, got {given!r}")
-    names = tuple(line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip())
+    names = tuple(read_classes(given))
     return len(names), names
 
 
