@@ -128,7 +128,7 @@ def as_array(values: Any, what: str = "the array") -> NDArray[Any]:
         values = (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(f"{what}: expected an array without a mask; fill or drop the masked values first")
-    if isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray) and not isinstance(values, np.matrix):
         return values
     try:
         return np.asarray(values)
@@ -437,6 +437,8 @@ def check_classes(classes: Iterable[object] | None, n_classes: int) -> tuple[str
     """Return class names as a tuple of K unique strings, or None where none were given."""
     if classes is None:
         return None
+    if isinstance(classes, str):
+        raise InputError(f"classes: expected a sequence of names, got the text {classes!r}")
     given = list(as_array(classes, "classes") if isinstance(classes, UNORDERED) else classes)
     unnamed = [k for k, name in enumerate(given) if name is None or type(name).__name__ == "NAType" or name != name]
     if unnamed:

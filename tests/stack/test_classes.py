@@ -251,3 +251,10 @@ def test_classes_that_look_alike_are_told_apart(other):
         vf.LogitStack.from_arrays(
             {"swin": z, "x3d": z}, classes={"swin": ["\u00e9t\u00e9", "b", "c"], "x3d": ["b", other, "c"]}
         )
+
+
+@pytest.mark.parametrize("classes", [{0: "run", 1: "walk"}, {"run": 0, "walk": 1}, "ab"])
+def test_classes_that_are_no_sequence_are_refused(classes):
+    """A network's id2label was taken for names by member, of which there are none."""
+    with pytest.raises(InputError, match=r"classes: expected a sequence of names"):
+        vf.LogitStack.from_arrays({"a": np.zeros((1, 2))}, classes=classes)

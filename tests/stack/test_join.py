@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,3 +227,24 @@ def test_ids_that_have_nothing_in_common_are_not_to_be_joined():
         vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": ["x", "y", "z"], "b": ["v_x", "v_y", "v_z"]})
     with pytest.raises(AlignmentError, match="they differ only in zeros before a number, such as '1' and '001'"):
         vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": ["0", "1", "12"], "b": ["001", "000", "012"]})
+
+
+def test_an_index_of_pandas_that_has_the_ids_in_another_order_is_refused():
+    ids, z = ["a", "b", "c"], 2 * np.eye(3)
+    frame, labels = pd.DataFrame(z, index=ids), pd.Series([0, 1, 2], index=ids)
+    turned = frame.loc[::-1], labels.loc[::-1]
+    for scores, own, what in ((frame, turned[1], "labels"), (turned[0], labels, "member 'm'")):
+        with pytest.raises(
+            InputError, match=rf"{what}: expected rows in the order of the ids, 'a', 'b' .*\.loc\[ids\]"
+        ):
+            vf.LogitStack.from_arrays({"m": scores}, labels=own, ids=ids)
+    stack = vf.LogitStack.from_arrays({"m": turned[0].loc[ids]}, labels={"m": labels}, ids=ids)
+    assert stack.labels.tolist() == [0, 1, 2]
+    vf.LogitStack.from_arrays({"m": frame.reset_index(drop=True)}, labels=turned[1].reset_index(drop=True), ids=ids)
+
+
+def test_a_matrix_is_an_array():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        matrix = np.asmatrix(np.eye(3) + 0.5)
+    np.testing.assert_array_equal(vf.LogitStack.from_arrays({"a": matrix}).scores("a"), np.eye(3) + 0.5)

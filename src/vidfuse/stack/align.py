@@ -19,6 +19,7 @@ __all__ = [
     "Join",
     "align_ids",
     "align_labels",
+    "check_index",
     "check_layouts",
     "group_names",
     "member_ids",
@@ -254,6 +255,8 @@ def align_labels(
         if absent:
             raise InputError(f"labels: expected one for each video, none for {len(absent)}: {first_few(absent)}")
         return check_labels([labels[str(i)] for i in ids], len(ids), n_classes, ids)
+    for n, v in labels.items():
+        check_index(v, None if own_ids is None else own_ids[n], "labels")
     merged = merged_labels(
         {
             n: check_labels(v, counts[n], n_classes, None if own_ids is None else own_ids[n])
@@ -270,6 +273,22 @@ def align_labels(
         f"labels: expected one for each of {alignment.n} videos, got none for {int((merged < 0).sum())}, such as "
         f"{place(row, ids)}; pass them by id with {option('labels')}"
     )
+
+
+def check_index(values: Any, ids: NDArray[np.str_] | None, what: str) -> None:
+    """Refuse pandas' values whose index holds the ids in another order: rows are taken as they stand.
+
+    Example:
+        >>> check_index([3, 4], np.array(["a", "b"]), "labels")
+    """
+    if ids is None or not hasattr(values, "to_numpy") or not hasattr(values, "index"):
+        return
+    index = [value for value in values.index if isinstance(value, str)]
+    if index != ids.tolist() and sorted(index) == sorted(ids.tolist()):
+        raise InputError(
+            f"{what}: expected rows in the order of the ids, {first_few(ids, 2)}, and their index has them in another, "
+            f"{first_few(index, 2)}; put them in order with .loc[ids]"
+        )
 
 
 def merged_labels(

@@ -101,6 +101,11 @@ def common_classes(
     """
     if classes is None or not isinstance(classes, Mapping):
         return check_classes(classes, n_classes), {}
+    if classes and set(names).isdisjoint(classes):
+        raise InputError(
+            f"classes: expected a sequence of names in order, or {{member: names}} of {first_few(names)}, got a dict "
+            f"of {first_few(classes)}"
+        )
     known = {name: own for name in names if (own := check_classes(classes.get(name), n_classes)) is not None}
     shared = next(iter(known.values()), None)
     orders = {}

@@ -31,6 +31,7 @@ from vidfuse.stack.align import (
     Join,
     align_ids,
     align_labels,
+    check_index,
     check_layouts,
     group_names,
     member_ids,
@@ -200,6 +201,8 @@ class LogitStack:
         }
         check_layouts({name: shape for name, shape in shapes.items() if not mapped[name]} or shapes)
         own_ids = member_ids(ids, names, counts)
+        for name, given in arrays.items() if isinstance(arrays, Mapping) else ():
+            check_index(given, None if own_ids is None else own_ids.get(str(name)), f"member {str(name)!r}")
         kept = without_blanks(named, kinds, own_ids, missing)
         named |= {name: named[name][rows] for name, rows in kept.items()}
 
