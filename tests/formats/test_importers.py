@@ -464,3 +464,9 @@ def test_a_parquet_file_with_broken_names_is_refused(tmp_path, renamed):
     path.write_bytes(path.read_bytes().replace(b"video", renamed))
     with pytest.raises(InputError, match="expected a parquet file"):
         vf.read_predictions({"swin": path}, kind="logits")
+
+
+@pytest.mark.parametrize("given", [np.eye(3), {"a": np.eye(3)}, [np.eye(3)], np.nditer(np.eye(2)), None])
+def test_what_is_no_file_is_said(given):
+    with pytest.raises(InputError, match=r"member 'x': expected a file or a list of files, got .*from_arrays"):
+        vf.read_predictions({"x": given}, kind="logits")

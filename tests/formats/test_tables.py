@@ -363,6 +363,12 @@ def test_long_tables_may_count_classes_from_one_or_be_given_numbers_as_names():
     assert dump.classes == turned
 
 
+def test_labels_that_look_like_classes_are_said_to():
+    table = {"id": IDS, "label": ["Re\u0301sume "] * N, "run": Z[:, 0], "r\u00e9sume": Z[:, 1]}
+    with pytest.raises(InputError, match=r"'Re.*; they differ from these only in spaces, case or Unicode"):
+        read_frame(table)
+
+
 @pytest.mark.parametrize("classes", [["run", "jump"], [3, 4]])
 def test_a_table_of_the_highest_classes_alone_is_refused(classes):
     table = {"id": IDS, "class1": [classes[0]] * N, "p1": Z[:, 0], "class2": [classes[1]] * N, "p2": Z[:, 1]}

@@ -125,6 +125,13 @@ def read_predictions(
     if not isinstance(files, Mapping) or not files:
         raise InputError("files: expected {member: file} with at least one member")
     names = check_member_names(files)
+    for name, given in zip(names, files.values(), strict=True):
+        listed = [given] if isinstance(given, str | os.PathLike) else given
+        if not isinstance(listed, list | tuple) or not all(isinstance(one, str | os.PathLike) for one in listed):
+            raise InputError(
+                f"member {name!r}: expected a file or a list of files, got {type(given).__name__}; "
+                "LogitStack.from_arrays takes arrays"
+            )
     options = {
         what: per_member(value, names, what, needed=names if what == "views" and isinstance(value, Mapping) else ())
         for what, value in {

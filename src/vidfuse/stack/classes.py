@@ -18,6 +18,7 @@ __all__ = [
     "ClassMap",
     "apply_class_maps",
     "common_classes",
+    "folded",
     "labels_in_order",
     "mapped_scores",
     "name_order",
@@ -49,8 +50,8 @@ def name_order(own: Sequence[str], wanted: Sequence[str], whose: str) -> NDArray
     absent = [name for name in wanted if name not in column]
     if absent or len(own) != len(wanted):
         strange = [name for name in own if name not in set(wanted)]
-        if absent and sorted(map(_folded, own)) == sorted(map(_folded, wanted)):
-            like = next(name for name in strange if _folded(name) == _folded(absent[0]))
+        if absent and sorted(map(folded, own)) == sorted(map(folded, wanted)):
+            like = next(name for name in strange if folded(name) == folded(absent[0]))
             raise AlignmentError(
                 f"{whose}: its classes differ only in spaces, case or Unicode form, such as {like!r} and "
                 f"{absent[0]!r}; make the names equal"
@@ -63,7 +64,13 @@ def name_order(own: Sequence[str], wanted: Sequence[str], whose: str) -> NDArray
     return np.array([column[name] for name in wanted], dtype=np.int64)
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return a name as it is compared with others that look the same: without case, spaces around it, Unicode form.
+
+    Example:
+        >>> folded(" Run ") == folded("run")
+        True
+    """
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 

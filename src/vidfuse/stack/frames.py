@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vidfuse._checks import first_few, naming
 from vidfuse.errors import InputError, VidfuseWarning, option
-from vidfuse.stack.classes import name_order
+from vidfuse.stack.classes import folded, name_order
 from vidfuse.stack.columns import (
     ID_NAMES,
     NOTE_NAMES,
@@ -224,7 +224,10 @@ def label_indices(labels: Sequence[Any], classes: Sequence[str] | None) -> NDArr
             f"indices, or {option('classes', 'sorted')} if they are numbered in the order of their names"
         )
     unknown = sorted(set(texts) - set(classes))
-    raise InputError(f"labels name classes that are not in {option('classes')}: {first_few(unknown)}")
+    alike = ""
+    if {folded(name) for name in unknown} <= {folded(name) for name in classes}:
+        alike = "; they differ from these only in spaces, case or Unicode form: make the names equal"
+    raise InputError(f"labels name classes that are not in {option('classes')}: {first_few(unknown)}{alike}")
 
 
 def sorted_classes(classes: Sequence[str] | str | None, names: Sequence[Any] | None) -> Sequence[str] | None:
