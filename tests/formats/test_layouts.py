@@ -978,3 +978,22 @@ def test_one_line_of_scores_by_id_says_what_to_call_the_file(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps({i: z.tolist() for i, z in zip(IDS, Z, strict=True)}))
     with pytest.raises(InputError, match=r"call the file \.json if these are videos"):
         read_dump(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+def test_the_few_videos_that_have_no_scores_are_named(by_id, tmp_path):
+    videos = [None if row == 3 else z.tolist() for row, z in enumerate(Z)]
+    content = dict(zip(IDS, videos, strict=True)) if by_id else videos
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"something else for 1 of 40: {repr(IDS[3]) if by_id else 3} \(NoneType"):
+        read_dump(tmp_path / "x.json")
+
+
+def test_a_table_that_pandas_pickled_or_wrote_lists_into_says_how_to_save_it(tmp_path):
+    table = pd.DataFrame({"id": IDS, "scores": Z.tolist()})
+    table.to_pickle(tmp_path / "x.pkl")
+    with pytest.raises(InputError, match="save the table of pandas as csv or parquet"):
+        read_dump(tmp_path / "x.pkl")
+    table.to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(InputError, match="column 'scores' holds a list in each cell: write a column for each class"):
+        read_dump(tmp_path / "x.csv")

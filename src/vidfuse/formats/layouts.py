@@ -92,6 +92,13 @@ def read_layout(content: Any, ask: Ask) -> Dump:
             )
         if isinstance(content, np.ndarray) and content.ndim > 1:
             as_float_array(content, "predictions")
+        videos = dict(enumerate(content)) if isinstance(content, list) else content
+        odd = [key for key, value in videos.items() if not is_video(value)] if isinstance(videos, dict) else []
+        if odd and 2 * len(odd) < len(videos):
+            shown = ", ".join(f"{key!r} ({describe(videos[key])})" for key in odd[:3])
+            raise InputError(
+                f"expected scores of each video, got something else for {len(odd)} of {len(videos)}: {shown}"
+            )
         raise InputError(
             f"expected predictions, got {describe(content)}; known are: {'; '.join(known.name for known in LAYOUTS)}"
         )

@@ -81,9 +81,10 @@ def loads(data: bytes, storage: Callable[[str], bytes] | None = None, size: int 
         account = _Account(max(len(data), size), storage=storage)
         return _finish(_Unpickler(_scan(data, 0, size)[0], account).load())
     except _RefusedError as error:
+        how = "save the table of pandas as csv or parquet" if b"pandas" in data else "re-save the predictions as .npz"
         raise InputError(
-            f"expected a pickle of arrays, tensors and plain containers, but it needs {error}; nothing was executed: "
-            "re-save the predictions as .npz"
+            f"expected a pickle of arrays, tensors and plain containers, but it needs {error}; nothing was "
+            f"executed: {how}"
         ) from error
     except Exception as error:  # whatever a damaged pickle leads the unpickler to
         raise InputError(f"damaged pickle: {type(error).__name__}: {error}") from error

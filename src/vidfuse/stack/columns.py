@@ -256,6 +256,11 @@ def score_columns(
     could_be = [n for n in odd if not runs or (table.numbers(n) is not None and not table.is_whole(n))]
     if not runs:
         could_be += [name for name in rest if name.lower() in NOTE_NAMES and name not in notes]
+    lists = [name for name in could_be if not runs and "[" in "".join(map(str, table.values(name)[:1]))]
+    if lists:
+        raise InputError(
+            f"column {lists[0]!r} holds a list in each cell: write a column for each class, or save json or parquet"
+        )
     if could_be:
         what = f"beside {first_few(chosen, 2)}" if runs else "among columns called by their classes"
         raise InputError(f"columns {first_few(could_be)} {what}: scores or not? If not, {advice}")
