@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pickle
@@ -997,3 +998,38 @@ def test_a_table_that_pandas_pickled_or_wrote_lists_into_says_how_to_save_it(tmp
     table.to_csv(tmp_path / "x.csv", index=False)
     with pytest.raises(InputError, match="column 'scores' holds a list in each cell: write a column for each class"):
         read_dump(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("layout", ["arrays", "dicts", "table", "keys"])
+def test_ids_that_count_the_videos_give_way_to_their_names(layout, start, tmp_path):
+    """Two files in other orders would else be matched by where each video stands."""
+    numbers, names = np.arange(start, N + start), [IDS[row] for row in SHUFFLED]
+    dicts = [{"id": int(n), "video": i, "scores": Z[row]} for n, i, row in zip(numbers, names, SHUFFLED, strict=True)]
+    content = {
+        "arrays": {"id": numbers, "video": names, "scores": Z[SHUFFLED]},
+        "dicts": dicts,
+        "keys": {row["id"]: {"video": row["video"], "scores": row["scores"]} for row in dicts},
+        "table": None,
+    }[layout]
+    path = tmp_path / "x.csv"
+    if content is None:
+        table = pd.DataFrame(Z[SHUFFLED].astype(float), columns=[f"p{k}" for k in range(K)])
+        table.assign(id=numbers, video=names).to_csv(path, index=False)
+    else:
+        path = dumped(tmp_path / "x.pkl", content)
+    with (
+        pytest.warns(VidfuseWarning, match="left out: 'id'|'id' are no scores, and left out")
+        if layout != "keys"
+        else contextlib.nullcontext()
+    ):
+        dump = read_dump(path)
+    assert dump.ids.tolist() == names
+    np.testing.assert_allclose(dump.scores, Z[SHUFFLED])
+
+
+def test_row_numbers_without_a_name_are_no_ids(tmp_path):
+    """As R writes them, from 1."""
+    table = pd.DataFrame(Z.astype(float), columns=[f"p{k}" for k in range(K)], index=range(1, N + 1))
+    table.to_csv(tmp_path / "x.csv")
+    assert read_dump(tmp_path / "x.csv").ids is None

@@ -19,7 +19,7 @@ from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import label_key
 from vidfuse.formats.tables import read_parquet_columns, separator_of, split_rows
 from vidfuse.formats.values import as_labels, as_names, describe
-from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, id_name
+from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, counts_rows, id_name
 from vidfuse.stack.frames import label_indices, sorted_classes
 
 __all__ = ["Annotations", "read_annotations"]
@@ -226,8 +226,8 @@ def _from_columns(columns: Mapping[str, Any], head: str | None = None) -> _Liste
 
 def _is_no_id(column: Any) -> bool:
     """Whether a column only counts the rows, from 0, or says of what several videos are parts, as EPIC's video_id."""
-    texts = list(map(str, column.tolist() if isinstance(column, np.ndarray) else column))
-    return texts == list(map(str, range(len(texts)))) or 2 * len(set(texts)) <= len(texts)
+    texts = list(map(str, column))
+    return counts_rows(texts) or 2 * len(set(texts)) <= len(texts)
 
 
 def _listed(column: Any) -> list[Any]:

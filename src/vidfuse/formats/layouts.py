@@ -29,7 +29,7 @@ from vidfuse.formats.values import (
     stack_videos,
     whole,
 )
-from vidfuse.stack.columns import CLASS_NAMES, ID_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called
+from vidfuse.stack.columns import CLASS_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called, counts_rows, id_name
 from vidfuse.stack.frames import Dump, read_frame, sorted_classes
 
 __all__ = ["LAYOUTS", "Ask", "Layout", "label_key", "read_layout"]
@@ -167,7 +167,9 @@ def _with_columns(dump: Dump, content: Mapping[str, Any], used: set[str], key: s
     id_key = _id_key(content, ask)
     if id_key is not None:
         used.add(id_key)
-        if _counts(dump.ids) or ask.id_column is not None:  # ids that scores stand under are theirs, in any order
+        if (
+            dump.ids is None or counts_rows(dump.ids) or ask.id_column is not None
+        ):  # ids that scores stand under are theirs, in any order
             names = _some_names(_by_id(content[id_key], dump), id_key)
             dump = replace(dump, ids=np.array(names, dtype=np.str_))
     kind = as_names(content.get("kind")) or ([content["kind"]] if isinstance(content.get("kind"), str) else None)
@@ -181,11 +183,6 @@ def _by_id(value: Any, dump: Dump) -> Any:
     """Return a list in the rows' order of what is given by id."""
     by_id = isinstance(value, dict) and dump.ids is not None
     return [value.get(name) for name in dump.ids.tolist()] if by_id else value  # type: ignore[union-attr]
-
-
-def _counts(ids: NDArray[np.str_] | None) -> bool:
-    """Whether ids only count the rows, as pandas' index does, or there are none."""
-    return ids is None or ids.tolist() == list(map(str, range(len(ids))))
 
 
 def _score_key(content: Mapping[str, Any], ask: Ask) -> str:
@@ -222,7 +219,7 @@ def label_key(names: Sequence[str], key: str) -> str | None:
 
 def _id_key(content: Mapping[str, Any], ask: Ask) -> str | None:
     if ask.id_column is None:
-        return called(content, ID_NAMES)
+        return id_name(content, lambda name: counts_rows(content[name]))
     if ask.id_column == NO_IDS:
         return None
     if ask.id_column not in content:
@@ -263,7 +260,7 @@ def _rest(content: Mapping[str, Any], used: set[str], dump: Dump, without_ids: b
 def _could_be_ids(value: Any, n: int) -> bool:
     """Whether these are N different texts, or N different whole numbers that do not just count the rows."""
     names = as_names(value)
-    if names is None and (numbers := as_labels(value)) is not None and not np.array_equal(numbers, np.arange(n)):
+    if names is None and (numbers := as_labels(value)) is not None and not counts_rows(numbers):
         names = [str(number) for number in numbers.tolist()]
     return names is not None and len(names) == n == len(set(names)) and n > 1
 
@@ -315,7 +312,7 @@ def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
 def _keyed(dump: Dump, content: Mapping[Any, Any], ask: Ask) -> Dump:
     """Take the keys as ids, unless they only count the rows and each video has an id of its own, or that is asked."""
     keys = _keys(content)
-    own = dump.ids is not None and (ask.id_column is not None or _counts(keys))
+    own = dump.ids is not None and (ask.id_column is not None or counts_rows(keys))
     return dump if own else replace(dump, ids=keys)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "VOTE_NAMES",
     "Table",
     "called",
+    "counts_rows",
     "floats_of",
     "id_column",
     "id_name",
@@ -156,15 +157,31 @@ def called(names: Sequence[str] | Mapping[str, Any], usual: Sequence[str]) -> st
     return next((lower[name] for name in usual if name in lower), None)
 
 
-def id_name(names: Sequence[str], counts_rows: Callable[[str], bool]) -> str | None:
-    """Return what the ids are called: the first usual name, unless it counts the rows and another does not.
+def id_name(names: Iterable[str], gives_way: Callable[[str], bool]) -> str | None:
+    """Return what the ids are called: the first usual name, unless it gives way, as a counter does, to another.
 
     Example:
         >>> id_name(["id", "path", "label"], lambda name: name == "id")
         'path'
     """
     usual = sorted((name for name in names if name.lower() in ID_NAMES), key=lambda name: ID_NAMES.index(name.lower()))
-    return next((name for name in usual if not counts_rows(name)), usual[0] if usual else None)
+    return next((name for name in usual if not gives_way(name)), usual[0] if usual else None)
+
+
+def counts_rows(values: Any) -> bool:
+    """Whether values only count the rows, from 0 or from 1, as numbers or as texts.
+
+    Example:
+        >>> counts_rows(["0", "1", "2"]), counts_rows([1, 2]), counts_rows(["a", "b"])
+        (True, True, False)
+    """
+    try:
+        numbers = np.asarray(values).astype(np.float64)
+    except (ValueError, TypeError):
+        return False
+    return numbers.size > 0 and any(
+        np.array_equal(numbers.ravel(), np.arange(len(numbers)) + start) for start in (0, 1)
+    )
 
 
 def id_column(table: Table, given: str | None) -> str | None:
@@ -176,18 +193,12 @@ def id_column(table: Table, given: str | None) -> str | None:
             raise InputError(f"expected a column {given!r} for the ids, the table has {first_few(table.names)}")
         return given
     usual = id_name(
-        [name for name in table.names if not table.is_fractions(name)], lambda name: _counts_rows(table.numbers(name))
+        [name for name in table.names if not table.is_fractions(name)], lambda name: counts_rows(table.values(name))
     )
     if usual is not None:
         return usual
     index = next((name for name in table.names if is_index(name)), None)
-    if index is None or _counts_rows(table.numbers(index)):
-        return None
-    return index
-
-
-def _counts_rows(numbers: NDArray[Any] | None) -> bool:
-    return numbers is not None and np.array_equal(numbers, np.arange(len(numbers)))
+    return None if index is None or counts_rows(table.values(index)) else index
 
 
 def label_column(table: Table, rest: Sequence[str], given: str | None) -> str | None:
