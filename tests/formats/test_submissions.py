@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning
+from vidfuse.formats.submissions import read_submission
 
 Z = np.random.default_rng(0).normal(size=(4, 3))
 IDS = ["a/v1", "a/v2", "b/v1", "b/v3"]
@@ -131,3 +132,9 @@ def test_epic_needs_both_heads_and_holds_no_infinity(tmp_path):
 
     content = json.loads(zipfile.ZipFile(path).read("test.json"), parse_constant=pytest.fail)
     assert len(content["results"][IDS[0]]["action"]) == 9
+
+
+def test_a_submission_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "s.txt").write_bytes("vidéo 1 2 3 4 5\n".encode("latin-1"))
+    with pytest.raises(InputError, match="expected a submission in UTF-8"):
+        read_submission(tmp_path / "s.txt")

@@ -337,7 +337,7 @@ def read_submission(path: str | Path, n_classes: int = 400) -> Submission:
         The classes by id, and notes about every line that broke a rule.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or one that is not in UTF-8.
 
     Examples:
         >>> import tempfile, pathlib
@@ -357,12 +357,16 @@ def read_submission(path: str | Path, n_classes: int = 400) -> Submission:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"expected a submission, found no file at {file}")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: expected a submission in UTF-8, got bytes that are not: {error}") from error
     classes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
     notes: list[str] = []
     # A line counts if it has an id that is new and at least one class. Its first five words after the id are read: each
     # is a class, or wrong (0); what is missing of five is filled with wrong ones.
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
