@@ -1033,3 +1033,40 @@ def test_row_numbers_without_a_name_are_no_ids(tmp_path):
     table = pd.DataFrame(Z.astype(float), columns=[f"p{k}" for k in range(K)], index=range(1, N + 1))
     table.to_csv(tmp_path / "x.csv")
     assert read_dump(tmp_path / "x.csv").ids is None
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_scores_by_class_in_each_video(numbered, tmp_path):
+    names = [f"c{k}" for k in range(K)] if numbered else NAMES
+    rows = [
+        {
+            "id": i,
+            "label": int(y) if numbered else names[y],
+            "scores": dict(sorted(zip(names, z.tolist(), strict=True))),
+        }
+        for i, y, z in zip(IDS, LABELS, Z, strict=True)
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    dump = read_dump(tmp_path / "x.json", classes=None if numbered else NAMES)
+    np.testing.assert_array_equal(dump.scores, Z)
+    assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
+    assert dump.classes == (None if numbered else tuple(NAMES))
+    del rows[3]["scores"][names[0]]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match="row 3: expected a score of each class"):
+        read_dump(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("layout", ["rows", "after", "keys", "counted"])
+def test_labels_by_name_in_rows(layout, tmp_path):
+    words = [NAMES[y] for y in LABELS]
+    content = {
+        "rows": list(zip(IDS, Z, words, strict=True)),
+        "after": list(zip(Z, IDS, words, strict=True)),
+        "keys": {i: (z, word) for i, z, word in zip(IDS, Z, words, strict=True)},
+        "counted": {n: (i, z, word) for n, (i, z, word) in enumerate(zip(IDS, Z, words, strict=True))},
+    }[layout]
+    dump = read_dump(dumped(tmp_path / "x.pkl", content), classes=NAMES)
+    assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
+    with pytest.raises(InputError, match="expected labels as class indices"):
+        read_dump(tmp_path / "x.pkl")

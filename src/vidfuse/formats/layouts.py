@@ -29,8 +29,18 @@ from vidfuse.formats.values import (
     stack_videos,
     whole,
 )
-from vidfuse.stack.columns import CLASS_NAMES, LABEL_NAMES, NO_IDS, NOTE_NAMES, called, counts_rows, id_name
-from vidfuse.stack.frames import Dump, read_frame, sorted_classes
+from vidfuse.stack.columns import (
+    CLASS_NAMES,
+    LABEL_NAMES,
+    NO_IDS,
+    NOTE_NAMES,
+    called,
+    counts_rows,
+    id_name,
+    in_numbered_order,
+    is_numbered,
+)
+from vidfuse.stack.frames import Dump, label_indices, read_frame, sorted_classes
 
 __all__ = ["LAYOUTS", "Ask", "Layout", "label_key", "read_layout"]
 
@@ -305,7 +315,7 @@ def _is_sample(value: Any) -> bool:
 
 def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
     rows = list(content.values())
-    dump = _read_dicts(rows, ask) if isinstance(rows[0], dict) else _read_rows(rows, ask, keyed=True)
+    dump = _read_dicts(rows, ask) if isinstance(rows[0], dict) else _read_rows(rows, ask, _keys(content))
     return _keyed(dump, content, ask)
 
 
@@ -386,8 +396,17 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
     beside each other, as EPIC's verb_output and noun_output. What every dict has beside them is read by its name.
     """
     scores, besides, keys = [], [], dict[str, None]()
+    classes = _classes_of(_score_of(samples[0]))
     for row, sample in enumerate(samples):
         found, key = _score_of(sample), ""
+        if classes is not None:
+            sample = {name: value for name, value in sample.items() if value is not found}
+            if not isinstance(found, dict) or set(map(str, found)) != set(classes):
+                raise InputError(
+                    f"row {row}: expected a score of each class, {first_few(classes)}, got {describe(found)}"
+                )
+            by_class = {str(name): value for name, value in found.items()}
+            found = [float(by_class[name]) for name in classes]
         heads = found if isinstance(found, dict) else None
         if found is None:
             heads = {key: value for key, value in sample.items() if isinstance(key, str) and is_video(value)}
@@ -409,8 +428,16 @@ def _read_dicts(samples: Sequence[Mapping[Any, Any]], ask: Ask) -> Dump:
         raise InputError(
             f"videos have their scores under other names each, {first_few(keys)}: ids? Save {{id: scores}}"
         )
-    dump, columns = _beside(Dump(stack_videos(scores, ask.size)), besides)
+    own = None if classes is None or is_numbered(classes) else tuple(classes)
+    dump, columns = _beside(Dump(stack_videos(scores, ask.size), classes=own), besides)
     return _with_columns(dump, columns, set(), next(iter(keys), ""), ask)
+
+
+def _classes_of(scores: Any) -> list[str] | None:
+    """Return the classes of one video's scores {class: number}, in the order of their numbers if they have some."""
+    if not isinstance(scores, dict) or len(scores) < 2 or not is_numbers(list(scores.values())):
+        return None
+    return in_numbered_order(list(map(str, scores)))
 
 
 def _of_head(value: Any, head: str) -> Any:
@@ -448,16 +475,21 @@ def _read_parts(content: Sequence[Any], ask: Ask) -> Dump:
     )
 
 
-def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, *, keyed: bool = False) -> Dump:
+def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, keys: NDArray[np.str_] | None = None) -> Dump:
     """Rows of two or three cells: before the scores stands the name or the position, after them the label.
 
-    A text is the id wherever it stands. Positions 0 … N − 1 in any order put the rows in that order, unless they have
-    ids, or are `keyed` by them.
+    A text is the id wherever it stands, a second one the label's name, and so is one after the scores of rows that
+    stand under `keys` which are names. Positions 0 … N − 1 in any order put the rows in that order, unless they have
+    ids or keys.
     """
     at = next(place for place, cell in enumerate(rows[0]) if is_video(cell))
     before, after = [row[:at] for row in rows], [row[at + 1 :] for row in rows]
     scores = stack_videos([row[at] for row in rows], ask.size)
-    ids = [next((cell for cell in row if isinstance(cell, str)), None) for row in rows]
+    texts = [[cell for cell in row if isinstance(cell, str)] for row in rows]
+    if len(set(map(len, texts))) > 1:
+        raise InputError(f"expected rows of the same cells, got some like {describe(rows[0])} and others")
+    by_name = keys is not None and not counts_rows(keys) and any(isinstance(cell, str) for cell in after[0])
+    named = len(texts[0]) - (len(texts[0]) == 2 or by_name)  # texts that are ids
     labels = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in after]
     positions = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in before]
     if any(len(found) != len(labels[0]) for found in labels) or len(labels[0]) > 1:
@@ -465,12 +497,16 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, *, keyed: bool = False) 
     dump = Dump(
         scores,
         np.array(labels, dtype=np.int64)[:, 0] if labels[0] else None,
-        np.array(ids) if None not in ids else None,
+        np.array([row[0] for row in texts]) if named else None,
     )
+    if named < len(texts[0]) and dump.labels is None:
+        words = [row[-1] for row in texts]
+        classes = sorted_classes(ask.classes, words)
+        dump = replace(dump, labels=label_indices(words, classes), classes=None if classes is None else tuple(classes))
     if not all(len(found) == 1 for found in positions):
         return dump
     numbers = np.array(positions)[:, 0]
-    if keyed or dump.ids is not None:
+    if keys is not None or dump.ids is not None:
         note = "a number before the scores, beside an id, is left out; a label stands after the scores"
         return replace(dump, notes=(note,))
     if sorted(numbers.tolist()) == list(range(len(numbers))):
