@@ -840,6 +840,11 @@ def test_ids_and_positions_under_a_name_that_nobody_knows_are_asked_for(key, as_
         assert read_dump(dumped(tmp_path / "x.pkl", {key: np.arange(N), "scores": Z})).ids is None
 
 
+def test_what_mmaction2_notes_of_each_video_is_left_out_without_a_word(tmp_path):
+    path, _ = mmaction2(tmp_path)
+    assert read_dump(path).notes == ()
+
+
 def test_what_dicts_of_videos_hold_besides_is_read_or_named(tmp_path):
     rows = [{"id": i, "scores": z, "gt_label": NAMES[y], "img": [0]} for i, z, y in zip(IDS, Z, LABELS, strict=True)]
     with pytest.warns(VidfuseWarning, match="not understood, and left out: 'img'"):

@@ -50,7 +50,8 @@ CLASS_NAMES: Final = ("classes", "class_names", "categories", "label_names", "ta
 NOTE_NAMES: Final = frozenset(
     "split fold subset phase dataset kind classes pred preds prediction pred_label pred_labels pred_class y_pred "
     "predicted top1 correct confidence n_frames num_frames nframes frames total_frames frame_count fps duration start "
-    "end time_start time_end start_frame stop_frame end_frame width height is_cc unnamed chunk clip".split()
+    "end time_start time_end start_frame stop_frame end_frame width height is_cc unnamed chunk clip timestamp "
+    "num_classes img_shape ori_shape original_shape num_clips clip_len".split()
 )
 NO_IDS: Final = "none"  # id_column= where a file has no ids, whatever its columns are called
 VOTE_NAMES: Final = ("pred", "prediction", "pred_label", "pred_class", "y_pred", "predicted")
