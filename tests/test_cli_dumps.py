@@ -223,6 +223,14 @@ def test_every_dead_end_says_how_to_go_on(arguments, message, folder):
     assert message in " ".join(run(*arguments, status=2).stderr.split())
 
 
+def test_files_may_have_an_equals_sign_in_their_path(folder):
+    Path("split=val").mkdir()
+    os.rename("val.csv", "split=val/val.csv")
+    os.rename("swin.npy", "split=val/swin.npy")
+    options = ("--kind", "probabilities", "--annotations", "split=val/val.csv", "--no-check")
+    run("fit", "swin=split=val/swin.npy", "x3d=x3d.npy", *options)
+
+
 def test_dumps_are_not_read_by_what_caches_need_and_the_other_way_round(folder):
     run("import", *DUMPS, "--out", "caches/val")
     assert "--join inner" in run("fit", *DUMPS, "--partial", status=2).stderr

@@ -346,6 +346,8 @@ def _increasing(text: NDArray[np.str_]) -> bool:
 
 
 def _check_id_texts(text: NDArray[np.str_], owner: str) -> None:
+    if not len(text):
+        return
     codes = np.ascontiguousarray(text).view(np.uint32).reshape(len(text), -1)
     step = max(1, _BLOCK_NUMBERS // codes.shape[1])
     for start in range(0, len(text), step):
@@ -353,7 +355,9 @@ def _check_id_texts(text: NDArray[np.str_], owner: str) -> None:
         # Plain ASCII without separators, dots first or controls cannot be unsafe: the usual case costs one pass.
         plain = bool(((block == 0) | ((block > 0x20) & (block < 0x7F))).all())
         if not plain or (block == 0x2E).any() or np.isin(block[:, :2], [0x2F, 0x5C, 0x3A, 0]).any():
-            for value in text[start : start + step].tolist():
+            for row, value in enumerate(text[start : start + step].tolist(), start):
+                if not value:
+                    raise InputError(f"{owner}: expected an id for each video, got an empty name at row {row}")
                 check_name(value, f"{owner}: video", folder=False)
 
 

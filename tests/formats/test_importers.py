@@ -435,6 +435,8 @@ def test_a_cache_is_a_file_of_predictions_too(tmp_path):
         ("x.csv", b"", "the file is empty"),
         ("x.csv", b"id,p0,p1\na,1.0\n", "line 2: expected 3 fields, got 2"),
         ("x.csv", b"id,p0,p1\na,1.0,x\n", "column 'p1': expected numbers"),
+        ("x.csv", b"id;p0;p1\na;1,5;2,0\n", "column 'p0': expected numbers: .*; write a point where a comma stands"),
+        ("x.csv", b"id,p0,p1\na,1.0,2.0\n,1.0,2.0\n", "ids: expected an id for each video, got an empty name at row 1"),
         ("x.csv", b"id,p0,p0\na,1.0,2.0\n", "unique column names"),
         ("x.csv", b"\xff\xfe1", "expected a text file in UTF-8.*save it as UTF-8"),
         ("x.csv", "id,p0".encode("utf-16-le"), "zero bytes: UTF-16"),
@@ -470,3 +472,9 @@ def test_a_parquet_file_with_broken_names_is_refused(tmp_path, renamed):
 def test_what_is_no_file_is_said(given):
     with pytest.raises(InputError, match=r"member 'x': expected a file or a list of files, got .*from_arrays"):
         vf.read_predictions({"x": given}, kind="logits")
+
+
+def test_an_empty_list_of_videos_is_another_length(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(3))
+    with pytest.raises(AlignmentError, match="3 rows, but the annotations list 0 videos"):
+        vf.read_predictions({"x": tmp_path / "x.npy"}, kind="logits", annotations=[])

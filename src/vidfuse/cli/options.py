@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -149,7 +150,7 @@ def pairs(values: tuple[str, ...], what: str) -> dict[str, str]:
 
 
 def named_values(values: tuple[str, ...], what: str) -> str | dict[str, str] | None:
-    """Read an option that is either one value for every member, or `NAME=VALUE` for each.
+    """Read an option that is either one value for every member, or `NAME=VALUE` for each; a file may have a "=".
 
     Example:
         >>> [named_values(values, "MEMBER=KIND") for values in (("logits",), ("a=logits", "b=sum"), ())]
@@ -157,7 +158,7 @@ def named_values(values: tuple[str, ...], what: str) -> str | dict[str, str] | N
     """
     if not values:
         return None
-    if len(values) == 1 and "=" not in values[0]:
+    if len(values) == 1 and ("=" not in values[0] or os.path.exists(values[0])):
         return values[0]
     return pairs(values, what)
 

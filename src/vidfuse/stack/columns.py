@@ -376,7 +376,8 @@ def floats_of(values: NDArray[Any], name: str, text: bool) -> NDArray[np.floatin
         try:
             return np.fromiter((float(v or "nan") for v in values.tolist()), np.float64, len(values))  # an empty cell
         except ValueError as error:
-            raise InputError(f"column {name!r}: expected numbers: {error}") from error
+            comma = "; write a point where a comma stands" if re.search(r"\d,\d", str(error)) else ""
+            raise InputError(f"column {name!r}: expected numbers: {error}{comma}") from error
     if values.dtype.kind != "f":
         raise InputError(
             f"column {name!r}: expected floating-point scores, got dtype {values.dtype}; "
