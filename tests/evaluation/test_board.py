@@ -12,7 +12,7 @@ from vidfuse.errors import InputError
 from vidfuse.evaluation.board import board_of, over_splits
 from vidfuse.evaluation.trial import Protocol
 
-OBJECTIVES = ["accuracy", "mean-class-accuracy", "nll", vf.metrics.brier]
+OBJECTIVES = ["accuracy", "mean-class-accuracy", "macro-f1", "nll", vf.metrics.brier]
 HELD_OUT = Protocol(100, 200, 0)
 AVERAGE = "average of log-likelihoods"
 
@@ -42,7 +42,7 @@ def test_rows_and_gains_are_by_the_objective(objective):
             if found is not None:
                 assert found.difference == pytest.approx(sign * (entry.value - board.entry(base).value), abs=1e-6)
                 assert found.interval.n_groups == 50
-    assert board.objective in ("accuracy", "mean-class-accuracy", "nll", "brier")
+    assert board.objective in ("accuracy", "mean-class-accuracy", "macro-f1", "nll", "brier")
     assert board.headline() and str(board.table())
 
 

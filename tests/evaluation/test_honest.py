@@ -48,7 +48,7 @@ def test_best_single_is_chosen_on_the_training_folds():
     assert found.versus_best_single.difference == pytest.approx(found.score - found.best_single)
 
 
-@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll", vf.metrics.brier])
+@pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "macro-f1", "nll", vf.metrics.brier])
 def test_every_objective_has_an_interval_around_its_score(objective):
     z, y = ensemble(4, n=120, signal=3.0)
     found = vf.honest_score(UNIFORM, stack_of(z, y), folds=3, repeats=2, objective=objective, n_resamples=500)

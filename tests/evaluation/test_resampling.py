@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from scipy.special import log_softmax
 
 import vidfuse as vf
@@ -53,7 +54,7 @@ def test_differences_are_paired(groups):
 def test_many_at_once_are_those_of_each():
     y, first = rounds()
     _, second = rounds(seed=0, strength=0.2)
-    for objective in ("accuracy", "mean-class-accuracy", "nll", vf.metrics.brier):
+    for objective in ("accuracy", "mean-class-accuracy", "macro-f1", "nll", vf.metrics.brier):
         draw = Draw(y, objective, n_resamples=50, groups=GROUPS)
         both = draw.intervals({"a": first, "b": second})
         assert both["a"] == pytest.approx(tuple(draw.interval(first)))
@@ -81,6 +82,23 @@ def test_a_callable_is_called_on_the_same_draws_for_both(groups):
     assert found.p_value == pytest.approx(expected.p_value, abs=0.02)
     assert draw.difference(second, first).p_value == found.p_value  # two-sided
     assert draw.difference(first, first).p_value == 1
+
+
+@pytest.mark.parametrize("objective", ["macro-f1", vf.metrics.macro_f1])
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_macro_f1_has_the_interval_and_the_test_of_any_callable(objective, groups):
+    y, first = rounds()
+    _, second = rounds(seed=0, strength=0.2)
+
+    def f1(labels, z):
+        return sklearn.metrics.f1_score(labels, z.argmax(axis=1), average="macro")
+
+    ours, any_ = (Draw(y, each, n_resamples=40, groups=groups) for each in (objective, f1))
+    assert ours.interval(first) == pytest.approx(any_.interval(first))
+    found, expected = ours.difference(first, second), any_.difference(first, second)
+    assert found.difference == pytest.approx(np.mean([f1(y, p) for p in first]) - np.mean([f1(y, p) for p in second]))
+    assert found.interval == pytest.approx(tuple(expected.interval))
+    assert (found.p_value, found.test) == (expected.p_value, expected.test)
 
 
 def test_each_of_two_groups_is_left_out_once():

@@ -293,7 +293,7 @@ def leaderboard(
             group, and intervals and tests count groups. A function of the id, or a mapping, is for `test` too.
         views: How views are reduced where the stack has them.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples, of losses and of callables.
+        n_resamples: Bootstrap resamples, of losses, of macro-F1 and of callables.
         random_state: Seed of folds, resamples and sign flips.
 
     Raises:
