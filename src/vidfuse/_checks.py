@@ -36,6 +36,7 @@ __all__ = [
     "check_labels",
     "check_member_names",
     "check_name",
+    "check_names",
     "check_same_labels",
     "check_scores",
     "check_share",
@@ -56,6 +57,7 @@ _BLOCK_NUMBERS: Final = 1 << 19  # how many numbers a check looks at once, so th
 _EXACT, _ROUNDED = 1e-3, 5e-3  # how far sums of probabilities are off 1 by arithmetic, and by rounding
 _SINGLE = 1e-5  # the same for a single row, which may be of two logits that happen to sum to nearly 1
 _BAD_NAME: Final = re.compile(r"[\x00-\x1f\x7f]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]")
+_NO_NAME: Final = ("", "None", "nan", "NaT", "<NA>")  # the texts of what is missing
 _BAD_FOLDER: Final = re.compile(r'[/\\:*?"<>|]|^\.|[. ]$|^\s')
 
 
@@ -326,6 +328,40 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
                 f"({same.size} repeated in all); drop or rename the duplicates"
             )
     return text
+
+
+def check_names(values: Any, n: int, what: str, ids: NDArray[np.str_] | None = None) -> NDArray[Any]:
+    """Return a name for each video (N,), which others may have too: its group, its class; objects become texts.
+
+    Args:
+        values: Texts, numbers, or anything else that has a text of its own.
+        n: The number of videos.
+        what: What they are, for messages.
+        ids: The videos' ids, for messages.
+
+    Raises:
+        InputError: Not one for each video, or one that is missing: None, NaN, NaT, NA or an empty text.
+
+    Example:
+        >>> check_names(["a", None], 2, "groups")
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: groups: expected a name for each video, got None for row 1
+    """
+    names = as_array(values, what)
+    if names.shape != (n,):
+        raise InputError(f"{what}: expected one name for each of {n} videos, got shape {names.shape}")
+    if names.dtype.kind in "biu":
+        return names
+    listed = isinstance(values, list | tuple)  # before NumPy makes texts of what stands beside texts
+    if listed or names.dtype.kind != "U":
+        for row, name in enumerate(values if listed else names.tolist()):
+            if not isinstance(name, str) and str(name) in _NO_NAME:
+                raise InputError(f"{what}: expected a name for each video, got {name!r} for {place(row, ids)}")
+        names = names.astype(str) if names.dtype.kind == "O" else names
+    if names.dtype.kind == "U" and (names == "").any():
+        row = int((names == "").argmax())
+        raise InputError(f"{what}: expected a name for each video, got '' for {place(row, ids)}")
+    return names
 
 
 def _plain(value: Any) -> Any:

@@ -103,9 +103,9 @@ def test_the_seed_decides():
     [
         ({"folds": 1}, "folds: expected 2 … 6"),
         ({"folds": 2.5}, "folds: expected 2 … 6"),
-        ({"groups": [1, 2]}, r"groups: expected one for each of 6 videos, got shape \(2,\)"),
+        ({"groups": [1, 2]}, r"groups: expected one name for each of 6 videos, got shape \(2,\)"),
         ({"groups": [0, 0, 0, 1, 1, 1], "folds": 3}, "at least 3 .*got 2"),
-        ({"keys": ["a"]}, "keys: expected one for each"),
+        ({"keys": ["a"]}, "keys: expected one name for each"),
     ],
 )
 def test_bad_input(options, message):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidfuse.errors import InputError
-from vidfuse.metrics import conformity_scores, prediction_sets
+from vidfuse.metrics import abstention, conformity_scores, prediction_sets
 
 
 def threshold(scores, coverage, groups=None):
@@ -77,13 +77,44 @@ def test_by_class_the_coverage_holds_within_each_and_rare_classes_are_in_every_s
         ({"coverage": 1.0}, "coverage: expected a share between 0 and 1, got 1.0"),
         ({"coverage": 0.99}, "sets of coverage 0.99 need at least 99 videos, got 50 in all"),
         ({"coverage": 0.9, "groups": np.arange(50) // 10}, "need at least 9 groups of videos, got 5 in all"),
+        (
+            {"coverage": 0.9, "n_classes": 2, "groups": np.arange(50) // 10},
+            "need at least 9 groups of videos of a class",
+        ),
         ({"scores": np.zeros(3)}, "expected one for each of 50 videos"),
+        ({"scores": np.where(np.arange(50) < 9, np.nan, 0.0)}, "scores: expected numbers, got NaN at row 0"),
+        (
+            {"scores": np.where(np.arange(50) < 9, np.inf, 0.0)},
+            "the true class of 9 of 50 videos has a probability of 0",
+        ),
+        ({"labels": np.full(50, 2), "n_classes": 2}, "labels: expected 0 to 1"),
+        ({"groups": np.arange(10)}, "groups: expected one name for each of 50 videos"),
+        ({"groups": [None, "a"] * 25}, "groups: expected a name for each video, got None for row 0"),
     ],
 )
 def test_what_cannot_be_stated_is_refused(change, message):
     given = {"labels": np.zeros(50, int), "scores": np.arange(50.0), "coverage": 0.9, **change}
     with pytest.raises(InputError, match=message):
         prediction_sets(given.pop("labels"), given.pop("scores"), **given)
+
+
+def test_videos_whose_true_class_has_no_chance_count_among_those_that_are_not_held():
+    scores = np.r_[np.full(4, np.inf), np.arange(46.0)]
+    assert prediction_sets(np.zeros(50, int), scores, 0.9).thresholds == [45.0]
+
+
+@pytest.mark.parametrize("given", [[[5.0, 3.0, 1.0]], [[np.nan, -0.1, -3.0]], [[0.5, 0.3, 0.2]], [0.5, 0.5]])
+def test_what_are_no_log_likelihoods_gets_neither_a_set_nor_an_answer(given):
+    sets = prediction_sets(np.zeros(50, int), np.arange(50.0), 0.9)
+    sure = abstention(np.linspace(1, 0.5, 200), np.ones(200, bool), 0.05)
+    for answer in (sets.of, sure.answered, conformity_scores):
+        with pytest.raises(InputError, match="log_proba: expected"):
+            answer(given)
+
+
+def test_mixed_names_of_groups_are_told_apart_by_their_texts():
+    mixed = np.array([1, "a"] * 25, dtype=object)
+    assert threshold(np.arange(50.0), 0.6, mixed) == threshold(np.arange(50.0), 0.6, np.arange(50) % 2)
 
 
 def test_an_unknown_score_is_refused():

@@ -79,8 +79,15 @@ def test_the_parts_of_groups_sum_to_the_mean():
     np.testing.assert_allclose(design.totals(values).sum(axis=0), classes.mean(axis=0))
 
 
+@pytest.mark.parametrize("missing", [None, np.nan, "", np.datetime64("NaT")])
+def test_a_video_without_a_name_is_in_no_group_of_others_without(missing):
+    for groups in (["a", missing, missing], np.array(["a", missing, missing], dtype=object)):
+        with pytest.raises(InputError, match="groups: expected a name for each video"):
+            design_of(3, groups=groups)
+
+
 def test_bad_input():
-    with pytest.raises(InputError, match="groups: expected one a video"):
+    with pytest.raises(InputError, match="groups: expected one name for each of"):
         design_of(3, None, [1, 2])
-    with pytest.raises(InputError, match="strata: expected one a video"):
+    with pytest.raises(InputError, match="strata: expected one name for each of"):
         design_of(3, [[1, 2, 3]])

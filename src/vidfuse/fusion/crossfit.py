@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import get_tags
 
-from vidfuse._checks import as_array
+from vidfuse._checks import check_names
 from vidfuse.errors import InputError
 from vidfuse.stack.stack import LogitStack
 
@@ -70,9 +70,9 @@ def split_folds(
         raise InputError(f"folds: expected 2 … {n} (the number of videos), got {folds}")
     rng = np.random.default_rng(seed)
     if groups is None:
-        fold = _dealt(labels, folds, rng, None if keys is None else _names(keys, n, "keys"))
+        fold = _dealt(labels, folds, rng, None if keys is None else check_names(keys, n, "keys"))
     else:
-        fold = _placed(labels, folds, rng, _names(groups, n, "groups"))
+        fold = _placed(labels, folds, rng, check_names(groups, n, "groups"))
     return [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(folds)]
 
 
@@ -123,7 +123,7 @@ def split_halves(
         [[0, 1], [2, 3, 4]]
     """
     named = keys if groups is None else groups
-    units = np.arange(n) if named is None else _names(named, n, "groups")
+    units = np.arange(n) if named is None else check_names(named, n, "groups")
     unit = np.unique(units, return_inverse=True)[1]
     size = int(unit.max()) + 1
     drawn = np.random.default_rng(seed).permutation(size)
@@ -151,13 +151,6 @@ def content_keys(stack: LogitStack, labels: NDArray[np.int64]) -> NDArray[np.int
     keys = np.empty(len(stack), dtype=np.int64)
     keys[np.lexsort(said)] = np.arange(len(stack))
     return keys
-
-
-def _names(values: ArrayLike, n: int, what: str) -> NDArray[Any]:
-    names = as_array(values, what)
-    if names.shape != (n,):
-        raise InputError(f"{what}: expected one for each of {n} videos, got shape {names.shape}")
-    return names.astype(str) if names.dtype == object else names
 
 
 def _dealt(

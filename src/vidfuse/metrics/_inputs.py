@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse._checks import as_array, check_labels
 from vidfuse.errors import InputError
 
-__all__ = ["as_hits", "as_labels", "as_log_proba", "as_scores", "as_values"]
+__all__ = ["as_hits", "as_labels", "as_log_proba", "as_normalised", "as_scores", "as_values"]
 
 
 def as_labels(labels: ArrayLike, n_classes: int | None = None) -> NDArray[np.int64]:
@@ -23,29 +23,29 @@ def as_labels(labels: ArrayLike, n_classes: int | None = None) -> NDArray[np.int
 
 def as_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
     """Return labels (N,) and finite-or-−inf floating scores (N, K) that belong together."""
-    z = as_array(scores)
-    if z.ndim != 2:
-        raise InputError(f"log_proba: expected shape (N, K), got {z.shape}; fuse members and views first")
-    if z.dtype.kind not in "fiu":
-        raise InputError(f"log_proba: expected a floating dtype, got {z.dtype}")
-    if z.dtype.kind in "iu" or z.dtype.itemsize < 4:
-        z = z.astype(np.float64)
+    z = _finite(scores)
     y = as_labels(labels, z.shape[1])
     if len(y) != len(z):
         raise InputError(f"expected one label a row, got {len(y)} labels and log_proba of shape {z.shape}")
-    peak = z.max(axis=1)
-    bad = ~np.isfinite(peak)  # NaN and +inf spread into the maximum; a row of -inf ranks nothing
-    if bad.any():
-        row = int(bad.argmax())
-        raise InputError(
-            f"log_proba: expected finite values (single -inf allowed), got a maximum of {peak[row]} at row {row}"
-        )
     return y, z
 
 
 def as_log_proba(labels: ArrayLike, log_proba: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
     """Return labels (N,) and normalised log-likelihoods (N, K); raise where a row's probabilities do not sum to 1."""
     y, z = as_scores(labels, log_proba)
+    _check_sums(z)
+    return y, z
+
+
+def as_normalised(log_proba: ArrayLike) -> NDArray[np.floating[Any]]:
+    """Return normalised log-likelihoods (N, K); raise where a row's probabilities do not sum to 1."""
+    z = _finite(log_proba)
+    if len(z):
+        _check_sums(z)
+    return z
+
+
+def _check_sums(z: NDArray[np.floating[Any]]) -> None:
     off = np.abs(np.exp(z).sum(axis=1, dtype=np.float64) - 1)
     row = int(off.argmax())
     if not off[row] <= 1e-3:
@@ -54,7 +54,25 @@ def as_log_proba(labels: ArrayLike, log_proba: ArrayLike) -> tuple[NDArray[np.in
             f"log_proba: expected log-likelihoods whose probabilities sum to 1, got a sum of {total:.6g} at row {row}; "
             "apply a log-softmax to logits, log() to probabilities"
         )
-    return y, z
+
+
+def _finite(scores: ArrayLike) -> NDArray[np.floating[Any]]:
+    """Return floating scores (N, K) that are finite or −inf, at least one of each row finite."""
+    z = as_array(scores)
+    if z.ndim != 2 or z.shape[1] == 0:
+        raise InputError(f"log_proba: expected shape (N, K), got {z.shape}; fuse members and views first")
+    if z.dtype.kind not in "fiu":
+        raise InputError(f"log_proba: expected a floating dtype, got {z.dtype}")
+    if z.dtype.kind in "iu" or z.dtype.itemsize < 4:
+        z = z.astype(np.float64)
+    peak = z.max(axis=1)
+    bad = ~np.isfinite(peak)  # NaN and +inf spread into the maximum; a row of -inf ranks nothing
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"log_proba: expected finite values (single -inf allowed), got a maximum of {peak[row]} at row {row}"
+        )
+    return z
 
 
 def as_hits(hits: ArrayLike, *, ndim: int = 1) -> NDArray[np.bool_]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse._checks import as_array, check_choice, check_share
-from vidfuse.errors import InputError
-from vidfuse.metrics._inputs import as_labels
+from vidfuse.errors import InputError, option
+from vidfuse.metrics._inputs import as_labels, as_normalised
+from vidfuse.metrics.design import design_of
 
 __all__ = ["Conformity", "PredictionSets", "conformity_scores", "prediction_sets"]
 
@@ -29,7 +30,7 @@ class PredictionSets:
         coverage: The stated share of videos whose set holds the true class.
         conformity: The score that is compared.
         thresholds: The largest score within the set, shape (1,), or (K,) by class; infinite where a class had too few
-            videos, so that it is in every set.
+            videos, or too many in which it had a probability of 0, so that it is in every set.
         n_videos: The number of videos that the thresholds come from.
         n_groups: The number of groups that these come in; None where each stands for itself.
     """
@@ -42,7 +43,7 @@ class PredictionSets:
 
     @property
     def always_in(self) -> tuple[int, ...]:
-        """The classes that are in every set, as too few videos of theirs were seen."""
+        """The classes that are in every set, as too few videos of theirs were seen with a probability above 0."""
         return tuple(np.flatnonzero(np.isinf(self.thresholds)).tolist())
 
     def of(self, log_proba: ArrayLike) -> NDArray[np.bool_]:
@@ -78,7 +79,7 @@ def conformity_scores(log_proba: ArrayLike, conformity: Conformity = "least-ambi
         conformity: Which of these.
 
     Raises:
-        InputError: Another conformity, or log-likelihoods of another shape.
+        InputError: Another conformity, or rows that are not log-likelihoods.
 
     Source:
         Sadinle, Lei and Wasserman (2019), Least ambiguous set-valued classifiers with bounded error levels, JASA 114,
@@ -91,9 +92,7 @@ def conformity_scores(log_proba: ArrayLike, conformity: Conformity = "least-ambi
         [[0.7, 1.0, 0.9]]
     """
     check_choice("conformity", conformity, get_args(Conformity))
-    z = as_array(log_proba, "log_proba").astype(np.float64)
-    if z.ndim != 2:
-        raise InputError(f"log_proba: expected shape (N, K), got {z.shape}")
+    z = as_normalised(log_proba).astype(np.float64)
     if conformity == "least-ambiguous":
         return -z
     order = np.argsort(-z, axis=1, kind="stable")
@@ -130,7 +129,8 @@ def prediction_sets(
         n_classes: K, for a threshold for each class, so that the coverage holds within each; None for one threshold.
 
     Raises:
-        InputError: Too few videos or groups for this coverage; it says how many would do.
+        InputError: Too few videos or groups for this coverage; it says how many would do. Or too many true classes have
+            a probability of 0.
 
     Source:
         Vovk, Gammerman and Shafer (2005), Algorithmic learning in a random world, sections 4.1 and 4.5 (by class); Lee,
@@ -141,22 +141,27 @@ def prediction_sets(
         array([7.])
     """
     check_share("coverage", coverage)
-    y, s = as_labels(labels), as_array(scores, "scores").astype(np.float64)
+    y, s = as_labels(labels, n_classes), as_array(scores, "scores").astype(np.float64)
     if s.shape != y.shape:
         raise InputError(f"scores: expected one for each of {len(y)} videos, got shape {s.shape}")
-    group = np.arange(len(y)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
-    if n_classes is None:
-        thresholds = np.array([_quantile(s, group, coverage)])
-    else:
-        thresholds = np.array([_quantile(s[y == k], group[y == k], coverage) for k in range(n_classes)])
+    if np.isnan(s).any():
+        raise InputError(f"scores: expected numbers, got NaN at row {int(np.isnan(s).argmax())}")
+    design = design_of(len(y), groups=groups)
+    of_each = [slice(None)] if n_classes is None else [np.flatnonzero(y == k) for k in range(n_classes)]
+    thresholds = np.array([_quantile(s[rows], design.group[rows], coverage) for rows in of_each])
     if np.isinf(thresholds).all():
+        need = math.ceil(coverage / (1 - coverage) - 1e-9)
         unit = "videos" if groups is None else "groups of videos"
+        if max(len(np.unique(design.group[rows])) for rows in of_each) >= need:
+            raise InputError(
+                f"no sets of coverage {coverage:g} but those of all classes: the true class of {np.isinf(s).sum():,} "
+                f"of {len(s):,} videos has a probability of 0; fit the rule with {option('floor', 0.001)}"
+            )
         raise InputError(
-            f"sets of coverage {coverage:g} need at least {math.ceil(coverage / (1 - coverage) - 1e-9)} {unit}"
-            f"{'' if n_classes is None else ' of a class'}, got {len(np.unique(group))} in all"
-            f"{'' if n_classes is None else f' for {n_classes} classes'}"
+            f"sets of coverage {coverage:g} need at least {need} {unit}{'' if n_classes is None else ' of a class'}, "
+            f"got {design.size} in all{'' if n_classes is None else f' for {n_classes} classes'}"
         )
-    return PredictionSets(coverage, conformity, thresholds, len(y), None if groups is None else len(np.unique(group)))
+    return PredictionSets(coverage, conformity, thresholds, len(y), design.n_groups)
 
 
 def _quantile(scores: NDArray[np.float64], group: NDArray[np.int64], coverage: float) -> float:

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from vidfuse._checks import as_array
-from vidfuse.errors import InputError
+from vidfuse._checks import check_names
 
 __all__ = ["Design", "Spread", "design_of"]
 
@@ -175,7 +174,7 @@ def design_of(n: int, strata: ArrayLike | None = None, groups: ArrayLike | None 
     """Return the design of N videos, from one class and one group a video.
 
     Raises:
-        InputError: Not one class, or not one group, for each video.
+        InputError: Not one class, or not one group, for each video, or a missing one.
 
     Example:
         >>> design_of(4, groups=["x", "x", "y", "y"]).spread(np.array([[0.0], [0.0], [1.0], [1.0]])).variance
@@ -183,12 +182,8 @@ def design_of(n: int, strata: ArrayLike | None = None, groups: ArrayLike | None 
     """
     codes = []
     for name, given in (("groups", groups), ("strata", strata)):
-        names = None if given is None else as_array(given, name)
-        if names is not None and names.shape != (n,):
-            raise InputError(f"{name}: expected one a video, shape ({n},), got {names.shape}")
-        if names is None:
+        if given is None:
             codes.append(np.arange(n) if name == "groups" else np.zeros(n, np.int64))
         else:
-            names = names.astype(str) if names.dtype == object else names
-            codes.append(np.unique(names, return_inverse=True)[1].astype(np.int64))
+            codes.append(np.unique(check_names(given, n, name), return_inverse=True)[1].astype(np.int64))
     return Design(codes[0], codes[1], None if groups is None else int(codes[0].max()) + 1)

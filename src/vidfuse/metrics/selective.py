@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import as_array, check_share
+from vidfuse._checks import check_share
 from vidfuse.errors import InputError
-from vidfuse.metrics._inputs import as_hits, as_log_proba, as_values
+from vidfuse.metrics._inputs import as_hits, as_log_proba, as_normalised, as_values
 from vidfuse.metrics.bounds import betting_p_value, binomial_p_value
 from vidfuse.metrics.design import design_of
 
@@ -126,8 +126,12 @@ class Abstention:
     n_groups: int | None
 
     def answered(self, log_proba: ArrayLike) -> NDArray[np.bool_]:
-        """Return which videos are answered, (N,), by their log-likelihoods (N, K)."""
-        return _confidence(as_array(log_proba, "log_proba"))[1] >= self.threshold
+        """Return which videos are answered, (N,), by their log-likelihoods (N, K).
+
+        Raises:
+            InputError: Rows that are not log-likelihoods.
+        """
+        return _confidence(as_normalised(log_proba))[1] >= self.threshold
 
     def __repr__(self) -> str:
         groups = "" if self.n_groups is None else f" of {self.n_groups:,} groups"

@@ -10,7 +10,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import UNORDERED, Rows, as_array, check_choice, check_ids, check_labels, first_few, place
+from vidfuse._checks import (
+    UNORDERED,
+    Rows,
+    as_array,
+    check_choice,
+    check_ids,
+    check_labels,
+    check_names,
+    first_few,
+    place,
+)
 from vidfuse._paths import VIDEO_SUFFIXES
 from vidfuse.errors import AlignmentError, InputError, option
 
@@ -375,12 +385,6 @@ def group_names(
             if lacking:
                 raise InputError(f"groups: no group is named for {len(lacking)} of {n} videos: {first_few(lacking)}")
         listed = [groups(name) if callable(groups) else groups[name] for name in ids.tolist()]
-    else:
-        array = as_array(groups, "groups")
-        if array.shape != (n,):
-            raise InputError(f"groups: expected one name for each of {n} videos, got shape {array.shape}")
-        listed = array.tolist()
-    for row, name in enumerate(listed):
-        if name is None or name == "" or name != name:  # NaN is unlike itself
-            raise InputError(f"groups: expected a name for each video, got {name!r} for {place(row, ids)}")
-    return np.array([str(name) for name in listed])
+        groups = np.empty(n, dtype=object)  # a name may be a tuple
+        groups[:] = listed
+    return np.array([str(name) for name in check_names(groups, n, "groups", ids).tolist()])
