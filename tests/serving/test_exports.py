@@ -160,6 +160,17 @@ def test_an_export_answers_what_the_recipe_answers(written):
     np.testing.assert_allclose(exported(views)["log_likelihoods"][2:3], recipe.predict_log_proba(others), atol=1e-5)
 
 
+def test_a_video_that_the_recipe_refuses_has_no_label(written):
+    recipe, done = written
+    views = {name: np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32) for name in "abc"}
+    expected = recipe.predict(views)
+    for values in views.values():
+        values[1] = np.nan  # nobody has video 1
+    answer = load_export(done.path)(views)
+    assert np.isnan(answer["probabilities"]).tolist() == [[False] * 6, [True] * 6, [False] * 6]
+    assert answer["label"].tolist() == [expected[0], -1, expected[2]]
+
+
 def test_a_cascade_over_views_is_one_graph_of_all_its_views(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 6, 800)

@@ -35,7 +35,7 @@ VERSION: Final = 1
 FACTS: Final = "vidfuse"
 """Under this name an ONNX file's metadata hold the facts, as JSON; of a `.pt2` file it is `vidfuse.json`."""
 OUTPUTS: Final = ("log_likelihoods", "probabilities", "label")
-"""What an export answers: (N, K) and (N, K) in float64, and the most probable class (N,)."""
+"""What an export answers: (N, K) and (N, K) in float64, and the most probable class (N,), -1 where they are NaN."""
 _SUFFIXES: Final = (".onnx", ".pt2")
 _Run = Callable[[dict[str, NDArray[np.float32]]], dict[str, NDArray[Any]]]
 

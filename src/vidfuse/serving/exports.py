@@ -66,7 +66,8 @@ def export(
     The file takes one input for each member that has a say, in float32: scores (N, K) of a recipe, clips
     (N, 3, T, H, W) of an ensemble; with views, (N, V, K) and (N, V, 3, T, H, W). N and V are free. Its outputs are
     `log_likelihoods` and `probabilities` (N, K), in float64, and `label` (N,). Where the rule says
-    `missing="renormalise"`, a video of NaN scores is one that the member does not have. Before it is put in its place,
+    `missing="renormalise"`, a video of NaN scores is one that the member does not have. A video that the recipe would
+    refuse is answered NaN, with the label -1. Before it is put in its place,
     the file is read back and compared with torch, for one video and for several.
 
     Args:
@@ -180,7 +181,8 @@ class _Answers(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         log_p = self.fusion(inputs if self.ensemble is None else self.ensemble.scores(inputs))
-        return dict(zip(OUTPUTS, (log_p, log_p.exp(), log_p.argmax(1)), strict=True))
+        label = torch.where(log_p[:, 0].isnan(), -1, log_p.argmax(1))  # argmax takes NaN for the largest
+        return dict(zip(OUTPUTS, (log_p, log_p.exp(), label), strict=True))
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
