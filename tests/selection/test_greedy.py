@@ -50,6 +50,16 @@ def test_the_path_is_caruanas(pool, objective, replacement):
 
 
 @pytest.mark.parametrize("pool", ["linear", "log-linear"])
+def test_the_path_is_caruanas_for_overconfident_members_too(pool):
+    z, y = ensemble(1, n=150, m=5, k=6)
+    stack = stack_of(3000.0 * z, y)
+    best = min(stack.members, key=lambda name: vf.metrics.nll(y, stack.select([name]).log_likelihoods()[:, 0]))
+    found = greedy_search(stack, "nll", 12, pool=pool)
+    assert best != stack.members[0] and found.path[0][0] == best
+    assert all(np.isfinite(value) for _, value in found.path)
+
+
+@pytest.mark.parametrize("pool", ["linear", "log-linear"])
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])
 @pytest.mark.parametrize("costs", [None, [1.0, 2.0, 3.0, 2.0, 1.0, 3.0]])
 def test_ties_go_to_the_cheaper_member_then_to_the_first_name(pool, objective, costs):

@@ -415,6 +415,17 @@ def test_the_log_linear_loss_of_many_videos_is_that_of_float64_to_eight_digits()
     check(found, stack, brute_force(stack, y, weights, False, "nll", all_subsets(6)), 2.5e-8)
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e8])
+def test_losses_of_overconfident_members_are_told_apart_though_their_likelihoods_are_no_numbers(scale):
+    z, y = ensemble(5, n=40, m=4, k=6)
+    stack = stack_of(scale * z, y)
+    found = vf.search_subsets(stack, "nll", vf.LinearPool(weights="uniform"))
+    for members in (["m0"], ["m1", "m3"], list(stack.members)):
+        own = stack.select(members)
+        loss = vf.metrics.nll(y, vf.LinearPool(weights="uniform").fit(own).predict_log_proba(own))
+        assert found.table.score_of(members) == pytest.approx(loss, rel=1e-6)  # members are float32
+
+
 def test_a_veto_of_the_least_weight_counts():
     z = np.log([[[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [1.0, 1e-40]]])
     z[1, 1, 1] = -np.inf

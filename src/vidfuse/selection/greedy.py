@@ -23,7 +23,7 @@ from vidfuse.fusion.summary import SummarisedRule
 from vidfuse.fusion.weights import true_log_likelihoods
 from vidfuse.metrics.objectives import Objective
 from vidfuse.selection.hits import find_hits
-from vidfuse.selection.losses import log_linear_losses, relative_likelihoods
+from vidfuse.selection.losses import log_linear_losses, log_mixtures, relative_likelihoods
 from vidfuse.selection.masks import LOG_LINEAR_TIE, TIE, member_costs
 from vidfuse.selection.problem import Problem, pose
 from vidfuse.stack.stack import LogitStack
@@ -188,11 +188,11 @@ def _gains(problem: Problem, pool: PoolName, floor: Floor) -> Gains:
         return _hit_gains(problem, floors, pool == "linear")
     if pool == "log-linear":
         return lambda counts, candidates: -log_linear_losses(stack, labels, floors, _with_one(counts, candidates), a)
-    relative, constant = relative_likelihoods(true_log_likelihoods(stack, labels, floors), a)
+    relative, logs, constant = relative_likelihoods(true_log_likelihoods(stack, labels, floors), a)
 
     def gains(counts: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        with np.errstate(divide="ignore"):
-            log_pooled = np.log((counts @ relative + relative[candidates]) / (counts.sum() + 1))
+        mixed = counts @ relative + relative[candidates]
+        log_pooled = log_mixtures(mixed, _with_one(counts, candidates), logs) - np.log(counts.sum() + 1)
         return constant + log_pooled @ a / a.sum()
 
     return gains

@@ -10,8 +10,9 @@ from vidfuse.likelihood import log_sum_exp
 from vidfuse.selection.masks import bits
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["linear_losses", "log_linear_losses", "relative_likelihoods"]
+__all__ = ["linear_losses", "log_linear_losses", "log_mixtures", "relative_likelihoods"]
 
+_TINY = 1e-290  # a sum of likelihoods below it may have lost digits, or all of them
 _VETO = -1e30  # stands for log 0 in products with a weight of 0
 
 
@@ -37,7 +38,7 @@ def linear_losses(
         [0.3993, 0.602]
     """
     n, n_members = log_true.shape
-    relative, constant = relative_likelihoods(log_true, video_weights)
+    relative, logs, constant = relative_likelihoods(log_true, video_weights)
     losses = np.empty(len(masks))
     for first in range(0, len(masks), 128):  # pieces that stay in the second-level cache
         chosen = bits(masks[first : first + 128], n_members) * weights
@@ -45,25 +46,49 @@ def linear_losses(
         total = np.zeros(len(chosen))
         for start in range(0, n, 1024):
             part = slice(start, start + 1024)
-            with np.errstate(divide="ignore"):
-                total += np.log(chosen @ relative[:, part]) @ video_weights[part]
+            total += log_mixtures(chosen @ relative[:, part], chosen, logs[:, part]) @ video_weights[part]
         losses[first : first + 128] = -constant - total / video_weights.sum()
     return losses
 
 
 def relative_likelihoods(
     log_true: NDArray[np.float64], video_weights: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
-    """Return the true class's likelihoods divided by each video's largest, (M, N), and the mean log of the largest.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Return the true class's likelihoods divided by each video's largest, their logs, and the mean log of the largest.
 
     Example:
-        >>> relative, constant = relative_likelihoods(np.log([[0.8, 0.2]]), np.ones(1))
-        >>> relative.round(4).tolist(), round(constant, 4)
-        ([[1.0], [0.25]], -0.2231)
+        >>> relative, logs, constant = relative_likelihoods(np.log([[0.8, 0.2]]), np.ones(1))
+        >>> relative.round(4).tolist(), logs.round(4).tolist(), round(constant, 4)
+        ([[1.0], [0.25]], [[0.0], [-1.3863]], -0.2231)
     """
-    peak = np.maximum(log_true.max(axis=1), -700.0)
-    relative = np.ascontiguousarray(np.exp(log_true - peak[:, None]).T)
-    return relative, float(np.average(peak, weights=video_weights))
+    peak = log_true.max(axis=1)
+    peak[np.isneginf(peak)] = 0.0  # of a video that every member vetoes
+    logs = np.ascontiguousarray((log_true - peak[:, None]).T)
+    return np.exp(logs), logs, float(np.average(peak, weights=video_weights))
+
+
+def log_mixtures(
+    mixed: NDArray[np.float64], weights: NDArray[np.float64], logs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the logs of mixtures Σ_m w_m p_m (S, N), anew from the logs of p where float64 does not hold p.
+
+    Args:
+        mixed: The mixtures, shape (S, N).
+        weights: Their weights, shape (S, M).
+        logs: log p, shape (M, N).
+
+    Example:
+        >>> logs = np.array([[-1000.0]])
+        >>> log_mixtures(np.exp(logs), np.ones((1, 1)), logs).tolist()
+        [[-1000.0]]
+    """
+    with np.errstate(divide="ignore"):
+        found = np.log(mixed)
+        log_weights = np.log(weights)
+    lost = mixed < _TINY
+    for video in np.flatnonzero(lost.any(axis=0)):
+        found[lost[:, video], video] = np.logaddexp.reduce(log_weights[lost[:, video]] + logs[:, video], axis=1)
+    return found
 
 
 def log_linear_losses(
