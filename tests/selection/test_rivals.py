@@ -114,3 +114,12 @@ def test_a_large_number_common_to_all_classes_changes_no_search():
     assert (found.members, found.score) == (plain.members, plain.score)
     part = moved.select(found.members)
     assert vf.LogLinearPool("uniform").fit(part).score(part) == found.score
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_vetoes_by_all_members_and_scores_beyond_float32_raise_no_warning(linear):
+    z, y = ensemble(3, n=30, m=3, k=4)
+    vetoed = np.where(z == z.max(axis=2, keepdims=True), 0.0, -np.inf)  # each member names one class
+    for scores in (vetoed, 1e200 * z.astype(np.float64)):
+        found = find_rivals(stack_of(scores, y), y, np.zeros(3), linear=linear)
+        assert found.right.tolist() == (scores.argmax(axis=2) == y[:, None]).all(axis=1).tolist()

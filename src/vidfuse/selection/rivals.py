@@ -114,10 +114,11 @@ def _scores(stack: LogitStack, floors: NDArray[np.float64], *, raw: bool) -> lis
     """
     if raw and not floors.any() and set(stack.kinds) <= {"logits", "log-likelihoods"}:
         stored = (stack.scores(member) for member in stack.members)
-        return [
-            np.ascontiguousarray(z - z.max(axis=1, keepdims=True) if z.dtype == np.float64 else z, np.float32)
-            for z in stored
-        ]
+        with np.errstate(over="ignore"):  # beyond float32 a class is as good as vetoed
+            return [
+                np.ascontiguousarray(z - z.max(axis=1, keepdims=True) if z.dtype == np.float64 else z, np.float32)
+                for z in stored
+            ]
     ((_, block),) = floored_blocks(stack, floors, len(stack))
     return list(block.swapaxes(0, 1))
 
@@ -153,7 +154,8 @@ def _search_block(block: list[NDArray[np.float32]], truth: NDArray[np.int64], li
     true_scores, strongest = look_up(start + truth), look_up(top)
     lead = true_scores - strongest
     mean = lead.mean(axis=0)
-    share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + np.float32(1e-12)), 0, 1)
+    with np.errstate(over="ignore"):  # a lead that is a veto: the share is 0 or 1
+        share = np.clip(0.5 + mean / (4 * np.abs(lead - mean).mean(axis=0) + np.float32(1e-12)), 0, 1)
     limits = strongest + share * lead
     limits -= 1e-6 * (np.abs(strongest) + np.abs(lead)) + _SLACK
     some = np.zeros((size, n_classes), bool)
