@@ -96,6 +96,26 @@ def test_the_plain_average_need_not_be_a_row():
     assert board.entry("learned").gain_over_average == with_it.entry("learned").gain_over_average
 
 
+def test_members_that_rule_classes_out_have_a_board_and_an_average():
+    """Hard predictions as logits: the true class has a probability of 0 somewhere, and some videos no class at all."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 60)
+    said = {name: np.where(rng.random(60) < 0.8, y, (y + 1) % 3) for name in "ab"}
+    hard = {name: np.where(np.eye(3)[predicted] > 0, 0.0, -np.inf) for name, predicted in said.items()}
+    stack = vf.LogitStack.from_arrays(hard, labels=y, ids=[f"v{i}x" for i in range(60)])
+    probabilities = vf.LogitStack.from_arrays(
+        {name: np.eye(3)[predicted] for name, predicted in said.items()}, labels=y, ids=stack.ids, kind="probabilities"
+    )
+    ours, theirs = (vf.leaderboard(each, folds=3, n_resamples=50) for each in (stack, probabilities))
+    for entry in theirs.entries:
+        assert ours.entry(entry.score.name).value == entry.value
+        assert ours.entry(entry.score.name).score.nll == pytest.approx(entry.score.nll)
+    rule, options = vf.LogLinearPool(), {"folds": 3, "repeats": 1, "n_resamples": 50}
+    assert vf.honest_score(rule, stack, **options).uniform == vf.honest_score(rule, probabilities, **options).uniform
+    curve, other = (vf.learning_curve(each, folds=3, n_resamples=50, repeats=1) for each in (stack, probabilities))
+    assert curve.series("average of log-likelihoods") == other.series("average of log-likelihoods")
+
+
 def test_what_to_take_instead_of_a_rule_that_is_below_a_member():
     stack = make_stack(strengths=(3.0, 0.7, 0.7))
     vote = vf.MajorityVote()

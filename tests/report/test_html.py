@@ -169,6 +169,15 @@ def test_a_single_member_is_reported_too(tmp_path):
     assert "0.0 points over the best single member (swin)" in text
 
 
+def test_members_that_rule_classes_out_are_reported(tmp_path):
+    stack = make_stack(n=60)
+    hard = {name: np.where(np.eye(4)[stack.scores(name).argmax(axis=1)] > 0, 0.0, -np.inf) for name in stack.members}
+    stack = vf.LogitStack.from_arrays(hard, labels=stack.labels, ids=stack.ids)
+    for again in (False, True):
+        text, _ = page_of(tmp_path, stack, again=again)
+        assert "Contributions" in headings(text) and "Growing combinations" in headings(text)
+
+
 def test_views_are_kept_for_the_vote(tmp_path):
     rng = np.random.default_rng(3)
     y = np.arange(60) % 3

@@ -223,10 +223,12 @@ def _numbers(values: tuple[str, ...], switch: str) -> dict[str, float] | None:
 
 def _cross_fitted(rule: Any, stack: Any) -> Any:
     """Return the leaderboard of a rule, fitted and scored on folds of the videos of its fit."""
+    from vidfuse.evaluation.scores import floor_of
+
     folds = min(5, len(stack if stack.groups is None else set(stack.groups.tolist())))
     if folds < 2:
         raise InputError(f"expected videos of two sources at least, got {len(stack)} of one")
-    average = vf.LogLinearPool(weights="uniform", missing="renormalise")
+    average = vf.LogLinearPool(weights="uniform", floor=floor_of(stack), missing="renormalise")
     return vf.leaderboard(stack, rules={"this rule": rule, "average of log-likelihoods": average}, folds=folds)
 
 

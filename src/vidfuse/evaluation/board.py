@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse._tables import Cell, Column, Table, Tabular, writers
 from vidfuse.errors import InputError
 from vidfuse.evaluation.resampling import Draw
-from vidfuse.evaluation.scores import Score, require_labels, score
+from vidfuse.evaluation.scores import Score, floor_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial
 from vidfuse.fusion.blocks import FusedBlocks
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -233,7 +233,8 @@ def plain_average(
     for name, rule in rules.items():
         if isinstance(rule, LogLinearPool) and isinstance(rule.weights, str) and rule.weights == "uniform":
             return name, predictions[name]
-    return AVERAGE, trial.predict(trial.fit(LogLinearPool(weights="uniform", missing="renormalise")))
+    floor = floor_of(trial.fit_stack, trial.scored)
+    return AVERAGE, trial.predict(trial.fit(LogLinearPool(weights="uniform", floor=floor, missing="renormalise")))
 
 
 def board_of(
@@ -275,7 +276,7 @@ def board_of(
         raise InputError("predictions: expected at least one, got none")
     groups = None if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1]
     if average is None:
-        pool = LogLinearPool(weights="uniform", missing="renormalise")
+        pool = LogLinearPool(weights="uniform", floor=floor_of(stack), missing="renormalise")
         average = AVERAGE, pool.fit(stack).predict_blocks(stack)
     on_fit = best is not None and not protocol.folds
     if protocol.name == "in-sample" and protocol.n_fit == protocol.n_scored:

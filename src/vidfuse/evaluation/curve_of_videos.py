@@ -14,7 +14,7 @@ from sklearn.utils import get_tags
 from vidfuse.errors import InputError
 from vidfuse.evaluation.curves import Curve, points_of
 from vidfuse.evaluation.resampling import Draw, Repeated
-from vidfuse.evaluation.scores import missing_of, require_labels
+from vidfuse.evaluation.scores import floor_of, missing_of, require_labels
 from vidfuse.evaluation.trial import Trial, open_trial
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
@@ -83,7 +83,9 @@ def learning_curve(
     if rules is None:
         rules = {
             "learned weights": LogLinearPool(missing=missing),
-            "average of log-likelihoods": LogLinearPool(weights="uniform", missing=missing),
+            "average of log-likelihoods": LogLinearPool(
+                weights="uniform", floor=floor_of(trial.fit_stack, trial.scored), missing=missing
+            ),
         }
     draw = Draw(trial.labels, objective, confidence, n_resamples, random_state, trial.scored.groups)
     return learning_curve_of(trial, rules, draw, sizes, repeats)

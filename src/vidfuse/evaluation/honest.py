@@ -15,6 +15,7 @@ from vidfuse._checks import as_array, check_scores
 from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.evaluation.resampling import Draw
+from vidfuse.evaluation.scores import floor_of
 from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -235,9 +236,10 @@ def honest_score(
     seeds = [random_state, *map(int, more)]  # the first folds are those of `compare` and `leaderboard`
     rounds = [split_folds(y, folds, stack.groups, seed, stack.ids) for seed in seeds]
     averaged = stack if stack.n_views is None else reduce_views(stack, "mean-log")
+    uniform = LogLinearPool(weights="uniform", floor=floor_of(averaged))
     predictions = {
         "rule": [out_of_fold(rule, stack, y, splits) for splits in rounds],
-        "uniform": [out_of_fold(LogLinearPool(weights="uniform"), averaged, y, splits) for splits in rounds],
+        "uniform": [out_of_fold(uniform, averaged, y, splits) for splits in rounds],
         "best single": _best_single(averaged, y, rounds, objective),
     }
     scores = {name: [float(metric(y, p)) for p in repeated] for name, repeated in predictions.items()}

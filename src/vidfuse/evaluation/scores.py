@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vidfuse.errors import InputError, option
+from vidfuse.fusion.floors import Floor
 from vidfuse.fusion.rule import Missing
+from vidfuse.likelihood import DEFAULT_FLOOR, block_rows
 from vidfuse.metrics import Interval, share_interval
 from vidfuse.metrics.accuracy import class_shares
 from vidfuse.metrics.outcomes import Outcomes
 from vidfuse.metrics.probabilistic import binned
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["Score", "class_names", "log_proba_of", "missing_of", "require_labels", "score"]
+__all__ = ["Score", "class_names", "floor_of", "log_proba_of", "missing_of", "require_labels", "score"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,31 @@ def missing_of(*stacks: LogitStack | None) -> Missing:
     """Return "renormalise" where a member lacks videos of one of the stacks, and "error" otherwise."""
     lacking = any(stack is not None and stack.present is not None for stack in stacks)
     return "renormalise" if lacking else "error"
+
+
+def floor_of(*stacks: LogitStack | None) -> Floor:
+    """Return the floor of rules that nobody chose: where members rule classes out, that of rounded probabilities.
+
+    A class of -inf is no accident, and a floor of 0 lets it be a veto; but an average that only others are compared
+    with has to have an answer. Where no member has one, the floor stays "auto".
+
+    Example:
+        >>> stack = LogitStack.from_arrays({"sure": np.array([[0.0, -np.inf], [-1.0, 0.0]])})
+        >>> floor_of(stack), floor_of(stack[1:])
+        (0.0001, 'auto')
+    """
+    return DEFAULT_FLOOR if any(stack is not None and _rules_out(stack) for stack in stacks) else "auto"
+
+
+def _rules_out(stack: LogitStack) -> bool:
+    """Say whether a member given as logits or log-likelihoods rules some class of some video out."""
+    step = block_rows(stack.n_classes * (stack.n_views or 1), 1 << 20)
+    return any(
+        bool(np.isneginf(stack.scores(name, slice(start, start + step))).any())
+        for name, kind in zip(stack.members, stack.kinds, strict=True)
+        if kind in ("logits", "log-likelihoods")
+        for start in range(0, len(stack), step)
+    )
 
 
 def require_labels(stack: LogitStack, what: str, split: str = "the stack") -> NDArray[np.int64]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from vidfuse._tables import Cell, Column, Estimate, Table, Tabular, percent
 from vidfuse.errors import InputError, VidfuseWarning
-from vidfuse.evaluation.scores import Score, missing_of, require_labels, score
+from vidfuse.evaluation.scores import Score, floor_of, missing_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial, open_trial
 from vidfuse.fusion.agreement import without_agreement_warnings
-from vidfuse.fusion.floors import floored_blocks, member_floors
+from vidfuse.fusion.floors import Floor, floored_blocks, member_floors
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.votes import MajorityVote, vote_of_views
 from vidfuse.fusion.weights import member_hits
@@ -171,18 +171,19 @@ def combinations_of(
     taken = sorted(set(rules) & set(_FIXED))
     if taken:
         raise InputError(f"rules: the table has {', '.join(map(repr, taken))} already; give yours another name")
-    weighted = plain.fit(LogLinearPool(weights="accuracy", missing="renormalise"))
+    floor = floor_of(trial.fit_stack, trial.scored)
+    weighted = plain.fit(LogLinearPool(weights="accuracy", floor=floor, missing="renormalise"))
     for names in combinations:
         if not names:
             raise InputError("combinations: expected at least one member in each, got an empty one")
         trial.scored.select(names)  # raises for one that is unknown
     weights = _weights_of(plain, weighted)
     fixed = [
-        _pooled(plain, combinations, weights, _log_linear),
-        _pooled(plain, combinations, np.ones_like(weights), _log_linear),
-        _members_vote(plain, combinations)
+        _pooled(plain, combinations, weights, floor, _log_linear),
+        _pooled(plain, combinations, np.ones_like(weights), floor, _log_linear),
+        _members_vote(plain, combinations, floor)
         if trial.scored.n_views is None
-        else _pooled(trial, combinations, weights, vote_of_views),
+        else _pooled(trial, combinations, weights, floor, vote_of_views),
     ]
     rows = []
     for names, *outcomes in zip(combinations, *fixed, strict=True):
@@ -218,6 +219,7 @@ def _pooled(
     trial: Trial,
     combinations: Sequence[Sequence[str]],
     weights: NDArray[np.float64],
+    floor: Floor,
     fuse: Callable[[NDArray[np.float64], NDArray[np.float64], Any], NDArray[np.float64]],
 ) -> list[Outcomes]:
     """Return what weighted sums of log-likelihoods say, for each combination, all of them in one pass over the videos.
@@ -227,6 +229,7 @@ def _pooled(
         combinations: Members, by name. A combination is asked for the videos that one of them has at least.
         weights: The members' weights of each video (N, M). Absent members have none; where all that are there have a
             weight of 0, they are equals.
+        floor: The members' floor, as of a rule.
         fuse: From sums (B, [V,] K), their weights' sums (B,) and ids to log-likelihoods (B, K).
     """
     stack, labels = trial.scored, trial.labels
@@ -240,7 +243,7 @@ def _pooled(
         covered.append(np.asarray(present.any(axis=1)))
     parts: list[list[Outcomes]] = [[] for _ in given]
     step = block_rows(int(np.prod(stack.shape[1:])), 1 << 20)
-    for rows, block in floored_blocks(stack, member_floors(stack, "auto"), step):
+    for rows, block in floored_blocks(stack, member_floors(stack, floor), step):
         ids = None if stack.ids is None else stack.ids[rows]
         sums = growing_sums(block, [(columns, own[rows]) for columns, own in given])
         for part, (total, share), known in zip(parts, sums, covered, strict=True):
@@ -252,9 +255,9 @@ def _log_linear(total: NDArray[np.float64], share: NDArray[np.float64], ids: Any
     return log_linear_pool(total[:, None], 1.0 / share[:, None], ids=ids)
 
 
-def _members_vote(trial: Trial, combinations: Sequence[Sequence[str]]) -> list[Outcomes]:
+def _members_vote(trial: Trial, combinations: Sequence[Sequence[str]], floor: Floor) -> list[Outcomes]:
     """Return what the majority of the members says, for each combination."""
-    votes, found = trial.fit(MajorityVote(missing="renormalise")), []
+    votes, found = trial.fit(MajorityVote(floor=floor, missing="renormalise")), []
     for few in map(trial.select, combinations):
         with without_agreement_warnings():  # two of many may well agree by chance only
             found.append(Outcomes.of(few.labels, few.predict(votes)))

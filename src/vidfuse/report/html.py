@@ -21,7 +21,7 @@ from vidfuse.evaluation.curve_of_videos import learning_curve_of, most_videos
 from vidfuse.evaluation.curve_of_views import views_curve_of
 from vidfuse.evaluation.curves import Curve
 from vidfuse.evaluation.resampling import Draw
-from vidfuse.evaluation.scores import log_proba_of
+from vidfuse.evaluation.scores import floor_of, log_proba_of
 from vidfuse.evaluation.trial import Trial, open_trial
 from vidfuse.evaluation.worth import worth_of
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -312,7 +312,10 @@ def _curves(
     else:
         most = most_videos(trial)
         sizes = sorted({most, *(round(most * share) for share in _SHARES if most * share >= 20)})
-        average = LogLinearPool(weights="uniform", missing="renormalise")  # as on the leaderboard: fitted already
+        floor = floor_of(trial.fit_stack, trial.scored)
+        average = LogLinearPool(
+            weights="uniform", floor=floor, missing="renormalise"
+        )  # as on the board: fitted already
         rules = {name: rule, "average of log-likelihoods": average}
         curves.append(learning_curve_of(trial, rules, draw, sizes, repeats=1))
     if order is not None:

@@ -18,7 +18,7 @@ from vidfuse import __version__
 from vidfuse._tables import Column, Table, number, percent, points, signed
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.evaluation.curves import Curve
-from vidfuse.evaluation.scores import class_names
+from vidfuse.evaluation.scores import class_names, floor_of
 from vidfuse.evaluation.trial import Trial
 from vidfuse.evaluation.worth import MemberWorth
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -199,7 +199,7 @@ def _shares(found: Findings) -> Section | None:
     members = found.scored.members
     if not 2 <= len(members) <= MOST_SHAPLEY or found.scored.present is not None:
         return None
-    pool = LogLinearPool(weights="accuracy")
+    pool = LogLinearPool(weights="accuracy", floor=floor_of(found.scored))
     shapley = shapley_values(found.scored, objective="accuracy", rule=pool)
     subsets = search_subsets(found.scored, objective="accuracy", rule=pool).table
     order = sorted(members, key=lambda name: -shapley.values[name])

@@ -27,12 +27,14 @@ from vidfuse._tables import (
 )
 from vidfuse.errors import InputError
 from vidfuse.evaluation.board import Board, SplitBoard, board_of, over_splits, plain_average
-from vidfuse.evaluation.scores import missing_of
+from vidfuse.evaluation.scores import floor_of, missing_of
 from vidfuse.evaluation.trial import Trial, open_trial
 from vidfuse.fusion.calibration import Calibrated
+from vidfuse.fusion.floors import Floor
 from vidfuse.fusion.linear import LinearPool
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.votes import MajorityVote
+from vidfuse.likelihood import DEFAULT_FLOOR
 from vidfuse.metrics import PairedDifference
 from vidfuse.metrics.objectives import Objective
 from vidfuse.selection.greedy import GreedyPool
@@ -45,32 +47,33 @@ _UNITS = {"nll": "an NLL of"}
 __all__ = ["Leaderboard", "checked_rules", "default_rules", "judged", "leaderboard", "leaderboard_of_splits"]
 
 
-def default_rules(lacking: bool = False) -> dict[str, Any]:
+def default_rules(lacking: bool = False, floor: Floor = "auto") -> dict[str, Any]:
     """Return the fusion rules that a leaderboard compares, the default pool first; none is fitted.
 
     Args:
         lacking: Whether some member lacks videos. The greedy selection, which needs them all, is then left out, and
             score weights are not calibrated: a fold of a fold may hold no video that every member has.
+        floor: The floor of all but the default pool, which has one of its own; see `floor_of`.
 
     Example:
         >>> print(*list(default_rules())[:3], sep="; ")
         learned weights; score-weighted, calibrated; greedy selection
     """
-    score_weighted = LogLinearPool(weights="accuracy", missing="renormalise")
+    score_weighted = LogLinearPool(weights="accuracy", floor=floor, missing="renormalise")
     some: dict[str, Any] = (
         {"score-weighted": score_weighted}
         if lacking
         else {
             "score-weighted, calibrated": Calibrated(score_weighted),
-            "greedy selection": GreedyPool("nll", rounds=50),
+            "greedy selection": GreedyPool("nll", rounds=50, floor=floor),
         }
     )
     return {
         "learned weights": LogLinearPool(missing="renormalise"),
         **some,
-        "average of log-likelihoods": LogLinearPool(weights="uniform", missing="renormalise"),
-        "average of probabilities": LinearPool(weights="uniform", missing="renormalise"),
-        "majority vote": MajorityVote(missing="renormalise"),
+        "average of log-likelihoods": LogLinearPool(weights="uniform", floor=floor, missing="renormalise"),
+        "average of probabilities": LinearPool(weights="uniform", floor=floor, missing="renormalise"),
+        "majority vote": MajorityVote(floor=floor, missing="renormalise"),
     }
 
 
@@ -285,7 +288,8 @@ def leaderboard(
         test: Another labelled stack of the same members.
         rules: Name → unfitted rule, the headline rule first; by default the learned log-linear pool, score-weighted
             log-likelihoods at a learned temperature, greedy selection by NLL in 50 rounds, uniform log-likelihoods,
-            the average of probabilities, and the majority vote of the members.
+            the average of probabilities, and the majority vote of the members. Where members given as logits rule
+            classes out (-inf), these have a floor of 1e-4, as for probabilities, and so has the plain average.
         objective: What rows are ranked and gains counted by: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or
             a callable `(labels, log_proba) -> float`.
         folds: The number of folds without `test`; 0 for in-sample scores.
@@ -379,7 +383,7 @@ def checked_rules(rules: Mapping[str, Any] | None, trial: Trial) -> dict[str, An
         InputError: there is no rule, or a name is both a member's and a rule's.
     """
     lacking = missing_of(trial.fit_stack, trial.scored) == "renormalise"
-    chosen = default_rules(lacking) if rules is None else dict(rules)
+    chosen = default_rules(lacking, floor_of(trial.fit_stack, trial.scored)) if rules is None else dict(rules)
     if not chosen:
         raise InputError("rules: expected at least one, got none")
     both = sorted(set(chosen) & set(trial.scored.members))
@@ -395,7 +399,9 @@ def own_rules(rules: Mapping[str, Any]) -> dict[str, Any]:
         >>> list(own_rules({**default_rules(), "mine": LinearPool(weights={"swin": 2.0, "x3d": 1.0})}))
         ['learned weights', 'mine']
     """
-    fixed = [rule for lacking in (False, True) for rule in list(default_rules(lacking).values())[1:]]
+    floors: tuple[Floor, ...] = ("auto", DEFAULT_FLOOR)
+    cases = [default_rules(lacking, floor) for lacking in (False, True) for floor in floors]
+    fixed = [rule for rules_of in cases for rule in list(rules_of.values())[1:]]
     known = set(map(_but_for_missing, fixed))
     return {name: rule for name, rule in rules.items() if _but_for_missing(rule) not in known}
 
