@@ -38,6 +38,7 @@ from vidfuse.likelihood import VIEW_RULES
 from vidfuse.metrics.conformal import Conformity
 from vidfuse.selection.problem import best_single
 from vidfuse.stack.checkpoints import Checkpoints, check_checkpoints, refuse_others, shortened
+from vidfuse.stack.clips import warn_if_clips
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Recipe", "arrays_beside", "hashed_ids", "load_recipe"]
@@ -238,6 +239,19 @@ class Recipe:
                 f"classes of {what} in the recipe's order"
             )
 
+    def check_groups(self, stack: LogitStack) -> None:
+        """Refuse videos without groups where those of the fit came in some: what is stated of them would be too much.
+
+        Raises:
+            InputError: They have none.
+        """
+        n_groups = self.fitted_on.get("groups")
+        if n_groups is not None and stack.groups is None:
+            raise InputError(
+                f"the videos of the fit came in {n_groups:,} groups, and these have none; say what each comes from by "
+                f"{option('groups')}, as then: the id itself where each stands for itself"
+            )
+
     def needed_members(self) -> tuple[str, ...]:
         """Return those of `members` that a prediction needs: all, unless the fitted rule gave some no say."""
         needed = self.rule.needed_members()
@@ -291,7 +305,11 @@ class Recipe:
             conformity: How sets of classes are made; see `vidfuse.metrics.conformity_scores`.
 
         Raises:
-            InputError: Some of the videos are of the fit and others are not, or it cannot be told; labels are missing.
+            InputError: Some of the videos are of the fit and others are not, or it cannot be told; labels are missing;
+                or the fit's videos came in groups, and these have none.
+
+        Warns:
+            VidfuseWarning: Ids look like clips of one source, and there are no groups.
 
         Example:
             >>> import vidfuse as vf
@@ -306,6 +324,8 @@ class Recipe:
             PredictionSets(95%, from 300 videos)
         """
         stack = self._prepare(data)
+        warn_if_clips(stack)
+        self.check_groups(stack)
         shared = self.shared_videos(stack)
         if cross_fit is None and shared is None:
             raise InputError(

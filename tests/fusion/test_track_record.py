@@ -46,6 +46,7 @@ def test_videos_of_the_fit_and_others_do_not_mix(stack, recipe):
     with pytest.raises(InputError, match="of these 200, 200 are of the fit, which saw 300"):
         recipe.with_record(stack[:200])
     bare = vf.LogitStack.from_arrays({name: stack.scores(name) for name in stack.members}, labels=stack.labels)
+    bare = bare.with_groups(stack.groups)
     with pytest.raises(
         InputError, match=r"cannot be told without ids; say cross_fit=True if they are, cross_fit=False"
     ):
@@ -53,7 +54,7 @@ def test_videos_of_the_fit_and_others_do_not_mix(stack, recipe):
     assert recipe.with_record(bare[300:], cross_fit=False).record.how == "held-out"
     with pytest.raises(InputError, match=r"labels: the stack of a track record has none"):
         unlabelled = vf.LogitStack.from_arrays({name: stack.scores(name) for name in stack.members})
-        recipe.with_record(unlabelled, cross_fit=False)
+        recipe.with_record(unlabelled.with_groups(stack.groups), cross_fit=False)
 
 
 def test_a_recipe_keeps_its_record(stack, recipe, tmp_path):
@@ -143,7 +144,7 @@ def test_what_is_watched_is_written_out(stack):
 def test_a_rule_that_fuses_views_has_a_record_and_is_watched(stack, of_fit):
     """As a vote by all views of all members, whose recipe does not reduce them."""
     arrays = {name: np.stack([stack.scores(name), 0.5 * stack.scores(name)], axis=1) for name in stack.members}
-    views = vf.LogitStack.from_arrays(arrays, labels=stack.labels, ids=stack.ids)
+    views = vf.LogitStack.from_arrays(arrays, labels=stack.labels, ids=[f"v{i}" for i in range(600)])
     fit, later = views[:300], views[300:]
     made = vf.Recipe.from_fitted(vf.MajorityVote().fit(fit), fit).with_record(fit if of_fit else later)
     seen = vf.reduce_views(fit if of_fit else later, "mean-log")

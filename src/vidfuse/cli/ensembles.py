@@ -243,9 +243,9 @@ def evaluate(recipe: Path, reading: GroupedReading, objective: str) -> None:
     SOURCE is a folder of caches, shards of them, or MEMBER=FILE for each dump.
     """
     from vidfuse.evaluation.board import board_of
-    from vidfuse.evaluation.sources import warn_if_clips
     from vidfuse.evaluation.trial import Protocol
     from vidfuse.report.tables import Leaderboard
+    from vidfuse.stack.clips import warn_if_clips
 
     loaded, stack = reading.with_recipe(recipe)
     warn_if_clips(stack)

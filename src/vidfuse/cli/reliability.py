@@ -33,13 +33,11 @@ def record(
     SOURCE is a folder of caches, or MEMBER=FILE for each dump: the predictions of the fit, which are cross-fitted, or
     others, for which what is stated later holds exactly.
     """
-    from vidfuse.evaluation.sources import warn_if_clips
     from vidfuse.serving.card import renew_card
 
     if cross_fit and held_out:
         raise click.BadParameter("--cross-fit and --held-out: the videos are of the fit, or they are not")
     loaded, stack = reading.with_recipe(recipe)
-    warn_if_clips(stack)
     found = loaded.with_record(stack, cross_fit=cross_fit if cross_fit or held_out else None)
     path = found.save(out or recipe)
     renew_card(found, path, of=recipe)
@@ -92,10 +90,7 @@ def refresh(
 
     SOURCE is a folder of caches, or MEMBER=FILE for each dump: videos that RECIPE was not fitted on.
     """
-    from vidfuse.evaluation.sources import warn_if_clips
-
     loaded, stack = reading.with_recipe(recipe)
-    warn_if_clips(stack)
     found = vf.refresh(loaded, stack, margin=margin)
     said = "nothing is written"
     if found.no_worse:

@@ -16,7 +16,6 @@ from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.evaluation.resampling import Draw
 from vidfuse.evaluation.scores import floor_of
-from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion.crossfit import Splits, out_of_fold, split_folds
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule, as_stack, check_presence
@@ -31,6 +30,7 @@ from vidfuse.metrics.objectives import (
     resolve_objective,
 )
 from vidfuse.metrics.significance import PairedDifference, holm
+from vidfuse.stack.clips import warn_if_clips
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Comparison", "HonestScore", "PairedComparison", "compare", "honest_score"]

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse.evaluation.scores import require_labels
-from vidfuse.evaluation.sources import warn_if_clips
 from vidfuse.fusion._solver.shared import Scales, sharing
 from vidfuse.fusion.crossfit import Splits, fit_copies, predict_by_copies, split_folds
 from vidfuse.fusion.views import reduce_views
 from vidfuse.stack.checkpoints import refuse_others
+from vidfuse.stack.clips import warn_if_clips
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Protocol", "Trial", "open_trial", "shared_videos"]

@@ -35,6 +35,7 @@ from vidfuse.metrics.bounds import risk_p_value
 from vidfuse.metrics.objectives import labels_of
 from vidfuse.selection.masks import member_costs
 from vidfuse.selection.problem import restricted
+from vidfuse.stack.clips import warn_if_clips
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Cascade", "CascadeFront"]
@@ -195,6 +196,7 @@ class Cascade(Rule):
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         self._check()
+        warn_if_clips(stack)
         stack = self._as_listed(stack)
         costs = dict(zip(stack.members, member_costs(self.costs, stack.members).tolist(), strict=True))
         if weight is not None:  # videos of weight 0 are not there

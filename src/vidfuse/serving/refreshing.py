@@ -111,7 +111,11 @@ def refresh(
         seed: Seed of the folds.
 
     Raises:
-        InputError: Some of the videos are of the recipe's fit, labels are missing, or the margin or level is no share.
+        InputError: Some of the videos are of the recipe's fit, labels are missing, the margin or level is no share, or
+            the fit's videos came in groups, and these have none.
+
+    Warns:
+        VidfuseWarning: Ids look like clips of one source, and there are no groups.
 
     Example:
         >>> import vidfuse as vf
@@ -125,6 +129,7 @@ def refresh(
     """
     if not 0 < level < 1:
         raise InputError(f"level: expected a share between 0 and 1, got {level}")
+    recipe.check_groups(data)
     stack = data.select(recipe.members)
     y = labels_of(stack, where="the stack of fresh videos")
     if stack.n_views is not None and not (recipe.views is None and recipe.rule.takes_views):

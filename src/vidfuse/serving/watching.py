@@ -17,6 +17,7 @@ from vidfuse.fusion.track_record import TrackRecord, Watched, one_of_each, watch
 from vidfuse.fusion.views import reduce_views
 from vidfuse.metrics.exchangeability import class_log_wealth, conformal_p_values, log_wealth
 from vidfuse.recipe import Recipe
+from vidfuse.stack.clips import warn_if_clips
 from vidfuse.stack.stack import LogitStack
 
 __all__ = ["Watch", "WatchedStatistic", "watch"]
@@ -190,6 +191,8 @@ def watch(
     if not 0 < false_alarms < 1:
         raise InputError(f"false_alarms: expected a probability between 0 and 1, got {false_alarms}")
     stacks = [stream] if isinstance(stream, LogitStack) else list(stream)
+    for one in stacks:
+        warn_if_clips(one)
     found, ids = _units(recipe, record, stacks, seed)
     if shared := sum(recipe.shared_videos(stack) or 0 for stack in stacks):
         warnings.warn(

@@ -49,9 +49,9 @@ def warn_if_clips(stack: LogitStack) -> None:
         n_sources, clips = found
         warnings.warn(
             f"{len(stack):,} ids look like clips of {n_sources:,} sources ({first_few(clips, 2)}), which are not "
-            "independent: folds would split them, and intervals and p-values be too small. Say what each video comes "
-            f"from by {option('groups')}: one name for each video, or what the id says of it; the id itself where each "
-            "stands for itself",
+            "independent: folds would split them, and intervals, p-values and stated risks be too small. Say what "
+            f"each video comes from by {option('groups')}: one name for each video, or what the id says of it; the id "
+            "itself where each stands for itself",
             VidfuseWarning,
             stacklevel=3,
         )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import vidfuse as vf
-from vidfuse.errors import VidfuseWarning
-from vidfuse.evaluation.sources import clips_of_one_source
+from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.stack.clips import clips_of_one_source
 
 UCF = [f"v_Run_g{g:02}_c{c:02}" for g in range(20) for c in range(4)]
 
@@ -74,6 +74,35 @@ def test_row_64_every_judge_asks_for_groups(judge):
         warnings.simplefilter("error")
         judge(stack, groups=source_of)
         judge(stack, groups=UCF)  # each stands for itself, and it was said
+
+
+def test_row_64_whatever_states_a_risk_asks_for_groups():
+    stack = stack_of_clips([f"v_Run_g{g:02}_c{c:02}" for g in range(60) for c in range(4)])
+    fit, later = stack[:120], stack[120:]
+    grouped, of_groups = fit.with_groups(source_of), later.with_groups(source_of)
+    recipe, own = (vf.Recipe.from_fitted(vf.LogLinearPool("uniform").fit(each), each) for each in (fit, grouped))
+    known = own.with_record(grouped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vf.watch(known, of_groups)
+        assert vf.refresh(own, of_groups, margin=0.2).recipe.record.groups is not None
+        vf.Cascade(vf.LogLinearPool("uniform"), at_most=0.5).fit(grouped)
+    for state in (
+        lambda: recipe.with_record(fit),
+        lambda: recipe.with_record(later),
+        lambda: vf.refresh(recipe, later),
+        lambda: vf.watch(recipe.with_record(fit), later),
+        lambda: vf.Cascade(vf.LogLinearPool("uniform"), at_most=0.5).fit(fit),
+    ):
+        with pytest.warns(VidfuseWarning, match=r"120 ids look like clips of 30 sources.*groups="):
+            state()
+    for state in (lambda: own.with_record(fit), lambda: own.with_record(later), lambda: vf.refresh(own, later)):
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(InputError, match=r"the fit came in 30 groups, and these have none; say .* by groups="),
+        ):
+            warnings.simplefilter("ignore")
+            state()
 
 
 def test_groups_stand_beside_every_interval():
