@@ -6,6 +6,7 @@ from selection_cases import ensemble, stack_of
 
 import vidfuse as vf
 from vidfuse.errors import AlignmentError, InputError
+from vidfuse.evaluation.honest import _best_single
 from vidfuse.fusion.crossfit import split_folds
 
 UNIFORM = vf.LogLinearPool(weights="uniform")
@@ -46,6 +47,16 @@ def test_best_single_is_chosen_on_the_training_folds():
         expected[rest] = hits[rest, hits[fit].mean(0).argmax()]
     assert found.best_single == pytest.approx(expected.mean())
     assert found.versus_best_single.difference == pytest.approx(found.score - found.best_single)
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_among_equal_members_the_best_single_has_the_lower_loss_whatever_they_are_called(names):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    sure = rng.normal(size=(60, 3)) + 4 * np.eye(3)[y]
+    stack = vf.LogitStack.from_arrays(dict(zip(names, (0.1 * sure, sure), strict=True)), labels=y)  # of equal ranks
+    (found,) = _best_single(stack, y, [split_folds(y, 3)], "accuracy")
+    np.testing.assert_array_equal(found, stack.select([names[1]]).log_likelihoods()[:, 0])
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "macro-f1", "nll", vf.metrics.brier])

@@ -47,7 +47,8 @@ class HonestScore(Tabular):
         in_sample: The naive number: fitted and scored on all videos.
         optimism: How much better `in_sample` looks than `score`, positive where it flatters, for a loss too.
         repeats: The out-of-fold score of each repeat.
-        best_single: The same number for the single member that is best on each fold's own training videos.
+        best_single: The same number for the single member that is best on each fold's own training videos; among
+            equals, the one of lower NLL there.
         uniform: The same number for the plain log-linear average of all members.
         versus_best_single: Paired difference to `best_single`, positive where the rule is better.
         versus_uniform: Paired difference to `uniform`, positive where the rule is better.
@@ -362,16 +363,19 @@ def _best_single(
 ) -> list[NDArray[np.float64]]:
     """Return each round's predictions, in each fold by the member that is best on the fold's training videos.
 
-    Members are read one at a time, and twice: once to rank them, once to predict.
+    Among equals it is the one of lower NLL, then of the first name, as in `best_single`. Members are read one at a
+    time, and twice: once to rank them, once to predict.
     """
     names, sign = sorted(stack.members), 1.0 if higher_is_better(objective) else -1.0
-    scores = np.empty((len(names), len(rounds), len(rounds[0])))
+    worse, losses = (np.empty((len(names), len(rounds), len(rounds[0]))) for _ in range(2))
     for column, name in enumerate(names):
         log_proba = stack.select([name]).log_likelihoods()[:, 0]
+        loss = -np.take_along_axis(log_proba, labels[:, None], axis=1)[:, 0].astype(np.float64)
         for r, splits in enumerate(rounds):
-            values = [evaluate(objective, labels[fit_rows], log_proba[fit_rows], [name]) for fit_rows, _ in splits]
-            scores[column, r] = sign * np.array(values)
-    best = scores.argmax(axis=0)
+            for fold, (fit_rows, _) in enumerate(splits):
+                value = evaluate(objective, labels[fit_rows], log_proba[fit_rows], [name])
+                worse[column, r, fold], losses[column, r, fold] = -sign * value, loss[fit_rows].mean()
+    best = np.lexsort((losses, worse), axis=0)[0]
     results = [np.empty((len(stack), stack.n_classes)) for _ in rounds]
     for column in np.unique(best):
         log_proba = stack.select([names[column]]).log_likelihoods()[:, 0]
