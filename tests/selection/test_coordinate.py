@@ -61,6 +61,20 @@ def test_the_score_is_that_of_the_weights_and_at_least_every_starts(pool, object
     assert np.all(np.diff(found.path) > 0)
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(2, 4), st.sampled_from(["linear", "log-linear"]))
+def test_the_score_is_the_pools_own_where_members_rule_classes_out(seed, m, k, pool):
+    """No weight is so small that its member's vetoes do not hold."""
+    z, y = ensemble(seed, n=15, m=m, k=k)
+    vetoes = np.random.default_rng(seed).random(z.shape) < 0.3
+    vetoes[..., 0] = False  # some class is left to everybody
+    stack = stack_of(np.where(vetoes, -np.inf, z), y)
+    rule = vf.LinearPool if pool == "linear" else vf.LogLinearPool
+    for start in (None, {"m0": 1.0, **{f"m{i}": 1e-30 for i in range(1, m)}}):
+        found = coordinate_search(stack, pool=pool, start=start)
+        assert found.score == pytest.approx(rule(weights=found.weights).fit(stack).score(stack))
+
+
 def test_two_members_reach_the_global_optimum():
     z, y = ensemble(2, n=80, m=2, k=5)
     stack = stack_of(z, y)

@@ -28,6 +28,8 @@ _Settle = Callable[[NDArray[np.float64]], float]
 _Propose = Callable[[NDArray[np.float64], int, float], NDArray[np.float64] | None]
 """From weights (M,), a member and the score to weights that may score higher by this member's; None where none do."""
 
+_VETO: Final = 1e29  # a larger margin is a veto
+
 _SWEEPS: Final = 100  # over all members: what a callable that is no function of its arguments may take
 
 
@@ -74,7 +76,8 @@ def best_step(
         video 2            ├──────────────────    right above its end
         videos right 1     2         1            best: the stretch in the middle
 
-    A video may be right at an end as well, where classes tie: the line search does not count on that.
+    A video may be right at an end as well, where classes tie: the line search does not count on that. A member's veto
+    holds at any weight above 0.
 
     Args:
         sums: The margins without this weight, shape (R,).
@@ -96,7 +99,7 @@ def best_step(
         return current, total
     sums, slopes, rows = sums[binding], slopes[binding], rows[binding]
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = -sums / slopes
+        crossing = np.where(np.abs(slopes) < _VETO, -sums / slopes, 0.0)
     # Rivals: where each line is below 0. A falling line is from its crossing on, a rising one up to it.
     low = np.where(slopes < 0, crossing, np.where((slopes == 0) & (sums >= 0), np.inf, -np.inf))
     high = np.where(slopes > 0, crossing, np.inf)
@@ -106,7 +109,7 @@ def best_step(
     high = np.minimum.reduceat(high, begin)
     own = video_weights[rows[begin]]
     always = total - float(own.sum())
-    at_zero = float(own @ ((low < 0) & (high > 0)))
+    at_zero = float(own @ (np.maximum.reduceat(sums, begin) < 0))
     low = np.maximum(low, 0.0)
     alive = low < high
     low, high, a = low[alive], high[alive], own[alive]

@@ -92,6 +92,7 @@ class Judge:
         return classes, scores
 
 
+_LEAST = 1e-20  # a weight below it moves no sum of opinions that float32 holds, but has to make a veto of 1e30 count
 _HUGE = 1e4  # nats: a larger finite margin is a masked class, not an opinion
 
 
@@ -126,7 +127,8 @@ class Hits:
         return self.scores_of_sums(self.sums(weights), weights, self.rounding)
 
     def sums(self, weights: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the members' margins times weights (..., M), summed: (..., R)."""
+        """Return the members' margins times weights (..., M), summed: (..., R); a veto is one at the least weight."""
+        weights = np.where(weights > 0, np.maximum(weights, _LEAST), 0)
         with np.errstate(invalid="ignore"):  # float32 products may raise the flag for numbers beyond their end
             return weights.astype(np.float32) @ self.margins
 
