@@ -91,6 +91,13 @@ def test_members_join_by_what_they_add_and_carry_their_cost():
     assert [p.label for p in members_curve(FIT, TEST, order=["m2", "m0", "m1"]).points] == ["m2", "m0", "m1"]
 
 
+def test_equal_members_join_by_name_however_they_are_listed():
+    y = np.arange(20) % 2
+    stack = vf.LogitStack.from_arrays(dict.fromkeys("bca", 3.0 * np.eye(2)[y]), labels=y)
+    for members in ("abc", "cab"):
+        assert joining_order(stack.select(list(members))) == ["a", "b", "c"]
+
+
 def test_the_first_point_of_a_members_curve_is_the_leaderboards_row_of_that_member():
     point = members_curve(FIT, TEST, order=["m1", "m0", "m2"], objective="nll", n_resamples=100).points[0]
     entry = vf.leaderboard(FIT, TEST, objective="nll", n_resamples=100).entry("m1")

@@ -16,6 +16,7 @@ from vidfuse.evaluation.board import board_of
 from vidfuse.evaluation.trial import Protocol
 from vidfuse.fusion.crossfit import split_folds
 from vidfuse.report import combination_table
+from vidfuse.report.combinations import growing
 from vidfuse.report.tables import default_rules
 from vidfuse.selection.problem import best_single
 
@@ -197,6 +198,13 @@ def test_combinations_grow_by_the_score_of_the_fit():
     assert table.table().strong == {best.index(max(best))}
     assert "240 others" in str(table) and "IN-SAMPLE" not in str(table)
     assert "IN-SAMPLE" in str(combination_table(VAL, folds=0))
+
+
+def test_equal_members_grow_by_name_however_they_are_listed():
+    y = np.arange(20) % 2
+    stack = vf.LogitStack.from_arrays(dict.fromkeys("bca", 3.0 * np.eye(2)[y]), labels=y)
+    for members in ("abc", "cab"):
+        assert growing(stack.select(list(members)))[3:] == [["a", "b"], ["a", "b", "c"]]
 
 
 def test_combinations_are_scored_as_the_method_says():

@@ -114,10 +114,13 @@ def members_curve_of(
 
 
 def joining_order(stack: LogitStack, objective: str | Objective = "accuracy") -> list[str]:
-    """Return the members in the order in which each most improves the plain average of those before it."""
+    """Return the members in the order in which each most improves the plain average of those before it.
+
+    Among equals the first name joins first, however the stack lists them.
+    """
     labels = require_labels(stack, "an order of members")
     metric, sign = resolve_objective(objective), 1.0 if higher_is_better(objective) else -1.0
-    left, order = list(stack.members), list[str]()
+    left, order = sorted(stack.members), list[str]()
     total = np.zeros((len(stack), stack.n_classes), np.float32)
 
     def floored(name: str) -> NDArray[np.float32]:  # a probability of 0 vetoes a class in no order

@@ -282,5 +282,5 @@ def growing(stack: LogitStack, order: Sequence[str] | None = None) -> list[list[
     """Return each member, then the first two of an order, by default that of their accuracies, three, …, all."""
     if order is None:
         accuracy = member_hits(stack, require_labels(stack, "a combination table")).mean(axis=0)
-        order = [stack.members[column] for column in np.argsort(-accuracy, kind="stable")]
+        order = [stack.members[column] for column in np.lexsort((stack.members, -accuracy))]
     return [[name] for name in stack.members] + [list(order[:n]) for n in range(2, len(order) + 1)]
