@@ -54,6 +54,23 @@ def test_bins_are_closed_on_the_right():
     assert "bins=2 of 2" in repr(r)
 
 
+@pytest.mark.parametrize("k", [3, 5, 15])
+def test_a_confidence_at_the_end_of_a_bin_stays_there_however_it_is_rounded(k):
+    rng = np.random.default_rng(k)
+    unsure, sure = np.full((30, k), np.log(1 / k)), log_softmax(0.1 * rng.normal(size=(30, k)), axis=1)
+    y = np.r_[sure.argmax(axis=1), np.ones(30, int)]  # these are right, and those wrong: together they are calibrated
+    found = [
+        ece(y, np.concatenate([sure, rounded]).astype(dtype))
+        for rounded in (unsure, np.nextafter(unsure, 0), np.nextafter(unsure, -9), unsure + 1e-8, unsure - 1e-8)
+        for dtype in (np.float32, np.float64)
+    ]
+    confidence = np.r_[np.exp(sure.max(axis=1)), np.full(30, 1 / k)]
+    hits = np.concatenate([sure, unsure]).argmax(axis=1) == y
+    which = np.ceil(np.round(15 * confidence, 5))
+    expected = sum(abs(hits[which == b].sum() - confidence[which == b].sum()) for b in range(1, 16)) / 60
+    assert found == pytest.approx([expected] * len(found), abs=1e-6)
+
+
 @pytest.mark.parametrize("binning", ["uniform", "quantile"])
 def test_ece_equals_a_loop_over_bins(binning):
     y, z = sample(2)

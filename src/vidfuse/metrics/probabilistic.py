@@ -15,6 +15,8 @@ from vidfuse.metrics._inputs import as_log_proba
 
 __all__ = ["Reliability", "binned", "brier", "ece", "nll", "reliability"]
 
+_ROUNDING = 1e-6  # of a probability that was kept as a logarithm in float32
+
 
 def nll(labels: ArrayLike, log_proba: ArrayLike) -> float:
     """Return the mean negative log-likelihood of the true class, −(1/N) Σ_n log p_n(y_n), in nats.
@@ -159,7 +161,8 @@ def binned(
     edges = np.linspace(0.0, 1.0, n_bins + 1)
     if binning == "quantile":
         edges = np.quantile(confidence, edges)
-    which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
+    at = confidence - _ROUNDING  # 1/3 is the end of a bin of 1/15, whichever way its logarithm was rounded
+    which = np.clip(np.searchsorted(edges, at, side="left") - 1, 0, n_bins - 1)
     counts = np.bincount(which, minlength=n_bins)
     bins = np.flatnonzero(counts)
     return Reliability(
