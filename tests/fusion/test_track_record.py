@@ -127,6 +127,25 @@ def test_sets_and_abstaining_by_groups(stack, recipe):
     assert len(record.prediction_sets(0.8, by_class=True).thresholds) == 4
 
 
+def test_of_each_group_with_a_video_that_all_members_have_one_is_watched():
+    """As of a stream: were a group's one video drawn first, groups that lack members here and there would be rarer."""
+    rng = np.random.default_rng(0)
+    y, ids = rng.integers(0, 3, 120), [f"s{i // 4:02}_{i % 4}" for i in range(120)]
+    z = {name: rng.normal(size=(120, 3)) + 2 * np.eye(3)[y] for name in "ab"}
+    few = [i for i in range(120) if i % 4 == 3]  # of each group, one video has both members
+    made = vf.LogitStack.from_arrays(
+        {"a": z["a"], "b": z["b"][few]},
+        ids={"a": ids, "b": [ids[i] for i in few]},
+        labels=dict(zip(ids, y.tolist(), strict=True)),
+        join="outer",
+    ).with_groups(lambda name: name[:3])
+    rule = vf.LogLinearPool("uniform", missing="renormalise").fit(made)
+    record = vf.Recipe.from_fitted(rule, made).with_record(made).record
+    assert len(record.reference) == 30
+    complete = made[np.asarray(made.present).all(axis=1)]
+    np.testing.assert_array_equal(record.reference, watched(complete).values)
+
+
 def test_what_is_watched_is_written_out(stack):
     names, values = watched(stack[:5])
     log_p = stack[:5].log_likelihoods().astype(np.float64)

@@ -236,9 +236,9 @@ def track_record(
     predicted, rows = log_p.argmax(axis=1), np.arange(len(y))
     rng = np.random.default_rng(seed)
     members = tuple(sorted(rule.needed_members()))
-    some = one_of_each(stack.groups, len(stack), rng)
-    if (present := stack.select(members).present) is not None:
-        some = some[present[some].all(axis=1)]
+    present = stack.select(members).present
+    whole = np.arange(len(stack)) if present is None else np.flatnonzero(present.all(axis=1))
+    some = whole[one_of_each(None if stack.groups is None else stack.groups[whole], len(whole), rng)]
     some = some if len(some) <= _REFERENCE else np.sort(rng.choice(some, _REFERENCE, replace=False))
     kept = stack.select(members)[some]
     return TrackRecord(
