@@ -31,6 +31,7 @@ __all__ = [
     "check_choice",
     "check_class_count",
     "check_classes",
+    "check_count",
     "check_ids",
     "check_kind",
     "check_labels",
@@ -199,6 +200,18 @@ def check_choice(what: str, value: Any, allowed: Collection[Any]) -> None:
     if not isinstance(value, str | None) or value not in allowed:
         near = did_you_mean(value, allowed)
         raise InputError(f"{what}: expected one of {', '.join(map(repr, allowed))}, got {value!r}{near}")
+
+
+def check_count(what: str, value: Any) -> None:
+    """Raise unless a value is a whole number of at least 1.
+
+    Example:
+        >>> check_count("repeats", 0.5)
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: repeats: expected a whole number of at least 1, got 0.5
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{what}: expected a whole number of at least 1, got {value!r}")
 
 
 def check_share(what: str, value: Any) -> None:

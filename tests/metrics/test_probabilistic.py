@@ -99,7 +99,8 @@ def test_logits_and_probabilities_are_refused(metric):
 
 def test_bad_bins():
     y, z = sample(3)
-    with pytest.raises(InputError, match="n_bins"):
-        ece(y, z, n_bins=0)
+    for count in (0, 2.5, True, "15"):
+        with pytest.raises(InputError, match="n_bins: expected a whole number of at least 1"):
+            ece(y, z, n_bins=count)
     with pytest.raises(InputError, match="'uniform', 'quantile'"):
         ece(y, z, binning="equal")

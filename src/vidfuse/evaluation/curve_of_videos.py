@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils import get_tags
 
+from vidfuse._checks import check_count
 from vidfuse.errors import InputError
 from vidfuse.evaluation.curves import Curve, points_of
 from vidfuse.evaluation.resampling import Draw, Repeated
@@ -99,8 +100,7 @@ def learning_curve_of(
     Raises:
         InputError: a size or the repeats are out of range, or there is no rule.
     """
-    if repeats < 1:
-        raise InputError(f"repeats: expected at least 1, got {repeats}")
+    check_count("repeats", repeats)
     if not rules:
         raise InputError("rules: expected at least one, got none")
     most = most_videos(trial)

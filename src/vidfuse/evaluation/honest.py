@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
-from vidfuse._checks import as_array, check_scores
+from vidfuse._checks import as_array, check_count, check_scores
 from vidfuse._tables import Column, Estimate, Table, Tabular, bare_p, writers
 from vidfuse.errors import AlignmentError, InputError
 from vidfuse.evaluation.resampling import Draw
@@ -231,8 +231,7 @@ def honest_score(
     check_presence(stack, None)  # single members are scored on the same videos
     metric = resolve_objective(objective)
     sign = 1.0 if higher_is_better(objective) else -1.0
-    if repeats < 1:
-        raise InputError(f"repeats: expected at least 1, got {repeats}")
+    check_count("repeats", repeats)
     more = np.random.default_rng(random_state).integers(0, 2**31 - 1, size=repeats - 1)
     seeds = [random_state, *map(int, more)]  # the first folds are those of `compare` and `leaderboard`
     rounds = [split_folds(y, folds, stack.groups, seed, stack.ids) for seed in seeds]

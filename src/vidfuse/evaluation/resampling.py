@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import check_share
-from vidfuse.errors import InputError
+from vidfuse._checks import check_count, check_share
 from vidfuse.metrics.accuracy import f1_of_classes
 from vidfuse.metrics.design import Design, design_of
 from vidfuse.metrics.intervals import (
@@ -71,8 +70,7 @@ class Draw:
     def __post_init__(self) -> None:
         check_share("confidence", self.confidence)
         resolve_objective(self.objective)
-        if self.n_resamples < 1:
-            raise InputError(f"n_resamples: expected at least 1, got {self.n_resamples}")
+        check_count("n_resamples", self.n_resamples)
 
     def on(self, rows: NDArray[Any]) -> Draw:
         """Return the same for some of the videos; `rows` are a mask or numbers."""

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
-from vidfuse._checks import check_choice
+from vidfuse._checks import check_choice, check_count
 from vidfuse.errors import InputError
 from vidfuse.fusion.crossfit import even_folds
 from vidfuse.fusion.floors import floored_blocks
@@ -87,8 +87,7 @@ class DynamicPool(Rule):
 
     def _fit(self, stack: LogitStack, labels: NDArray[np.int64], weight: NDArray[np.float64] | None) -> None:
         check_choice("features", self.features, ("confidence", "competence", "both"))
-        if not self.neighbours >= 1:
-            raise InputError(f"neighbours: expected at least 1, got {self.neighbours!r}")
+        check_count("neighbours", self.neighbours)
         base = LogLinearPool() if self.pool is None else self.pool
         self.pool_ = clone(base).fit(self._as_listed(stack), labels, weight)
         static = static_sum(self.pool_)

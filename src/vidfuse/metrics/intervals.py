@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import as_array, check_share
+from vidfuse._checks import as_array, check_count, check_share
 from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_values
 from vidfuse.metrics.design import Design, design_of
@@ -268,8 +268,7 @@ def mean_bounds(
 
     All columns share the resamples.
     """
-    if n_resamples < 1:
-        raise InputError(f"n_resamples: expected at least 1, got {n_resamples}")
+    check_count("n_resamples", n_resamples)
     rng = np.random.default_rng(random_state)
     size, columns = design.size, values.shape[1]
     sums = design.by(design.group, size, values)

@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidfuse._checks import check_choice
+from vidfuse._checks import check_choice, check_count
 from vidfuse._tables import Column, Table, Tabular, percent, span
-from vidfuse.errors import InputError
 from vidfuse.metrics._inputs import as_log_proba
 
 __all__ = ["Reliability", "binned", "brier", "ece", "nll", "reliability"]
@@ -138,8 +137,7 @@ def reliability(
         Reliability(videos=2, bins=1 of 2, largest gap=0.1750)
     """
     y, z = as_log_proba(labels, log_proba)
-    if n_bins < 1:
-        raise InputError(f"n_bins: expected at least 1, got {n_bins}")
+    check_count("n_bins", n_bins)
     check_choice("binning", binning, ("uniform", "quantile"))
     prediction = z.argmax(axis=1)
     confidence = np.exp(np.take_along_axis(z, prediction[:, None], axis=1)[:, 0].astype(np.float64))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse._checks import first_few, per_member
+from vidfuse._checks import check_count, first_few, per_member
 from vidfuse._tables import Column, Table, Tabular
 from vidfuse.errors import InputError
 
@@ -234,8 +234,8 @@ def enumerate_masks(
     n_members = len(costs)
     if n_members > 63:
         raise InputError(f"expected at most 63 members for an exhaustive search, got {n_members}; use greedy_search")
-    if max_members is not None and max_members < 1:
-        raise InputError(f"max_members: expected at least 1, got {max_members}")
+    if max_members is not None:
+        check_count("max_members", max_members)
     limit = n_members if max_members is None else max_members
     masks, spent = np.zeros(1, np.uint64), np.zeros(1)
     allowed = np.inf if budget is None else budget + 1e-9 * abs(budget)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping
 
+from vidfuse._checks import check_count
 from vidfuse.errors import InputError, MissingExtraError
 from vidfuse.serving.ensemble import Ensemble, clips_of
 
@@ -42,8 +43,7 @@ def measure(
         >>> sorted(costs), costs["small"] < costs["large"]
         (['large', 'small'], True)
     """
-    if repeats < 1:
-        raise InputError(f"repeats: expected at least 1, got {repeats}")
+    check_count("repeats", repeats)
     networks = models.networks if isinstance(models, Ensemble) else dict(models)
     own = clips_of(clips, list(networks))
     return {name: _milliseconds(model, own[name], repeats) for name, model in networks.items()}

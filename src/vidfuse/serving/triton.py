@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vidfuse._checks import check_name
+from vidfuse._checks import check_count, check_name
 from vidfuse._files import replace
 from vidfuse.errors import InputError
 from vidfuse.recipe import Recipe
@@ -45,10 +45,9 @@ def export_triton(
     Example:
         >>> export_triton(None, "models", max_batch=0)
         Traceback (most recent call last):
-        vidfuse.errors.InputError: max_batch: expected at least 1, got 0
+        vidfuse.errors.InputError: max_batch: expected a whole number of at least 1, got 0
     """
-    if max_batch < 1:
-        raise InputError(f"max_batch: expected at least 1, got {max_batch}")
+    check_count("max_batch", max_batch)
     folder = Path(repository) / check_name(name)
     recipe = source.recipe if isinstance(source, Ensemble) else source
     broken = [one for one in recipe.classes or () if "\n" in one]
