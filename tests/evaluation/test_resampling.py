@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import sklearn.metrics
 from scipy.special import log_softmax
 
 import vidfuse as vf
@@ -84,14 +83,15 @@ def test_a_callable_is_called_on_the_same_draws_for_both(groups):
     assert draw.difference(first, first).p_value == 1
 
 
-@pytest.mark.parametrize("objective", ["macro-f1", vf.metrics.macro_f1])
-@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize(
+    ("objective", "groups"), [("macro-f1", None), ("macro-f1", GROUPS), (vf.metrics.macro_f1, GROUPS)]
+)
 def test_macro_f1_has_the_interval_and_the_test_of_any_callable(objective, groups):
     y, first = rounds()
     _, second = rounds(seed=0, strength=0.2)
 
     def f1(labels, z):
-        return sklearn.metrics.f1_score(labels, z.argmax(axis=1), average="macro")
+        return vf.metrics.macro_f1(labels, z)
 
     ours, any_ = (Draw(y, each, n_resamples=40, groups=groups) for each in (objective, f1))
     assert ours.interval(first) == pytest.approx(any_.interval(first))
