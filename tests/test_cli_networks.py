@@ -157,8 +157,12 @@ def test_videos_that_cannot_be_decoded_are_named_after_training(videos, tmp_path
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     settings = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32")
     command = ("train", "x3d_tiny", tmp_path / "list.txt", "--layout", "mmaction2", "--workers", 0, *settings)
-    text = run(*command, "--out", tmp_path / "run").stdout
-    assert re.search(r"1 could not be decoded:\n  \S*bad: expected a readable video", text)
+    told = run(*command, "--val", tmp_path / "list.txt", "--out", tmp_path / "run")
+    assert re.search(r"1 could not be decoded:\n  \S*bad: expected a readable video", told.stdout)
+    # The interval rests on what was scored, also where a run that has ended is not scored again.
+    scored = re.findall(r"validation (\S+ % .*? of \d+),", told.stdout + told.stderr)
+    assert len(scored) == 2 and len(set(scored)) == 1 and scored[0].endswith("] of 2")
+    assert scored[0] in run(*command, "--out", tmp_path / "run").stdout
     assert "expected a readable video" in run(*command, "--strict", "--out", tmp_path / "strict", status=2).stderr
     (tmp_path / "list.txt").write_text(lines[2])
     error = run(*command, "--classes", 2, "--out", tmp_path / "none", status=2).stderr

@@ -100,7 +100,7 @@ def train(
         failures = dict(distributed.gathered(list(failures.items())))
         if distributed.rank() == 0:
             last, best = result.history[-1], progress.best_row(result.history)
-            text = progress.epoch_line(result.history, recipe.epochs, 0 if scored is None else len(scored))
+            text = progress.epoch_line(result.history, recipe.epochs)
             told = {"out": out, "epochs": len(result.history), "last": last, "best": best}
             options.emit(
                 told | {"failures": list(failures.items())},

@@ -137,11 +137,10 @@ def train(
                 row, videos = _train_epoch(run, forward, loader, bar)
                 seen += videos
                 run.agree()
-                scores = {"n": 0.0}
                 if val_loader is not None:
                     with autocast(where, run.dtype):
                         scores = evaluate(run.best, val_loader, device=where)
-                    row |= {"val_top1": scores["top1"], "val_nll": scores["nll"]}
+                    row |= {"val_top1": scores["top1"], "val_nll": scores["nll"], "val_n": scores["n"]}
                 run.history.append(row)
                 run.epoch += 1
                 events.write(row, run.step)
@@ -149,7 +148,7 @@ def train(
                     run.save()
                 each = (time.perf_counter() - began) / (run.epoch - resumed_at)
                 left = each * (recipe.epochs - run.epoch)
-                say(f"{name} {epoch_line(run.history, recipe.epochs, int(scores['n']), left)}", told)
+                say(f"{name} {epoch_line(run.history, recipe.epochs, left)}", told)
                 if told and run.epoch == resumed_at + 1:
                     hint = decoding_hint(loader, row["waited"], row["seconds"])
                     say(hint or "", hint is not None)

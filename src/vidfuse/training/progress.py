@@ -125,13 +125,12 @@ def goes_on_later(name: str, run: Any, wanted: bool) -> Iterator[None]:
         raise
 
 
-def epoch_line(history: Sequence[Mapping[str, float]], epochs: int, n_videos: int = 0, left: float = 0.0) -> str:
+def epoch_line(history: Sequence[Mapping[str, float]], epochs: int, left: float = 0.0) -> str:
     """Say how a run's last epoch went: loss, validation accuracy with its interval, the best so far, and the time.
 
     Args:
         history: One row per epoch.
         epochs: Epochs of the whole run.
-        n_videos: Videos that the validation accuracy rests on.
         left: Seconds that the rest of the run will take; 0 where that is not known, or nothing is left.
 
     Example:
@@ -142,7 +141,11 @@ def epoch_line(history: Sequence[Mapping[str, float]], epochs: int, n_videos: in
     parts = [f"loss {row['loss']:.3f}"]
     best = best_row(history)
     if best is not None and "val_top1" in row:
-        parts.append(f"validation {accuracy_text(row['val_top1'], n_videos)}")
+        # Rows of earlier releases do not tell how many videos were scored.
+        scored = (
+            accuracy_text(row["val_top1"], int(row["val_n"])) if "val_n" in row else f"{100 * row['val_top1']:.1f} %"
+        )
+        parts.append(f"validation {scored}")
         told = "the best so far" if best is row else f"best {100 * best['val_top1']:.1f} % at epoch {best['epoch']:.0f}"
         parts.append(told)
     parts.append(f"{row['seconds']:.0f} s, {100 * row.get('waited', 0):.0f} % of it waiting for videos")
