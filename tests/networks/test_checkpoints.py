@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,9 @@ def test_every_key_that_does_not_fit_is_named_and_nothing_is_loaded(model, weigh
 
 
 def test_another_class_count_is_replaced_only_on_request(model, weights):
-    with pytest.raises(InputError, match="replace_classifier=True"):
+    with pytest.raises(
+        InputError, match=r"tells 15 classes apart, and the network 4: say 15 .*replace_classifier=True"
+    ):
         networks.create("x3d_tiny", num_classes=4, checkpoint=weights)
     tuned = networks.create("x3d_tiny", num_classes=4, checkpoint=weights, replace_classifier=True)
     assert tuned.classifier.out_features == 4
@@ -264,3 +267,61 @@ def test_weights_that_are_no_finite_floating_point_numbers_are_refused(model, we
     with pytest.raises(InputError, match=rf"{said}: {key} \(torch.float32\)"):
         networks.create("x3d_tiny", checkpoint={**weights, key: weights[key] * float("nan")})
     networks.create("x3d_tiny", checkpoint={key: value.half() for key, value in weights.items()})
+
+
+def test_two_networks_alike_are_refused_by_their_names(model, weights):
+    """As of a two-stream model: nothing says which one is meant."""
+    two = {f"rgb.{k}": v for k, v in weights.items()} | {f"flow.{k}": v + 1 for k, v in weights.items()}
+    for kept in (two, {"state_dict": {f"model.{k}": v for k, v in two.items()}}):
+        with pytest.raises(InputError, match=r"got those of 2 alike, under rgb\. and flow\.; pass the state dict"):
+            networks.create("x3d_tiny", checkpoint=kept)
+
+
+@pytest.mark.parametrize("other", ["state_dict_ema", "ema_state_dict", "averaged"])
+def test_weights_beside_those_that_are_taken_are_told(model, weights, other):
+    kept = {"state_dict": weights, other: {k: v + 1 for k, v in weights.items()}, "optimizer": {"state": {}}}
+    with pytest.warns(VidfuseWarning, match=rf"under state_dict and under {other}: those under state_dict are taken"):
+        assert same(unwrap(kept), model)
+
+
+def test_embeddings_of_other_extents_are_resized_where_extents_are_set_alone():
+    longer = networks.create("timesformer_tiny", 3, frames=16).state_dict()
+    for settings in ({}, {"dropout": 0.1}):
+        with pytest.raises(
+            InputError, match=r"1 misshapen: time .*; it was made for clips of other extents: .*frames="
+        ):
+            networks.create("timesformer_tiny", 3, longer, **settings)
+    taken = networks.create("timesformer_tiny", 3, longer, frames=16).state_dict()
+    assert all(torch.equal(value, longer[key]) for key, value in taken.items())
+    assert networks.create("timesformer_tiny", 3, longer, frames=8).state_dict()["time"].shape[1] == 8
+
+
+def test_a_network_that_is_tied_to_a_number_of_frames_says_so():
+    weights = networks.create("tin_tiny", 3).state_dict()
+    with pytest.raises(
+        InputError, match=r"built for clips of 16 frames: take as many as the checkpoint was trained on$"
+    ):
+        networks.create("tin_tiny", 3, weights, segments=16)
+
+
+def test_files_that_torch_did_not_write_are_told_by_what_they_are(tmp_path, weights):
+    arrays = {key: value.numpy() for key, value in weights.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": arrays}))
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({"blobs": arrays}, protocol=2))
+    (tmp_path / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:  # what TorchScript programs have and checkpoints have not
+        for name in ("code/__torch__.py", "data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"a/{name}", b"3\n")
+    torch.save(arrays, tmp_path / "c.pth")
+    for name, said in {
+        "a.npz": "an archive of NumPy",
+        "a.pkl": "a pickle that torch did not write",
+        "b.pkl": "a pickle that torch did not write",
+        "a.pth": "it is text, which begins with 'version https",
+        "a.pt": r"a TorchScript program: torch\.jit\.load\(file\)\.state_dict\(\)",
+        "c.pth": r"found keys .*stem_space\.weight \(ndarray\), .* pass the mapping of names to tensors",
+        ".": "got the folder .*pass the file of weights in it",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            networks.read_checkpoint(tmp_path / name)

@@ -167,3 +167,15 @@ def test_of_networks_with_the_same_shapes_the_one_nearest_to_what_was_asked_for_
     weights = networks.create("x3d_s", num_classes=5).state_dict()  # x3d_m's and x3d_xs's have the same shapes
     with pytest.raises(InputError, match=r"expected weights of x3d_s\.pytorchvideo, but these are x3d_s's weights"):
         network_for(13, "x3d_s.pytorchvideo", 5, checkpoint=weights)
+
+
+@pytest.mark.parametrize("network", ["x3d_tiny", "x3d_xs.pytorchvideo", "tin_tiny"])
+def test_weights_of_the_network_that_was_asked_for_are_no_others(network):
+    """Where its classes or its frames are not those that were asked for; x3d_s and others have the same shapes."""
+    weights = networks.create(network, num_classes=7).state_dict()
+    frames = networks.info(network).frames
+    with pytest.raises(InputError, match="it tells 7 classes apart, and the network 3: say 7"):
+        network_for(frames, network, 3, checkpoint=weights)
+    if network == "tin_tiny":
+        with pytest.raises(InputError, match="built for clips of 16 frames"):
+            network_for(16, network, 7, checkpoint=weights)

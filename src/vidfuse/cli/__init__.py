@@ -113,6 +113,8 @@ _OTHERWISE: dict[tuple[Any, ...], str] = {
     ("labels", None): "--no-labels",
     ("missing", "keep"): "--missing renormalise",
     ("cross_fit", False): "--held-out",
+    ("num_classes",): "--classes",
+    ("replace_classifier", True): "`vidfuse train --checkpoint`",
 }
 
 
@@ -129,6 +131,8 @@ def _words_of(ctx: click.Context) -> Callable[..., str]:
     def words(name: str, *value: Any) -> str:
         asked = (name, *(repr(one) if isinstance(one, dict) else one for one in value))
         said = _OTHERWISE.get(asked, f"--{name.replace('_', '-')}")
+        if said.startswith("`"):  # a command of its own
+            return said
         if asked not in _OTHERWISE and value and value != (True,):
             given = value[0]
             listed = [f"{key}={inner}" for key, inner in given.items()] if isinstance(given, dict) else [str(given)]

@@ -111,6 +111,9 @@ _TIMESFORMER: Final = ("timesformer", "Bertasius, Wang, Torresani. Is Space-Time
 _TIN: Final = ("tin", "Shao, Qian, Liu. Temporal Interlacing Network. AAAI 2020")
 _TPN: Final = ("tpn", "Yang et al. Temporal Pyramid Network for Action Recognition. CVPR 2020")
 
+# Settings on which the shapes of embeddings and relative biases depend.
+_EXTENTS: Final = frozenset({"frames", "size", "window"})
+
 _Row = tuple[tuple[str, str], int, int, int, _Norm, int, int, float, float | None, str]
 
 # name: ((module, paper), frames, interval, size, normalisation, classes, parameters, GMACs, top-1, licence)
@@ -293,7 +296,9 @@ def create(
     model: VideoNetwork = network.build(dataclasses.replace(config, **overrides), classes)
     model.name = name
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint, replace_classifier=replace_classifier, resize=bool(overrides))
+        load_checkpoint(
+            model, checkpoint, replace_classifier=replace_classifier, resize=not _EXTENTS.isdisjoint(overrides)
+        )
     return model
 
 

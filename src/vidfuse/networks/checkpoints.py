@@ -6,6 +6,7 @@ import os
 import pickle  # only for the class of its error: nothing is unpickled here
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vidfuse._checks import naming
-from vidfuse.errors import InputError, VidfuseWarning
+from vidfuse.errors import InputError, VidfuseWarning, option
 
 __all__ = [
     "CLASSIFIERS",
@@ -48,6 +49,8 @@ _DEPTH: Final = 4
 # Copies of a network that training makes beside it.
 _COPY: Final = re.compile(r"(^|[._])(ema|averaged?|avg|swa|mean|momentum|teacher|target)([._]|$)", re.IGNORECASE)
 _GROUPS_TOLD: Final = 4
+_HEAD: Final = 80  # bytes that tell what a file is
+_TORCH_PICKLE: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch's files before zip archives begin
 # What training scripts keep beside the weights: settings, and what their frameworks count. Nothing of it is built.
 _SETTINGS: Final = re.compile(
     r"(argparse|pathlib|functools|enum|omegaconf|yacs|addict|ml_collections|lightning\w*|pytorch_lightning|mmengine|mmcv"
@@ -125,6 +128,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         {'head.weight': (2, 3)}
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"expected a checkpoint file, got the folder {path}; pass the file of weights in it")
     if not path.is_file():
         raise InputError(f"expected a checkpoint file, but there is none at {path}")
     try:
@@ -136,12 +141,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if refused:
             what = f"it needs {', '.join(dict.fromkeys(refused))}, which is neither an array nor a plain container"
         else:
-            what = "it is not a checkpoint of tensors"
+            what = _foreign(path) or "it is not a checkpoint of tensors"
         raise InputError(
             f"{path} was not read, and nothing of it was executed: {what}; save its state dict alone"
         ) from error
     except (RuntimeError, EOFError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a readable checkpoint: {error}") from error
+        raise InputError(f"{path} is not a readable checkpoint: {_foreign(path) or error}") from error
     with naming(path):
         return unwrap(content)
 
@@ -151,6 +156,25 @@ def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+
+
+def _foreign(path: Path) -> str | None:
+    """Say what a file is that torch did not write, where its content tells, and what to do."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    line = head.decode("utf-8", "replace").partition("\n")[0].strip().rstrip("\ufffd")
+    if line and line.isprintable() and "\ufffd" not in line:
+        return f"it is text, which begins with {line[: _HEAD // 2]!r}: fetch the file of the weights themselves"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [Path(name).name for name in archive.namelist()]
+        if "constants.pkl" in names:
+            return "it is a TorchScript program: torch.jit.load(file).state_dict() gives its weights"
+        if any(name.endswith(".npy") for name in names):
+            return "it is an archive of NumPy: make a mapping of names to tensors of it"
+    if head.startswith(b"\x80") and not head.startswith(_TORCH_PICKLE):
+        return "it is a pickle that torch did not write, as Caffe2's are: make a mapping of names to tensors of it"
+    return None
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -170,21 +194,41 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             if not any(isinstance(value, Tensor) for value in content.values()):
-                seen = [
-                    f"{key} ({type(value).__name__})" if isinstance(value, _Aside) else str(key)
-                    for key, value in content.items()
-                ]
+                seen = [f"{key} ({type(value).__name__})" for key, value in content.items()]
             break
+        _tell_others(content, inner)
         content = content[inner]
     if not isinstance(content, Mapping) or seen or not content:
         found = f"keys {', '.join(seen[:_LISTED])}" if seen else f"an object of type {type(content).__name__}"
-        raise InputError(f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}")
+        raise InputError(
+            f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}; pass the mapping of "
+            "names to tensors that is meant"
+        )
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     weights = {key: value for key, value in weights.items() if not key.endswith(COUNTED)}
     # Take off a prefix that all keys have, and then the next one: "module.model." loses both.
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def _tell_others(content: Mapping[Any, Any], taken: str) -> None:
+    """Warn of other weights beside those that are taken: a training script scored one of the two."""
+    n = sum(isinstance(value, Tensor) for value in content[taken].values())
+    others = [
+        str(key)
+        for key, value in content.items()
+        if key != taken
+        and isinstance(value, Mapping)
+        and 0 < n <= 2 * sum(isinstance(v, Tensor) for v in value.values())
+    ]
+    if others:
+        warnings.warn(
+            f"the checkpoint holds weights under {taken} and under {', '.join(others)}: those under {taken} are taken; "
+            f"pass torch.load(file)[{others[0]!r}] to take others",
+            VidfuseWarning,
+            stacklevel=3,
+        )
 
 
 def parts(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -197,13 +241,21 @@ def parts(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         >>> [list(part) for part in parts(kept)][:2]
         [['net.fc.weight', 'net.fc.bias', 'ema.net.fc.weight'], ['fc.weight', 'fc.bias']]
     """
-    yield dict(weights)
+    yield from (_below(weights, prefix) for prefix in _prefixes(weights))
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _prefixes(weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the prefixes below which a network may lie, in the order of `parts`."""
+    yield ""
     sizes: Counter[str] = Counter()
     for key in weights:
         levels = key.split(".")[:-1]
         sizes.update(".".join(levels[:depth]) + "." for depth in range(1, 1 + min(_DEPTH, len(levels))))
-    for prefix in sorted(sizes, key=lambda prefix: (_COPY.search(prefix) is not None, -sizes[prefix])):
-        yield {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    yield from sorted(sizes, key=lambda prefix: (_COPY.search(prefix) is not None, -sizes[prefix]))
 
 
 def of_network(
@@ -222,11 +274,18 @@ def of_network(
 
     Returns:
         Its weights as they are published, without a prefix; all of `weights` where it is not found.
+
+    Raises:
+        InputError: There are two such networks, neither of which is called a copy of the other.
     """
     own = {key for key in model.state_dict() if not key.endswith(COUNTED)}
     spared = (*CLASSIFIERS, *getattr(model, "training_only", ()))
     body = {key for key in own if not key.startswith(spared)}
-    for part in parts(weights):
+    found: dict[str, dict[str, Tensor]] = {}
+    for prefix in _prefixes(weights):
+        if any(_COPY.search(prefix) or prefix.startswith(one) or one.startswith(prefix) for one in found):
+            continue
+        part = _below(weights, prefix)
         there = convert(part).keys() if 2 * len(part) >= len(body) else set()
         if not body <= there:
             continue
@@ -235,8 +294,15 @@ def of_network(
                 rest = {key: value for key, value in part.items() if key.partition(".")[0] != group}
                 if rest and convert(rest).keys() & own == there & own:
                     part = rest
-        return part
-    return dict(weights)
+        if not prefix:
+            return part
+        found[prefix] = part
+    if len(found) > 1:
+        raise InputError(
+            f"expected the weights of one network, got those of {len(found)} alike, under {' and '.join(found)}; pass "
+            "the state dict of the one that is meant alone"
+        )
+    return next(iter(found.values()), dict(weights))
 
 
 def summary_of(keys: Sequence[str]) -> str:
@@ -331,13 +397,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
     ]
     if problems:
         name = getattr(model, "name", "") or type(model).__name__
-        advice = ""
-        # If nothing but the class count differs, say how to go on.
-        others = [item for item in misshapen if not item.startswith(CLASSIFIERS)]
-        if not (missing or unexpected or unusable or others):
-            advice = (
-                "; it was trained on another number of classes: pass replace_classifier=True to keep a new classifier"
-            )
+        advice = "" if missing or unexpected or unusable else _advice(model, given, wanted)
         raise InputError(f"the checkpoint does not fit {name}, nothing was loaded: {'; '.join(problems)}{advice}")
     if cut:
         given = {key: value for key, value in given.items() if not key.startswith(spare)}
@@ -348,3 +408,24 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, replace
             stacklevel=3,
         )
     model.load_state_dict(given, strict=False)
+
+
+def _advice(model: nn.Module, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say how to go on where weights have all names of a model's, but other shapes."""
+    others = {key: value for key, value in wanted.items() if not key.startswith(CLASSIFIERS)}
+    if all(given.get(key, value).shape == value.shape for key, value in others.items()):
+        n_given, n_wanted = len(given["classifier.weight"]), len(wanted["classifier.weight"])
+        return (
+            f"; it tells {n_given} classes apart, and the network {n_wanted}: say {n_given} with "
+            f"{option('num_classes')}, or go on from its weights with a new classifier: "
+            f"{option('replace_classifier', True)}"
+        )
+    resized = getattr(model, "resized", dict)(given)
+    if all(resized.get(key, value).shape == value.shape for key, value in others.items()):
+        return (
+            "; it was made for clips of other extents: with its own frames=, size= or window=, "
+            "vidfuse.networks.create(…) takes it as it is, and with others it resizes it"
+        )
+    if (segments := getattr(getattr(model, "config", None), "segments", None)) is not None:
+        return f"; the network was built for clips of {segments} frames: take as many as the checkpoint was trained on"
+    return ""

@@ -44,7 +44,7 @@ def network_for(frames: int, network: str, num_classes: int | None = None, **opt
         return networks.create(network, num_classes, **tied, **options)
     except InputError as error:
         owner = _owner(options.get("checkpoint"), network)
-        if owner is None:
+        if owner in (None, network):
             raise
         raise InputError(
             f"expected weights of {network}, but these are {owner}'s weights; nothing was loaded: take {owner}"
@@ -52,7 +52,7 @@ def network_for(frames: int, network: str, num_classes: int | None = None, **opt
 
 
 def _owner(checkpoint: Any, asked: str) -> str | None:
-    """Name the network of the catalogue, other than the one that was asked for, whose weights a checkpoint holds."""
+    """Name the network of the catalogue whose weights a checkpoint holds: the one that was asked for, or another."""
     if checkpoint is None:
         return None
     try:
@@ -61,11 +61,11 @@ def _owner(checkpoint: Any, asked: str) -> str | None:
         return None
     totals = {sum(value.numel() for value in part.values()) for part in parts(weights)}
     architecture = asked.partition(".")[0]
-    # Some share their weights' shapes: those of another source of the network that was asked for come first.
-    for name in sorted(networks.names(), key=lambda name: name.partition(".")[0] != architecture):
+    # Some share their weights' shapes: the one that was asked for comes first, then its other sources.
+    for name in sorted(networks.names(), key=lambda name: (name != asked, name.partition(".")[0] != architecture)):
         # Only those of about as many parameters are built, without memory for them; classifiers differ.
         size = networks.info(name).parameters
-        if name == asked or not any(0.5 < size / max(1, total) < 2 for total in totals):
+        if not any(0.5 < size / max(1, total) < 2 for total in totals):
             continue
         try:
             with torch.device("meta"):
