@@ -698,3 +698,14 @@ def test_names_beside_numbers_are_counted_in_order_and_said_or_refused(videos, t
     (tmp_path / "names.txt").write_text("light\ndark\n")
     named = ("--classes", tmp_path / "names.txt", "--out", tmp_path / "c")
     assert "are numbers" not in run("train", "x3d_tiny", tmp_path / "train.txt", *settings, *named).stderr
+    # A network that was trained on numbers says no names either: light is 0 there, and folders have dark first.
+    command = ("extract", "x3d_tiny", videos, *CLIP, "--clips", 1, "--checkpoint", tmp_path / "a", "--json")
+    plain = run(*command, "--out", tmp_path / "caches" / "plain")
+    assert "last.pt have no names" in plain.stderr or "best.pt have no names" in plain.stderr
+    assert f"those of {videos} count in the order dark, light; --classes takes a file" in plain.stderr
+    ordered = run(*command, "--classes", tmp_path / "names.txt", "--out", tmp_path / "caches" / "ordered")
+    assert "have no names" not in ordered.stderr
+    accuracies = [json.loads(result.stdout)["accuracy"] for result in (plain, ordered)]
+    assert sum(accuracies) == 1  # of two classes, what is right in one order is wrong in the other
+    error = run(*command, "--classes", 9, "--out", tmp_path / "caches" / "nine", status=2).stderr
+    assert "2 classes of" in error and "got one of 9: " in error and "names of all 9 in their order" in error

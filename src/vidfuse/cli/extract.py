@@ -12,7 +12,7 @@ from vidfuse.cli import options
 from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
 from vidfuse.cli.runs import checkpoint_file, resolved_recipe, run_of
-from vidfuse.cli.videos import Listed, class_count, class_names, classes, of_classes
+from vidfuse.cli.videos import Listed, class_count, class_names, classes, of_classes, tell_order
 from vidfuse.errors import InputError
 
 __all__ = ["extract"]
@@ -81,8 +81,11 @@ def extract(
     if found.classes is not None and len(found.classes) != n_classes:
         raise InputError(
             f"expected a network of the {len(found.classes)} classes of {videos.data}, got one of {n_classes}: "
-            f"{checkpoint}"
+            f"{checkpoint}; pass --classes, a file of the names of all {n_classes} in their order, or train it on "
+            "these with `vidfuse train --checkpoint`"
         )
+    if names is None:
+        tell_order(checkpoint, known, found, videos.data)
     plan = clips.ViewPlan(
         clips=n_clips,
         length=frames or base.frames,

@@ -12,7 +12,7 @@ from vidfuse.cli import options
 from vidfuse.cli.decoding import Decoding, keep_left_out, listed_failures
 from vidfuse.cli.late import modules
 from vidfuse.cli.runs import checkpoint_file, one_view, resolved_recipe, run_of
-from vidfuse.cli.videos import Listed, ToTrain, of_classes
+from vidfuse.cli.videos import Listed, ToTrain, class_names, of_classes, tell_order
 from vidfuse.errors import InputError
 
 __all__ = ["soup"]
@@ -85,6 +85,8 @@ def soup(
         others = Listed(score, videos.layout, videos.root).listed("val", names)
     if chosen is not None and others is not None:
         _check_apart(chosen.ids, others.ids, groups)
+    if class_names(videos.classes)[1] is None:
+        tell_order(paths[0], first, found, videos.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = max(1, recipe.batch_size // recipe.accumulate)
 

@@ -15,7 +15,7 @@ import click
 from vidfuse.cli import options
 from vidfuse.errors import InputError
 
-__all__ = ["Listed", "ToTrain", "class_count", "class_names", "classes", "of_classes"]
+__all__ = ["Listed", "ToTrain", "class_count", "class_names", "classes", "of_classes", "tell_order"]
 
 classes = click.option(
     "--classes", metavar="N|FILE", help="How many classes a list has, or a file of their names in order."
@@ -148,6 +148,23 @@ def of_classes(found: Any, path: Path, names: tuple[str, ...] | None, n_classes:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return found
+
+
+def tell_order(checkpoint: Path, known: Any, found: Any, data: Path) -> None:
+    """Say in which order the names of videos' classes count for a network whose classes have none.
+
+    Args:
+        checkpoint: The network's weights.
+        known: What they say of their run; None where they are of none.
+        found: The videos.
+        data: Where they were listed.
+    """
+    if found.classes is not None and (known is None or known.classes is None):
+        order = ", ".join(found.classes[:3]) + (", …" if len(found.classes) > 3 else "")
+        _say(
+            f"the classes of {checkpoint} have no names: those of {data} count in the order {order}; --classes takes a "
+            "file of the names in the network's own"
+        )
 
 
 def class_names(given: str | None) -> tuple[int | None, tuple[str, ...] | None]:
