@@ -591,6 +591,8 @@ def test_soup_averages_runs_and_extract_takes_the_result(trained, videos, tmp_pa
     found = json.loads(told.stdout)
     assert len(found["members"]) == 2 and found["score"] == {} and found["held_out"] is None
     states = [state.trained(tmp_path / f"run{seed}" / "last.pt").weights for seed in (1, 2)]
+    error = run("soup", "x3d_tiny", videos, *CLIP, *runs, "--out", tmp_path / "run1", status=2).stderr
+    assert "--out: expected a folder for the soup" in error and not (tmp_path / "run1" / "best.pt").exists()
     averaged = state.trained(tmp_path / "all" / "best.pt")
     assert (averaged.network, averaged.n_classes, averaged.classes) == ("x3d_tiny", 2, ("dark", "light"))
     key = "classifier.weight"

@@ -70,6 +70,8 @@ def soup(
         *(f"vidfuse.training.{name}" for name in ("data", "soups", "checkpoints", "evaluation")), "torch"
     )
     paths = [checkpoint_file(path) for path in checkpoints]
+    if (out / "last.pt").exists() or any(path.resolve() == (out / "best.pt").resolve() for path in paths):
+        raise InputError(f"--out: expected a folder for the soup, got {out}, whose best.pt is a run's; name another")
     runs = [run_of(path, network) for path in paths]
     first = next((run for run in runs if run is not None), None)
     beside = next((path.with_name("recipe.yaml") for path, run in zip(paths, runs, strict=True) if run), Path())
