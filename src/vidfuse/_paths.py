@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -11,7 +12,7 @@ from typing import Final, Literal, get_args
 
 from vidfuse.errors import InputError, option
 
-__all__ = ["VIDEO_SUFFIXES", "IdRule", "name_ids", "path_ids"]
+__all__ = ["VIDEO_SUFFIXES", "IdRule", "is_comment", "name_ids", "path_ids"]
 
 # What FFmpeg reads, and people keep videos in.
 VIDEO_SUFFIXES: Final = frozenset(
@@ -20,6 +21,19 @@ VIDEO_SUFFIXES: Final = frozenset(
     ".vob .webm .wmv .wtv .xvid .y4m".split()
 )
 IdRule = Literal["path", "stem", "exact"]
+_COMMENT: Final = re.compile(
+    rf"\s*#(?!\S.*(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))})(?!\w))", re.IGNORECASE
+)
+
+
+def is_comment(line: str) -> bool:
+    """Say whether a line of a list is a comment, and not a video whose name begins as one does (HMDB51 has such).
+
+    Example:
+        >>> is_comment("# by hand"), is_comment("#path,label"), is_comment("#20_Rhythm_clap_u_nm.avi 1")
+        (True, True, False)
+    """
+    return _COMMENT.match(line) is not None
 
 
 def name_ids(names: Sequence[str], rule: IdRule = "path", base: str | os.PathLike[str] | None = None) -> list[str]:

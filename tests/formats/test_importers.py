@@ -333,6 +333,8 @@ def test_lists_and_tables_agree_on_what_the_ids_are(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("id,path,label\n" + "\n".join(rows))
     assert read_annotations(path).ids.tolist() == [f"clips/{row + 5}" for row in range(4)]
+    path.write_text("# by hand\n#20 clap.avi 1\n#done\na.avi 0\n")
+    assert read_annotations(path).ids.tolist() == ["#20 clap", "a"]
     path.write_text("id,path,label,p0,p1\n" + "\n".join(f"{row},0.25,0.75" for row in rows))
     with pytest.warns(VidfuseWarning, match="columns .id. are no scores"):
         assert read_dump(path).ids.tolist() == [f"clips/{row + 5}" for row in range(4)]

@@ -289,13 +289,27 @@ def test_row_45_rows_without_files_and_files_without_rows_are_listed(folder):
         (["run/a.mp4 1", "run/a.mp4 one"], r"list.txt:2"),
         (["run/a.mp4 -1"], "0-based integer label"),
         (["run/a.mp4 1.0"], "0-based integer label"),
-        (["run/a.mp4 1", "run/a.mp4 2"], r"unique ids, got 'run/a' at rows 0 and 1"),
+        (
+            ["run/a.mp4 1", "run/a.mp4 2"],
+            r"ids, got 'run/a' at rows 0 and 1: .*, labelled 1 and 2; a video is listed once",
+        ),
         (["../a.mp4 1"], "inside the data's folder"),
     ],
 )
 def test_lists_that_cannot_be_read(folder, lines, message):
     with pytest.raises(InputError, match=message):
         read_mmaction2(_list(folder, *lines))
+
+
+def test_names_that_begin_with_a_hash_are_no_comments(folder):
+    """As some of HMDB51 do."""
+    (folder / "run" / "#20 a.avi").touch()
+    plain = _list(folder, "# by hand.mp4", "#20 a.avi 1", "#20 a.avi,1", "#done", "a.mp4 0")
+    with pytest.raises(InputError, match="unique ids, got '#20 a'"):
+        read_csv_list(plain, folder / "run")
+    listed = _list(folder, "#path,label", "# made today", "path,label", "#20 a.avi,1", "#gone.AVI,0", "a.mp4,0")
+    videos = read_csv_list(listed, folder / "run")
+    assert videos.ids == ("#20 a", "a") and [name for name, _ in videos.skipped] == ["#gone"]
 
 
 def test_a_label_that_the_classes_do_not_have(folder):

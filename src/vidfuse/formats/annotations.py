@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidfuse._checks import check_ids, first_few, naming
-from vidfuse._paths import VIDEO_SUFFIXES, IdRule, name_ids
+from vidfuse._paths import VIDEO_SUFFIXES, IdRule, is_comment, name_ids
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import label_key
@@ -113,7 +113,7 @@ def read_annotations(
 
 def _from_text(text: str, head: str | None) -> _Listed:
     """A table with a header, or lines that end in a label, or names alone."""
-    stripped = ["" if line.lstrip().startswith("#") else line.strip() for line in text.splitlines()]
+    stripped = ["" if is_comment(line) else line.strip() for line in text.splitlines()]
     lines = [line for line in stripped if line]
     if not lines:
         raise InputError("expected a list of videos, got no rows")

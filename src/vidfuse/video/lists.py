@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, overload
 
 from vidfuse._checks import naming
-from vidfuse._paths import VIDEO_SUFFIXES, path_ids
+from vidfuse._paths import VIDEO_SUFFIXES, is_comment, path_ids
 from vidfuse.errors import InputError
 
 __all__ = [
@@ -69,7 +69,7 @@ def _read_rows(file: Path, group: str | None = None) -> list[_Row]:
     except UnicodeDecodeError as error:
         raise InputError(f"expected a list of videos as text in UTF-8, got other bytes in {file}: {error}") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines = [(number, line) for number, line in lines if line and not is_comment(line)]
     if not lines:
         raise InputError(f"expected at least one video in {file}, found none")
     delimiter = next((mark for mark in ",;\t" if mark in lines[0][1]), " ")
@@ -215,12 +215,15 @@ class VideoList(Sequence[VideoItem]):
                     "are the labels 1-based?"
                 )
         if twice:
-            first, second = twice[0]
+            one, other = (self.items[row] for row in twice[0])
             more = f", and {len(twice) - 1} more like them" if len(twice) > 1 else ""
+            labels = "" if one.label == other.label else f", labelled {one.label} and {other.label}"
+            advice = "files that differ in the suffix alone have one id: rename one of the two, or leave it out"
+            if one.path == other.path:
+                advice = "a video is listed once: leave one of the rows out"
             raise InputError(
-                f"expected unique ids, got {self.items[first].id!r} at rows {first} and {second}: "
-                f"{self.items[first].path} and {self.items[second].path}{more}; files that differ in the suffix alone "
-                "have one id: rename one of the two, or leave it out"
+                f"expected unique ids, got {one.id!r} at rows {twice[0][0]} and {twice[0][1]}: {one.path} and "
+                f"{other.path}{labels}{more}; {advice}"
             )
 
     def __len__(self) -> int:
