@@ -163,10 +163,12 @@ def test_videos_that_cannot_be_decoded_are_named_after_training(videos, tmp_path
     scored = re.findall(r"validation (\S+ % .*? of \d+),", told.stdout + told.stderr)
     assert len(scored) == 2 and len(set(scored)) == 1 and scored[0].endswith("] of 2")
     assert scored[0] in run(*command, "--out", tmp_path / "run").stdout
+    assert "of the 3 videos to score, 3 are trained on, such as " in told.stderr and "training video" not in told.stderr
     assert "expected a readable video" in run(*command, "--strict", "--out", tmp_path / "strict", status=2).stderr
     (tmp_path / "list.txt").write_text(lines[2])
     error = run(*command, "--classes", 2, "--out", tmp_path / "none", status=2).stderr
     assert re.search(r"got none of 1 that can be read; bad: expected a readable video, got \S*bad.mp4", error)
+    assert "no training video is of 1 of the 2 classes: 0; are the labels 1-based?" in error
 
 
 def test_extract_takes_clips_and_classes_as_the_checkpoint_was_trained(trained, videos, tmp_path):

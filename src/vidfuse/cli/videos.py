@@ -109,6 +109,7 @@ class ToTrain(Listed):
         val = self._val()
         if val is None:
             self.tell(found)
+            _tell_untrained(found, n_classes)
             _say("none is scored after each epoch: pass others as --val, or part some by source with `vidfuse split`")
             return found, None, n_classes
         scored = val.read("val", names, "score")
@@ -125,6 +126,13 @@ class ToTrain(Listed):
         )
         self.tell(found)
         val.tell(scored)
+        _tell_untrained(found, n_classes)
+        own = {os.path.realpath(item.path) for item in found}
+        if shared := [item.id for item in scored if os.path.realpath(item.path) in own]:
+            _say(
+                f"of the {len(scored)} videos to score, {len(shared)} are trained on, such as {shared[0]}: their "
+                "accuracy is too good"
+            )
         return found, scored, n_classes
 
     def _val(self) -> Listed | None:
@@ -194,6 +202,16 @@ def _check_numbered(path: Path, val: Path, classes: Sequence[str], n_classes: in
     if len(classes) != n_classes:
         raise InputError(f"expected videos to score of {n_classes} classes, got {len(classes)}; {way}")
     _say(f"{way}; without it the names count in sorted order, {classes[0]} as 0")
+
+
+def _tell_untrained(found: Any, n_classes: int) -> None:
+    """Name the classes that no training video is of: no network learns them."""
+    trained = set(found.labels)
+    if absent := [k for k in range(n_classes) if k not in trained]:
+        shown = ", ".join(str(k) if found.classes is None else found.classes[k] for k in absent[:5])
+        more = ", …" if len(absent) > 5 else ""
+        hint = "; are the labels 1-based?" if absent == [0] and found.classes is None else ""
+        _say(f"no training video is of {len(absent)} of the {n_classes} classes: {shown}{more}{hint}")
 
 
 def _say(text: str) -> None:
