@@ -145,7 +145,7 @@ def test_a_run_is_repeated_from_the_recipe_that_it_left(trained, videos, tmp_pat
 def test_a_run_goes_on_by_its_own_recipe_only(trained, videos):
     out, _ = trained
     more = ("--recipe", out / "recipe.yaml", "--out", out)
-    assert "2 epochs" in run("train", "x3d_tiny", videos, *CLIP, "--val", videos, *more).stdout
+    assert "x3d_tiny: epoch 2/2: " in run("train", "x3d_tiny", videos, *CLIP, "--val", videos, *more).stdout
     error = run("train", "x3d_tiny", videos, *CLIP, *more, "--set", "augmentation.hue=0.1", status=2).stderr
     assert "differs in augmentation.hue; train into another folder" in error
     assert resolved_recipe(str(out / "recipe.yaml"), ())[1] == {}
@@ -560,7 +560,7 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
     ]
     words = [w for setting in ("epochs=1", "warmup_epochs=0", "batch_size=4", "lr=1e-9") for w in ("--set", setting)]
     again = run(*command[:8], *words, "--few-clips", *started, "--out", tmp_path / "again")
-    assert "a: the checkpoint's classifier is kept" in again.stderr and "a: few clips: 1 epochs" in again.stderr
+    assert "a: the checkpoint's classifier is kept" in again.stderr and "a: few clips: epochs=1" in again.stderr
     assert "a: from the checkpoint:" in again.stderr
     others = [*started[:3], f"r2plus1d_tiny={tmp_path / 'again' / 'r2plus1d_tiny'}.pt"]
     refused = run(*command[:8], *words, "--few-clips", *others, "--out", tmp_path / "again", status=2).stderr
@@ -664,7 +664,7 @@ def test_a_checkpoint_is_fine_tuned_with_its_clips_and_for_other_classes_with_a_
         tmp_path / "tuned",
     )
     assert "got one that began with others" in run(*again, "--checkpoint", tmp_path / "other.pt", status=2).stderr
-    assert "1 epochs" in run(*again, "--checkpoint", trained[0]).stdout  # which has ended
+    assert "x3d_tiny: epoch 1/1: " in run(*again, "--checkpoint", trained[0]).stdout  # which has ended
     moved = ("--set", "body_rate=0", "--set", "size=40")
     told = run("train", "x3d_tiny", others, *one, *moved, "--checkpoint", trained[0], "--out", tmp_path / "0").stderr
     assert "learns at 0 of its rate" in told
@@ -685,7 +685,7 @@ def test_few_clips_set_what_nobody_named(videos, tmp_path):
         assert (recipe.epochs, recipe.scenes, recipe.body_rate) == (*expected, 0.1)
     few = ("--few-clips", "--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "frames=4", "--set", "size=32")
     told = run("train", "x3d_tiny", videos, *CLIP, *few, "--out", tmp_path / "run").stderr
-    assert "few clips: 1 epochs, 80 % of the clips before other scenes" in told
+    assert "few clips: epochs=1, 80 % of the clips before other scenes" in told
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["scenes"] == 0.8
 
 

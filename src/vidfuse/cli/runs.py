@@ -121,7 +121,7 @@ def begun(start: Any, recipe: Any, n_classes: int, few_clips: bool) -> list[str]
         lines.append("the checkpoint's classifier is kept")
     if few_clips:
         lines.append(
-            f"few clips: {recipe.epochs} epochs, {100 * recipe.scenes:g} % of the clips before other scenes "
+            f"few clips: epochs={recipe.epochs}, {100 * recipe.scenes:g} % of the clips before other scenes "
             "(--set epochs=…, scenes=…)"
         )
     return lines

@@ -104,7 +104,7 @@ def train(
             told = {"out": out, "epochs": len(result.history), "last": last, "best": best}
             options.emit(
                 told | {"failures": list(failures.items())},
-                f"{network}: {len(result.history)} epochs; {text}{listed_failures(failures)}\nwritten to {out}"
+                f"{network}: {text}{listed_failures(failures)}\nwritten to {out}"
                 + (": last.pt" if best is None else ": last.pt, and best.pt, the best epoch on the validation videos"),
             )
 
