@@ -575,6 +575,10 @@ def test_networks_are_trained_together_by_one_command(videos, tmp_path):
     before, after = (state.trained(tmp_path / folder / "a.pt") for folder in ("run", "again"))
     assert (after.recipe.scenes, after.recipe.frames, after.recipe.size) == (0.8, 8, 32)
     assert torch.allclose(after.weights["classifier.weight"], before.weights["classifier.weight"], atol=1e-6)
+    told = run(
+        "extract", "x3d_tiny", videos, *CLIP, "--checkpoint", tmp_path / "run", "--out", tmp_path / "c", status=2
+    )
+    assert "is a run of several networks; take one's own checkpoint: " in told.stderr and "a.pt, " in told.stderr
     wrong = (("b=x.pt", "expected members among a, r2plus1d_tiny, got b"), ("a=x.pt", "found no checkpoint at x.pt"))
     for given, message in wrong:
         assert message in run(*command, "--checkpoint", given, "--out", tmp_path / "no", status=2).stderr
@@ -612,6 +616,24 @@ def test_soup_averages_runs_and_extract_takes_the_result(trained, videos, tmp_pa
         tmp_path / "c/x3d",
     )
     assert len(vf.load_stack(tmp_path / "c")) == 8
+
+    kept = {"state_dict": {f"model.{k}": v for k, v in states[0].items()} | {"loss.weight": torch.ones(2)}}
+    torch.save(kept, tmp_path / "lightning.ckpt")
+    told = run(
+        "soup",
+        "x3d_tiny",
+        videos,
+        *CLIP,
+        "--checkpoint",
+        tmp_path / "lightning.ckpt",
+        *runs[2:],
+        "--out",
+        tmp_path / "l",
+    )
+    assert "left aside: loss.weight" in told.stderr
+    plain = state.trained(tmp_path / "l" / "best.pt").weights
+    learned = [name for name in plain if "running" not in name]  # the other run's seed draws other clips
+    assert all(torch.equal(plain[name], averaged.weights[name]) for name in learned)
 
     lists = {}
     for name, numbers in (("val", (0, 1)), ("score", (2, 3))):

@@ -148,6 +148,9 @@ def checkpoint_file(path: Path) -> Path:
         raise InputError(f"--checkpoint: expected a checkpoint file, or a run's folder, but there is nothing at {path}")
     if not path.is_dir():
         return path
+    if (path / "stages.csv").is_file():
+        own = ", ".join(str(file) for file in sorted(path.glob("*.pt")) if file.name != "last.pt")
+        raise InputError(f"--checkpoint: {path} is a run of several networks; take one's own checkpoint: {own}")
     found = next((path / name for name in ("best.pt", "last.pt") if (path / name).is_file()), None)
     if found is None:
         raise InputError(f"--checkpoint: expected a checkpoint, or a run's folder with best.pt or last.pt, got {path}")

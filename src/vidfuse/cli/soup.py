@@ -98,9 +98,10 @@ def soup(
 
     source = inputs.train_input(recipe, network, **augmentation)
     loader = decoding.loader(found, source, batch, device, seed=recipe.seed, shuffle=True)
-    named = {str(path): path if run else _converted(path, network) for path, run in zip(paths, runs, strict=True)}
+    model = inputs.network_for(recipe.frames, network, n_classes)
+    named = {str(path): path if run else _converted(path, model) for path, run in zip(paths, runs, strict=True)}
     made = soups.soup(
-        inputs.network_for(recipe.frames, network, n_classes),
+        model,
         named,
         loader,
         val_loader=views_of(chosen),
@@ -129,10 +130,12 @@ def soup(
     options.emit({**result, "held_out": held_out, "failures": list(failures.items())}, text)
 
 
-def _converted(path: Path, network: str) -> Any:
+def _converted(path: Path, model: Any) -> Any:
     """Return published weights in the network's own layout."""
-    checkpoints = modules("vidfuse.networks.checkpoints")[0]
-    return vf.networks.convert_state_dict(checkpoints.read_checkpoint(path), network)
+    found, aside = vf.networks.find_weights(vf.networks.read_checkpoint(path), model)
+    if aside:
+        click.echo(f"{path} holds more than {model.name}; left aside: {aside}", err=True)
+    return vf.networks.convert_state_dict(found, model.name)
 
 
 def _check_apart(chosen: Any, scored: Any, pattern: str | None) -> None:

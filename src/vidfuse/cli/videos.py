@@ -110,7 +110,7 @@ class ToTrain(Listed):
         if val is None:
             self.tell(found)
             _tell_untrained(found, n_classes)
-            _say("none is scored after each epoch: pass others as --val, or part some by source with `vidfuse split`")
+            _say("none is scored: pass others as --val, or part some by source with `vidfuse split`")
             return found, None, n_classes
         scored = val.read("val", names, "score")
         if found.classes is None and scored.classes is not None:

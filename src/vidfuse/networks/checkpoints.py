@@ -139,12 +139,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         refused = _refused(error)
         if refused:
-            what = f"it needs {', '.join(dict.fromkeys(refused))}, which is neither an array nor a plain container"
+            needed = ", ".join(dict.fromkeys(refused))
+            what = f"it needs {needed}, which is neither an array nor a plain container; save its state dict alone"
         else:
-            what = _foreign(path) or "it is not a checkpoint of tensors"
-        raise InputError(
-            f"{path} was not read, and nothing of it was executed: {what}; save its state dict alone"
-        ) from error
+            what = _foreign(path) or "it is not a checkpoint of tensors; save its state dict alone"
+        raise InputError(f"{path} was not read, and nothing of it was executed: {what}") from error
     except (RuntimeError, EOFError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a readable checkpoint: {_foreign(path) or error}") from error
     with naming(path):
