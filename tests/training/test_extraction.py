@@ -12,6 +12,7 @@ from toy_videos import Toy, ToyLoader, toy, toy_clips
 import vidfuse as vf
 from vidfuse import networks
 from vidfuse.errors import CacheConflictError, InputError, VidfuseWarning
+from vidfuse.training import TrainRecipe, evaluate, recompute_statistics, train
 from vidfuse.training.extraction import extract
 from vidfuse.training.fingerprints import fingerprint_of
 from vidfuse.video.clips import ViewPlan
@@ -222,7 +223,7 @@ def test_networks_are_put_into_eval_mode_and_no_graph_is_kept(tmp_path):
 
 
 def test_wrong_answers_are_refused(tmp_path):
-    with pytest.raises(InputError, match="expected at least one network"):
+    with pytest.raises(InputError, match="expected at least one member"):
         extract({}, ToyLoader(), tmp_path, **QUIET)
     with pytest.raises(InputError, match=r"expected logits of shape \(N, K\)"):
         extract(nn.Flatten(1, 2), ToyLoader(), tmp_path / "a", **QUIET)
@@ -357,3 +358,34 @@ def test_a_cache_goes_on_with_the_labels_that_it_holds(tmp_path):
     changed.names = [(label + (i < 2)) % 3 for i, label in enumerate(toy_clips(24)[2].tolist())]
     with pytest.raises(CacheConflictError, match=r"2 videos are there under other labels .* such as 'video[01]' under"):
         extract(model, changed, tmp_path / "toy", **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.zeros(2, 3, 2, 4, 4), ["a", "b"]), r"batches \(clips, ids, labels or None\), got a tuple of 2"),
+        ({"video": torch.zeros(2, 3, 2, 4, 4)}, "got a dict"),
+        ((torch.zeros(2, 3, 2, 4, 4), ["a", "b"], torch.tensor([0])), "a label for each of the 2 videos .* got 1"),
+    ],
+)
+def test_batches_of_another_kind_are_refused(batch, message, tmp_path):
+    """As of a plain data loader, which has no ids: by all that pass over one."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96, 2))
+    for call in (
+        lambda: extract(network, [batch], tmp_path, progress=False),
+        lambda: evaluate(network, [batch]),
+        lambda: train(
+            network, [batch], TrainRecipe(lr=0.1, epochs=1, warmup_epochs=0), tmp_path / "run", progress=False
+        ),
+        lambda: recompute_statistics(torch.nn.BatchNorm3d(3), [batch]),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_names_and_precisions_that_cannot_be_are_refused(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96, 2))
+    with pytest.raises(InputError, match="expected a plain folder name"):
+        extract({"a/b": network}, [], tmp_path)
+    with pytest.raises(InputError, match="precision: expected one of 'float32', 'bfloat16', 'float16', got 'fp16'"):
+        extract(network, [], tmp_path, precision="fp16")

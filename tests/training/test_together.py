@@ -222,3 +222,8 @@ def test_what_does_not_match_is_refused(tmp_path):
     together(tmp_path / "run")
     with pytest.raises(InputError, match="to hold"):
         train_together({"a": toy(1)}, Own(), {"a": RECIPE}, tmp_path / "run", val_loader=Own(), progress=False)
+    for name, message in (("last", "other names than 'last'"), ("a/b", "expected a plain folder name")):
+        named = {name: toy(1)}
+        with pytest.raises(InputError, match=message):
+            train_together(named, ToyLoader(), {name: RECIPE}, tmp_path / "named", val_loader=ToyLoader())
+    assert not (tmp_path / "named").exists()

@@ -14,7 +14,7 @@ try:
 
     from vidfuse.training import distributed
     from vidfuse.training.state import logits_of
-    from vidfuse.training.step import Batch, moved, nothing_read
+    from vidfuse.training.step import Batch, batches_of, moved, nothing_read
 except ImportError as error:
     raise MissingExtraError("training", "training") from error
 
@@ -49,7 +49,7 @@ def evaluate(
     target = torch.device(device) if device is not None else device_of(model)
     model.eval()
     hits = loss = n = 0.0
-    for clips, ids, labels in loader:
+    for clips, ids, labels in batches_of(loader):
         if labels is None:
             raise InputError(f"expected labelled videos to evaluate on, got none with {', '.join(list(ids)[:3])}")
         log_p = mean_of_views(model, moved(clips, target))

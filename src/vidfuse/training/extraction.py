@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vidfuse._checks import per_member
+from vidfuse._checks import check_choice, check_member_names, per_member
 from vidfuse.cache.reader import open_cache
 from vidfuse.cache.writer import CacheWriter
 from vidfuse.errors import CacheConflictError, InputError, MissingExtraError
@@ -26,6 +26,7 @@ try:
     from vidfuse.training.progress import bar as progress_bar
     from vidfuse.training.progress import say
     from vidfuse.training.state import autocast, logits_of
+    from vidfuse.training.step import batches_of
 except ImportError as error:
     raise MissingExtraError("extraction", "networks") from error
 
@@ -118,6 +119,7 @@ def extract(
         ...     vf.load_stack(folder).shape
         (2, 1, 4, 2)
     """
+    check_choice("precision", precision, ("float32", "bfloat16", "float16"))
     members = _members(model, folder, views, _device(model, device))
     given = per_member(fingerprint, members, "fingerprint", needed=())
     prints = {name: fingerprint_of(m.network, given[name], forward=forward) for name, m in members.items()}
@@ -150,7 +152,7 @@ def extract(
         stack.enter_context(autocast(next(iter(members.values())).device, lower))
         stepped = time.perf_counter()
         try:
-            for batch, batch_ids, labels in source:
+            for batch, batch_ids, labels in batches_of(source):
                 waited += time.perf_counter() - stepped
                 batch_ids = [_id(i) for i in batch_ids]
                 for name, member in members.items():
@@ -210,9 +212,8 @@ def _members(
         members = {Path(folder).name: _Member(model, Path(folder), views, device)}
     else:
         own = views if isinstance(views, Mapping) and set(views) >= set(model) else dict.fromkeys(model, views)
+        check_member_names(model)
         members = {name: _Member(network, Path(folder) / name, own[name], device) for name, network in model.items()}
-    if not members:
-        raise InputError("expected at least one network, got none")
     for member in members.values():
         if isinstance(member.network, nn.Module):
             member.network.to(device).eval()

@@ -20,7 +20,7 @@ try:
     from vidfuse.networks.checkpoints import COUNTED, read_checkpoint
     from vidfuse.training.evaluation import device_of, evaluate
     from vidfuse.training.state import trained
-    from vidfuse.training.step import Batch, moved
+    from vidfuse.training.step import Batch, batches_of, moved
 except ImportError as error:
     raise MissingExtraError("weight averaging", "networks") from error
 
@@ -196,7 +196,7 @@ def recompute_statistics(
         norm.train()  # dropout and all else stay in eval mode
     seen = 0
     try:
-        for clips, _, _ in islice(iter(loader), batches):
+        for clips, _, _ in islice(batches_of(loader), batches):
             model(moved(clips, target))
             seen += 1
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "DivergedError",
     "Loader",
+    "batches_of",
     "forward_module",
     "groups",
     "mean_norm",
@@ -54,13 +55,37 @@ class DivergedError(VidfuseError):
     """
 
 
+def batches_of(loader: Iterable[Any]) -> Iterator[Batch]:
+    """Yield the batches of a loader, or say what it yields in their place.
+
+    Raises:
+        InputError: It yields anything but `(clips, ids, labels or None)`, or not as many labels as ids.
+
+    Example:
+        >>> next(batches_of([(torch.zeros(1, 3, 8, 64, 64), torch.zeros(1))]))
+        Traceback (most recent call last):
+        vidfuse.errors.InputError: expected a loader of batches (clips, ids, labels or None), got a tuple of 2; ...
+    """
+    for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) != 3:
+            size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+            raise InputError(
+                f"expected a loader of batches (clips, ids, labels or None), got a {type(batch).__name__}{size}; ids "
+                "say which videos they are"
+            )
+        clips, ids, labels = batch
+        if labels is not None and len(labels) != len(ids):
+            raise InputError(f"expected a label for each of the {len(ids)} videos of a batch, got {len(labels)}")
+        yield clips, ids, labels
+
+
 def groups(loader: Loader, size: int, device: torch.device) -> Iterator[tuple[list[Batch], int, int]]:
     """Yield the batches of each step, how many of their videos count here, and how many do on all ranks.
 
     A rank whose videos are used up repeats its last batch, with a weight of 0, until all ranks are done. So each video
     counts exactly once in an epoch.
     """
-    source = iter(loader)
+    source = batches_of(loader)
     group: list[Batch] = []
     while True:
         fresh = list(islice(source, size))

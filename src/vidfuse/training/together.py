@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from vidfuse._checks import check_member_names
 from vidfuse.errors import InputError, MissingExtraError, VidfuseWarning
 from vidfuse.fusion.log_linear import LogLinearPool
 from vidfuse.fusion.rule import Rule
@@ -33,6 +34,7 @@ try:
     from vidfuse.training.step import (
         DivergedError,
         Loader,
+        batches_of,
         forward_module,
         groups,
         mean_norm,
@@ -169,6 +171,10 @@ def train_together(
 def _check(models: Mapping[str, nn.Module], recipes: Mapping[str, TrainRecipe]) -> None:
     if not models or set(models) != set(recipes):
         raise InputError(f"expected a recipe for each network, got networks {list(models)} and recipes {list(recipes)}")
+    if "last" in check_member_names(models):
+        raise InputError(
+            "expected other names than 'last', whose last.pt is what the run goes on from; rename the member"
+        )
     common = {(r.epochs, r.batch_size, r.accumulate) for r in recipes.values()}
     if len(common) > 1:
         raise InputError(
@@ -232,7 +238,7 @@ def _predict(runs: Mapping[str, Run], loader: Iterable[Any]) -> LogitStack:
     """Return every member's predictions of all ranks' validation videos, those of several views averaged."""
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in runs}
     ids, labels = [], []
-    for clips, batch_ids, batch_labels in loader:
+    for clips, batch_ids, batch_labels in batches_of(loader):
         if batch_labels is None:
             raise InputError(f"expected labelled validation videos, got none with {', '.join(list(batch_ids)[:3])}")
         for name, run in runs.items():
