@@ -179,11 +179,13 @@ def test_extract_takes_clips_and_classes_as_the_checkpoint_was_trained(trained, 
     result = run(*command, "--flip", "both", "--out", tmp_path / "val" / "x3d")
     assert "2 videos written" in result.stdout
     assert "12 views of 4 frames, interval 2, 32 pixels" in result.stdout
+    told = f"the labels of {tmp_path / 'list.txt'} are numbers: they count in the order of the classes of "
+    assert f"{told}{trained[0] / 'last.pt'}: dark, light\n" in result.stderr
     assert vf.load_stack(tmp_path / "val").shape == (2, 1, 12, 2)
     assert vf.load_stack(tmp_path / "val").classes == ("dark", "light")  # as the run's folders were named
     names = tmp_path / "names.txt"
     names.write_text("dark\nlight\n")
-    run(*command, "--classes", names, "--out", tmp_path / "named" / "x3d")
+    assert told not in run(*command, "--classes", names, "--out", tmp_path / "named" / "x3d").stderr
     assert vf.load_stack(tmp_path / "named").classes == ("dark", "light")
     names.write_text("dark\nlight\ngray\n")
     error = run(*command, "--classes", names, "--out", tmp_path / "other", status=2).stderr
@@ -724,6 +726,8 @@ def test_names_beside_numbers_are_counted_in_order_and_said_or_refused(videos, t
     (tmp_path / "names.txt").write_text("light\ndark\n")
     named = ("--classes", tmp_path / "names.txt", "--out", tmp_path / "c")
     assert "are numbers" not in run("train", "x3d_tiny", tmp_path / "train.txt", *settings, *named).stderr
+    told = run("train", "x3d_tiny", videos, *settings[:-1], tmp_path / "train.txt", "--out", tmp_path / "d").stderr
+    assert f"train.txt are numbers: they count in the order of the classes of {videos}: dark, light" in told
     # A network that was trained on numbers says no names either: light is 0 there, and folders have dark first.
     command = ("extract", "x3d_tiny", videos, *CLIP, "--clips", 1, "--checkpoint", tmp_path / "a", "--json")
     plain = run(*command, "--out", tmp_path / "caches" / "plain")

@@ -76,6 +76,8 @@ def extract(
         base, _ = resolved_recipe(recipe_name, ())
     n_named, names = class_names(classes)
     found = videos.listed(split, names)
+    if names is None:
+        tell_order(checkpoint, known.classes if known else None, found, videos.data)
     n_classes = n_named or (known.n_classes if known else class_count(found))
     found = of_classes(found, videos.data, known.classes if known else None, n_classes)
     if found.classes is not None and len(found.classes) != n_classes:
@@ -84,8 +86,6 @@ def extract(
             f"{checkpoint}; pass --classes, a file of the names of all {n_classes} in their order, or train it on "
             "these with `vidfuse train --checkpoint`"
         )
-    if names is None:
-        tell_order(checkpoint, known, found, videos.data)
     plan = clips.ViewPlan(
         clips=n_clips,
         length=frames or base.frames,

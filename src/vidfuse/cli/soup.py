@@ -77,6 +77,8 @@ def soup(
     beside = next((path.with_name("recipe.yaml") for path, run in zip(paths, runs, strict=True) if run), Path())
     recipe, augmentation = resolved_recipe(recipe_name or (str(beside) if beside.is_file() else network), ())
     found, chosen, n_classes = videos.to_train()
+    if class_names(videos.classes)[1] is None:
+        tell_order(paths[0], first.classes if first else None, found, videos.data)
     if first is not None:
         n_classes, found = first.n_classes, of_classes(found, videos.data, first.classes, first.n_classes)
         if chosen is not None:
@@ -87,8 +89,6 @@ def soup(
         others = Listed(score, videos.layout, videos.root).listed("val", names)
     if chosen is not None and others is not None:
         _check_apart(chosen.ids, others.ids, groups)
-    if class_names(videos.classes)[1] is None:
-        tell_order(paths[0], first, found, videos.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = max(1, recipe.batch_size // recipe.accumulate)
 

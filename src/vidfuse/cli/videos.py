@@ -115,6 +115,8 @@ class ToTrain(Listed):
         scored = val.read("val", names, "score")
         if found.classes is None and scored.classes is not None:
             _check_numbered(self.data, val.data, scored.classes, n_classes)
+        elif names is None:
+            tell_order(self.data, found.classes, scored, val.data)
         scored = of_classes(scored, val.data, found.classes, n_classes)
         # What one list leaves out for the other is not left out.
         files = {os.path.abspath(item.path) for one in (found, scored) for item in one}
@@ -158,21 +160,26 @@ def of_classes(found: Any, path: Path, names: tuple[str, ...] | None, n_classes:
     return found
 
 
-def tell_order(checkpoint: Path, known: Any, found: Any, data: Path) -> None:
-    """Say in which order the names of videos' classes count for a network whose classes have none.
+def tell_order(owner: Path, names: Sequence[str] | None, found: Any, data: Path) -> None:
+    """Say in which order classes count, where a network has names for them and its videos have numbers, or vice versa.
 
     Args:
-        checkpoint: The network's weights.
-        known: What they say of their run; None where they are of none.
+        owner: The network's weights, or the videos that it is trained on.
+        names: The names of its classes.
         found: The videos.
         data: Where they were listed.
     """
-    if found.classes is not None and (known is None or known.classes is None):
-        order = ", ".join(found.classes[:3]) + (", …" if len(found.classes) > 3 else "")
+    known = names or found.classes
+    if found.labels is None or known is None or names == found.classes or None not in (names, found.classes):
+        return
+    order = ", ".join(known[:3]) + (", …" if len(known) > 3 else "")
+    if names is None:
         _say(
-            f"the classes of {checkpoint} have no names: those of {data} count in the order {order}; --classes takes a "
-            "file of the names in the network's own"
+            f"the classes of {owner} have no names: those of {data} count in the order {order}; --classes takes a file "
+            "of the names in the network's own"
         )
+    else:
+        _say(f"the labels of {data} are numbers: they count in the order of the classes of {owner}: {order}")
 
 
 def class_names(given: str | None) -> tuple[int | None, tuple[str, ...] | None]:
