@@ -203,6 +203,9 @@ def test_what_makes_no_data_set(videos):
         VideoDataset(videos, TRAIN, short_side=8)
     with pytest.raises(InputError, match="rank"):
         EpochSampler(4, shuffle=False, rank=2, world_size=2)
+    for numbers in ({"batch_size": 0}, {"workers": -1}):
+        with pytest.raises(InputError, match="batch_size >= 1 and workers >= 0"):
+            VideoLoader(VideoDataset(videos, TRAIN), **numbers)
 
 
 @pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])

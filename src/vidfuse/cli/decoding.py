@@ -19,7 +19,9 @@ __all__ = ["Decoding", "keep_left_out", "listed_failures"]
 class Decoding:
     """What decodes the videos, and what is done about those that cannot be decoded."""
 
-    workers: int = options.asked("--workers", default=2, help="Processes that decode videos.")
+    workers: int = options.asked(
+        "--workers", type=click.IntRange(min=0), default=2, help="Processes that decode videos."
+    )
     decoder: str = options.asked(
         "--decoder",
         type=click.Choice(["pyav", "torchcodec", "gpu"]),

@@ -24,7 +24,7 @@ __all__ = ["extract"]
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val")
 @click.option("--checkpoint", type=options.FOUND, required=True, help="The weights; of a run's folder, best.pt.")
 @click.option("--recipe", "recipe_name", help="Take clips as this recipe does; by default as the checkpoint's run did.")
-@click.option("--clips", "n_clips", default=10, help="Clips of each video.")
+@click.option("--clips", "n_clips", type=options.COUNT, default=10, help="Clips of each video.")
 @click.option("--frames", type=options.COUNT, help="Frames of a clip, other than the recipe's.")
 @click.option("--interval", type=options.COUNT, help="Distance of frames, other than the recipe's.")
 @click.option("--size", type=options.COUNT, help="Side of a clip in pixels, other than the recipe's.")
@@ -32,7 +32,7 @@ __all__ = ["extract"]
 @click.option("--crops", type=click.Choice(["random", "centre", "three"]), default="random")
 @click.option("--flip", type=click.Choice(["random", "never", "both"]), default="random")
 @click.option("--seed", default=0, help="Seed of the clips.")
-@click.option("--batch-size", default=8, help="Videos in one batch.")
+@click.option("--batch-size", type=options.COUNT, default=8, help="Videos in one batch.")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the forward pass."
 )

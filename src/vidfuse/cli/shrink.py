@@ -29,7 +29,7 @@ _SETTINGS = ".shrink.json"  # in a folder of small videos: how they are encoded
 @click.option("--short-side", type=click.IntRange(min=16), default=256, help="In pixels.")
 @click.option("--gop", type=options.COUNT, default=12, help="Distance of keyframes.")
 @click.option("--crf", type=click.IntRange(0, 51), default=18, help="Quality; 0 is lossless.")
-@click.option("--workers", default=2, help="Processes that encode videos.")
+@click.option("--workers", type=click.IntRange(min=0), default=2, help="Processes that encode videos.")
 @click.option("--allow-truncated", is_flag=True, help="Take what is left of videos that end early.")
 @options.as_json
 def shrink(data: Path, small: Path, short_side: int, gop: int, crf: int, workers: int, allow_truncated: bool) -> None:

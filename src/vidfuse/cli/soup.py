@@ -43,7 +43,7 @@ __all__ = ["soup"]
 @click.option(
     "--recipe", "recipe_name", help="Take clips as this recipe does; by default as the checkpoints' runs did."
 )
-@click.option("--batches", default=100, help="Batches for the statistics of batch normalisation.")
+@click.option("--batches", type=options.COUNT, default=100, help="Batches for the statistics of batch normalisation.")
 @options.asks(Decoding, "decoding")
 @options.out("runs/soup", "The folder that receives best.pt, which `vidfuse extract --checkpoint` takes.")
 @options.as_json

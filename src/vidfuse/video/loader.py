@@ -71,6 +71,9 @@ class VideoLoader:
         sampler: positions in another order, in place of `shuffle`, `rank` and `world_size`.
         pin_memory: page-locked batches, for faster copies to a GPU.
 
+    Raises:
+        InputError: a batch of no videos, a number of processes below 0, or a rank that is none of `world_size`.
+
     Examples:
         >>> from vidfuse.video import VideoDataset, VideoItem, ViewPlan
         >>> dataset = VideoDataset([VideoItem("a", "missing.mp4", 0)], ViewPlan(clips=2))
@@ -92,6 +95,8 @@ class VideoLoader:
         sampler: Sampler[int] | Sequence[int] | None = None,
         pin_memory: bool = False,
     ) -> None:
+        if batch_size < 1 or workers < 0:
+            raise InputError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
         self.dataset = dataset
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,
