@@ -66,6 +66,13 @@ def test_takes_off_a_common_prefix(tmp_path, model, weights, prefix):
     assert same(networks.read_checkpoint(tmp_path / "a.pth"), model)
 
 
+def test_takes_off_what_torch_puts_between_names(model, weights):
+    """Of blocks that were compiled, sharded or checkpointed one by one."""
+    wrapped = {key.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): v for key, v in weights.items()}
+    wrapped = {key.replace("hidden.", "_fsdp_wrapped_module.hidden._orig_mod."): v for key, v in wrapped.items()}
+    assert same(unwrap(wrapped), model)
+
+
 def test_reads_safetensors(tmp_path, model, weights):
     save_file(weights, tmp_path / "a.safetensors")
     assert same(networks.read_checkpoint(tmp_path / "a.safetensors"), model)
@@ -275,6 +282,12 @@ def test_two_networks_alike_are_refused_by_their_names(model, weights):
     for kept in (two, {"state_dict": {f"model.{k}": v for k, v in two.items()}}):
         with pytest.raises(InputError, match=r"got those of 2 alike, under rgb\. and flow\.; pass the state dict"):
             networks.create("x3d_tiny", checkpoint=kept)
+    compiled = {f"net.{k}": v for k, v in weights.items()} | {
+        f"fast._orig_mod.{k}": v.clone() for k, v in weights.items()
+    }
+    with pytest.warns(VidfuseWarning, match="left aside: fast"):  # one network under two names
+        found = networks.create("x3d_tiny", checkpoint=compiled).state_dict()
+    assert same({k: v for k, v in found.items() if not k.endswith("num_batches_tracked")}, model)
 
 
 @pytest.mark.parametrize("other", ["state_dict_ema", "ema_state_dict", "averaged"])

@@ -38,7 +38,9 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 """Pairs of a regular expression and its replacement, as `re.sub` takes them."""
 
 _WRAPPERS: Final = ("state_dict", "model_state", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema")
-_PREFIXES: Final = ("module.", "_orig_mod.", "model.")
+_PREFIXES: Final = ("module.", "model.")
+# What torch puts between the names of modules that are compiled, sharded or checkpointed, wherever they lie.
+_BETWEEN: Final = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 # Buffers that are counted or computed, not learned.
 COUNTED: Final = ("num_batches_tracked", "relative_position_index", "n_averaged")
 # How the names begin of what depends on the number of classes.
@@ -203,7 +205,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
             f"expected a state dict, bare or under one of {', '.join(_WRAPPERS)}; found {found}; pass the mapping of "
             "names to tensors that is meant"
         )
-    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {_BETWEEN.sub("", str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
     weights = {key: value for key, value in weights.items() if not key.endswith(COUNTED)}
     # Take off a prefix that all keys have, and then the next one: "module.model." loses both.
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None):
@@ -295,13 +297,18 @@ def of_network(
                     part = rest
         if not prefix:
             return part
-        found[prefix] = part
+        if not any(_equal(part, other) for other in found.values()):  # a network may be kept under two names
+            found[prefix] = part
     if len(found) > 1:
         raise InputError(
             f"expected the weights of one network, got those of {len(found)} alike, under {' and '.join(found)}; pass "
             "the state dict of the one that is meant alone"
         )
     return next(iter(found.values()), dict(weights))
+
+
+def _equal(part: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return part.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in part.items())
 
 
 def summary_of(keys: Sequence[str]) -> str:
