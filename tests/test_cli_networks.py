@@ -242,9 +242,17 @@ def test_a_file_of_class_names_orders_folders_too(videos, tmp_path):
     }
     error = run("train", "x3d_tiny", videos, *settings, "--classes", 5, "--out", tmp_path / "five", status=2).stderr
     assert f"--classes: expected 2, the classes of {videos}, got 5; leave it out" in error
-    names.write_text("light\n")
+    for text, message in (
+        (b"dark\nd\xe4rk\n", "expected a text file in UTF-8"),
+        (b"\xef\xbb\xbflight\ndark\nlight\n", "expected each class name once"),
+        (b"", "the file is empty"),
+    ):
+        names.write_bytes(text)
+        error = run("train", "x3d_tiny", videos, *settings, "--classes", names, "--out", tmp_path / "one", status=2)
+        assert re.search(f"Error: .*{message}", error.stderr)
+    names.write_text("light\nnone\n")
     error = run("train", "x3d_tiny", videos, *settings, "--classes", names, "--out", tmp_path / "one", status=2).stderr
-    assert re.search(rf"Error: {videos}: expected classes among the 1 known ones \(light\), got dark", error)
+    assert re.search(rf"Error: {videos}: expected classes among the 2 known ones \(light, none\), got dark", error)
     assert not (tmp_path / "five").exists() and not (tmp_path / "one").exists()
 
 

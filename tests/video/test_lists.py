@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.formats.annotations import read_annotations
 from vidfuse.video.layouts import guess_layout, read_videos
 from vidfuse.video.lists import VideoItem, VideoList, read_class_folders, read_csv_list, read_folder, read_mmaction2
@@ -101,10 +101,11 @@ def test_a_csv_with_names_of_labels_quotes_and_a_header(folder):
     assert spaces.ids == ("run/b b", "jump/c") and spaces.classes == ("dance", "long jump")
     quoted = read_csv_list(_list(folder, '"run/b b.mp4","jump, long"', '"jump/c.MP4","dance"'))
     assert quoted.classes == ("dance", "jump, long") and quoted.ids == ("run/b b", "jump/c")
-    header = read_csv_list(
-        _list(folder, "fold,Label,video_path,performer,id", "1,dance,run/a.mp4,ann,x1", "2,walk,jump/c.MP4,bob,x2"),
-        group="performer",
+    columns = _list(
+        folder, "fold,Label,video_path,performer,id", "1,dance,run/a.mp4,ann,x1", "2,walk,jump/c.MP4,bob,x2"
     )
+    with pytest.warns(VidfuseWarning, match=r"list\.txt: columns fold are not used: all rows are taken"):
+        header = read_csv_list(columns, group="performer")
     assert header.ids == ("x1", "x2") and header.classes == ("dance", "walk")
     assert [item.group for item in header] == ["ann", "bob"]
     ordered = read_csv_list(_list(folder, "run/a.mp4,jog", "jump/c.MP4,hop"), classes=["jog", "swim", "hop"])

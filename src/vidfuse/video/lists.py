@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final, NamedTuple, overload
 
 from vidfuse._checks import naming
 from vidfuse._paths import VIDEO_SUFFIXES, is_comment, path_ids
-from vidfuse.errors import InputError
+from vidfuse.errors import InputError, VidfuseWarning
 
 __all__ = [
     "VideoItem",
@@ -97,6 +98,13 @@ def _with_header(
         raise InputError(f"expected a column {' or '.join(_PATHS[:3])} in the header of {file}, got {header}")
     if group is not None and columns["group"] is None:
         raise InputError(f"expected a column {group!r} in {file}, got {', '.join(header)}")
+    used = {*columns.values(), *(at for at, name in enumerate(header) if name == "group")}  # as `vidfuse split` writes
+    if unused := [name for at, name in enumerate(header) if at not in used and name]:
+        warnings.warn(
+            f"{file}: columns {', '.join(unused)} are not used: all rows are taken, and whole videos",
+            VidfuseWarning,
+            stacklevel=4,
+        )
     rows = []
     for number, line in lines[1:]:
         cells = [cell.strip() for cell in _cells(line, delimiter)]

@@ -142,7 +142,9 @@ def read_corrupted(path: str | Path) -> frozenset[str]:
     file = Path(path)
     if not file.is_file():
         return frozenset()
-    return frozenset(Path(line.strip()).stem for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    return frozenset(
+        Path(line.strip()).stem for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    )
 
 
 def _read_csv(file: Path, what: str, columns: Sequence[str]) -> list[dict[str, str]]:
