@@ -343,6 +343,12 @@ class Part:
         """The bytes of its scores."""
         return self._entry.stop - self._entry.start
 
+    def expect(self, start: int = 0) -> None:
+        """Have the disk read a chunk of a held part's scores, from this byte of them on, before they are asked for."""
+        first = (self._base + self._entry.start + start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and first < len(self._map):
+            self._map.madvise(mmap.MADV_WILLNEED, first, min(_CHUNK, len(self._map) - first))
+
     def release(self) -> None:
         """Let the pages of a held part leave this process's memory; they are read again where they are used again."""
         if self._map is not None:
@@ -373,10 +379,9 @@ class Part:
         """The scores' bytes: as they are mapped, or read, which reports a failing disk as an error."""
         if self._map is not None and self._scores is not None:
             whole = self._scores.reshape(-1).view(np.uint8).data
+            self.expect()
             for start in range(0, whole.nbytes, _CHUNK):
-                ahead = (self._base + self._entry.start + start + _CHUNK) // mmap.PAGESIZE * mmap.PAGESIZE
-                if ahead < len(self._map):
-                    self._map.madvise(mmap.MADV_WILLNEED, ahead, _CHUNK)  # the disk reads it while this one is used
+                self.expect(start + _CHUNK)  # the disk reads it while this one is used
                 yield whole[start : start + _CHUNK]
             return
         start, stop = self._base + self._entry.start, self._base + self._entry.stop

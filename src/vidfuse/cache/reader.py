@@ -195,6 +195,8 @@ def checking_ahead() -> Iterator[None]:
             if ended.is_set():
                 return
             part = parts[number]
+            if number + 1 < len(parts):
+                parts[number + 1].expect()
             with suppress(CacheError, OSError):
                 part.check()
             if not part.used:
