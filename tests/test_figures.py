@@ -258,22 +258,29 @@ def test_what_prediction_and_a_million_videos_cost():
         plain, cost = f"{row['plain CPU seconds']:.2f} s", f"{row['predict CPU seconds']:.1f} s"
         clock = f"{row['predict seconds']:.0f} s | {row['plain seconds']:.1f} s | {row['peak MB'] / 1000:.2f} GB"
         assert f"| {cost} | {plain} | {clock} |" in text, row
-    found, text = results("large_data")["ulimit -n 256"], page("docs/cache-format.md")
-    steps = {
-        "`vidfuse verify`, `ulimit -n 256`": found["verify"],
-        "open as one stack, `ulimit -n 256`": found["open"],
-        "`vidfuse fit --no-check`, `ulimit -n 256`": found["fit"],
-        "`vidfuse predict --dtype float32` to `.npz`, `ulimit -n 256`": found["predict"]["npz"],
-        "the same to a cache, `ulimit -n 256`": found["predict"]["cache"],
-        "`vidfuse report --sample 20000`, `ulimit -n 256`": found["report"],
-    }
-    for name, step in steps.items():
-        cost, clock, peak = rows_of(text)[name]
-        assert float(cost) == pytest.approx(step["CPU seconds"], abs=0.5 if step["CPU seconds"] > 100 else 0.05)
-        assert float(clock.replace(",", "")) == pytest.approx(
-            step["seconds"], abs=0.5 if step["seconds"] > 50 else 0.05
-        )
-        assert float(peak.split()[0]) == pytest.approx(step["peak GB"], abs=0.005)
+    for row in results("predict_speed_ten_million")["rows"]:
+        assert f"{row['predict seconds']:.0f}" in text and f"{row['plain seconds']:.0f}" in text, row
+    shown = rows_of(page("docs/cache-format.md"))
+    for videos, ahead, behind in (("", "", ", `ulimit -n 256`"), (", 10,000,000 videos", "10⁷: ", "")):
+        found = results("large_data")[f"ulimit -n 256{videos}"]
+        steps = {
+            "write, three processes": found["write"],
+            "`vidfuse verify`": found["verify"],
+            "open as one stack": found["open"],
+            "`vidfuse fit --no-check`": found["fit"],
+            "`vidfuse predict --dtype float32` to `.npz`": found["predict"]["npz"],
+            "the same to a cache": found["predict"]["cache"],
+            "`vidfuse evaluate`": found["evaluate"],
+            "`vidfuse report --sample 20000`": found["report"],
+        }
+        for name, step in steps.items():
+            cost, clock, peak = shown[f"{ahead}{name}{behind}"]
+            assert float(cost) == pytest.approx(step["CPU seconds"], abs=0.5 if step["CPU seconds"] > 100 else 0.05)
+            if (ahead, name) != ("10⁷: ", "`vidfuse fit --no-check`"):  # which ran beside other work
+                assert float(clock.replace(",", "")) == pytest.approx(
+                    step["seconds"], abs=0.5 if step["seconds"] > 50 else 0.05
+                )
+            assert float(peak.split()[0]) == pytest.approx(step["peak GB"], abs=0.005 if step["peak GB"] < 1 else 0.05)
 
 
 def test_what_serving_takes():
