@@ -766,6 +766,25 @@ def test_who_checks_ahead_waits_where_nothing_is_used_and_ends_with_the_context(
     assert [thread.name for thread in threading.enumerate() if thread.name == "checking ahead"] == []
 
 
+def test_a_part_that_nobody_uses_does_not_hold_up_who_checks_ahead(tmp_path, monkeypatch):
+    for name in "abcd":
+        with CacheWriter(tmp_path / name) as writer:
+            writer.append(["v"], np.zeros((1, 5), np.float32))
+    checked = []
+    monkeypatch.setattr(Part, "verify", lambda part: checked.append(part.path.parent.name))
+    monkeypatch.setattr(reader, "_AHEAD", 20)  # bytes: one part
+    with checking_ahead():
+        caches = {name: open_cache(tmp_path / name) for name in "abcd"}
+        for name in "bc":
+            while name not in checked:
+                time.sleep(0.01)
+            assert checked[-1] == name
+            caches[name].parts[0].used = True
+        while "d" not in checked:
+            time.sleep(0.01)
+    assert checked == ["a", "b", "c", "d"]
+
+
 def test_members_of_a_stack_hold_their_ids_and_labels_once(tmp_path):
     ids, z = [f"v{row}" for row in range(6)], np.zeros((6, 3), np.float32)
     for name, labels in (("a", [0, 1, 2, 0, 1, 2]), ("b", [0, 1, 2, 0, 1, 2]), ("c", None)):

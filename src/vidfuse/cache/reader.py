@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -187,11 +186,11 @@ def checking_ahead() -> Iterator[None]:
     parts, ended = list[Part](), Event()
 
     def run() -> None:
-        unused, size = deque[Part](), 0
+        unused, size = list[Part](), 0
         for number in count():
             while (number == len(parts) or size > _AHEAD) and not ended.wait(_PAUSE):
-                while unused and unused[0].used:
-                    size -= unused.popleft().size
+                unused = [part for part in unused if not part.used]
+                size = sum(part.size for part in unused)
             if ended.is_set():
                 return
             part = parts[number]
