@@ -7,6 +7,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from vidfuse.errors import InputError
 from vidfuse.metrics import brier, ece, nll, reliability
+from vidfuse.metrics.probabilistic import binned
 
 
 def sample(seed, n=300, k=5, scale=2.0):
@@ -69,6 +70,11 @@ def test_a_confidence_at_the_end_of_a_bin_stays_there_however_it_is_rounded(k):
     which = np.ceil(np.round(15 * confidence, 5))
     expected = sum(abs(hits[which == b].sum() - confidence[which == b].sum()) for b in range(1, 16)) / 60
     assert found == pytest.approx([expected] * len(found), abs=1e-6)
+
+
+def test_bins_of_quantiles_hold_equally_many_videos_however_confident_they_are():
+    confidence = 1 - np.geomspace(1e-3, 1e-12, 150)
+    assert binned(confidence, np.ones(150, bool), 15, "quantile").counts.tolist() == 15 * [10]
 
 
 @pytest.mark.parametrize("binning", ["uniform", "quantile"])

@@ -159,7 +159,9 @@ def binned(
     edges = np.linspace(0.0, 1.0, n_bins + 1)
     if binning == "quantile":
         edges = np.quantile(confidence, edges)
-    at = confidence - _ROUNDING  # 1/3 is the end of a bin of 1/15, whichever way its logarithm was rounded
+    # 1/3 is the end of a bin of 1/15, whichever way its logarithm was rounded. Near 1 logarithms are exact, and tell
+    # confident predictions apart: quantiles need that.
+    at = confidence - _ROUNDING * (1 - confidence)
     which = np.clip(np.searchsorted(edges, at, side="left") - 1, 0, n_bins - 1)
     counts = np.bincount(which, minlength=n_bins)
     bins = np.flatnonzero(counts)
