@@ -344,7 +344,7 @@ def check_ids(ids: Any, n: int | None = None, member: str | None = None) -> NDAr
 
 
 def check_names(values: Any, n: int, what: str, ids: NDArray[np.str_] | None = None) -> NDArray[Any]:
-    """Return a name for each video (N,), which others may have too: its group, its class; objects become texts.
+    """Return a name for each video (N,), which others may have too: its group or class. Objects and bytes become texts.
 
     Args:
         values: Texts, numbers, or anything else that has a text of its own.
@@ -370,7 +370,8 @@ def check_names(values: Any, n: int, what: str, ids: NDArray[np.str_] | None = N
         for row, name in enumerate(values if listed else names.tolist()):
             if not isinstance(name, str) and str(name) in _NO_NAME:
                 raise InputError(f"{what}: expected a name for each video, got {name!r} for {place(row, ids)}")
-        names = names.astype(str) if names.dtype.kind == "O" else names
+        if names.dtype.kind in "OS":
+            names = np.array([_as_text(name) for name in names.tolist()], dtype=np.str_)
     if names.dtype.kind == "U" and (names == "").any():
         row = int((names == "").argmax())
         raise InputError(f"{what}: expected a name for each video, got '' for {place(row, ids)}")

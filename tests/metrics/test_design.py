@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidfuse._checks import check_names
 from vidfuse.errors import InputError
 from vidfuse.metrics.design import design_of
 
@@ -84,6 +85,15 @@ def test_a_video_without_a_name_is_in_no_group_of_others_without(missing):
     for groups in (["a", missing, missing], np.array(["a", missing, missing], dtype=object)):
         with pytest.raises(InputError, match="groups: expected a name for each video"):
             design_of(3, groups=groups)
+
+
+def test_names_in_bytes_are_texts():
+    named = check_names(np.array(["é".encode(), b"b"]), 2, "groups")
+    assert (
+        named.tolist() == check_names(np.array(["é".encode(), b"b"], dtype=object), 2, "groups").tolist() == ["é", "b"]
+    )
+    with pytest.raises(InputError, match="groups: expected a name for each video, got '' for row 1"):
+        design_of(2, groups=[b"a", b""])
 
 
 def test_bad_input():
