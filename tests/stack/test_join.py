@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,18 +230,28 @@ def test_ids_that_have_nothing_in_common_are_not_to_be_joined():
         vf.LogitStack.from_arrays({"a": z, "b": z}, ids={"a": ["0", "1", "12"], "b": ["001", "000", "012"]})
 
 
-def test_an_index_of_pandas_that_has_the_ids_in_another_order_is_refused():
-    ids, z = ["a", "b", "c"], 2 * np.eye(3)
+@pytest.mark.parametrize("ids", [["a", "b", "c"], [12, 10, 11], [2, 0, 1]])
+def test_an_index_of_pandas_that_has_the_ids_in_another_order_is_refused(ids):
+    z = 2 * np.eye(3)
     frame, labels = pd.DataFrame(z, index=ids), pd.Series([0, 1, 2], index=ids)
     turned = frame.loc[::-1], labels.loc[::-1]
+    expected = rf"expected rows in the order of the ids, '{ids[0]}', '{ids[1]}'.*\.loc\[ids\]"
     for scores, own, what in ((frame, turned[1], "labels"), (turned[0], labels, "member 'm'")):
-        with pytest.raises(
-            InputError, match=rf"{what}: expected rows in the order of the ids, 'a', 'b' .*\.loc\[ids\]"
-        ):
+        with pytest.raises(InputError, match=f"{what}: {expected}"):
             vf.LogitStack.from_arrays({"m": scores}, labels=own, ids=ids)
     stack = vf.LogitStack.from_arrays({"m": turned[0].loc[ids]}, labels={"m": labels}, ids=ids)
     assert stack.labels.tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match=f"groups: {expected}"):
+        stack.with_groups(turned[1])
+    assert stack.with_groups(labels).groups.tolist() == ["0", "1", "2"]
     vf.LogitStack.from_arrays({"m": frame.reset_index(drop=True)}, labels=turned[1].reset_index(drop=True), ids=ids)
+
+
+def test_a_column_of_pyarrow_is_an_array():
+    """Its `index` is a method, no index."""
+    labels = pyarrow.array([0, 1])
+    stack = vf.LogitStack.from_arrays({"a": 2 * np.eye(2)}, labels=labels, ids=["x", "y"]).with_groups(labels)
+    assert stack.labels.tolist() == [0, 1] and stack.groups.tolist() == ["0", "1"]
 
 
 def test_a_matrix_is_an_array():

@@ -288,13 +288,16 @@ def align_labels(
 def check_index(values: Any, ids: NDArray[np.str_] | None, what: str) -> None:
     """Refuse pandas' values whose index holds the ids in another order: rows are taken as they stand.
 
+    An index that counts the rows from 0 says nothing of ids.
+
     Example:
         >>> check_index([3, 4], np.array(["a", "b"]), "labels")
     """
-    if ids is None or not hasattr(values, "to_numpy") or not hasattr(values, "index"):
+    known: Any = getattr(values, "index", None)
+    if ids is None or not hasattr(known, "to_numpy"):  # others have a method of this name
         return
-    index = [value for value in values.index if isinstance(value, str)]
-    if index != ids.tolist() and sorted(index) == sorted(ids.tolist()):
+    index, named = list(map(str, known)), ids.tolist()
+    if index not in (named, list(map(str, range(len(index))))) and sorted(index) == sorted(named):
         raise InputError(
             f"{what}: expected rows in the order of the ids, {first_few(ids, 2)}, and their index has them in another, "
             f"{first_few(index, 2)}; put them in order with .loc[ids]"
@@ -387,4 +390,5 @@ def group_names(
         listed = [groups(name) if callable(groups) else groups[name] for name in ids.tolist()]
         groups = np.empty(n, dtype=object)  # a name may be a tuple
         groups[:] = listed
+    check_index(groups, ids, "groups")
     return np.array([str(name) for name in check_names(groups, n, "groups", ids).tolist()])
