@@ -324,8 +324,8 @@ class Recipe:
             PredictionSets(95%, from 300 videos)
         """
         stack = self._prepare(data)
-        warn_if_clips(stack)
         self.check_groups(stack)
+        warn_if_clips(stack)
         shared = self.shared_videos(stack)
         if cross_fit is None and shared is None:
             raise InputError(

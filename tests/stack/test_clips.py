@@ -101,8 +101,17 @@ def test_row_64_whatever_states_a_risk_asks_for_groups():
             warnings.catch_warnings(),
             pytest.raises(InputError, match=r"the fit came in 30 groups, and these have none; say .* by groups="),
         ):
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("error")  # what is refused is not warned of, too
             state()
+
+
+def test_copies_of_a_rule_that_states_a_risk_do_not_ask_again():
+    stack = stack_of_clips([f"v_Run_g{g:02}_c{c:02}" for g in range(60) for c in range(4)])
+    with pytest.warns(VidfuseWarning) as said:
+        vf.leaderboard(stack, rules={"cascade": vf.Cascade(vf.LogLinearPool("uniform"), at_most=0.5)}, n_resamples=50)
+    assert [str(one.message)[:43] for one in said if "clips" in str(one.message)] == [
+        "240 ids look like clips of 60 sources ('v_R"
+    ]
 
 
 def test_groups_stand_beside_every_interval():

@@ -17,6 +17,7 @@ from sklearn.utils import get_tags
 
 from vidfuse._checks import check_names
 from vidfuse.errors import InputError
+from vidfuse.stack.clips import without_clips_warnings
 from vidfuse.stack.stack import LogitStack
 
 __all__ = [
@@ -257,10 +258,11 @@ def fit_copies(
         whole = clone(rule).fit(stack, labels, sample_weight) if whole is None else whole
         return [whole.refitted(np.where(_held(fit_rows, len(labels)), share, 0.0)) for fit_rows, _ in splits]
     weights = [None if sample_weight is None else sample_weight[fit_rows] for fit_rows, _ in splits]
-    return [
-        clone(rule).fit(stack[fit_rows], labels[fit_rows], weight)
-        for (fit_rows, _), weight in zip(splits, weights, strict=True)
-    ]
+    with without_clips_warnings():  # who made the folds has asked, of all videos
+        return [
+            clone(rule).fit(stack[fit_rows], labels[fit_rows], weight)
+            for (fit_rows, _), weight in zip(splits, weights, strict=True)
+        ]
 
 
 def _held(rows: Any, n: int) -> NDArray[np.bool_]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from vidfuse._checks import first_few
 from vidfuse.errors import VidfuseWarning, option
 from vidfuse.stack.stack import LogitStack
 
-__all__ = ["clips_of_one_source", "warn_if_clips"]
+__all__ = ["clips_of_one_source", "warn_if_clips", "without_clips_warnings"]
 
 _COUNTER = re.compile(r"[_\-.]?[A-Za-z]{0,5}[_\-.]?\d+$")  # c02, _clip_3, -0007
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
@@ -55,3 +57,16 @@ def warn_if_clips(stack: LogitStack) -> None:
             VidfuseWarning,
             stacklevel=3,
         )
+
+
+@contextmanager
+def without_clips_warnings() -> Iterator[None]:
+    """Leave out that warning: for copies of a rule on some of the videos, of all of which it was asked.
+
+    Example:
+        >>> with without_clips_warnings():
+        ...     warnings.warn("80 ids look like clips of 20 sources, …", VidfuseWarning)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* ids look like clips of ", VidfuseWarning)
+        yield
