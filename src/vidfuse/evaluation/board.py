@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from vidfuse._tables import Cell, Column, Table, Tabular, writers
 from vidfuse.errors import InputError
 from vidfuse.evaluation.resampling import Draw
-from vidfuse.evaluation.scores import Score, floor_of, require_labels, score
+from vidfuse.evaluation.scores import Score, floor_of, log_proba_of, require_labels, score
 from vidfuse.evaluation.trial import Protocol, Trial
 from vidfuse.fusion.blocks import FusedBlocks
 from vidfuse.fusion.log_linear import LogLinearPool
@@ -258,9 +258,9 @@ def board_of(
         protocol: How the predictions came about.
         best: The best single member; by default the best one on `stack`, which favours it.
         average: The plain average's name and log-likelihoods (N, K); by default it is computed.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples, of losses and of callables.
+        n_resamples: Bootstrap resamples, of losses, of macro-F1 and of callables.
         random_state: Seed of resamples and sign flips.
 
     Raises:
@@ -287,8 +287,11 @@ def board_of(
     given: dict[str, Any] = {}
     present: dict[str, NDArray[np.bool_]] = {}
     for column, name in enumerate(stack.members):
-        one = stack.select([name])
-        given[name] = _given(labels, ((rows, block[:, 0]) for rows, block in one.iter_blocks()), objective)
+        if callable(objective):
+            given[name] = log_proba_of(stack, name)
+        else:
+            one = stack.select([name]).iter_blocks()
+            given[name] = Outcomes.of_blocks(labels, ((rows, block[:, 0]) for rows, block in one))
         present[name] = everyone if stack.present is None else stack.present[:, column]
     for name, log_proba in predictions.items():
         given[name], present[name] = _given(labels, log_proba, objective), everyone
@@ -356,16 +359,11 @@ def board_of(
     )
 
 
-def _given(
-    labels: NDArray[np.int64],
-    predicted: ArrayLike | FusedBlocks | Iterable[tuple[slice, NDArray[Any]]],
-    objective: str | Objective,
-) -> Any:
+def _given(labels: NDArray[np.int64], predicted: ArrayLike | FusedBlocks, objective: str | Objective) -> Any:
     """Return what the score of a prediction needs: its outcomes, or for a callable its log-likelihoods (N, K)."""
-    blocks = predicted if isinstance(predicted, FusedBlocks | Iterator) else [(slice(None), np.asarray(predicted))]
-    if callable(objective):
-        return np.concatenate([block.copy() for _, block in blocks])
-    return Outcomes.of_blocks(labels, blocks)
+    if isinstance(predicted, FusedBlocks):
+        return predicted[:] if callable(objective) else Outcomes.of_blocks(labels, predicted)
+    return np.asarray(predicted) if callable(objective) else Outcomes.of(labels, predicted)
 
 
 def _patterns(masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:

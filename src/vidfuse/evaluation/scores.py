@@ -121,7 +121,8 @@ def floor_of(*stacks: LogitStack | None) -> Floor:
         >>> floor_of(stack), floor_of(stack[1:])
         (0.0001, 'auto')
     """
-    return DEFAULT_FLOOR if any(stack is not None and _rules_out(stack) for stack in stacks) else "auto"
+    each = dict.fromkeys(stack for stack in stacks if stack is not None)  # cross-fitted, two are the same one
+    return DEFAULT_FLOOR if any(map(_rules_out, each)) else "auto"
 
 
 def _rules_out(stack: LogitStack) -> bool:
