@@ -52,12 +52,12 @@ def members_curve(
         rule: Any unfitted rule; `LogLinearPool()` by default. It is fitted anew for each number of members from two on.
         order: The members in the order of joining.
         cost: What each member costs: multiply-adds, milliseconds, …; points carry the sum of those that have joined.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         folds: The number of folds without `test`; 0 for in-sample scores.
         groups: What each video comes from; see `leaderboard`.
         views: How views are reduced where the stack has them.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples, of losses and of callables.
+        n_resamples: Bootstrap resamples, of losses, of macro-F1 and of callables.
         random_state: Seed of folds and resamples.
 
     Raises:

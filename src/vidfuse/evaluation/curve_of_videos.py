@@ -54,12 +54,12 @@ def learning_curve(
         rules: Name → unfitted rule; by default learned weights and the average of log-likelihoods.
         sizes: Numbers of videos to fit on; by default doubling from 20 up to all that there are.
         repeats: How many orders are drawn.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         folds: The number of folds without `test`.
         groups: What each video comes from; see `leaderboard`. A size counts videos; groups are taken whole.
         views: How views are reduced where the stack has them.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples, of losses and of callables.
+        n_resamples: Bootstrap resamples, of losses, of macro-F1 and of callables.
         random_state: Seed of folds, orders and resamples.
 
     Raises:

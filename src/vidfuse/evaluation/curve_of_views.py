@@ -49,12 +49,12 @@ def views_curve(
         rule: Any unfitted rule; `LogLinearPool()` by default. It is fitted anew for each number of views.
         sizes: Numbers of views; by default 1, 2, 3, 5, 10, 20, 30, … and all.
         cost: What one view of all members costs; points carry the product.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         folds: The number of folds without `test`; 0 for in-sample scores.
         groups: What each video comes from; see `leaderboard`.
         views: How views are reduced.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples, of losses and of callables.
+        n_resamples: Bootstrap resamples, of losses, of macro-F1 and of callables.
         random_state: Seed of folds and resamples.
 
     Raises:

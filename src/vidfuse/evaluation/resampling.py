@@ -55,7 +55,7 @@ class Draw:
         labels: True classes (N,).
         objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples of losses and of callables; also the swaps of a callable's test.
+        n_resamples: Bootstrap resamples of losses, of macro-F1 and of callables; also the swaps of these two's tests.
         random_state: Seed; the same one draws the same videos for every prediction.
         groups: What each video comes from (N,), or None.
     """

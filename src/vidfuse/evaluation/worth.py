@@ -133,12 +133,12 @@ def member_worth(
         stack: Labelled stack that the rule is fitted on, of at least two members.
         test: Labelled stack that it is scored on; without it the rule is cross-fitted.
         rule: Any unfitted rule; `LogLinearPool()` by default.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
         folds: The number of folds without `test`; 0 for in-sample scores.
         groups: What each video comes from; see `leaderboard`.
         views: How views are reduced where the stack has them.
         confidence: The intervals' nominal coverage.
-        n_resamples: Bootstrap resamples, of losses and of callables.
+        n_resamples: Bootstrap resamples, of losses, of macro-F1 and of callables.
         random_state: Seed of folds, resamples and sign flips.
 
     Raises:

@@ -180,8 +180,8 @@ def coordinate_search(
     problem = pose(stack, objective, named_pool(pool), labels=labels, sample_weight=sample_weight, whole_only=True)
     if objective == "nll":
         raise InputError(
-            "objective: expected 'accuracy', 'mean-class-accuracy' or a callable, got 'nll'; LogLinearPool() and "
-            "LinearPool() find its optimum"
+            "objective: expected 'accuracy', 'mean-class-accuracy', 'macro-f1' or a callable, got 'nll'; "
+            "LogLinearPool() and LinearPool() find its optimum"
         )
     names = problem.stack.members
     if start is not None:

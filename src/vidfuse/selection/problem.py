@@ -193,7 +193,7 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
 
     Args:
         stack: The members (N, M, K), with labels.
-        objective: "accuracy", "mean-class-accuracy", "nll", or a callable `(labels, log_proba) -> float`.
+        objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
 
     Raises:
         InputError: The stack has no labels, or the objective is no number.
