@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
     rule = vf.LinearPool("uniform").fit(stack_of())
     with pytest.raises(AlignmentError, match="missing"):
         rule.predict_blocks(stack_of().select(["a"]))
-    for rows in (0, -3, True):
+    for rows in (2.5, "7", 0, -3, True):
         with pytest.raises(InputError, match="rows_per_block"):
             rule.predict_blocks(stack_of(), rows_per_block=rows)
     with pytest.raises(IndexError):

@@ -441,7 +441,7 @@ def test_a_page_from_a_sample_says_so_and_keeps_groups_whole(tmp_path):
     assert set(sampled(uneven, 30).groups) == {"small"}
     with pytest.raises(InputError, match="room for a group, of at least 20 videos, got 10"):
         sampled(uneven, 10)
-    with pytest.raises(InputError, match="sample: expected a number of videos of at least 1, got 0"):
+    with pytest.raises(InputError, match="sample: expected a whole number of at least 1, got 0"):
         vf.write_report(stack, tmp_path / "p.html", sample=0)
 
 

@@ -165,8 +165,9 @@ def test_what_cannot_be_watched_is_refused(recipe):
             vf.watch(bad, stream)
     with pytest.raises(AlignmentError, match="knows 6 classes, the stream has 4"):
         vf.watch(recipe, vf.LogitStack.from_arrays({name: np.eye(4) * 3 for name in MEMBERS}))
-    with pytest.raises(InputError, match="false_alarms: expected a probability"):
-        vf.watch(recipe, later, false_alarms=0)
+    for share in (0, "0.05"):
+        with pytest.raises(InputError, match="false_alarms: expected a share"):
+            vf.watch(recipe, later, false_alarms=share)
 
 
 def test_a_stream_of_another_checkpoint_is_refused(recipe, tmp_path):
@@ -245,9 +246,9 @@ def test_a_rule_that_keeps_its_views_is_refreshed_on_views(rule):
     assert found.recipe.predict(fresh).shape == (400,)
 
 
-@pytest.mark.parametrize("level", [0, 1, 95])
+@pytest.mark.parametrize("level", [0, 1, 95, "0.95"])
 def test_a_level_that_is_no_share_is_refused(level):
-    with pytest.raises(InputError, match=f"level: expected a share between 0 and 1, got {level}"):
+    with pytest.raises(InputError, match=f"level: expected a share between 0 and 1, got {level!r}"):
         vf.refresh(with_record(make(60, 0)), make(60, 1), level=level)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidfuse.errors import InputError
+from vidfuse._checks import check_count
 from vidfuse.likelihood import block_rows
 from vidfuse.stack.source import resolve_rows
 from vidfuse.stack.stack import LogitStack
@@ -45,8 +45,8 @@ class FusedBlocks:
         proba: bool = False,
         rows_per_block: int | None = None,
     ) -> None:
-        if rows_per_block is not None and (isinstance(rows_per_block, bool) or not rows_per_block >= 1):
-            raise InputError(f"rows_per_block: expected a number of videos of at least 1, got {rows_per_block!r}")
+        if rows_per_block is not None:
+            check_count("rows_per_block", rows_per_block)
         self._fuse, self._stack, self._proba = fuse, stack, proba
         self.shape = (len(stack), stack.n_classes)
         self.dtype: np.dtype[Any] = np.dtype(np.float64)

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils import get_tags
 
+from vidfuse._checks import check_count
 from vidfuse._files import replace
 from vidfuse._tables import percent
 from vidfuse.errors import InputError
@@ -137,7 +138,7 @@ def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -
     """Return at most so many videos of a stack, drawn by chance, in whole groups where there are such, in their order.
 
     Raises:
-        InputError: `most` is no number of at least 1, or no group has so few videos.
+        InputError: `most` is no whole number of at least 1, or no group has so few videos.
 
     Example:
         >>> stack = LogitStack.from_arrays(np.zeros((9, 2, 3)), ids=list("abcdefghi"))
@@ -146,8 +147,7 @@ def sampled(stack: LogitStack, most: int | None, random_state: int | None = 0) -
     """
     if most is None:
         return stack
-    if isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1:
-        raise InputError(f"sample: expected a number of videos of at least 1, got {most!r}")
+    check_count("sample", most)
     if len(stack) <= most:
         return stack
     rng = np.random.default_rng(random_state)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
+from vidfuse._checks import check_share
 from vidfuse._tables import Column, Estimate, Table, Tabular, number, percent, points
 from vidfuse.errors import InputError, VidfuseWarning
 from vidfuse.fusion.crossfit import folds_of, out_of_fold
@@ -127,8 +128,7 @@ def refresh(
         >>> refresh(recipe, stack[300:], margin=0.01).no_worse
         True
     """
-    if not 0 < level < 1:
-        raise InputError(f"level: expected a share between 0 and 1, got {level}")
+    check_share("level", level)
     recipe.check_groups(data)
     stack = data.select(recipe.members)
     y = labels_of(stack, where="the stack of fresh videos")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidfuse._checks import check_share
 from vidfuse._tables import Column, Table, Tabular, bare_p, number
 from vidfuse.errors import InputError, VidfuseWarning, option
 from vidfuse.fusion.track_record import TrackRecord, Watched, one_of_each, watched
@@ -188,8 +189,7 @@ def watch(
     record = recipe.record
     if record is None:
         raise InputError("the recipe has no record to compare with; make one with `vidfuse record`, or with_record()")
-    if not 0 < false_alarms < 1:
-        raise InputError(f"false_alarms: expected a probability between 0 and 1, got {false_alarms}")
+    check_share("false_alarms", false_alarms)
     stacks = [stream] if isinstance(stream, LogitStack) else list(stream)
     for one in stacks:
         warn_if_clips(one)
