@@ -71,21 +71,25 @@ class Design:
     @cached_property
     def cell(self) -> NDArray[np.int64]:
         """The number of each video's (group, class), shape (N,); cells are sorted by group, then by class."""
-        return np.unique(self.group * self.n_strata + self.stratum, return_inverse=True)[1]
+        return self._cells[1]
 
     @cached_property
-    def _cells(self) -> NDArray[np.int64]:
-        return np.unique(self.group * self.n_strata + self.stratum)
+    def _cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What tells each cell from others, and the number of each video's cell."""
+        found: tuple[NDArray[np.int64], NDArray[np.int64]] = np.unique(
+            self.group * self.n_strata + self.stratum, return_inverse=True
+        )
+        return found
 
     @cached_property
     def cell_group(self) -> NDArray[np.int64]:
         """The group of each cell."""
-        return self._cells // self.n_strata
+        return self._cells[0] // self.n_strata
 
     @cached_property
     def cell_stratum(self) -> NDArray[np.int64]:
         """The class of each cell."""
-        return self._cells % self.n_strata
+        return self._cells[0] % self.n_strata
 
     @cached_property
     def share(self) -> NDArray[np.float64]:

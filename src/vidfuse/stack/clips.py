@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vidfuse._checks import first_few
 from vidfuse.errors import VidfuseWarning, option
@@ -19,9 +20,10 @@ _COUNTER = re.compile(r"[_\-.]?[A-Za-z]{0,5}[_\-.]?\d+$")  # c02, _clip_3, -0007
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _FEWEST = 10  # sources, below which a pattern may be chance
 _SHARED = 0.5  # share of the ids that have a sibling
+_AT_ONCE = 1 << 16  # ids that are texts of Python's at once
 
 
-def clips_of_one_source(ids: list[str], n_classes: int) -> tuple[int, list[str]] | None:
+def clips_of_one_source(ids: ArrayLike, n_classes: int) -> tuple[int, list[str]] | None:
     """Return how many sources ids name, and the ids of one of them; None where ids do not look like clips of sources.
 
     An id without its last counter is its stem. Ids look like clips where at least half of them share a stem with
@@ -34,19 +36,23 @@ def clips_of_one_source(ids: list[str], n_classes: int) -> tuple[int, list[str]]
         >>> clips_of_one_source([f"v{i}" for i in range(36)], n_classes=2) is None
         True
     """
-    stems = [_COUNTER.sub("", _SUFFIX.sub("", name)) for name in ids]
-    names, which, counts = np.unique(np.array(stems), return_inverse=True, return_counts=True)
-    if len(names) < max(_FEWEST, n_classes + 1) or "" in names or (counts[which] > 1).mean() < _SHARED:
+    texts = np.asarray(ids)
+    stems = np.empty(len(texts), np.int64)  # hashes: of very many, texts would take more than all else that is held
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE].tolist()
+        stems[start : start + _AT_ONCE] = [hash(_COUNTER.sub("", _SUFFIX.sub("", name))) for name in some]
+    _, which, counts = np.unique(stems, return_inverse=True, return_counts=True)
+    shared = counts[which] > 1
+    if len(counts) < max(_FEWEST, n_classes + 1) or hash("") in stems or shared.mean() < _SHARED:
         return None
-    most = int(np.flatnonzero(counts > 1)[0])
-    return len(names), [ids[row] for row in np.flatnonzero(which == most)]
+    return len(counts), texts[which == which[shared.argmax()]].tolist()
 
 
 def warn_if_clips(stack: LogitStack) -> None:
     """Warn where ids look like clips of one source and the stack has no groups: intervals would be too short."""
     if stack.groups is not None or stack.ids is None:
         return
-    found = clips_of_one_source(stack.ids.tolist(), stack.n_classes)
+    found = clips_of_one_source(stack.ids, stack.n_classes)
     if found is not None:
         n_sources, clips = found
         warnings.warn(
