@@ -8,6 +8,7 @@ from selection_cases import ensemble, stack_of
 
 import vidfuse as vf
 from vidfuse.errors import InputError
+from vidfuse.metrics.outcomes import Outcomes
 from vidfuse.selection.problem import best_single
 
 
@@ -40,6 +41,15 @@ def test_the_best_single_of_many_videos_is_that_of_its_metric(objective):
     metric, sign = vf.metrics.resolve_objective(objective), -1 if objective == "nll" else 1
     values = [sign * metric(y, stack.select([name]).log_likelihoods()[:, 0]) for name in stack.members]
     assert best_single(stack, objective) == stack.members[int(np.argmax(values))]
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "macro-f1", "nll"])
+def test_outcomes_that_are_at_hand_stand_for_scores(objective):
+    z, y = ensemble(5, n=60, m=3, k=4)
+    stack = stack_of(z, y)
+    turned = {f"m{i}": Outcomes.of(y, stack.select([f"m{2 - i}"]).log_likelihoods()[:, 0]) for i in range(3)}
+    own, other = int(best_single(stack, objective)[1]), int(best_single(stack, objective, turned)[1])
+    assert own + other == 2 and own != other
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "mean-class-accuracy", "nll"])

@@ -281,8 +281,6 @@ def board_of(
     on_fit = best is not None and not protocol.folds
     if protocol.name == "in-sample" and protocol.n_fit == protocol.n_scored:
         on_fit = False
-    hindsight = best_single(stack, objective)
-    best = hindsight if best is None else best
     everyone = np.ones(len(stack), np.bool_)
     given: dict[str, Any] = {}
     present: dict[str, NDArray[np.bool_]] = {}
@@ -293,6 +291,9 @@ def board_of(
             one = stack.select([name]).iter_blocks()
             given[name] = Outcomes.of_blocks(labels, ((rows, block[:, 0]) for rows, block in one))
         present[name] = everyone if stack.present is None else stack.present[:, column]
+    known = {} if callable(objective) else {name: given[name] for name in stack.members if present[name].all()}
+    hindsight = best_single(stack, objective, known)
+    best = hindsight if best is None else best
     for name, log_proba in predictions.items():
         given[name], present[name] = _given(labels, log_proba, objective), everyone
     scores = {

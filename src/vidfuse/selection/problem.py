@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,9 @@ def restricted(rule: Rule, members: Sequence[str], chosen: Sequence[str]) -> Rul
     return copy
 
 
-def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> str:
+def best_single(
+    stack: LogitStack, objective: str | Objective = "accuracy", known: Mapping[str, Outcomes] = MappingProxyType({})
+) -> str:
     """Return the member with the best score on a labelled stack; among equals the lower NLL, then the first name.
 
     A member that lacks a video counts as one that knows nothing there and is wrong, so that few easy videos make no
@@ -194,6 +197,7 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
     Args:
         stack: The members (N, M, K), with labels.
         objective: "accuracy", "mean-class-accuracy", "macro-f1", "nll", or a callable `(labels, log_proba) -> float`.
+        known: The outcomes of members that have all videos, so that their scores are not read again.
 
     Raises:
         InputError: The stack has no labels, or the objective is no number.
@@ -208,7 +212,7 @@ def best_single(stack: LogitStack, objective: str | Objective = "accuracy") -> s
     sign = 1.0 if higher_is_better(objective) else -1.0
     ranked = []
     for column, name in enumerate(stack.members):
-        found = Outcomes.of_blocks(stack.labels, _blocks_of(stack, column))
+        found = known[name] if name in known else Outcomes.of_blocks(stack.labels, _blocks_of(stack, column))
         if isinstance(objective, str):
             value = OF_OUTCOMES[objective](stack.labels, found)
         else:
