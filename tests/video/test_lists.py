@@ -108,6 +108,8 @@ def test_a_csv_with_names_of_labels_quotes_and_a_header(folder):
         header = read_csv_list(columns, group="performer")
     assert header.ids == ("x1", "x2") and header.classes == ("dance", "walk")
     assert [item.group for item in header] == ["ann", "bob"]
+    told = read_csv_list(_list(folder, "index,path,label,class_name,n_frames,fps,group", "0,run/a.mp4,1,run,30,25,ann"))
+    assert told.labels == (1,)  # and no word of what only describes it
     ordered = read_csv_list(_list(folder, "run/a.mp4,jog", "jump/c.MP4,hop"), classes=["jog", "swim", "hop"])
     assert ordered.labels == (0, 2)
     with_mark = folder / "bom.csv"

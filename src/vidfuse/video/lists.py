@@ -34,6 +34,11 @@ _NO_TEXT: Final = "its name is not one line of text in UTF-8: rename it"
 _PATHS: Final = ("path", "file", "filename", "file_name", "filepath", "file_path", "video_path", "video", "clip")
 _LABELS: Final = ("label", "class", "action", "label_id", "class_id", "target", "category", "class_name", "label_name")
 _IDS: Final = ("id", "videoid", "video_id")
+# Columns that say nothing of which rows and what of them are meant; `vidfuse split` writes "group".
+_NOTES: Final = (
+    *("", "group", "index", "unnamed: 0", "n_frames", "num_frames", "nframes", "frames", "total_frames", "fps"),
+    *("duration", "width", "height", "size", *_PATHS, *_LABELS, *_IDS),
+)
 _SUFFIXES: Final = "|".join(sorted(re.escape(suffix) for suffix in VIDEO_SUFFIXES))
 # A path up to the last suffix of a video, what parts it from its label, and the label.
 _PARTS: Final = re.compile(rf"^(?P<path>.+(?:{_SUFFIXES}))(?:\s*[,;\t]\s*| +)(?P<label>\S.*)$", re.IGNORECASE)
@@ -98,8 +103,8 @@ def _with_header(
         raise InputError(f"expected a column {' or '.join(_PATHS[:3])} in the header of {file}, got {header}")
     if group is not None and columns["group"] is None:
         raise InputError(f"expected a column {group!r} in {file}, got {', '.join(header)}")
-    used = {*columns.values(), *(at for at, name in enumerate(header) if name == "group")}  # as `vidfuse split` writes
-    if unused := [name for at, name in enumerate(header) if at not in used and name]:
+    used = set(columns.values())
+    if unused := [name for at, name in enumerate(header) if at not in used and name not in _NOTES]:
         warnings.warn(
             f"{file}: columns {', '.join(unused)} are not used: all rows are taken, and whole videos",
             VidfuseWarning,
