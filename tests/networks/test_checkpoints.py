@@ -290,6 +290,16 @@ def test_two_networks_alike_are_refused_by_their_names(model, weights):
     assert same({k: v for k, v in found.items() if not k.endswith("num_batches_tracked")}, model)
 
 
+@pytest.mark.parametrize(
+    ("own", "copy"), [("encoder_q", "encoder_k"), ("backbone", "backbone_mmt"), ("backbone", "backbone_hist")]
+)
+def test_a_copy_that_contrastive_training_makes_is_no_second_network(model, weights, own, copy):
+    both = {f"{copy}.{k}": v + 1 for k, v in weights.items()} | {f"{own}.{k}": v for k, v in weights.items()}
+    with pytest.warns(VidfuseWarning, match=f"left aside: {copy}"):
+        found = networks.create("x3d_tiny", checkpoint=both).state_dict()
+    assert same({k: v for k, v in found.items() if not k.endswith("num_batches_tracked")}, model)
+
+
 @pytest.mark.parametrize("other", ["state_dict_ema", "ema_state_dict", "averaged"])
 def test_weights_beside_those_that_are_taken_are_told(model, weights, other):
     kept = {"state_dict": weights, other: {k: v + 1 for k, v in weights.items()}, "optimizer": {"state": {}}}

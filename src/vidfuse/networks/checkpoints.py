@@ -49,7 +49,9 @@ _LISTED: Final = 20
 # A network lies in what a training script keeps at most so deep: `model.ema.module.` is three.
 _DEPTH: Final = 4
 # Copies of a network that training makes beside it.
-_COPY: Final = re.compile(r"(^|[._])(ema|averaged?|avg|swa|mean|momentum|teacher|target)([._]|$)", re.IGNORECASE)
+_COPY: Final = re.compile(
+    r"(^|[._])(ema|averaged?|avg|swa|mean|momentum|mmt|hist|teacher|target|k)([._]|$)", re.IGNORECASE
+)
 _GROUPS_TOLD: Final = 4
 _HEAD: Final = 80  # bytes that tell what a file is
 _TORCH_PICKLE: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch's files before zip archives begin
