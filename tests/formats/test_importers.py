@@ -480,3 +480,11 @@ def test_an_empty_list_of_videos_is_another_length(tmp_path):
     np.save(tmp_path / "x.npy", np.eye(3))
     with pytest.raises(AlignmentError, match="3 rows, but the annotations list 0 videos"):
         vf.read_predictions({"x": tmp_path / "x.npy"}, kind="logits", annotations=[])
+
+
+def test_files_may_come_from_any_iterable(tmp_path):
+    for fold in range(2):
+        np.savez(tmp_path / f"fold{fold}.npz", scores=Z[fold::2], ids=IDS[fold::2])
+    paths = sorted(tmp_path.glob("*.npz"))
+    for given in (iter(paths), np.array(list(map(str, paths))), dict.fromkeys(paths).keys()):
+        assert vf.read_predictions({"x": given}, kind="logits").ids.tolist() == [*IDS[::2], *IDS[1::2]]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,9 +125,11 @@ def read_predictions(
     if not isinstance(files, Mapping) or not files:
         raise InputError("files: expected {member: file} with at least one member")
     names = check_member_names(files)
+    listed: dict[str, list[Any]] = {}
     for name, given in zip(names, files.values(), strict=True):
-        listed = [given] if isinstance(given, str | os.PathLike) else given
-        if not isinstance(listed, list | tuple) or not all(isinstance(one, str | os.PathLike) for one in listed):
+        several = not isinstance(given, str | os.PathLike | Mapping) and isinstance(given, Iterable)
+        listed[name] = [*cast("Iterable[Any]", given)] if several else [given]
+        if not all(isinstance(one, str | os.PathLike) for one in listed[name]):
             raise InputError(
                 f"member {name!r}: expected a file or a list of files, got {type(given).__name__}; "
                 "LogitStack.from_arrays takes arrays"
@@ -147,7 +149,7 @@ def read_predictions(
     for name in names:
         asked = _Read(**{what: values[name] for what, values in options.items()}, mapped=name in mapped)
         with naming(f"member {name!r}"):
-            members[name] = _read_member(name, find_files(files[name]), asked, classes, labels, ids, repeats)
+            members[name] = _read_member(name, find_files(listed[name]), asked, classes, labels, ids, repeats)
     _fill_votes(members, classes)
     # Rows are matched by id where all members have ids, by position where none has; some with and some without cannot
     # be matched.
