@@ -877,7 +877,10 @@ def test_lists_of_two_fields_or_of_frames_by_any_separator(line, tmp_path):
     assert listed.ids.tolist() == IDS and listed.labels.tolist() == LABELS.tolist()
 
 
-@pytest.mark.parametrize("line", ["{row},{i},{y}", "{row},{i}.mp4,{y}", "{i}.mp4,0.5,10.5,{y}", "{i},run,{y}"])
+UNNAMED = ["{row},{i},{y}", "{row},{i}.mp4,{y}", "{i}.mp4,0.5,10.5,{y}", "{i},run,{y}", "{i}.mp4,{y},{row}"]
+
+
+@pytest.mark.parametrize("line", [*UNNAMED, "{i}.mp4,0,{y},1"])
 def test_lists_of_fields_that_nobody_named_are_refused(line, tmp_path):
     lines = [line.format(i=i, y=y, row=row) for row, (i, y) in enumerate(zip(IDS, LABELS, strict=True))]
     (tmp_path / "list.csv").write_text("\n".join(lines))
@@ -885,9 +888,9 @@ def test_lists_of_fields_that_nobody_named_are_refused(line, tmp_path):
         read_annotations(tmp_path / "list.csv")
 
 
-@pytest.mark.parametrize("end", [",3", " 3", ""])
+@pytest.mark.parametrize("end", [".mp4,3", ".mp4 3", ".mp4", ",3"])
 def test_paths_may_have_commas(end, tmp_path):
-    (tmp_path / "list.csv").write_text("".join(f"my, own, videos/{i}.mp4{end}\n" for i in IDS))
+    (tmp_path / "list.csv").write_text("".join(f"my, own, videos/{i}{end}\n" for i in IDS))
     assert read_annotations(tmp_path / "list.csv").ids.tolist() == [f"my, own, videos/{i}" for i in IDS]
 
 
@@ -1075,3 +1078,67 @@ def test_labels_by_name_in_rows(layout, tmp_path):
     assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
     with pytest.raises(InputError, match="expected labels as class indices"):
         read_dump(tmp_path / "x.pkl")
+
+
+def test_texts_after_scores_that_name_no_classes_are_left_out(tmp_path):
+    """Paths, say, which are all different, or a split."""
+    rows = list(zip(IDS, Z, [f"videos/{i}.mp4" for i in IDS], strict=True))
+    for content in (rows, {i: (z, path) for i, z, path in rows}, [(i, z, "val") for i, z in zip(IDS, Z, strict=True)]):
+        with pytest.warns(VidfuseWarning, match=r"texts such as '.*', beside an id, name no classes, and are left out"):
+            dump = read_dump(dumped(tmp_path / "x.pkl", content), classes=NAMES)
+        assert dump.ids.tolist() == IDS and dump.labels is None
+    counted = {n: (z, NAMES[y]) for n, (z, y) in enumerate(zip(Z, LABELS, strict=True))}
+    dump = read_dump(dumped(tmp_path / "x.pkl", counted), classes=NAMES)
+    assert dump.ids.tolist() == [str(n) for n in range(N)] and dump.labels.tolist() == LABELS.tolist()
+
+
+def test_keys_that_count_clips_give_way_to_no_name_of_their_video(tmp_path):
+    rows = {n: {"video": f"v{n // 4}", "scores": z} for n, z in enumerate(Z)}
+    assert read_dump(dumped(tmp_path / "x.pkl", rows)).ids.tolist() == [str(n) for n in range(N)]
+
+
+def test_columns_of_numbers_by_name_are_no_videos(tmp_path):
+    columns = {"label": LABELS.tolist()} | {f"p{k}": Z[:, k].tolist() for k in range(K)}
+    (tmp_path / "x.json").write_text(json.dumps(columns))
+    with pytest.raises(InputError, match=r"something else for 1 of 13: 'label' \(a list of 40, the first a int"):
+        read_dump(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps({"a": [0.5, 0.5], "b": [0.5, 0.25, 0.25]}))
+    with pytest.raises(InputError, match="different numbers of classes"):
+        read_dump(tmp_path / "x.json")
+
+
+def test_the_classes_of_each_video_are_those_of_all(tmp_path):
+    """As a server answers; what is called so and is no list of K names was never the classes'."""
+    rows = [{"id": i, "scores": z, "classes": NAMES} for i, z in zip(IDS, Z, strict=True)]
+    assert read_dump(dumped(tmp_path / "x.pkl", rows)).classes == tuple(NAMES)
+    rows[3] = rows[3] | {"classes": NAMES[::-1]}
+    with pytest.raises(InputError, match=r"one order of classes, got .* in row 0 and .* in row 3; save .class: score"):
+        read_dump(dumped(tmp_path / "x.pkl", rows))
+    for other in (K, "sport", ["sport", "water"], [[0.5]]):
+        content = [{"id": i, "scores": z, "categories": other} for i, z in zip(IDS, Z, strict=True)]
+        with pytest.warns(VidfuseWarning, match="'categories' is no list of the classes' names, and left out"):
+            dump = read_dump(dumped(tmp_path / "x.pkl", content))
+        assert dump.classes is None and dump.ids.tolist() == IDS
+
+
+def test_one_number_or_name_for_all_videos_is_no_id(tmp_path):
+    with pytest.raises(InputError, match="expected a list of names in 'id', got int '3'"):
+        read_dump(dumped(tmp_path / "x.pkl", {"scores": Z, "id": 3}))
+    content = {"scores": Z, "id": np.arange(N), "name": "swin"}
+    with pytest.warns(VidfuseWarning, match="left out: 'name'"):
+        assert read_dump(dumped(tmp_path / "x.pkl", content)).ids.tolist() == [str(n) for n in range(N)]
+
+
+def test_videos_of_several_views_have_counts_beside_them(tmp_path):
+    content = {"scores": [Z[: 1 + row % 3] for row in range(N)], "ids": IDS, "views": np.arange(N) % 3 + 1}
+    with pytest.warns(VidfuseWarning, match="left out: 'views'"):
+        assert read_dump(dumped(tmp_path / "x.pkl", content)).ids.tolist() == IDS
+
+
+def test_a_parquet_table_may_have_lists_beside_its_scores(tmp_path):
+    table = pd.DataFrame(Z, columns=[f"p{k}" for k in range(K)]).assign(id=IDS, features=list(Z[:, :3]))
+    table.to_parquet(tmp_path / "x.parquet")
+    with pytest.warns(VidfuseWarning, match="columns 'features' are no scores, and left out"):
+        dump = read_dump(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(dump.scores, Z)
+    assert dump.ids.tolist() == IDS

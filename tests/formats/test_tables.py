@@ -372,7 +372,7 @@ def test_labels_that_look_like_classes_are_said_to():
 @pytest.mark.parametrize("classes", [["run", "jump"], [3, 4]])
 def test_a_table_of_the_highest_classes_alone_is_refused(classes):
     table = {"id": IDS, "class1": [classes[0]] * N, "p1": Z[:, 0], "class2": [classes[1]] * N, "p2": Z[:, 1]}
-    with pytest.raises(InputError, match="columns 'class1', 'class2' say which classes the highest scores are of"):
+    with pytest.raises(InputError, match="if 'class1', 'class2' say which classes the scores are of, write those of"):
         read_frame(table)
 
 
@@ -381,3 +381,32 @@ def test_a_pattern_leaves_out_no_column_that_pandas_renamed():
     with pytest.raises(InputError, match=r"'p\*' matches 'p' and 'p\.1', 'p\.2' and 9 more, as pandas calls"):
         read_frame(table, columns="p*")
     np.testing.assert_array_equal(read_frame(table, columns=list(table)[1:]).scores, Z)
+
+
+@pytest.mark.parametrize("column", ["resnet50.{}", "p1.{}"])
+def test_a_name_before_the_number_may_end_in_a_number(column):
+    np.testing.assert_array_equal(read_frame({"id": IDS} | {column.format(k): Z[:, k] for k in range(K)}).scores, Z)
+
+
+def test_classes_some_of_which_differ_in_a_number_are_no_numbered_columns():
+    """As Diving48's; and notes of each head are none beside scores."""
+    names = [f"Back_15som_{twists}Twis_{how}" for twists in ("No", 1, 2) for how in ("PIKE", "FREE")]
+    names = [*names[1:], "Forward_1som_PIKE", "Forward_Dive", "Inward_Dive", "Reverse_Dive", "Reverse_Tuck", "a", "b"]
+    dump = read_frame({"id": IDS} | {name: Z[:, k] for k, name in enumerate(names)})
+    assert dump.classes == tuple(names)
+    np.testing.assert_array_equal(dump.scores, Z)
+    notes = {"head1_pred": LABELS, "head2_pred": LABELS}
+    np.testing.assert_array_equal(read_frame({"id": IDS} | notes | {f"p{k}": Z[:, k] for k in range(K)}).scores, Z)
+
+
+def test_a_template_among_classes_is_no_list():
+    table = {"id": IDS, "run": Z[:, 0], "hop": Z[:, 1], "template": [f"Opening [it] {row % 3}" for row in range(N)]}
+    with pytest.raises(InputError, match="columns 'template' among columns called by their classes"):
+        read_frame(table)
+
+
+def test_a_counter_gives_way_to_no_name_of_what_videos_are_parts_of():
+    counted = {"id": np.arange(1, N + 1), "video": [f"v{row // 4}" for row in range(N)]}
+    table = counted | {f"p{k}": Z[:, k] for k in range(K)}
+    assert read_frame(table).ids.tolist() == [str(row) for row in range(1, N + 1)]
+    assert read_frame(table | {"path": IDS}).ids.tolist() == IDS

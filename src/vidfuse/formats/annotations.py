@@ -19,7 +19,7 @@ from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
 from vidfuse.formats.layouts import label_key
 from vidfuse.formats.tables import read_parquet_columns, separator_of, split_rows
 from vidfuse.formats.values import as_labels, as_names, describe
-from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, counts_rows, id_name
+from vidfuse.stack.columns import ID_NAMES, LABEL_NAMES, NOTE_NAMES, called, id_name
 from vidfuse.stack.frames import label_indices, sorted_classes
 
 __all__ = ["Annotations", "read_annotations"]
@@ -129,7 +129,8 @@ def _from_text(text: str, head: str | None) -> _Listed:
             if len(row) != width:
                 raise InputError(f"line {number}: expected {width} fields as in the header, got {len(row)}")
         return _from_columns({name: [row[at] for row in rows[1:]] for at, name in enumerate(header)}, head)
-    counted = _with_counts(lines if separator is None else rows)
+    of_files = separator is not None and any(_is_video_file(row[0]) for row in rows)  # whose numbers are no counts
+    counted = None if of_files else _with_counts(lines if separator is None else rows)
     if counted is not None:
         return counted
     if separator is not None:
@@ -164,7 +165,7 @@ def _check_two_fields(rows: Sequence[Sequence[str]], separator: str) -> None:
         return
     for row in rows:
         ends = (row[-2], row[-1], row[-1].rpartition(" ")[0])  # a path's last piece, without a label
-        if any(map(_is_label, row[:-2])) or not any(map(_is_video_file, ends)):
+        if any(map(_is_label, row[:-2])) or not ("/" in row[-2] or any(map(_is_video_file, ends))):
             raise InputError(
                 f"expected a path and a label on each line, got {len(row)} fields: {separator.join(row)[:60]!r}; begin "
                 "the list with a line of the columns' names, such as id,label"
@@ -207,7 +208,7 @@ def _is_label(text: str) -> bool:
 
 
 def _from_columns(columns: Mapping[str, Any], head: str | None = None) -> _Listed:
-    name = id_name(list(columns), lambda column: _is_no_id(columns[column]))
+    name = id_name(columns, columns.__getitem__, unique=True)
     label = label_key([column for column in columns if column != name], head or "")
     if name is None and label is None:
         raise InputError(
@@ -222,12 +223,6 @@ def _from_columns(columns: Mapping[str, Any], head: str | None = None) -> _Liste
         None if label is None else _listed(columns[label]),
         note,
     )
-
-
-def _is_no_id(column: Any) -> bool:
-    """Whether a column only counts the rows, from 0, or says of what several videos are parts, as EPIC's video_id."""
-    texts = list(map(str, column))
-    return counts_rows(texts) or 2 * len(set(texts)) <= len(texts)
 
 
 def _listed(column: Any) -> list[Any]:

@@ -21,10 +21,10 @@ from vidfuse._checks import check_ids, first_few, naming
 from vidfuse._paths import IdRule, name_ids
 from vidfuse.errors import AlignmentError, InputError, VidfuseWarning, option
 from vidfuse.formats.containers import Parquet, Text, open_stored, read_content
-from vidfuse.formats.layouts import Ask, read_layout
+from vidfuse.formats.layouts import SCORE_NAMES, Ask, read_layout
 from vidfuse.formats.tables import is_rank_text, rank_files, read_csv, read_parquet_columns, read_ranks
 from vidfuse.stack.classes import warn_of_unnamed
-from vidfuse.stack.columns import NO_IDS
+from vidfuse.stack.columns import NO_IDS, called
 from vidfuse.stack.frames import Dump, read_frame, reordered
 from vidfuse.stack.join import joined_ids
 
@@ -82,7 +82,7 @@ def read_dump(
                     dump = read_csv(content.text, classes=classes, columns=columns, id_column=id_column)
                 else:
                     table = read_parquet_columns(content.stream) if isinstance(content, Parquet) else None
-                    if table is None or any(map(_has_vectors, table.values())):
+                    if table is None or (columns is None and _has_vectors(table)):
                         ask = Ask(stored.size, head, id_column, classes, columns)
                         dump = read_layout(content if table is None else table, ask)
                     else:
@@ -95,9 +95,10 @@ def read_dump(
     return dump
 
 
-def _has_vectors(column: NDArray[Any]) -> bool:
-    """Whether a column of a table has a list in each cell, as the scores of a data set by Hugging Face do."""
-    return column.dtype == object and len(column) > 0 and isinstance(column[0], np.ndarray)
+def _has_vectors(table: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether a table's column of scores has a list in each cell, as those of a data set by Hugging Face."""
+    key = called(table, SCORE_NAMES)
+    return key is not None and len(table[key]) > 0 and isinstance(table[key][0], np.ndarray)
 
 
 def _read_folder(folder: Path) -> Dump:

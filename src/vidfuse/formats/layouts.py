@@ -31,6 +31,7 @@ from vidfuse.formats.values import (
 )
 from vidfuse.stack.columns import (
     CLASS_NAMES,
+    ID_NAMES,
     LABEL_NAMES,
     NO_IDS,
     NOTE_NAMES,
@@ -39,10 +40,11 @@ from vidfuse.stack.columns import (
     id_name,
     in_numbered_order,
     is_numbered,
+    tells_apart,
 )
 from vidfuse.stack.frames import Dump, label_indices, read_frame, sorted_classes
 
-__all__ = ["LAYOUTS", "Ask", "Layout", "label_key", "read_layout"]
+__all__ = ["LAYOUTS", "SCORE_NAMES", "Ask", "Layout", "label_key", "read_layout"]
 
 SCORE_NAMES: Final = (
     *("scores", "logits", "preds", "pred_scores", "probabilities", "pred_score", "score", "probs", "prob", "logit"),
@@ -229,7 +231,7 @@ def label_key(names: Sequence[str], key: str) -> str | None:
 
 def _id_key(content: Mapping[str, Any], ask: Ask) -> str | None:
     if ask.id_column is None:
-        return id_name(content, lambda name: counts_rows(content[name]))
+        return id_name(content, content.__getitem__)
     if ask.id_column == NO_IDS:
         return None
     if ask.id_column not in content:
@@ -277,7 +279,9 @@ def _could_be_ids(value: Any, n: int) -> bool:
 
 def _holds_best(value: Any, scores: Any) -> bool:
     """Whether these are the classes of scores that descend in each row, as the highest of many do."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.shape != np.shape(scores):
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or isinstance(scores, list):
+        return False
+    if value.shape != scores.shape:
         return False
     distinct = (np.diff(np.sort(value, axis=-1), axis=-1) > 0).all()
     return value.ndim == 2 and bool(distinct and (np.diff(scores, axis=-1) <= 0).all())
@@ -286,10 +290,11 @@ def _holds_best(value: Any, scores: Any) -> bool:
 def _is_by_id(content: Any) -> bool:
     if not isinstance(content, dict) or not content or called([str(key) for key in content], SCORE_NAMES):
         return False
-    videos = list(content.values())
-    if all(map(is_numbers, videos)):  # some may be whole, as other languages write 1 for 1.0
-        return len({len(video) for video in videos}) == 1 and any(map(is_video, videos))
-    return all(map(is_video, videos))
+    if not all(map(is_numbers, content.values())):
+        return all(map(is_video, content.values()))
+    # Some may be whole, as other languages write 1 for 1.0, but for labels and counts among a table's columns.
+    whole = [str(key) for key, video in content.items() if not is_video(video)]
+    return len(whole) < len(content) and called(whole, (*ID_NAMES, *LABEL_NAMES, *NOTE_NAMES)) is None
 
 
 def _read_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
@@ -320,9 +325,9 @@ def _read_rows_by_id(content: Mapping[Any, Any], ask: Ask) -> Dump:
 
 
 def _keyed(dump: Dump, content: Mapping[Any, Any], ask: Ask) -> Dump:
-    """Take the keys as ids, unless they only count the rows and each video has an id of its own, or that is asked."""
+    """Take the keys as ids, unless they only count the rows and videos have ids that tell them apart, or on request."""
     keys = _keys(content)
-    own = dump.ids is not None and (ask.id_column is not None or counts_rows(keys))
+    own = dump.ids is not None and (ask.id_column is not None or (counts_rows(keys) and tells_apart(dump.ids)))
     return dump if own else replace(dump, ids=keys)
 
 
@@ -364,7 +369,20 @@ def _beside(dump: Dump, samples: Sequence[Mapping[Any, Any]]) -> tuple[Dump, dic
     some = [name for name, count in lacking.items() if 0 < count < len(samples)]
     if some:
         dump = replace(dump, notes=(*dump.notes, f"only some videos have {first_few(some)}: left out"))
-    return dump, {name: values for name, values in besides.items() if not lacking[name]}
+    columns = {name: values for name, values in besides.items() if not lacking[name]}
+    for key in [name for name in columns if name.lower() in CLASS_NAMES]:
+        lists = [as_names(value) or [] for value in columns.pop(key)]
+        if dump.classes is None and {len(names) for names in lists} == {np.shape(dump.scores[0])[-1]}:
+            odd = next((row for row, names in enumerate(lists) if names != lists[0]), None)
+            if odd is not None:
+                raise InputError(
+                    f"expected one order of classes, got {first_few(lists[0])} in row 0 and {first_few(lists[odd])} in "
+                    f"row {odd}; save {{class: score}} of each video"
+                )
+            dump = replace(dump, classes=tuple(lists[0]))
+        elif dump.classes is None:
+            dump = replace(dump, notes=(*dump.notes, f"{key!r} is no list of the classes' names, and left out"))
+    return dump, columns
 
 
 def _is_dicts(content: Any) -> bool:
@@ -479,8 +497,8 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, keys: NDArray[np.str_] |
     """Rows of two or three cells: before the scores stands the name or the position, after them the label.
 
     A text is the id wherever it stands, a second one the label's name, and so is one after the scores of rows that
-    stand under `keys` which are names. Positions 0 … N − 1 in any order put the rows in that order, unless they have
-    ids or keys.
+    stand under `keys`, unless these count the rows and it tells them apart. Positions 0 … N − 1 in any order put the
+    rows in that order, unless they have ids or keys.
     """
     at = next(place for place, cell in enumerate(rows[0]) if is_video(cell))
     before, after = [row[:at] for row in rows], [row[at + 1 :] for row in rows]
@@ -488,7 +506,9 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, keys: NDArray[np.str_] |
     texts = [[cell for cell in row if isinstance(cell, str)] for row in rows]
     if len(set(map(len, texts))) > 1:
         raise InputError(f"expected rows of the same cells, got some like {describe(rows[0])} and others")
-    by_name = keys is not None and not counts_rows(keys) and any(isinstance(cell, str) for cell in after[0])
+    words = [row[-1] for row in texts if row]
+    own = keys is None or (counts_rows(keys) and tells_apart(words))  # one text alone is an id
+    by_name = not own and any(isinstance(cell, str) for cell in after[0])
     named = len(texts[0]) - (len(texts[0]) == 2 or by_name)  # texts that are ids
     labels = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in after]
     positions = [[whole(cell) for cell in row if not isinstance(cell, str)] for row in before]
@@ -500,20 +520,27 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, keys: NDArray[np.str_] |
         np.array([row[0] for row in texts]) if named else None,
     )
     if named < len(texts[0]) and dump.labels is None:
-        words = [row[-1] for row in texts]
-        classes = sorted_classes(ask.classes, words)
-        dump = replace(dump, labels=label_indices(words, classes), classes=None if classes is None else tuple(classes))
+        dump = _labelled(dump, words, ask.classes)
     if not all(len(found) == 1 for found in positions):
         return dump
     numbers = np.array(positions)[:, 0]
     if keys is not None or dump.ids is not None:
         note = "a number before the scores, beside an id, is left out; a label stands after the scores"
-        return replace(dump, notes=(note,))
+        return replace(dump, notes=(*dump.notes, note))
     if sorted(numbers.tolist()) == list(range(len(numbers))):
         order = np.argsort(numbers)
         sorted_scores = scores[order] if isinstance(scores, np.ndarray) else [scores[row] for row in order]
         return Dump(sorted_scores, None if dump.labels is None else dump.labels[order])
     return replace(dump, ids=np.array([str(number) for number in numbers.tolist()]))
+
+
+def _labelled(dump: Dump, words: Sequence[str], classes: Sequence[str] | str | None) -> Dump:
+    """Add labels by name; texts that are all different, or all alike, name no classes but those that are given."""
+    known = () if isinstance(classes, str | None) else classes
+    if set(words).isdisjoint(known) and not 1 < len(set(words)) < len(words):
+        return replace(dump, notes=(f"texts such as {words[0]!r}, beside an id, name no classes, and are left out",))
+    names = sorted_classes(classes, words)
+    return replace(dump, labels=label_indices(words, names), classes=None if names is None else tuple(names))
 
 
 def _read_cells(cells: NDArray[Any], ask: Ask) -> Dump:

@@ -32,6 +32,7 @@ __all__ = [
     "label_column",
     "long_columns",
     "score_columns",
+    "tells_apart",
 ]
 
 # What columns of tables, and arrays in files, are called, in lower case. The first name that is there is taken.
@@ -57,7 +58,8 @@ NO_IDS: Final = "none"  # id_column= where a file has no ids, whatever its colum
 VOTE_NAMES: Final = ("pred", "prediction", "pred_label", "pred_class", "y_pred", "predicted")
 _SCORES: Final = ("score", "prob", "probability", "logit", "value")
 _INDEX: Final = re.compile(r"^(|index|unnamed: \d+|__index_level_\d+__)$")
-_NUMBERED: Final = re.compile(r"^(.*?)([0-9]{1,9})(\.0|[^0-9]*)$")
+_FLOAT: Final = re.compile(r"^()([0-9]{1,9})(\.0)$")  # as pandas calls columns by numbers
+_NUMBERED: Final = re.compile(r"^(.*?)([0-9]{1,9})([^0-9]*)$")
 
 
 class Table:
@@ -158,15 +160,42 @@ def called(names: Sequence[str] | Mapping[str, Any], usual: Sequence[str]) -> st
     return next((lower[name] for name in usual if name in lower), None)
 
 
-def id_name(names: Iterable[str], gives_way: Callable[[str], bool]) -> str | None:
-    """Return what the ids are called: the first usual name, unless it gives way, as a counter does, to another.
+def id_name(names: Iterable[str], values: Callable[[str], Any], *, unique: bool = False) -> str | None:
+    """Return what the ids are called: the first usual name, unless it counts the rows and another tells them apart.
+
+    Args:
+        names: Of the columns.
+        values: Returns a column by its name.
+        unique: Each id stands once, so that a name of what several videos are parts of gives way, too.
 
     Example:
-        >>> id_name(["id", "path", "label"], lambda name: name == "id")
+        >>> table = {"id": [0, 1], "path": ["a", "b"], "label": [1, 0]}
+        >>> id_name(table, table.__getitem__)
         'path'
     """
     usual = sorted((name for name in names if name.lower() in ID_NAMES), key=lambda name: ID_NAMES.index(name.lower()))
-    return next((name for name in usual if not gives_way(name)), usual[0] if usual else None)
+    if not usual:
+        return None
+    first = values(usual[0])
+    if not counts_rows(first) and (not unique or tells_apart(first)):
+        return usual[0]
+    others = ((name, values(name)) for name in usual[1:])
+    good = (name for name, own in others if tells_apart(own) and len(own) == len(first) and not counts_rows(own))
+    return next(good, usual[0])
+
+
+def tells_apart(values: Any) -> bool:
+    """Whether these are names or numbers most of which are there once; a sampler that pads repeats some.
+
+    Example:
+        >>> tells_apart(["a", "b", "a"]), tells_apart(["P01", "P01", "P02", "P02"]), tells_apart("swin")
+        (True, False, False)
+    """
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list) or not all(isinstance(value, str | bytes | int) for value in values):
+        return False
+    return len(values) < 2 * len(set(values))
 
 
 def counts_rows(values: Any) -> bool:
@@ -180,9 +209,8 @@ def counts_rows(values: Any) -> bool:
         numbers = np.asarray(values).astype(np.float64)
     except (ValueError, TypeError):
         return False
-    return numbers.size > 0 and any(
-        np.array_equal(numbers.ravel(), np.arange(len(numbers)) + start) for start in (0, 1)
-    )
+    counters = (np.arange(start, start + numbers.size) for start in (0, 1))
+    return numbers.size > 0 and any(np.array_equal(numbers.ravel(), counter) for counter in counters)
 
 
 def id_column(table: Table, given: str | None) -> str | None:
@@ -193,9 +221,7 @@ def id_column(table: Table, given: str | None) -> str | None:
         if given not in table.names:
             raise InputError(f"expected a column {given!r} for the ids, the table has {first_few(table.names)}")
         return given
-    usual = id_name(
-        [name for name in table.names if not table.is_fractions(name)], lambda name: counts_rows(table.values(name))
-    )
+    usual = id_name([name for name in table.names if not table.is_fractions(name)], table.values)
     if usual is not None:
         return usual
     index = next((name for name in table.names if is_index(name)), None)
@@ -253,12 +279,10 @@ def score_columns(
     advice = f"say which columns are scores by their names, or by a pattern: {option('columns', 'p*')}"
     if len(runs) > 1:
         classes = [run for run in runs.values() if not any(map(table.is_fractions, run))]
+        best = ""
         if len(runs) == 2 and len(classes) == 1 and len({len(run) for run in runs.values()}) == 1:
-            raise InputError(
-                f"columns {first_few(classes[0], 2)} say which classes the highest scores are of: the others are not "
-                "there, and needed; write the scores of every class"
-            )
-        raise InputError(f"expected one set of numbered columns, got {first_few(runs)}; {advice}")
+            best = f"; if {first_few(classes[0], 2)} say which classes the scores are of, write those of every class"
+        raise InputError(f"expected one set of numbered columns, got {first_few(runs)}; {advice}{best}")
     chosen = next(iter(runs.values())) if runs else rest
     # Notes are left out by their name, beside numbered columns, or if what they hold cannot be scores.
     fractions = any(not table.is_whole(name) and table.numbers(name) is not None for name in chosen)
@@ -268,7 +292,7 @@ def score_columns(
     could_be = [n for n in odd if not runs or (table.numbers(n) is not None and not table.is_whole(n))]
     if not runs:
         could_be += [name for name in rest if name.lower() in NOTE_NAMES and name not in notes]
-    lists = [name for name in could_be if not runs and "[" in "".join(map(str, table.values(name)[:1]))]
+    lists = [name for name in could_be if not runs and all(text.startswith("[") for text in table.texts(name))]
     if lists:
         raise InputError(
             f"column {lists[0]!r} holds a list in each cell: write a column for each class, or save json or parquet"
@@ -322,7 +346,7 @@ def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[li
         if len(runs) > 1:
             raise InputError(f"columns: {given!r} matches several numbered sets, {first_few(runs)}")
         chosen = next(iter(runs.values()), matched)
-        if renamed := [name for name in matched if f"{name}.*" in runs]:
+        if renamed := [name for name in matched if f"{name}.1" in chosen[:1]]:
             raise InputError(
                 f"columns: {given!r} matches {renamed[0]!r} and {first_few(chosen, 2)}, as pandas calls columns of one "
                 "name; name all of them in class order"
@@ -341,16 +365,21 @@ def _given_columns(names: Sequence[str], given: Sequence[str] | str) -> tuple[li
 def _numbered_sets(names: Sequence[str]) -> dict[str, list[str]]:
     """Sets of at least two columns like p0, p1, …, by a pattern: numbers without a gap in names else alike, in order.
 
+    Numbers within names count where most names have them: few classes are called "dive 1 twist" and "dive 2 twist".
+
     Example:
         >>> _numbered_sets(["p[0]", "p[10]", "fold", *(f"p[{k}]" for k in range(1, 10))])["p[*]"][-2:]
         ['p[9]', 'p[10]']
     """
     sets: dict[str, list[tuple[int, str]]] = {}
     for name in names:
-        if match := _NUMBERED.match(name):
+        if match := _FLOAT.match(name) or _NUMBERED.match(name):
             sets.setdefault(f"{match[1]}*{match[3]}", []).append((int(match[2]), name))
     ordered = {pattern: [name for _, name in sorted(found)] for pattern, found in sets.items() if len(found) > 1}
-    return {pattern: found for pattern, found in ordered.items() if is_numbered(found)}
+    runs = {pattern: found for pattern, found in ordered.items() if is_numbered(found)}
+    within = {pattern for pattern in runs if not pattern.endswith("*")}
+    few = 2 * sum(len(runs[pattern]) for pattern in within) < len(names)
+    return {pattern: found for pattern, found in runs.items() if not (few and pattern in within)}
 
 
 def is_numbered(columns: Sequence[str]) -> bool:
@@ -360,7 +389,7 @@ def is_numbered(columns: Sequence[str]) -> bool:
         >>> is_numbered(["0_logit", "1_logit"]), is_numbered(["0.0", "1.0"]), is_numbered(["p0", "p2"])
         (True, True, False)
     """
-    found = [match for name in columns if (match := _NUMBERED.match(name))]
+    found = [match for name in columns if (match := _FLOAT.match(name) or _NUMBERED.match(name))]
     numbers = [int(match[2]) for match in found]
     alike = len(found) == len(columns) and len({(match[1], match[3]) for match in found}) == 1
     return alike and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
