@@ -43,6 +43,8 @@ def test_lists_of_classes(name, text, tmp_path):
 def test_names_on_one_line_and_names_that_end_in_numbers(tmp_path):
     (tmp_path / "x.txt").write_text("run,jump, swim\n")
     assert read_classes(tmp_path / "x.txt") == ["run", "jump", "swim"]
+    (tmp_path / "x.txt").write_text('"hop"\nplay "tag"\n')
+    assert read_classes(tmp_path / "x.txt") == ["hop", 'play "tag"']
     (tmp_path / "x.txt").write_text("camera 2\ncamera 1\n")
     assert read_classes(tmp_path / "x.txt") == ["camera 2", "camera 1"]
 

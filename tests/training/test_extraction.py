@@ -383,6 +383,11 @@ def test_batches_of_another_kind_are_refused(batch, message, tmp_path):
             call()
 
 
+def test_scoring_asks_for_no_ids():
+    clips, _, labels = toy_clips(8)
+    assert evaluate(toy(1), [(clips, None, labels)])["n"] == 8
+
+
 def test_names_and_precisions_that_cannot_be_are_refused(tmp_path):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96, 2))
     with pytest.raises(InputError, match="expected a plain folder name"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,11 +69,9 @@ def _from_lines(text: str) -> list[str]:
             found = _by_number(given) if all(len(row) == 2 for row in given) else None
             if found is not None:
                 return found
-    return (
-        [row[0] for row in rows]
-        if apart and all(len(row) == 1 for row in rows)
-        else [line.strip('"') for line in lines]
-    )
+    if apart and all(len(row) == 1 for row in rows):
+        return [row[0] for row in rows]
+    return [re.sub(r'^"(.*)"$', r"\1", line) for line in lines]
 
 
 def _by_number(pairs: Sequence[Sequence[str]]) -> list[str] | None:

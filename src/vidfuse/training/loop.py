@@ -50,7 +50,7 @@ class TrainResult:
     Attributes:
         model: The network in eval mode: its average over the steps if the recipe asks for one.
         history: One row per epoch: epoch, step, lr, loss, grad_norm, seconds, waited (share of them spent waiting for
-            videos), and val_top1, val_nll where there is a validation loader.
+            videos), and val_top1, val_nll, val_n (how many were scored) where there is a validation loader.
         folder: Where checkpoint and logs lie.
         resumed_at: Epochs that were already done when this call began.
     """

@@ -74,7 +74,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Batch]:
                 "say which videos they are"
             )
         clips, ids, labels = batch
-        if labels is not None and len(labels) != len(ids):
+        if labels is not None and ids is not None and len(labels) != len(ids):  # scoring asks for no ids
             raise InputError(f"expected a label for each of the {len(ids)} videos of a batch, got {len(labels)}")
         yield clips, ids, labels
 
