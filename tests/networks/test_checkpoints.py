@@ -305,6 +305,7 @@ def test_weights_beside_those_that_are_taken_are_told(model, weights, other):
     kept = {"state_dict": weights, other: {k: v + 1 for k, v in weights.items()}, "optimizer": {"state": {}}}
     with pytest.warns(VidfuseWarning, match=rf"under state_dict and under {other}: those under state_dict are taken"):
         assert same(unwrap(kept), model)
+    unwrap(kept | {other: {f"{k}.exp_avg": v for k, v in weights.items()}})  # an optimiser's state, without a word
 
 
 def test_embeddings_of_other_extents_are_resized_where_extents_are_set_alone():

@@ -217,13 +217,13 @@ def unwrap(content: Any) -> dict[str, Tensor]:
 
 def _tell_others(content: Mapping[Any, Any], taken: str) -> None:
     """Warn of other weights beside those that are taken: a training script scored one of the two."""
-    n = sum(isinstance(value, Tensor) for value in content[taken].values())
+    ends = [_end(key) for key, value in content[taken].items() if isinstance(value, Tensor)]
     others = [
-        str(key)
-        for key, value in content.items()
-        if key != taken
-        and isinstance(value, Mapping)
-        and 0 < n <= 2 * sum(isinstance(v, Tensor) for v in value.values())
+        str(name)
+        for name, value in content.items()
+        if name != taken
+        and isinstance(value, Mapping)  # an optimiser's state ends otherwise, as in weight.exp_avg
+        and 0 < len(ends) <= 2 * sum(isinstance(v, Tensor) and _end(key) in ends for key, v in value.items())
     ]
     if others:
         warnings.warn(
@@ -232,6 +232,10 @@ def _tell_others(content: Mapping[Any, Any], taken: str) -> None:
             VidfuseWarning,
             stacklevel=3,
         )
+
+
+def _end(key: Any) -> str:
+    return str(key).rpartition(".")[2]
 
 
 def parts(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
