@@ -28,6 +28,7 @@ def numbered(line, start=0, order=MIXED):
         "Kinetics' csv": ("labels.csv", "id,name\n" + numbered('{k},"{n}"')),
         "turned": ("x.csv", numbered("{n};{k}")),
         "a list": ("x.json", json.dumps(NAMES)),
+        "a list as text": ("x.txt", json.dumps(NAMES)),
         "id2label": ("x.json", json.dumps({str(k): NAMES[k] for k in MIXED})),
         "Something-Something's labels.json": ("labels.json", json.dumps({NAMES[k]: str(k) for k in MIXED})),
         "label2id": ("x.json", json.dumps({NAMES[k]: k for k in MIXED})),
@@ -45,6 +46,8 @@ def test_names_on_one_line_and_names_that_end_in_numbers(tmp_path):
     assert read_classes(tmp_path / "x.txt") == ["run", "jump", "swim"]
     (tmp_path / "x.txt").write_text('"hop"\nplay "tag"\n')
     assert read_classes(tmp_path / "x.txt") == ["hop", 'play "tag"']
+    (tmp_path / "x.txt").write_text("50 m crawl\n200 m crawl\n100 m crawl\n")
+    assert read_classes(tmp_path / "x.txt") == ["50 m crawl", "200 m crawl", "100 m crawl"]
     (tmp_path / "x.txt").write_text("camera 2\ncamera 1\n")
     assert read_classes(tmp_path / "x.txt") == ["camera 2", "camera 1"]
 

@@ -64,9 +64,10 @@ def _from_lines(text: str) -> list[str]:
     if len(rows) == 1 and apart:
         return rows[0]
     turned = [row[::-1] for row in rows] if apart else []
-    for pairs in (rows, turned, [line.split(None, 1) for line in lines]):  # names may have blanks, and commas
+    words = [line.split(None, 1) for line in lines]
+    for pairs in (rows, turned, words):  # names may have blanks, and commas
         for given in (pairs, pairs[1:]):
-            found = _by_number(given) if all(len(row) == 2 for row in given) else None
+            found = _by_number(given, may_be_names=pairs is words) if all(len(row) == 2 for row in given) else None
             if found is not None:
                 return found
     if apart and all(len(row) == 1 for row in rows):
@@ -74,8 +75,10 @@ def _from_lines(text: str) -> list[str]:
     return [re.sub(r'^"(.*)"$', r"\1", line) for line in lines]
 
 
-def _by_number(pairs: Sequence[Sequence[str]]) -> list[str] | None:
+def _by_number(pairs: Sequence[Sequence[str]], may_be_names: bool = False) -> list[str] | None:
     """Return names in the order of their numbers, from pairs (number, name); None where some are no numbers.
+
+    Pairs that may be names, split at a blank, are numbers and names where these begin at 0 or 1: not "50 m", "100 m".
 
     Raises:
         InputError: The numbers do not run from 0 or 1.
@@ -84,6 +87,8 @@ def _by_number(pairs: Sequence[Sequence[str]]) -> list[str] | None:
         return None
     named = sorted((int(number), name) for number, name in pairs)
     numbers = [number for number, _ in named]
+    if may_be_names and numbers[0] > 1:
+        return None
     if numbers[0] not in (0, 1) or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise InputError(f"expected the classes' numbers to run from 0 or from 1, each once, got {first_few(numbers)}")
     return [name for _, name in named]

@@ -39,7 +39,7 @@ _TENSORS: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64
 _TENSORS.update({"I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"})
 _PICKLES: Final = (".pkl", ".pickle", ".p", ".pk", ".pt", ".pth", ".bin", ".npy", ".npz")
 _JSON_LINES: Final = (".jsonl", ".ndjson")
-_JSON_START: Final = re.compile(rb'(\{\s*"|\[\s*[\[{])')
+_JSON_START: Final = re.compile(rb'(\{\s*"|\[\s*["\[{])')
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 _TEXTS: Final = (".csv", ".tsv", ".txt", ".lst", ".list", ".dat", ".log")
 
