@@ -1124,6 +1124,9 @@ def test_the_classes_of_each_video_are_those_of_all(tmp_path):
 def test_one_number_or_name_for_all_videos_is_no_id(tmp_path):
     with pytest.raises(InputError, match="expected a list of names in 'id', got int '3'"):
         read_dump(dumped(tmp_path / "x.pkl", {"scores": Z, "id": 3}))
+    np.savez(tmp_path / "x.npz", scores=Z, id=0, names=np.array(NAMES))
+    with pytest.raises(InputError, match=r"expected a list of names in 'id', got an array \(\)"):
+        read_dump(tmp_path / "x.npz")
     content = {"scores": Z, "id": np.arange(N), "name": "swin"}
     with pytest.warns(VidfuseWarning, match="left out: 'name'"):
         assert read_dump(dumped(tmp_path / "x.pkl", content)).ids.tolist() == [str(n) for n in range(N)]
@@ -1142,3 +1145,12 @@ def test_a_parquet_table_may_have_lists_beside_its_scores(tmp_path):
         dump = read_dump(tmp_path / "x.parquet")
     np.testing.assert_array_equal(dump.scores, Z)
     assert dump.ids.tolist() == IDS
+
+
+def test_videos_as_data_sets_of_hugging_face_keep_them_are_known_by_their_paths(tmp_path):
+    files = [{"path": f"{i}.mp4", "bytes": None} for i in IDS]
+    rows = [{"video": file, "logits": z, "label": int(y)} for file, z, y in zip(files, Z, LABELS, strict=True)]
+    pd.DataFrame({"video": files, "logits": list(Z), "label": LABELS}).to_parquet(tmp_path / "x.parquet")
+    for path in (dumped(tmp_path / "x.pkl", rows), tmp_path / "x.parquet"):
+        dump = read_dump(path)
+        assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()

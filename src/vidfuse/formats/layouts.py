@@ -240,6 +240,9 @@ def _id_key(content: Mapping[str, Any], ask: Ask) -> str | None:
 
 
 def _some_names(value: Any, key: str) -> list[str]:
+    cells = value.tolist() if is_cells(value) else value
+    if isinstance(cells, list) and all(isinstance(cell, dict) for cell in cells):
+        value = [cell.get("path") for cell in cells]  # as Hugging Face's data sets keep files
     names = as_names(value)
     if names is None:
         numbers = as_labels(value)

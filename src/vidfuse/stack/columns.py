@@ -179,8 +179,9 @@ def id_name(names: Iterable[str], values: Callable[[str], Any], *, unique: bool 
     first = values(usual[0])
     if not counts_rows(first) and (not unique or tells_apart(first)):
         return usual[0]
+    n = len(first) if isinstance(first, list) else np.size(first)
     others = ((name, values(name)) for name in usual[1:])
-    good = (name for name, own in others if tells_apart(own) and len(own) == len(first) and not counts_rows(own))
+    good = (name for name, own in others if tells_apart(own) and len(own) == n and not counts_rows(own))
     return next(good, usual[0])
 
 
