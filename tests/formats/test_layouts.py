@@ -1076,15 +1076,15 @@ def test_labels_by_name_in_rows(layout, tmp_path):
     }[layout]
     dump = read_dump(dumped(tmp_path / "x.pkl", content), classes=NAMES)
     assert dump.ids.tolist() == IDS and dump.labels.tolist() == LABELS.tolist()
-    with pytest.raises(InputError, match="expected labels as class indices"):
-        read_dump(tmp_path / "x.pkl")
+    with pytest.warns(VidfuseWarning, match="beside an id, are left out; if they are labels, pass classes="):
+        assert read_dump(tmp_path / "x.pkl").labels is None
 
 
 def test_texts_after_scores_that_name_no_classes_are_left_out(tmp_path):
     """Paths, say, which are all different, or a split."""
     rows = list(zip(IDS, Z, [f"videos/{i}.mp4" for i in IDS], strict=True))
     for content in (rows, {i: (z, path) for i, z, path in rows}, [(i, z, "val") for i, z in zip(IDS, Z, strict=True)]):
-        with pytest.warns(VidfuseWarning, match=r"texts such as '.*', beside an id, name no classes, and are left out"):
+        with pytest.warns(VidfuseWarning, match=r"texts such as '.*', beside an id, are left out; if they are labels"):
             dump = read_dump(dumped(tmp_path / "x.pkl", content), classes=NAMES)
         assert dump.ids.tolist() == IDS and dump.labels is None
     counted = {n: (z, NAMES[y]) for n, (z, y) in enumerate(zip(Z, LABELS, strict=True))}

@@ -406,7 +406,8 @@ def test_a_template_among_classes_is_no_list():
 
 
 def test_a_counter_gives_way_to_no_name_of_what_videos_are_parts_of():
-    counted = {"id": np.arange(1, N + 1), "video": [f"v{row // 4}" for row in range(N)]}
-    table = counted | {f"p{k}": Z[:, k] for k in range(K)}
+    parts = [f"v{row // 4}" for row in range(N)]
+    table = {"id": np.arange(1, N + 1), "video": parts} | {f"p{k}": Z[:, k] for k in range(K)}
     assert read_frame(table).ids.tolist() == [str(row) for row in range(1, N + 1)]
     assert read_frame(table | {"path": IDS}).ids.tolist() == IDS
+    assert read_frame(table | {"id": np.arange(N)}).ids.tolist() == parts  # an index beside views that are rows

@@ -540,9 +540,11 @@ def _read_rows(rows: Sequence[Sequence[Any]], ask: Ask, keys: NDArray[np.str_] |
 def _labelled(dump: Dump, words: Sequence[str], classes: Sequence[str] | str | None) -> Dump:
     """Add labels by name; texts that are all different, or all alike, name no classes but those that are given."""
     known = () if isinstance(classes, str | None) else classes
-    if set(words).isdisjoint(known) and not 1 < len(set(words)) < len(words):
-        return replace(dump, notes=(f"texts such as {words[0]!r}, beside an id, name no classes, and are left out",))
     names = sorted_classes(classes, words)
+    no_labels = set(words).isdisjoint(known) and not 1 < len(set(words)) < len(words)
+    if no_labels or (names is None and not all(map(str.isdecimal, words))):
+        note = f"texts such as {words[0]!r}, beside an id, are left out; if they are labels, pass {option('classes')}"
+        return replace(dump, notes=(note,))
     return replace(dump, labels=label_indices(words, names), classes=None if names is None else tuple(names))
 
 

@@ -163,6 +163,8 @@ def called(names: Sequence[str] | Mapping[str, Any], usual: Sequence[str]) -> st
 def id_name(names: Iterable[str], values: Callable[[str], Any], *, unique: bool = False) -> str | None:
     """Return what the ids are called: the first usual name, unless it counts the rows and another tells them apart.
 
+    From 0, as pandas' index does, it also gives way to a name of what several videos, or views, are parts of.
+
     Args:
         names: Of the columns.
         values: Returns a column by its name.
@@ -180,13 +182,18 @@ def id_name(names: Iterable[str], values: Callable[[str], Any], *, unique: bool 
     if not counts_rows(first) and (not unique or tells_apart(first)):
         return usual[0]
     n = len(first) if isinstance(first, list) else np.size(first)
+    index = not unique and float(np.ravel(first)[0]) == 0
     others = ((name, values(name)) for name in usual[1:])
-    good = (name for name, own in others if tells_apart(own) and len(own) == n and not counts_rows(own))
+    good = (name for name, own in others if tells_apart(own, index) and len(own) == n and not counts_rows(own))
     return next(good, usual[0])
 
 
-def tells_apart(values: Any) -> bool:
+def tells_apart(values: Any, parts: bool = False) -> bool:
     """Whether these are names or numbers most of which are there once; a sampler that pads repeats some.
+
+    Args:
+        values: A column.
+        parts: Whether names that several rows share will do, too.
 
     Example:
         >>> tells_apart(["a", "b", "a"]), tells_apart(["P01", "P01", "P02", "P02"]), tells_apart("swin")
@@ -196,7 +203,7 @@ def tells_apart(values: Any) -> bool:
         values = values.tolist()
     if not isinstance(values, list) or not all(isinstance(value, str | bytes | int) for value in values):
         return False
-    return len(values) < 2 * len(set(values))
+    return parts or len(values) < 2 * len(set(values))
 
 
 def counts_rows(values: Any) -> bool:
